@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import re
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from train_helpers import changed, halted, make_rows, run
 
 import tuneloop.training.loop as loop
@@ -16,6 +22,7 @@ from tuneloop.models.load import load_model
 from tuneloop.models.template import Rendered
 from tuneloop.planning.estimate import VALIDATION_SPEED
 from tuneloop.records.plan import MeasuredMachine
+from tuneloop.training import answers, loss
 from tuneloop.training.batches import Step
 from tuneloop.training.budget import (
     FORWARD_SPEED,
@@ -33,7 +40,7 @@ from tuneloop.training.budget import (
 from tuneloop.training.checkpoint import State
 from tuneloop.training.config import TrainConfig
 from tuneloop.training.loop import TrainingJob, learning_rate, scheduled_rate, train
-from tuneloop.training.rows import PreferencePair, SplitRows, UnpairedAnswer
+from tuneloop.training.rows import PreferencePair, SplitRows, UnpairedAnswer, tokens_of
 
 ROW = Rendered([1] * 10, [0] + [1] * 9)
 ROWS = [ROW] * 400
@@ -280,6 +287,110 @@ def test_a_resumed_run_goes_on_with_the_steps_and_validations_it_had(tiny_llama:
     assert result.resumed_at == 2
     assert (result.planned_steps, result.total_steps) == (whole.planned_steps, whole.total_steps)
     assert (result.adapter_hash, result.best_val_loss) == (whole.adapter_hash, whole.best_val_loss)
+
+
+# --- by a clock that computing turns on
+
+
+@dataclass
+class Clock:
+    """Seconds that pass only where something is computed: a token of a step, of a validation, of an answer."""
+
+    step: Callable[[float], float]  # seconds a token, by the time that it is
+    validation: Callable[[float], float]
+    answer: float = 0.0  # seconds a token that is written
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clocked(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Any, list[Any]]]:
+    """A run of a minute on a machine that was measured at 150 tokens a second: what it came to, and its records."""
+
+    def clocked_run(clock: Clock, **more: Any) -> tuple[Any, list[Any]]:
+        real_loss, real_value = loss.mean_loss, loss.LOSSES["supervised"].value
+
+        def value(batch: Any) -> Any:
+            if torch.is_grad_enabled():
+                clock.now += clock.step(clock.now) * sum(map(tokens_of, batch.rows))
+            return real_value(batch)
+
+        def mean_loss(model: Any, rows: Any, *arguments: Any, **named: Any) -> Any:
+            clock.now += clock.validation(clock.now) * sum(map(tokens_of, rows))
+            return real_loss(model, rows, *arguments, **named)
+
+        def generate(model: Any, prompts: Any, *, max_new_tokens: int, watch: Any) -> Any:
+            for _ in range(max_new_tokens):
+                clock.now += clock.answer
+                watch()
+            return [SimpleNamespace(text="red") for _ in prompts]
+
+        monkeypatch.setattr("time.monotonic", clock)
+        monkeypatch.setitem(loss.LOSSES, "supervised", replace(loss.LOSSES["supervised"], value=value))
+        monkeypatch.setattr(loss, "mean_loss", mean_loss)
+        monkeypatch.setattr(answers, "generate", generate)
+        config = changed(**{"max_minutes": 1.0, "epochs": 100, "learning_rate": 1e-5, **more})
+        result, _ = run(tiny_llama, tmp_path, config, measured=MeasuredMachine(tokens_per_second=150.0))
+        return result, read_jsonl(tmp_path / "metrics.jsonl")
+
+    return clocked_run
+
+
+def busy_from(second: float, factor: float, until: float = math.inf) -> Callable[[float], float]:
+    """Seconds a token of a step, where 150 tokens take one on a quiet machine."""
+    return lambda now: 1 / 150 * (factor if second <= now < until else 1.0)
+
+
+WEATHER = {
+    "quiet": busy_from(math.inf, 1.0),
+    "twice as slow": busy_from(0.0, 2.0),
+    "five times": busy_from(0.0, 5.0),
+    "busy half-way": busy_from(30.0, 20.0),
+    "busy near the end": busy_from(55.0, 20.0),
+    "busy at first": busy_from(0.0, 20.0, until=20.0),
+}
+
+
+@pytest.mark.parametrize(
+    "validation, answer", [(0.4, 0.0), (4.0, 2.0), (50.0, 0.0)], ids=["usual", "slow", "very slow"]
+)
+@pytest.mark.parametrize("weather", WEATHER.values(), ids=WEATHER)
+def test_whatever_turns_slow_a_run_ends_within_a_tenth_of_its_time(
+    clocked: Callable[..., Any], weather: Callable[[float], float], validation: float, answer: float
+) -> None:
+    """A validation takes 0.4 of a step's time a token, as expected, or much more; a row can't be divided."""
+    result, _ = clocked(Clock(weather, lambda now: validation * weather(now), answer), micro_batch_tokens=64)
+    row = 64 * max(weather(now) for now in range(60)) * max(validation, 1.0)
+    assert result.seconds < 66.0 + row
+    assert result.steps >= 1
+
+
+def test_a_validation_before_the_first_step_reads_the_rows_that_it_has_time_for_and_later_ones_the_same(
+    clocked: Callable[..., Any],
+) -> None:
+    result, records = clocked(Clock(busy_from(math.inf, 1.0), lambda now: 0.04), evaluations=2)
+    read = next(record["message"] for record in records if record.get("event") == "validation")
+    assert re.search(r"validations read \d rows?, not 8", read)
+    assert math.isfinite(result.first_val_loss) and result.best_step > 0
+    validations = [record["seconds"] for record in records if "val_loss" in record]
+    assert len(validations) >= 2 and validations[0] < 0.1 * 60
+
+
+def test_a_validation_that_cannot_end_does_not_begin(clocked: Callable[..., Any]) -> None:
+    asked: list[float] = []
+    result, _ = clocked(Clock(busy_from(0.0, 1.0), lambda now: asked.append(now) or 2.0))  # type: ignore[func-returns-value]
+    assert len(asked) == 1, "the first row took 80 seconds: no other is begun"
+    assert result.steps == 1 and result.best_step == 0
+
+
+def test_an_answer_is_given_up_between_its_tokens(clocked: Callable[..., Any]) -> None:
+    clock = Clock(busy_from(math.inf, 1.0), lambda now: 1e-6, answer=1.0)
+    result, records = clocked(clock)
+    first = next(record["seconds"] for record in records if "val_loss" in record)
+    assert first <= 0.02 * 60 + 1.0, "a fiftieth of the time, and the token that had begun"
+    assert result.seconds < 66.0
 
 
 # --- in words

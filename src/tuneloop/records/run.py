@@ -115,12 +115,14 @@ class Schedule(Record, what="a schedule", file="schedule.json", again="delete th
     Args:
         planned_steps: before the first step; `due`: places among these behind which validations stand.
         val_rows: most rows of a validation; `changes`: of both, to keep `max_minutes`.
+        read_rows: of these, how many the first one had time for; 0: all.
         follow: it is an earlier run's, and this one has to keep to it.
     """
 
     planned_steps: int
     due: list[int]
     val_rows: int
+    read_rows: int = 0
     changes: list[ScheduleChange] = []
     follow: bool = False
 

@@ -31,9 +31,12 @@ FORWARD_SPEED = 2.5  # tokens a second without a backward pass over those with o
 # Most of the time that validations and the reference may take, and rows below which there are fewer validations instead
 # of fewer rows: a loss of a handful of rows can't choose between checkpoints.
 CHECKING_SHARE, LEAST_ROWS = 0.2, 32
+# Of the first validation, which is but a mark to compare with, at most this share of the time.
+FIRST_SHARE = CHECKING_SHARE / 2
 # A run may take so much of its time longer; steps are added when there is time for so many more, as a share of those
 # done and of those left; its speed is known from so many steps, and is that of about the last so much of its time.
 LATE, EARLY, KNOWN_FROM, RECENT = 0.02, 0.1, 3, 0.1
+OVER = 1.05  # of its time, behind which no step may end as far as is known before it begins
 # Steps whose rows get their reference together, and how far from the planned speed it must be to change their number.
 REFERENCE_STEPS, SLOWER = 16, 1.3
 BUSY, BUSY_AFTER = 0.5, 15.0  # share of the planned speed below which the machine is busy, after so many seconds
@@ -100,7 +103,7 @@ def _validations(rows: SplitRows, config: TrainConfig, tokens: float) -> tuple[i
         most = int(tokens / max((evaluations + 1) * row_tokens + reference, 1))
         if most >= min(LEAST_ROWS, limit):
             return evaluations, min(most, limit)
-    return 1, min(max(most, 8), limit)
+    return 1, min(max(most, 1), limit)
 
 
 def sample(rows: Sequence[Any], most: int, seed: int) -> list[Any]:
@@ -134,27 +137,41 @@ def is_due(state: State) -> bool:
     return any(before + 1e-6 < due <= now + 1e-6 for due in state.due)
 
 
+def limit_of(config: TrainConfig, state: State) -> float:
+    """Seconds that a run may take; infinite where time is not limited."""
+    return math.inf if config.max_minutes is None else max(60 * config.max_minutes - state.spent, 1.0)
+
+
+def forward_pace(state: State) -> float:
+    """Seconds of a token without a backward pass, as far as is known; 0: not."""
+    tokens, took = state.recent
+    trained = took / tokens if tokens else 1 / state.planned_speed if state.planned_speed else 0.0
+    return max(trained / FORWARD_SPEED, state.pace)
+
+
 def refit_steps(
     state: State, steps: Sequence[Step], rows: Sequence[TrainRow], config: TrainConfig, seconds: float
 ) -> int:
     """Keep a run to its time: change `total_steps` to what fits at the recent speed, and return the difference.
 
-    Only where that is worth it. Validations that would take much more than their share of the rest are left out; the
-    last one, behind the last step, stays. More steps than planned continue on the learning rate of a run planned with
-    them. Rows of preferences got their reference before the first step, so their steps are never more than
-    `steps_in_time` found. `steps`: of the whole recipe; `seconds`: of the run so far, the same in all its processes.
+    Only where that is worth it; no step is left where the next one would end too late. Validations that would take
+    much more than their share of the rest are left out; the last one, behind the last step, stays. More steps than
+    planned continue on the learning rate of a run planned with them. Rows of preferences got their reference before the
+    first step, so their steps are never more than `steps_in_time` found. `steps`: of the whole recipe; `seconds`: of
+    the run so far, the same in all its processes.
     """
     if config.max_minutes is None:
         return 0
-    limit = 60 * config.max_minutes
+    limit = limit_of(config, state)
     stepping = max(seconds - state.checking_seconds, 1e-9)
     fading = math.exp(-(stepping - state.timed) / (RECENT * limit))
     tokens, took = state.recent
     state.recent = (fading * tokens + step_tokens(steps[state.step - 1], rows), fading * took + stepping - state.timed)
     state.timed = stepping
-    if state.step < min(KNOWN_FROM, state.total_steps):
-        return 0
     each = max(state.recent[1], 1e-9) / state.recent[0]  # seconds of a trained token
+    ends = state.step < state.total_steps and seconds + step_tokens(steps[state.step], rows) * each > OVER * limit
+    if state.step < min(KNOWN_FROM, state.total_steps) and not ends:
+        return 0
     now = place_of(state, state.step)
     past, coming = [d for d in state.due if d <= now + 1e-6], [d for d in state.due if d > now + 1e-6]
     left = limit - seconds
@@ -169,8 +186,8 @@ def refit_steps(
         if used > left:
             break
         total += 1
-    if state.step < state.total_steps:
-        total = max(total, state.step + 1)  # there is always a last validation, and it comes after a step
+    if state.step < state.total_steps and not ends:
+        total = max(total, state.step + 1)
     more, rest = total - state.total_steps, state.total_steps - state.step
     if (0 <= more < max(EARLY * max(rest, state.step), 1)) and len(past) + len(coming) == len(state.due):
         return 0
@@ -193,7 +210,7 @@ def steps_in_time(
     """Steps that fit by the speed of the first references; as many as before where that is about the planned one."""
     if config.max_minutes is None or 1 / SLOWER < each * FORWARD_SPEED * state.planned_speed < SLOWER:
         return state.total_steps
-    left = (1 - CHECKING_SHARE) * (config.max_minutes * 60 - seconds)
+    left = (1 - CHECKING_SHARE) * (limit_of(config, state) - seconds)
     seen = {i for step in steps[:referenced] for i in step.indices}
     for number, step in enumerate(steps):
         fresh = {*step.indices} - seen
@@ -236,7 +253,7 @@ def schedule_to_follow(out: Path) -> Schedule | None:
 def start_by(schedule: Schedule, state: State) -> None:
     """Plan a run as an earlier one was."""
     state.planned_steps = state.total_steps = schedule.planned_steps
-    state.due, state.val_rows = list(schedule.due), schedule.val_rows
+    state.due, state.val_rows, state.read_rows = list(schedule.due), schedule.val_rows, schedule.read_rows
     change_by(schedule, state)
 
 
@@ -261,10 +278,12 @@ def keep_plan(out: Path, state: State, planned_due: list[int]) -> None:
 
 
 def keep_change(out: Path, state: State) -> None:
-    """Write down what has just been changed."""
+    """Write down what has just been changed, of the steps or, before the first one, of the validations' rows."""
     if is_first():
         schedule = read_record(Schedule, out)
-        write_record(out / Schedule.file, schedule.model_copy(update={"changes": [*schedule.changes, _change(state)]}))
+        changes = [*schedule.changes, *([_change(state)] if state.step else [])]
+        changed = schedule.model_copy(update={"changes": changes, "read_rows": state.read_rows})
+        write_record(out / Schedule.file, changed)
 
 
 def _change(state: State) -> ScheduleChange:

@@ -31,6 +31,10 @@ class State:
     turn: tuple[int, float] = (0, 0.0)  # step at which their number last changed, and its place among the planned ones
     due: list[int] = field(default_factory=list)  # places among the planned steps behind which validations come
     val_rows: int = 0  # rows of a validation
+    read_rows: int = 0  # of these, how many the first one had time for and all others read; 0: all
+    spent: float = 0.0  # seconds of `max_minutes` used before the run began: its speed was measured
+    pace: float = 0.0  # seconds a token of the last validation of a run whose time is limited
+    validated_at: int = -1  # step of the last validation
     recent: tuple[float, float] = (0.0, 0.0)  # tokens and seconds of the last steps, older ones counting less
     timed: float = 0.0  # seconds of steps when these were taken
     planned_speed: float = 0.0  # tokens a second, forward and backward, that the run was planned with; 0: not known

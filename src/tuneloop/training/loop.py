@@ -36,7 +36,7 @@ from tuneloop.training.batches import Step, plan_steps
 from tuneloop.training.checkpoint import State, drop_checkpoints, load_best, load_checkpoint, save_best
 from tuneloop.training.config import TrainConfig
 from tuneloop.training.distributed import agreed, regroup, seed_step, summed, wait
-from tuneloop.training.loss import mean_loss, with_references
+from tuneloop.training.loss import loss_in_time, mean_loss, with_references
 from tuneloop.training.methods import attach, compile_layers, recompute_layers, run_key
 from tuneloop.training.monitors import make_monitors, trend
 from tuneloop.training.optimizers import make_optimizer
@@ -50,7 +50,7 @@ from tuneloop.training.rows import (
     tokens_of,
     training_rows,
 )
-from tuneloop.training.run import Log, Preempted, TrainingRun, act, notice_sigterm
+from tuneloop.training.run import Log, OutOfTime, Preempted, TrainingRun, act, notice_sigterm
 from tuneloop.training.speed import measure_speed
 from tuneloop.training.step import LOSS_SCALE, optimizer_step
 
@@ -176,6 +176,7 @@ def train(
         state.planned_steps = state.total_steps = len(plan.steps)
         state.due = [round(len(plan.steps) * (i + 1) / plan.evaluations) for i in range(plan.evaluations)]
         state.val_rows, state.planned_speed = plan.val_rows, measured.tokens_per_second
+        state.spent = job.measured.seconds_spent
     planned_due = list(state.due)
     timed = config if schedule is None else config.model_copy(update={"max_minutes": None})
     trainable = attach(model, config, seed, rows.train)  # divides the model over the processes, where there are several
@@ -239,6 +240,9 @@ def _steps(run: TrainingRun, steps: list[Step], rows: SplitRows) -> None:
     state = run.state
     began = time.monotonic() - state.seconds
     run.saved_at = time.monotonic()
+    if run.schedule is None:
+        limit = budget.limit_of(run.config, state)
+        run.ends_at, run.last_moment = began + limit, began + budget.OVER * limit
     if state.step == 0:
         _evaluate(run, rows, began)
         with busy("saving a checkpoint"):
@@ -249,7 +253,8 @@ def _steps(run: TrainingRun, steps: list[Step], rows: SplitRows) -> None:
         if state.step + 1 in state.skipped:
             state.step += 1
             continue
-        _step(run, steps[state.step], rows, began)
+        if not _step(run, steps[state.step], rows, began):
+            break
         if budget.is_due(state) and math.isfinite(run.monitors.losses[-1]):
             _evaluate(run, rows, began)
         if act(run, bool(rows.val)):
@@ -264,6 +269,9 @@ def _steps(run: TrainingRun, steps: list[Step], rows: SplitRows) -> None:
                 run.save()
         if run.preempted and state.step < state.total_steps and not state.stopped:
             raise Preempted(state.step)
+    if state.validated_at < state.step and not state.stopped:  # the next step would have ended too late
+        _evaluate(run, rows, began)
+        state.seconds = time.monotonic() - began
     state.stopped = state.stopped or "finished"
     state.peak_memory_gib = max(state.peak_memory_gib, peak_memory())
 
@@ -304,12 +312,20 @@ def busy_words(share: float, planned: float) -> str:
     return f"{slow}; is something else running on it?"
 
 
-def _step(run: TrainingRun, step: Step, rows: SplitRows, began: float) -> None:
+def _step(run: TrainingRun, step: Step, rows: SplitRows, began: float) -> bool:
+    """Do a step; False where the time ended within it, and nothing has come of it."""
     state = run.state
     seed_step(run.seed, state.step)
     started = time.monotonic()
     rate = scheduled_rate(state, run.config) * state.rate_factor
-    loss, norm, metrics = optimizer_step(run, step, rows.train, rate)
+    try:
+        loss, norm, metrics = optimizer_step(run, step, rows.train, rate)
+    except OutOfTime:
+        run.optimizer.zero_grad(set_to_none=True)
+        state.turn, state.total_steps = (state.step, budget.place_of(state, state.step)), state.step
+        budget.keep_change(run.out, state)
+        run.report("steps", f"time ended within step {state.step + 1}, which is left out: the machine is slower now")
+        return False
     tokens = sum(tokens_of(rows.train[i]) for i in step.indices)
     state.step += 1
     state.tokens += tokens
@@ -321,6 +337,7 @@ def _step(run: TrainingRun, step: Step, rows: SplitRows, began: float) -> None:
     })  # fmt: skip
     info = {"tokens_per_second": speed, "learning_rate": rate, "memory": memory}
     progress("training", state.step, state.total_steps, loss=trend(run.monitors.losses), **info)
+    return True
 
 
 def _with_reference_in_time(
@@ -364,21 +381,56 @@ def _evaluate(run: TrainingRun, rows: SplitRows, began: float) -> None:
     record: dict[str, Any] = {"step": state.step}
     if not rows.val:
         state.best_step = state.step
-    else:
-        loss, metrics = mean_loss(run.model, rows.val, run.config, base=run.trainable.base)
+    elif validated := _validation_loss(run, rows.val[: state.read_rows or None], run.config):
+        loss, metrics = validated
         if best := state.validated(loss, run.config.patience):
             save_best(run.checkpoints, state.step, run.trainable.state())
         record |= {"val_loss": loss, "best": best}
         record |= {f"val_{name}": metric for name, metric in metrics.items()}
         write_answers(run, rows.val)
-    if rows.general:
-        record["general_loss"], _ = mean_loss(run.model, rows.general, TrainConfig(), base=run.trainable.base)
+    general = rows.general[: state.read_rows or None]
+    if general and (forgotten := _validation_loss(run, general, TrainConfig())):
+        record["general_loss"], _ = forgotten
+    state.validated_at = state.step
     regroup(run.model)
     run.model.net.train()
     state.validation_seconds = summed([time.monotonic() - started])[0] / processes()
     state.checking_seconds += state.validation_seconds
     if len(record) > 1:
         run.record({**record, "seconds": round(time.monotonic() - began, 2)})
+
+
+def _validation_loss(
+    run: TrainingRun, rows: Sequence[TrainRow], config: TrainConfig
+) -> tuple[float, dict[str, float]] | None:
+    """The loss of validation rows and its metrics; None where there is no time for all that the validations read.
+
+    How many that is turns out in the first one, before the first step, which has a share of the time. The last one has
+    all that is left, and what a run may take longer.
+    """
+    state, limit = run.state, budget.limit_of(run.config, run.state)
+    if math.isinf(run.ends_at):
+        return mean_loss(run.model, rows, config, base=run.trainable.base)
+    ends_at = run.last_moment
+    if state.step < state.total_steps:
+        share = budget.CHECKING_SHARE if state.step else budget.FIRST_SHARE
+        ends_at = min(ends_at, time.monotonic() + share * limit)
+    left, pace = lambda: ends_at - time.monotonic(), budget.forward_pace(state)
+    started = time.monotonic()
+    loss, metrics, read = loss_in_time(run.model, rows, config, left, pace, base=run.trainable.base)
+    if read:
+        state.pace = (time.monotonic() - started) / sum(map(tokens_of, rows[:read]))
+    if read == len(rows):
+        return loss, metrics
+    if state.step or not read:
+        run.report(
+            "validation", f"time leaves no validation at step {state.step}: {read} of {len(rows)} rows were read"
+        )
+        return None
+    run.report("validation", f"validations read {counted(read, 'row')}, not {len(rows)}: there is no time for more")
+    state.read_rows = read
+    budget.keep_change(run.out, state)
+    return loss, metrics
 
 
 def _result(run: TrainingRun, steps: Sequence[Step], rows: int, resumed_at: int) -> Trained:

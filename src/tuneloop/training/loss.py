@@ -5,6 +5,8 @@ A new loss is a function from `Batch` to a tensor, and a row in `LOSSES`.
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -40,6 +42,7 @@ from tuneloop.training.rows import (
 
 # Shape suffixes: N supervised positions, C hidden size, V vocabulary, B rows, T tokens.
 
+PIECE = 32  # rows that are read at most before the clock is looked at
 BATCH_TOKENS = 4096  # computed at once where no gradient is needed: more fit, and larger products are faster
 
 
@@ -365,6 +368,40 @@ def mean_loss(
     _divided(list(in_batches(rows, BATCH_TOKENS))[::-1], add, "while validating")
     total, *sums_of_all = summed([total, *metrics.values()])
     return total, dict(zip(metrics, sums_of_all, strict=True))
+
+
+def loss_in_time(
+    model: Model,
+    rows: Sequence[TrainRow],
+    config: TrainConfig,
+    left: Callable[[], float],
+    pace: float,
+    *,
+    base: Context = nullcontext,
+) -> tuple[float, dict[str, float], int]:
+    """`mean_loss` of the first rows, as many as there is time for, and how many these are.
+
+    They are read in pieces: a row, and then at most as many as before, none begun that can't end.
+
+    Args:
+        left: seconds that are left, by the clock.
+        pace: seconds a token, as far as is known before the first row; then it is measured.
+    """
+    units, loss, sums = 0.0, 0.0, dict[str, float]()
+    count, tokens, began = 0, 0, time.monotonic()
+    while count < len(rows):
+        pace = (time.monotonic() - began) / tokens if tokens else pace
+        lengths = itertools.accumulate(map(tokens_of, rows[count : count + min(max(count, 1), PIECE)]))
+        fitting = sum(length * pace <= left() for length in lengths)
+        if not (size := int(summed([fitting])[0] / processes())):
+            break
+        piece = rows[count : count + size]
+        share = sum(map(LOSSES[config.loss].units, piece))
+        value, metrics = mean_loss(model, piece, config, base=base)
+        units, loss = units + share, loss + share * value
+        sums = {name: sums.get(name, 0.0) + share * metric for name, metric in metrics.items()}
+        count, tokens = count + size, tokens + sum(map(tokens_of, piece))
+    return loss / max(units, 1e-9), {name: total / units for name, total in sums.items()}, count
 
 
 @torch.no_grad()

@@ -56,6 +56,8 @@ class TrainingRun:
     saved_at: float = 0.0  # by the monotonic clock
     saving_seconds: float = 0.0  # of the last checkpoint
     answering_seconds: float = 0.0  # of all answers to validation rows
+    ends_at: float = math.inf  # when `max_minutes` are over, by the monotonic clock
+    last_moment: float = math.inf  # behind which nothing goes on, a step or validation that has begun included
     preempted: bool = False  # SIGTERM came
     is_busy_reported: bool = False
     threads: int = field(default_factory=torch.get_num_threads)
@@ -163,6 +165,10 @@ class MetricsFile(contextlib.AbstractContextManager["MetricsFile"]):
 
 
 MOST_ROLLBACKS = 3  # a run that must go back more often has another fault
+
+
+class OutOfTime(Exception):
+    """`max_minutes` ended within a step."""
 
 
 class Preempted(SystemExit):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -21,7 +22,7 @@ from tuneloop.training.distributed import own_share, sum_gradients, summed
 from tuneloop.training.loss import LOSSES, Batch
 from tuneloop.training.methods import recompute_layers
 from tuneloop.training.rows import TrainRow, tokens_of
-from tuneloop.training.run import TrainingRun
+from tuneloop.training.run import OutOfTime, TrainingRun
 
 
 def optimizer_step(
@@ -77,7 +78,10 @@ def _gradients(run: TrainingRun, step: Step, rows: Sequence[TrainRow]) -> tuple[
     values: list[Tensor] = []
     parts: dict[str, list[Tensor]] = {}
     own_micro_batches = own_share(step.micro_batches)
+    divisible = processes() == 1 and not run.in_backward and run.state.step  # without a step there is no result
     for place, (micro, counts) in enumerate(own_micro_batches, 1):
+        if divisible and time.monotonic() > run.last_moment:
+            raise OutOfTime
         if run.in_backward:
             run.in_backward.armed = place == len(own_micro_batches)
         value, sums = loss.value(replace(whole_step, rows=[rows[i] for i in micro], share=share if counts else 0.0))

@@ -35,6 +35,7 @@ def generate(
     *,
     max_new_tokens: int,
     sampling: Sequence[Sampling] | None = None,
+    watch: Watch | None = None,
     task: str = "generating",
 ) -> list[Completion]:
     """Answers to prompts by the model as it stands, greedy where nothing else is given.
@@ -44,6 +45,7 @@ def generate(
         max_new_tokens: length at which an answer is cut.
         sampling: how the tokens of each answer are drawn, one a prompt; None: all greedily. An answer depends on its
             own prompt and sampling alone, not on the others.
+        watch: see `DecodingBatch`; what it raises ends all answers.
 
     Returns:
         One answer a prompt, in order.
@@ -52,7 +54,7 @@ def generate(
         raise ValueError(f"{len(sampling)} samplings for {counted(len(prompts), 'prompt')}")
     pairs = zip(prompts, [GREEDY] * len(prompts) if sampling is None else sampling, strict=True)
     requests = [Request(ids=ids, max_new_tokens=max_new_tokens, sampling=how) for ids, how in pairs]
-    return answer_requests(model, requests, task=task)
+    return answer_requests(model, requests, watch=watch, task=task)
 
 
 def answer_requests(

@@ -57,7 +57,7 @@ class TrainingRun:
     saving_seconds: float = 0.0  # of the last checkpoint
     answering_seconds: float = 0.0  # of all answers to validation rows
     ends_at: float = math.inf  # when `max_minutes` are over, by the monotonic clock
-    last_moment: float = math.inf  # behind which nothing goes on, a step or validation that has begun included
+    last_moment: float = math.inf  # when a step or validation that has begun is cut off
     preempted: bool = False  # SIGTERM came
     is_busy_reported: bool = False
     threads: int = field(default_factory=torch.get_num_threads)

@@ -97,6 +97,9 @@ def take(browser: Any, file: Path, picture: Picture) -> bytes:
     """One picture as PNG with a palette, small enough to be shipped."""
     page = browser.new_page(viewport={"width": WIDTH, "height": picture.height}, color_scheme=picture.theme)
     page.goto(file.as_uri())
+    page.evaluate(
+        "part => document.querySelectorAll(`${part} > details`).forEach(each => { each.open = true; })", picture.part
+    )
     box = page.locator(picture.part).first.bounding_box()
     clip = {"x": 0, "y": max(box["y"] - 12, 0), "width": WIDTH, "height": min(box["height"] + 24, picture.height)}
     shot = page.screenshot(full_page=True, clip=clip)

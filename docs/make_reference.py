@@ -65,17 +65,18 @@ def _commands() -> Iterator[tuple[str, str]]:
     import typer.testing
 
     from tuneloop.cli.answers import EXIT_STATUSES
-    from tuneloop.cli.main import COMMANDS, app
+    from tuneloop.cli.main import COMMANDS, GROUPS, app
 
     runner = typer.testing.CliRunner()
     group = typer.main.get_command(app)
     index = [INDEX + _table(("exit status", "meaning"), ((str(each), words) for each, words in EXIT_STATUSES.items()))]
     for stage, lines in COMMANDS.items():
         index.append(f"### {stage}\n")
-        index.append(
-            _table(("command", "what it does"), ((f"[{name}]({name}.md)", line) for name, line in lines.items()))
-        )
-        for name in lines:
+        groups = {name: GROUPS[name] for name in lines if name in GROUPS}
+        pages = {name: f"{name}.md" for name in lines} | {n: f"{g}.md#tuneloop-{g}-{n}" for n, g in groups.items()}
+        rows = ((f"[{name}]({pages[name]})", line) for name, line in lines.items())
+        index.append(_table(("command", "what it does"), rows))
+        for name in lines.keys() - GROUPS.keys():
             parts = [f"# tuneloop {name}\n\n{GENERATED}\n"]
             for words in _names(group.get_command(None, name), name):  # type: ignore[attr-defined]
                 text = runner.invoke(app, [*words, "--help"], prog_name="tuneloop", terminal_width=100).output.strip()

@@ -26,40 +26,45 @@ from tuneloop.core.python_file import code_of_a_command
 from tuneloop.core.terminal import visible_output
 from tuneloop.core.version import __version__
 
-# What help lists, by stage of the life cycle. Each is a module of that name, which is imported when it is called.
+# What help lists: what a newcomer types first, then the rest by stage of the life cycle. Each is a module of that name,
+# which is imported when it is called, or a command of a group (`GROUPS`).
 COMMANDS: dict[str, dict[str, str]] = {
-    "Decide and plan": {
+    "Start here": {
+        "demo": "Do the whole job on packaged data, in minutes.",
+        "init": "Write a recipe for a file of examples.",
+        "run": "Do all stages in one go, from the rows to the report.",
+        "predict": "Answer the rows of a file.",
+        "chat": "Ask a model questions, one line at a time.",
+        "serve": "Answer requests by OpenAI's API.",
+        "ui": "Show runs, data, models and servers on a local page, live.",
+    },
+    "Decide and prepare": {
         "advise": "Say whether to fine-tune at all, how, and when it pays off.",
         "plan": "Predict the memory, hours and dollars of training; list prices.",
-    },
-    "Data": {
         "prepare": "Turn files of any format into train, validation and test splits.",
         "data": "Check, diff, export and push prepared data sets, forget a person's rows.",
     },
-    "Train": {
-        "run": "Do all stages in one go, from the rows to the report; init writes its recipe.",
+    "Train and combine": {
         "train": "Train on a prepared data set; sweep over settings.",
-    },
-    "Combine": {
         "merge": "Merge adapters of one base into one, in the folder of a run.",
         "distill": "Train a small model on a large one's answers; was it worth it?",
         "route": "Send each request to the model that answers it best.",
     },
-    "Evaluate": {
+    "Evaluate and release": {
         "evaluate": "Measure a run, a model, an endpoint or a file of answers.",
         "compare": "Compare evaluations of the same rows, each with the first one.",
-        "predict": "Answer the rows of a file; chat: one line at a time.",
         "review": "Let people judge answers blind, of tests or of production.",
-    },
-    "Release": {
         "gate": "Decide whether a candidate may replace the model in use.",
         "export": "Export a run as a folder that other tools can load.",
         "models": "List, register, promote, push, verify and reproduce models.",
         "deploy": "Make the project that serves an artifact on a host.",
     },
     "Serve": {
-        "serve": "Answer requests by OpenAI's API; ui; keys, top, costs; mcp.",
         "batch": "Answer a file of requests or rows, or a folder of texts.",
+        "keys": "Make, list and revoke the API keys of a server.",
+        "top": "Show what a running server does: requests, queue, times, tokens, batches, dollars.",
+        "costs": "Say what served requests cost, by model, key and tier.",
+        "mcp": "Serve coding agents by the Model Context Protocol.",
     },
     "Improve": {
         "import": "Bring traces of other tools, with their feedback, into a store.",
@@ -70,7 +75,6 @@ COMMANDS: dict[str, dict[str, str]] = {
     },
     "Set up": {
         "migrate": "Leave a hosted fine-tune: copy it, keep its answers as baseline.",
-        "demo": "Do the whole job on packaged data, in minutes.",
         "doctor": "Check this machine: packages, model, memory, disk.",
         "schema": "Print the JSON Schema of a recipe, record or answer, or keys.",
     },
@@ -88,7 +92,9 @@ class _Commands(typer.core.TyperGroup):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self.commands: Any = dict.fromkeys(name for stage in COMMANDS.values() for name in stage)  # None: not imported
+        self.commands: Any = dict.fromkeys(
+            name for stage in COMMANDS.values() for name in stage if name not in GROUPS
+        )  # None: not imported
 
     def list_commands(self, ctx: Any) -> list[str]:
         """All names, by stage."""

@@ -65,13 +65,20 @@ def answer_of(facts: f.RunFiles) -> Answer | None:
 
 def short_verdict(evaluation: EvaluationManifest, about: Standing) -> str:
     """Three to six words on a system, by the alternative that it stands weakest against."""
-    opponent = about.against if about.kind == "prompt" and "-shot" not in about.against else KINDS[about.kind]
-    if about.outcome == "better":
-        return "Better, but blind to some labels" if _blind(evaluation) else "Worth it"
-    if about.outcome == NOT_ENOUGH:
-        return f"Not better than {opponent}" if about.gain <= 0 else "Not enough evidence"
-    heads = {"promising": "Promising, not proven", "mixed": f"Better and worse than {opponent}"}
-    return heads.get(about.outcome, f"Worse than {opponent}")
+    if about.outcome == "better" and _blind(evaluation):
+        return "Better, but blind to some labels"
+    return outcome_in_short(about.outcome, about.kind, about.against, about.gain)
+
+
+def outcome_in_short(outcome: str, kind: BaselineKind, against: str, gain: float) -> str:
+    """A standing in three to six words; `against`: the alternative's name, `gain`: of the metric that decides."""
+    opponent = against if kind == "prompt" and "-shot" not in against else KINDS[kind]
+    if outcome == NOT_ENOUGH:
+        return f"Not better than {opponent}" if gain <= 0 else "Not enough evidence"
+    heads = {
+        "better": "Worth it", "promising": "Promising, not proven", "mixed": f"Better and worse than {opponent}",
+    }  # fmt: skip
+    return heads.get(outcome, f"Worse than {opponent}")
 
 
 def _blind(evaluation: EvaluationManifest) -> bool:

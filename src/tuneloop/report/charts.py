@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from tuneloop.evaluation.metrics import title_of
+from tuneloop.evaluation.metrics import metric_of, title_of
 from tuneloop.records.evaluation import Estimate
 from tuneloop.records.run import FindingLine, TrainingStep, Validation
-from tuneloop.report.facts import SystemFacts, count, interval, metric_text, number, percentage
+from tuneloop.report.facts import SystemFacts, count, interval, metric_text, number, percentage, with_interval
 
 WIDE, NARROW = 760, 350
 MAX_POINTS = 400  # a curve of more points looks the same and makes the page heavy
@@ -239,6 +239,34 @@ def interval_bars(
             body += [svg_line(end, y - 4, end, y + 4, f"whisker {kind}") for end in (low, high) if caps]
         body.append(f'<circle class="dot {kind}" cx="{scale(score.value):.1f}" cy="{y:.1f}" r="{radius}"/>')
     return body
+
+
+def sparkline(bars: Sequence[tuple[str, float]], title: str, width: float = 220, height: float = 44) -> Markup:
+    """A picture the size of a word: a bar for each (name, value), the last one marked; empty without any value."""
+    most = max((value for _, value in bars), default=0.0)
+    if not most:
+        return Markup("")
+    pitch, body = width / len(bars), list[str]()
+    for i, (name, value) in enumerate(bars):
+        tall = max((height - 2) * value / most, 1.0)
+        box = f'x="{i * pitch + 1:.1f}" y="{height - tall:.1f}" width="{pitch - 2:.1f}" height="{tall:.1f}"'
+        kind = "bar last" if i + 1 == len(bars) else "bar"
+        body.append(f'<rect class="{kind}" {box} rx="1"><title>{escape(name)}: {short(value)}</title></rect>')
+    said = "; ".join(f"{name} {short(value)}" for name, value in bars)
+    return svg_chart(width, height, f"{title}: {said}", body, "spark", "tiny")
+
+
+def dot_chart(score: Estimate, metric: str, width: float = 120, height: float = 14) -> Markup:
+    """A value with its interval the size of a word, between 0 and the metric's best value; empty without bounds."""
+    bounded = math.isfinite(score.low + score.high)
+    if not math.isfinite(score.value) or metric_of(metric).scale == "from 0":
+        return Markup("")
+    scale = Axis(0.0, metric_of(metric).out_of, 4, width - 4, False, ())
+    y = height / 2
+    body = [svg_line(4, y, width - 4, y, "grid")]
+    body += [svg_line(scale(score.low), y, scale(score.high), y, "whisker tuned")] if bounded else []
+    body.append(f'<circle class="dot tuned" cx="{scale(score.value):.1f}" cy="{y:.1f}" r="3.5"/>')
+    return svg_chart(width, height, f"{title_of(metric)} {with_interval(score, metric)}", body, "dot", "tiny")
 
 
 def label_chart(labels: Mapping[str, float], width: float = WIDE, *, most: int = 24) -> Markup:

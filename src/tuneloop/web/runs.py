@@ -22,6 +22,7 @@ from tuneloop.records.evaluation import EVALUATION
 from tuneloop.records.record import read_record
 from tuneloop.records.run import RUN
 from tuneloop.report import facts as f
+from tuneloop.report.answer import KINDS, outcome_in_short
 from tuneloop.report.growing import Curves, read_on
 from tuneloop.report.head import model_name
 from tuneloop.web.index import Found
@@ -108,7 +109,6 @@ def _read(found: Found, sources: Sources) -> RunLine:
     changed = max(found.changed, _grown(path)[0] / 1e9) if not run else found.changed
     files = f.section(config.get("data")).get("sources") or [""]
     dataset = run.get("dataset") or data.get("id") or evaluation.get("dataset") or Path(str(files[0])).name
-    verdict = f.clean(next(iter(evaluation.get("words") or []), ""))
     values: dict[str, Any] = {
         "model": model_name(run.get("model") or config.get("model") or evaluation.get("model") or ""),
         "dataset": f.clean(dataset),
@@ -120,11 +120,23 @@ def _read(found: Found, sources: Sources) -> RunLine:
             f.clean(name): tuple(f.number(f.section(score).get(key)) for key in ("value", "low", "high"))
             for name, score in f.section(evaluation.get("metrics")).items()
         },
-        "verdict": f.between_words(verdict.partition(": ")[0], LONGEST), "problem": problem,  # numbers have columns
+        "verdict": _verdict(evaluation), "problem": problem,
         "gate": f.clean(gate.get("status") or ""),
         "tags": [f.clean(tag) for tag in run.get("tags") or f.section(config.get("track")).get("tags") or []],
     }  # fmt: skip
     return RunLine(found.key, path, f.clean(place), state, changed, **values)
+
+
+def _verdict(evaluation: dict[str, Any]) -> str:
+    """The verdict in a few words; numbers have columns."""
+    verdict = f.section(evaluation.get("verdict"))
+    standings = [f.section(each) for each in verdict.get("standings") or []]
+    about = [each for each in standings if each.get("against") == verdict.get("against")]
+    gain = f.number(about[0].get("gain")) if about else None
+    if gain is not None and len({each.get("name") for each in standings}) == 1 and about[0].get("kind") in KINDS:
+        return f.clean(outcome_in_short(str(about[0].get("outcome")), about[0]["kind"], str(about[0]["against"]), gain))
+    sentence = f.clean(next(iter(evaluation.get("words") or []), ""))
+    return f.between_words(sentence.partition(": ")[0], LONGEST)
 
 
 def _object(path: Path) -> dict[str, Any]:

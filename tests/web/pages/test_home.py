@@ -36,8 +36,20 @@ def numbers(html: str) -> dict[str, str]:
 
 def test_a_server_with_little_traffic_has_the_numbers_of_its_last_hour(folder: Path) -> None:
     shown = numbers(pages_of(folder).get("/"))
-    assert shown["requests/s, last hour"] == f"{COUNT / 3600:.2g}" and shown["errors"] == "25.0 %"
+    assert shown["requests, last hour"] == f"{COUNT} an hour" and shown["errors"] == "25.0 %"
     assert shown["first token p50 / p99"] == "20 / 39 ms"
+
+
+def test_the_last_week_is_a_small_picture_with_todays_requests_last(folder: Path) -> None:
+    page = pages_of(folder).get("/")
+    bars = re.findall(r"<title>(\d{4}-\d\d-\d\d): (\d+)</title>", page)
+    assert len(bars) == home.WEEK and bars[-1][0] == datetime.now(UTC).strftime("%Y-%m-%d")
+    assert sum(int(number) for _, number in bars) == COUNT, "no shadow, nothing of tomorrow"
+
+
+@pytest.mark.parametrize(("rate", "words"), [(3.2, "3.2 a second"), (0.2, "12 a minute"), (0.0047, "17 an hour")])
+def test_rates_are_said_as_people_count(rate: float, words: str) -> None:
+    assert home.rate_in_words(rate) == words
 
 
 def test_of_much_traffic_the_latest_requests_are_read_and_the_page_says_so(
@@ -45,5 +57,6 @@ def test_of_much_traffic_the_latest_requests_are_read_and_the_page_says_so(
 ) -> None:
     monkeypatch.setattr(home, "MOST_REQUESTS", 20)
     shown = numbers(pages_of(folder).get("/"))
-    assert 0.09 <= float(shown["requests/s, last 20 requests"]) <= 0.11  # of 200 seconds
+    rate, _, unit = shown["requests, last 20 requests"].partition(" ")
+    assert 5.4 <= float(rate) <= 6.6 and unit == "a minute"  # 20 of 200 seconds
     assert shown["errors"] == "0.0 %" and shown["first token p50 / p99"] == "10 / 19 ms"

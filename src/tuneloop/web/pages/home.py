@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
 from starlette.requests import Request
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc
 from tuneloop.core.urls import masked
+from tuneloop.evaluation.metrics import metric_of
+from tuneloop.records.evaluation import Estimate
 from tuneloop.records.record import read_record
 from tuneloop.records.server import ServerState
 from tuneloop.report import charts
 from tuneloop.report import facts as f
+from tuneloop.serving.store.database import Database
 from tuneloop.serving.store.store import opened, store_folder
 from tuneloop.web.pages import experiments, quality
 from tuneloop.web.pages.run import progress_of
@@ -27,6 +32,7 @@ from tuneloop.web.stores import place_name
 
 LATEST = 5  # verdicts
 MOST_RUNNING = 4
+WEEK = 7  # days of the small picture
 MOST_REQUESTS = 2000  # of the last hour that are looked at, the latest ones
 
 
@@ -36,8 +42,8 @@ class Production:
 
     Args:
         running: whether its process is there; None: it is not on this machine, or there is no `state.json`.
-        models: name, release; `of`: which requests the numbers are of; `rate`: requests a second; times in milliseconds
-            to the first token; `errors`: a share.
+        models: name, release; `of`: which requests the numbers are of; `rate`: requests, as people count them; times in
+            milliseconds to the first token; `errors`: a share; `week`: its requests by day, as SVG.
     """
 
     name: str
@@ -46,11 +52,12 @@ class Production:
     address: str = ""
     models: list[tuple[str, str]] = field(default_factory=list)
     of: str = "last hour"
-    rate: float = 0.0
+    rate: str = "none"
     p50: float | None = None
     p99: float | None = None
     errors: float | None = None
     usd: float = 0.0
+    week: str = ""
     problem: str = ""
 
 
@@ -68,12 +75,30 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
     return {
         "servers": [production(sources, place) for place in sources.stores], "running": running,
         "needs": needs(sources, lines) + quality.needs(sources) + experiments.needs(sources),
-        "verdicts": [line for line in lines if line.verdict][:LATEST],
+        "verdicts": [(line, _dot(line)) for line in lines if line.verdict][:LATEST],
         "runs": len(lines), "datasets": len(sources.all("dataset")), "stores": len(sources.stores),
     }  # fmt: skip
 
 
 live = show
+
+
+def _dot(line: RunLine) -> Markup:
+    """The metric that decides, as a small picture and a number."""
+    value, low, high = line.metrics.get(line.primary, (None, None, None))
+    if value is None:
+        return Markup("")
+    score = Estimate(value, math.nan if low is None else low, math.nan if high is None else high)
+    figure = f.percentage(line.primary) or metric_of(line.primary).figure
+    return charts.dot_chart(score, line.primary) + Markup(' <b class="figure">{}</b>').format(figure(value))
+
+
+def rate_in_words(rate: float) -> str:
+    """Requests as people count them: `3.2 a second`, `12 a minute`, `17 an hour`; `rate`: a second."""
+    for unit, seconds in (("a second", 1), ("a minute", 60)):
+        if rate * seconds >= 1:
+            return f"{rate * seconds:.2g} {unit}"
+    return f"{rate * 3600:.0f} an hour"
 
 
 def production(sources: Sources, place: str) -> Production:
@@ -93,6 +118,7 @@ def production(sources: Sources, place: str) -> Production:
             latest = store.execute(query, [since, utc(now.timestamp()), MOST_REQUESTS]).fetchall()
             today = "SELECT COALESCE(SUM(usd), 0) FROM costs WHERE day = ?"
             (usd,) = store.execute(today, [now.strftime("%Y-%m-%d")]).fetchone()
+            facts["week"] = week_chart(store, now)
     except UserError as error:
         return Production(**facts, problem=error.what)
     if (count := len(latest)) == MOST_REQUESTS:
@@ -101,7 +127,15 @@ def production(sources: Sources, place: str) -> Production:
     if times := sorted(row[0] for row in latest if row[0] is not None):
         facts |= {"p50": times[len(times) // 2], "p99": times[min(len(times) - 1, int(0.99 * len(times)))]}
     errors = sum(bool(row[1]) for row in latest) / count if count else None
-    return Production(**facts, rate=count / max(1.0, seconds), errors=errors, usd=float(usd))
+    return Production(**facts, rate=rate_in_words(count / max(1.0, seconds)), errors=errors, usd=float(usd))
+
+
+def week_chart(store: Database, now: datetime) -> Markup:
+    """Requests of the last seven days, today's last."""
+    days = [(now - timedelta(days=back)).strftime("%Y-%m-%d") for back in reversed(range(WEEK))]
+    query = "SELECT day, SUM(requests) FROM costs WHERE day >= ? GROUP BY day"
+    sums = dict(store.execute(query, [days[0]]).fetchall())
+    return charts.sparkline([(day, float(sums.get(day, 0))) for day in days], "Requests by day")
 
 
 def needs(sources: Sources, lines: list[RunLine]) -> list[Need]:

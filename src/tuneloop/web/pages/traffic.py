@@ -37,6 +37,7 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
         "after": page.cursor, "back_to": page.back_to[:19].replace("T", " "), "states": ERRORS, "kinds": FEEDBACK,
         "choices": lists, "days": chart_pair(day_chart, days, "requests by day") if len(days) > 1 else "",
         "newest": page.rows[0].request.time if page.rows else "",
+        "chips": {one: {name: value for name, value in wanted.values.items() if name != one} for one in wanted.values},
         "total": sum(number for _, number, _, _ in sums), "first": not request.query_params.get("after"),
     }  # fmt: skip
 

@@ -65,8 +65,7 @@ TESTED_IN = {
     "registry/test_versions.py": "cli.models registry.record",
     "report/test_data_html.py": "report.data_charts report.data_facts",
     "report/test_eval_html.py": "report.comparison report.eval_parts",
-    "serving/http/test_app.py": "serving.http.api_request serving.config serving.gateway serving.http.openapi"
-    "",
+    "serving/http/test_app.py": "serving.http.api_request serving.config serving.gateway serving.http.openapi",
     "improve/report/test_command.py": "improve.report.record improve.report.html",
     "serving/batch/test_command.py": "cli.batch",
     "serving/test_server.py": "cli.serve serving.models",

@@ -188,6 +188,12 @@ def answered(server: Server, found: dict[str, Any]) -> None:
     assert found["form"]["kind"] in ("late", "lost")
 
 
+def called_by_responses(found: dict[str, Any]) -> None:
+    """Check that `/v1/responses` called the tool, and continued behind its result."""
+    name, arguments = found["responses with tools"]
+    assert name == "look_up" and arguments["place"] in ("depot", "shop") and found["responses after the call"] is True
+
+
 def results(command: list[str], address: str, environment: dict[str, str] | None = None, **more: Any) -> dict[str, Any]:
     done = subprocess.run(
         [*command, address, "tickets", GIVEN], capture_output=True, text=True, timeout=HANG, check=False,
@@ -203,7 +209,8 @@ def test_three_majors_of_the_client_send_any_conversation(name: str, version: st
     answered(tuned, found)
     assert found["version"].startswith(version) and found["named call"] == ["look_up"]
     assert (found["developer"], found["named"]) == (tuned[1]["system"], tuned[1]["plain"])
-    assert found["responses"] == tuned[1]["plain"] and "/v1/chat/completions" in found["responses with tools"]
+    assert found["responses"] == tuned[1]["plain"]
+    called_by_responses(found)
     assert "no /v1/embeddings" in found["embeddings"] and "/v1/chat/completions" in found["embeddings"]
 
 
@@ -228,7 +235,8 @@ def test_the_ai_sdk_sends_any_conversation(tuned: Server, tmp_path: Path) -> Non
     shutil.copy(SCRIPTS / "ai_sdk_shapes.mjs", tmp_path)
     found = results([node, "ai_sdk_shapes.mjs"], tuned[0], cwd=tmp_path)
     answered(tuned, found)
-    assert found["responses"] == tuned[1]["plain"] and "/v1/chat/completions" in found["responses with tools"]
+    assert found["responses"] == tuned[1]["plain"] and found["responses streamed call"] == "look_up"
+    called_by_responses(found)
 
 
 def test_llm_on_the_command_line(tuned: Server, tmp_path: Path) -> None:

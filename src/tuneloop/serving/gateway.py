@@ -637,6 +637,8 @@ class Gateway:
         further: dict[str, Any] = {"reasoning_content": account.thought} if account.thought else {}
         if chance is not None and chance == chance:  # quality is estimated from it later
             further["probability"] = round(chance, 6)
+        if (noted := account.request.noted) is not None:
+            further["response"] = noted
         record.completion = text if text is None or not further else {"role": "assistant", "content": text, **further}
         record.prompt_tokens, record.completion_tokens = account.prompt_tokens, account.tokens
         record.ttft_ms = None if account.ttft_ms is None else round(account.ttft_ms, 3)

@@ -32,9 +32,14 @@ const formed = await generateText({ ...settings, messages: plain, output, maxOut
 found.form = formed.output;
 const responses = createOpenAI({ baseURL: `${address}/v1`, apiKey: 'none' });
 found.responses = (await generateText({ ...settings, model: responses(name), messages: plain })).text;
-try {
-  await generateText({ ...settings, model: responses(name), messages: plain, tools });
-} catch (error) {
-  found['responses with tools'] = error.responseBody ?? String(error);
+const asked = { ...settings, model: responses(name), tools };
+const first = await generateText({ ...asked, messages: plain, toolChoice: 'required', maxOutputTokens: 200 });
+found['responses with tools'] = [first.toolCalls[0].toolName, first.toolCalls[0].input];
+const behind = [...plain, ...first.response.messages]; // the call is a reference to its item
+found['responses after the call'] = Boolean((await generateText({ ...asked, messages: behind })).text);
+let streamed = '';
+for await (const part of streamText({ ...asked, messages: plain, toolChoice: 'required', maxOutputTokens: 200 }).fullStream) {
+  if (part.type === 'tool-call') streamed = part.toolName;
 }
+found['responses streamed call'] = streamed;
 console.log(JSON.stringify(found));

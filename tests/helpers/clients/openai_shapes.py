@@ -49,14 +49,12 @@ if hasattr(api, "responses"):
     found["responses"] = api.responses.create(
         model=model, input="Where is my parcel?", max_output_tokens=given["tokens"]
     ).output_text
-    try:
-        bare = {
-            "type": "function",
-            "name": "look_up",
-            "parameters": {"type": "object", "properties": {}},
-            "strict": False,
-        }
-        api.responses.create(model=model, input="Where?", tools=[bare])
-    except openai.BadRequestError as error:
-        found["responses with tools"] = error.message
+    function = {"type": "function", "strict": False, **given["tool"]["function"]}
+    asked = {"model": model, "tools": [function], "max_output_tokens": 200}
+    first = api.responses.create(**asked, input="Where is my parcel?", tool_choice="required")
+    call = next(item for item in first.output if item.type == "function_call")
+    found["responses with tools"] = [call.name, json.loads(call.arguments)]
+    result = {"type": "function_call_output", "call_id": call.call_id, "output": "in Utrecht"}
+    later = api.responses.create(**asked, input=[result], previous_response_id=first.id)
+    found["responses after the call"] = bool(later.output_text)
 print(json.dumps({"version": openai.__version__, **found}))

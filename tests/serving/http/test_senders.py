@@ -409,7 +409,7 @@ def test_feedback_finds_its_request_while_all_threads_render(tmp_path: Path) -> 
         loop.set_default_executor(ThreadPoolExecutor(1))
         busy = loop.run_in_executor(None, release.wait)
         try:
-            return await asyncio.wait_for(senders._read(gateway, lambda store: "there"), HANG)
+            return await asyncio.wait_for(senders.read_store(gateway, lambda store: "there"), HANG)
         finally:
             release.set()
             await busy

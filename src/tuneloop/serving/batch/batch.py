@@ -46,6 +46,8 @@ from tuneloop.serving.http import api_request as read
 from tuneloop.serving.http import replies
 from tuneloop.serving.http.api_request import ApiError, ApiRequest
 from tuneloop.serving.http.app import Whole, whole
+from tuneloop.serving.http.contract import ResponsesBody
+from tuneloop.serving.http.earlier import earlier_responses
 
 T = TypeVar("T")
 
@@ -449,7 +451,8 @@ def answer_by(gateway: Gateway, caller: Caller, journal: Path, model: str = "") 
             requests = read.read_completions(body, most)
             return replies.completions_body(requests, [await answer_one(each) for each in requests])
         if line.url == "/v1/responses":
-            request = read.read_responses(body)
+            asked = read.parsed(ResponsesBody, body)
+            request = read.read_responses(asked, await earlier_responses(gateway, asked, caller))
             piece, (completion, *_) = await answer_one(request)
             return replies.responses_body(request, piece, completion)
         request = read.read_chat(body, most)

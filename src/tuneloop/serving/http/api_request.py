@@ -107,6 +107,15 @@ class ApiRequest:
     tier: Tier = "default"
     one_call: bool = False  # at most one call of a function in an answer
     top: int = 0  # labels whose probabilities are wanted; of `/v1/classify`
+    # of `/v1/responses`: values of the body that the answer repeats, and whether later requests may refer to it
+    repeated: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def noted(self) -> dict[str, Any] | None:
+        """What the log keeps with an answer that later requests may refer to; None: they may not."""
+        if not self.repeated.get("store"):
+            return None
+        return {"instructions": bool(self.repeated["instructions"]), "one_call": self.one_call}
 
 
 def bad(message: str, param: str | None = None, code: str | None = None) -> ApiError:
@@ -162,7 +171,8 @@ def _refusal(error: ValidationError, body: Body, names: Collection[str]) -> ApiE
 def read_chat(body: Body, most_choices: int) -> ApiRequest:
     """The body of `/v1/chat/completions`; ApiError: a value is wrong, or a field unknown."""
     asked = parsed(ChatBody, body)
-    tools, schema = _tools(asked)
+    choice: Any = asked.tool_choice or "auto"
+    tools, schema = _tools(asked.tools or [], choice if choice in _CHOICES else choice["function"]["name"])
     logprobs = None
     if asked.logprobs:
         logprobs = asked.top_logprobs or 0
@@ -195,19 +205,46 @@ def read_completions(body: Body, most_choices: int) -> list[ApiRequest]:
     return [ApiRequest("completions", **{"text" if isinstance(p, str) else "ids": p}, **shared) for p in prompts]
 
 
-def read_responses(body: Body) -> ApiRequest:
-    """The body of `/v1/responses`: texts, without a memory of earlier ones; raises as `read_chat`."""
-    asked = parsed(ResponsesBody, body)
-    items: Any = [{"role": "user", "content": asked.input}] if isinstance(asked.input, str) else asked.input
-    messages = as_messages(item for item in items if "role" in item)
+@dataclass(frozen=True)
+class EarlierResponse:
+    """An answer of `/v1/responses` that a later request refers to."""
+
+    prompt: Sequence[Message]  # the turns before it, without instructions
+    answer: Message
+
+
+# Ids of items, from those of their answers: a message, a thought, the call of that number.
+ITEM_ID = re.compile(r"(msg|rs|fc)_([0-9a-f-]{36})(?:_(\d{1,3}))?")
+Earlier = Mapping[str, EarlierResponse]  # by id
+
+
+def read_responses(asked: ResponsesBody, earlier: Earlier) -> ApiRequest:
+    """A body of `/v1/responses`, with the answers that it refers to; ApiError: see `read_chat`."""
+    turns: Any = [{"role": "user", "content": asked.input}] if isinstance(asked.input, str) else _turns(asked, earlier)
+    messages = as_messages(turns)
     if not messages:
         raise bad(f"input must hold a message: {EXAMPLE}", "input")
+    if asked.previous_response_id:
+        before = earlier[asked.previous_response_id]
+        messages = [*before.prompt, before.answer, *messages]
     if asked.instructions:
         messages = [{"role": "system", "content": asked.instructions}, *messages]
+    choice: Any = asked.tool_choice or "auto"
+    tools, schema = _tools(
+        [_chat_tool(tool) for tool in asked.tools or ()], choice if choice in _CHOICES else choice["name"]
+    )
+    names = ("instructions", "tools", "previous_response_id")
+    repeated = {name: getattr(asked, name) for name in names} | {
+        "tool_choice": choice,
+        "store": asked.store is not False,
+    }
     return ApiRequest(
         "responses",
         messages=messages,
-        schema=_schema_of((asked.text or {}).get("format"), "text.format"),
+        tools=tools,
+        one_call=asked.parallel_tool_calls is False,
+        repeated=repeated,
+        schema=schema or _schema_of((asked.text or {}).get("format"), "text.format"),
         model=asked.model or "",
         user=asked.user or "",
         tier=_tier(asked.service_tier),
@@ -215,6 +252,46 @@ def read_responses(body: Body) -> ApiRequest:
         max_new_tokens=asked.max_output_tokens,
         sampling=_sampling(asked.temperature, asked.top_p),
     )
+
+
+def _turns(asked: ResponsesBody, earlier: Earlier) -> list[dict[str, Any]]:
+    """The turns of items: calls belong to the turn of the assistant before them."""
+    turns: list[dict[str, Any]] = []
+    for item in asked.input:
+        part: Any = item
+        kind = part.get("type") or "message"
+        if kind == "item_reference":
+            part = _referred(part["id"], earlier)
+        elif kind == "function_call":
+            function = {"name": part["name"], "arguments": part["arguments"]}
+            part = {"role": "assistant", "content": "", "tool_calls": [
+                {"id": part["call_id"], "type": "function", "function": function}
+            ]}  # fmt: skip
+        elif kind == "function_call_output":
+            part = {"role": "tool", "content": part["output"], "tool_call_id": part["call_id"]}
+        elif kind == "reasoning":
+            continue
+        calls = part.get("tool_calls") if part else None
+        if calls and turns and turns[-1]["role"] == "assistant" and not part.get("content"):
+            turns[-1] = {**turns[-1], "tool_calls": [*turns[-1].get("tool_calls", ()), *calls]}
+        elif part:
+            turns.append(part)
+    return turns
+
+
+def _referred(id_: str, earlier: Earlier) -> dict[str, Any] | None:
+    """An item of an earlier answer as a turn; None: it has no turn of its own, as a thought."""
+    kind, of, number = ITEM_ID.fullmatch(id_).groups()  # type: ignore[union-attr]
+    answer: Any = earlier[of].answer
+    if kind == "msg":
+        return {"role": "assistant", "content": answer["content"]}
+    calls = answer.get("tool_calls", [])[int(number) :][:1] if kind == "fc" and number else []
+    return {"role": "assistant", "content": "", "tool_calls": calls} if calls else None
+
+
+def _chat_tool(tool: Mapping[str, Any]) -> dict[str, Any]:
+    function = {name: tool[name] for name in ("name", "description", "parameters") if tool.get(name) is not None}
+    return {"type": "function", "function": function}
 
 
 def read_classify(body: Body) -> list[ApiRequest]:
@@ -291,15 +368,16 @@ def _text_of(part: Any) -> str:
     return part if isinstance(part, str) else part["text"] if "text" in part else part["refusal"]
 
 
-def _tools(asked: ChatBody) -> tuple[list[Any], Mapping[str, Any] | None]:
-    """The tools, and the schema of a call where one must be made."""
-    tools, choice = asked.tools or [], asked.tool_choice or "auto"
+_CHOICES = ("none", "auto", "required")
+
+
+def _tools(tools: list[Any], choice: str) -> tuple[list[Any], Mapping[str, Any] | None]:
+    """The tools, and the schema of a call where one must be made; `choice`: as in `_CHOICES`, or a tool's name."""
     if choice == "auto":
         return tools, None
     if choice == "none":
         return [], None
-    name = None if isinstance(choice, str) else choice["function"]["name"]
-    functions = [tool["function"] for tool in tools if name in (None, tool["function"]["name"])]
+    functions = [tool["function"] for tool in tools if choice in ("required", tool["function"]["name"])]
     if not functions:
         raise bad("tool_choice must be none, auto, required or one of the tools", "tool_choice")
     calls = []

@@ -28,7 +28,8 @@ from tuneloop.serving.http import api_request as read
 from tuneloop.serving.http import replies
 from tuneloop.serving.http.api_request import ApiError, ApiRequest, Headers, unavailable
 from tuneloop.serving.http.bodies import json_object
-from tuneloop.serving.http.contract import MOST_TEXTS, TokenizeBody
+from tuneloop.serving.http.contract import MOST_TEXTS, ResponsesBody, TokenizeBody
+from tuneloop.serving.http.earlier import earlier_responses
 from tuneloop.serving.http.openapi import document
 from tuneloop.serving.http.senders import limited_as, of_its_sender, read_feedback_of
 from tuneloop.serving.limits import FeedbackLimit
@@ -359,7 +360,8 @@ class RouteHandlers:
     async def responses(self, call: Call) -> None:
         """`POST /v1/responses`."""
         body, caller = await self._body(call)
-        request = read.read_responses(body)
+        asked = read.parsed(ResponsesBody, body)
+        request = read.read_responses(asked, await earlier_responses(self.gateway, asked, caller))
         if request.stream:
             await self._stream(call, request, caller, replies.ResponsesStream(request), end="")
             return

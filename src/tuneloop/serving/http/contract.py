@@ -335,9 +335,59 @@ def _item_kind(item: Any) -> Any:
     return (item.get("type") or "message") if isinstance(item, dict) else "message"
 
 
+@_lenient
+class FunctionCallItem(TypedDict):
+    """A call of a function, of an earlier answer."""
+
+    type: Literal["function_call"]
+    call_id: Word
+    name: Word
+    arguments: str
+
+
+@_lenient
+class FunctionOutputItem(TypedDict):
+    """What a function returned."""
+
+    type: Literal["function_call_output"]
+    call_id: Word
+    output: Content
+
+
+@_lenient
+class ItemReference(TypedDict):
+    """An item of an earlier answer, by its id."""
+
+    type: Literal["item_reference"]
+    id: Word
+
+
 Item = Annotated[
-    Annotated[Message, Tag("message")] | Annotated[ReasoningItem, Tag("reasoning")], Discriminator(_item_kind)
+    Annotated[Message, Tag("message")]
+    | Annotated[ReasoningItem, Tag("reasoning")]
+    | Annotated[FunctionCallItem, Tag("function_call")]
+    | Annotated[FunctionOutputItem, Tag("function_call_output")]
+    | Annotated[ItemReference, Tag("item_reference")],
+    Discriminator(_item_kind),
 ]
+
+
+@_lenient
+class ResponseTool(TypedDict):
+    """A function that the model may call; `parameters` is a JSON Schema."""
+
+    type: Literal["function"]
+    name: Word
+    description: NotRequired[str | None]
+    parameters: NotRequired[dict[str, Any] | None]
+
+
+@_lenient
+class NamedResponseTool(TypedDict):
+    """The function that must be called."""
+
+    type: Literal["function"]
+    name: Word
 
 
 @_lenient
@@ -355,8 +405,7 @@ class ResponseText(TypedDict):
     format: NotRequired[Annotated[PlainFormat | ResponseSchema, Field(discriminator="type")] | None]
 
 
-_ALONE = "nothing is remembered between requests; send all turns as input"
-_CHATS = "tools are supported by /v1/chat/completions (a client's setting for it is called chat completions)"
+_ALONE = "use previous_response_id, or send all turns as input"
 
 
 class ResponsesBody(Body):
@@ -372,15 +421,15 @@ class ResponsesBody(Body):
     text: ResponseText | None = None
     user: Name | None = Field(None, description="name of the end user")
     service_tier: ServiceTier | None = None
-    tools: Annotated[list[Any] | None, Unsupported(_CHATS)] = None
-    previous_response_id: Annotated[str | None, Unsupported(_ALONE)] = None
+    tools: Annotated[list[ResponseTool], Field(fail_fast=True)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedResponseTool | None = None
+    parallel_tool_calls: bool | None = None
+    previous_response_id: Word | None = Field(None, description="of an answer to the same key, whose turns go before")
+    store: bool | None = Field(None, description="default: true; false: no later request can refer to the answer")
     conversation: Annotated[str | dict[str, Any] | None, Unsupported(_ALONE)] = None
     background: Annotated[bool | None, Unsupported()] = None
     prompt: Annotated[dict[str, Any] | None, Unsupported()] = None
     metadata: Ignored = None
-    store: Ignored = None
-    tool_choice: Ignored = None
-    parallel_tool_calls: Ignored = None
     truncation: Ignored = None
     include: Ignored = None
     reasoning: Ignored = None

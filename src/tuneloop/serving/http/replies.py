@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from tuneloop.core.ids import uuid7
@@ -19,15 +19,47 @@ from tuneloop.serving.http.api_request import ApiRequest
 _FINISH = {"stop": "stop", "choice": "stop", "length": "length"}
 
 
-def _calls_of(request: ApiRequest, text: str) -> tuple[str, list[dict[str, Any]]]:
-    """What an answer says before its calls, and these in OpenAI's form, as many as the request allows."""
-    said, calls = read_calls(text, request.tools) if request.tools else (text, [])
+def calls_of(
+    text: str, tools: Sequence[Mapping[str, Any]], *, one: bool, id_: str = ""
+) -> tuple[str, list[dict[str, Any]]]:
+    """What an answer says before its calls, and these in OpenAI's form.
+
+    Args:
+        tools: that may be called.
+        one: whether at most one is called.
+        id_: of the answer, from which the calls get their ids; empty: theirs come once.
+    """
+    said, calls = read_calls(text, tools) if tools else (text, [])
     written = []
-    for name, arguments in calls[:1] if request.one_call else calls:
+    for number, (name, arguments) in enumerate(calls[:1] if one else calls):
         text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
         function = {"name": name, "arguments": storable(text)}
-        written.append({"id": f"call_{uuid7()[-12:]}", "type": "function", "function": function})
+        call_id = f"call_{id_.replace('-', '')}{number}" if id_ else f"call_{uuid7()[-12:]}"
+        written.append({"id": call_id, "type": "function", "function": function})
     return said, written
+
+
+@dataclass
+class _CallSplitter:
+    """Keeps text of a streamed answer back that may become calls, until it is known which of the two it is."""
+
+    request: ApiRequest
+    id_: str = ""  # see `calls_of`
+    pending: str = ""
+    has_said: bool = False  # a text was given out
+
+    def split(self, text: str, *, last: bool) -> tuple[str, list[dict[str, Any]]]:
+        """The text that can be given out now, and, behind the last piece, the calls."""
+        text, calls = self.pending + text, list[dict[str, Any]]()
+        if tools := self.request.tools:
+            names = [str(tool["function"]["name"]) for tool in tools]
+            place = may_be_calls(text, names, first=not self.has_said)
+            text, self.pending = text[:place], text[place:]
+            if last:
+                rest, calls = calls_of(self.pending, tools, one=self.request.one_call, id_=self.id_)
+                text += rest
+        self.has_said = self.has_said or bool(text.strip())
+        return text, calls
 
 
 def usage(*answers: Sequence[Completion]) -> dict[str, Any]:
@@ -46,7 +78,7 @@ def chat_body(request: ApiRequest, piece: Piece, completions: Sequence[Completio
     model = piece.model
     choices: list[dict[str, Any]] = []
     for index, each in enumerate(completions):
-        said, calls = _calls_of(request, each.text)
+        said, calls = calls_of(each.text, request.tools, one=request.one_call)
         content = None if calls and not said else said
         message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
         if each.reasoning:
@@ -132,20 +164,29 @@ def _echo(request: ApiRequest) -> str:
     return (request.text or "") if request.echo else ""
 
 
-def responses_body(request: ApiRequest, piece: Piece, completion: Completion | None) -> dict[str, Any]:
-    """The body of `/v1/responses`; without a completion that of an answer that has only begun."""
-    tokens = usage([completion]) if completion else None
+def responses_body(
+    request: ApiRequest, piece: Piece, completion: Completion | None, output: Sequence[dict[str, Any]] | None = None
+) -> dict[str, Any]:
+    """The body of `/v1/responses`; without a completion that of an answer that has only begun.
+
+    Args:
+        output: its items, where they are known; None: those of the completion.
+    """
+    tokens, repeated = usage([completion]) if completion else None, request.repeated
     cut = completion is not None and completion.finish == "length"
+    if output is None and completion is not None:
+        said, calls = calls_of(completion.text, request.tools, one=request.one_call, id_=piece.id)
+        items = [_message_item(piece.id, said, "completed")] if said or not calls else []
+        output = [*_thoughts(piece.id, completion), *items, *_call_items(piece.id, calls)]
     return {
         "id": piece.id, "object": "response", "created_at": int(time.time()), "model": piece.model.name,
         "status": ("incomplete" if cut else "completed") if completion else "in_progress",
         "error": None, "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
-        "instructions": None, "metadata": {}, "parallel_tool_calls": True, "tool_choice": "auto", "tools": [],
-        "temperature": request.sampling.temperature, "top_p": request.sampling.top_p,
-        "max_output_tokens": request.max_new_tokens, "previous_response_id": None, "store": False,
+        "metadata": {}, "parallel_tool_calls": not request.one_call, "temperature": request.sampling.temperature,
+        "top_p": request.sampling.top_p, "max_output_tokens": request.max_new_tokens,
+        **repeated, "tools": repeated.get("tools") or [],
         "text": {"format": {"type": "text"}}, "truncation": "disabled", "user": request.user or None,
-        "output": [*_thoughts(piece.id, completion), _output_item(piece.id, completion.text, "completed")]
-        if completion else [],
+        "output": output or [],
         "usage": tokens and {
             "input_tokens": tokens["prompt_tokens"], "input_tokens_details": tokens["prompt_tokens_details"],
             "output_tokens": tokens["completion_tokens"], "output_tokens_details": {"reasoning_tokens": 0},
@@ -160,9 +201,18 @@ def _thoughts(id_: str, completion: Completion) -> list[dict[str, Any]]:
     return [{"id": f"rs_{id_}", "type": "reasoning", "summary": [], "content": content}] if completion.reasoning else []
 
 
-def _output_item(id_: str, text: str, status: str) -> dict[str, Any]:
+def _message_item(id_: str, text: str, status: str) -> dict[str, Any]:
     content = [] if status == "in_progress" else [_part(text)]
     return {"id": f"msg_{id_}", "type": "message", "role": "assistant", "status": status, "content": content}
+
+
+def _call_items(id_: str, calls: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Calls as items, whose ids say of which answer they are, so that a later request can refer to them."""
+    return [
+        {"id": f"fc_{id_}_{number}", "type": "function_call", "status": "completed", "call_id": call["id"],
+         **call["function"]}
+        for number, call in enumerate(calls)
+    ]  # fmt: skip
 
 
 def _part(text: str) -> dict[str, Any]:
@@ -190,13 +240,9 @@ class _AnswerStream:
 
 @dataclass
 class ChatStream(_AnswerStream):
-    """The events of a streamed chat answer.
+    """The events of a streamed chat answer."""
 
-    Text that may become a call of a function is kept back until it is known which of the two it is.
-    """
-
-    pending: dict[int, str] = field(default_factory=dict)  # such texts, by the choice
-    said: set[int] = field(default_factory=set)  # choices of which a text was given out
+    splitters: dict[int, _CallSplitter] = field(default_factory=dict)  # by the choice
 
     def events(self, piece: Piece) -> Iterator[dict[str, Any]]:
         """What a piece of the answer becomes."""
@@ -206,18 +252,8 @@ class ChatStream(_AnswerStream):
             yield self._chunk(index, {"role": "assistant", "content": "", "refusal": None})
         if piece.reasoning:
             yield self._chunk(index, {"reasoning_content": piece.reasoning})
-        text, calls = self.pending.pop(index, "") + piece.text, list[dict[str, Any]]()
-        if self.request.tools:
-            names = [str(tool["function"]["name"]) for tool in self.request.tools]
-            place = may_be_calls(text, names, first=index not in self.said)
-            text, rest = text[:place], text[place:]
-            if completion is None:
-                self.pending[index] = rest
-            else:
-                rest, calls = _calls_of(self.request, rest)
-                text += rest
-        if text.strip():
-            self.said.add(index)
+        splitter = self.splitters.setdefault(index, _CallSplitter(self.request))
+        text, calls = splitter.split(piece.text, last=completion is not None)
         logprobs = chat_logprobs(completion, piece.model) if completion is not None else None
         if text:
             yield self._chunk(index, {"content": text}, logprobs=None if calls else logprobs)
@@ -265,27 +301,49 @@ class ResponsesStream:
 
     request: ApiRequest
     number: int = -1
+    text: str = ""  # that was given out
+    splitter: _CallSplitter | None = None
 
     def events(self, piece: Piece) -> Iterator[dict[str, Any]]:
         """What a piece of the answer becomes."""
-        at = {"item_id": f"msg_{piece.id}", "output_index": 0, "content_index": 0}
-        if self.number < 0:
+        if self.splitter is None:
+            self.splitter = _CallSplitter(self.request, piece.id)
             body = responses_body(self.request, piece, None)
             yield self._event("response.created", response=body)
             yield self._event("response.in_progress", response=body)
-            item = _output_item(piece.id, "", "in_progress")
+        text, calls = self.splitter.split(piece.text, last=piece.completion is not None)
+        at = {"item_id": f"msg_{piece.id}", "output_index": 0, "content_index": 0}
+        over = piece.completion is not None
+        if not self.text and (text or (over and not calls)):
+            item = _message_item(piece.id, "", "in_progress")
             yield self._event("response.output_item.added", output_index=0, item=item)
             yield self._event("response.content_part.added", **at, part=_part(""))
-        if piece.text:
-            yield self._event("response.output_text.delta", **at, delta=piece.text, logprobs=[])
-        if piece.completion is not None:
-            whole = piece.completion.text
-            yield self._event("response.output_text.done", **at, text=whole, logprobs=[])
-            yield self._event("response.content_part.done", **at, part=_part(whole))
-            item = _output_item(piece.id, whole, "completed")
-            yield self._event("response.output_item.done", output_index=0, item=item)
-            body = responses_body(self.request, piece, replace(piece.completion, reasoning=""))
-            yield self._event(f"response.{body['status']}", response=body)
+        self.text += text
+        if text:
+            yield self._event("response.output_text.delta", **at, delta=text, logprobs=[])
+        if piece.completion is None:
+            return
+        output = []
+        if self.text or not calls:
+            yield self._event("response.output_text.done", **at, text=self.text, logprobs=[])
+            yield self._event("response.content_part.done", **at, part=_part(self.text))
+            output.append(_message_item(piece.id, self.text, "completed"))
+            yield self._event("response.output_item.done", output_index=0, item=output[0])
+        for item in _call_items(piece.id, calls):
+            yield from self._called(item, len(output))
+            output.append(item)
+        body = responses_body(self.request, piece, piece.completion, output)
+        yield self._event(f"response.{body['status']}", response=body)
+
+    def _called(self, item: dict[str, Any], index: int) -> Iterator[dict[str, Any]]:
+        """The events of a call, which is known as a whole when it begins."""
+        at = {"item_id": item["id"], "output_index": index}
+        begun = {**item, "arguments": "", "status": "in_progress"}
+        yield self._event("response.output_item.added", output_index=index, item=begun)
+        yield self._event("response.function_call_arguments.delta", **at, delta=item["arguments"])
+        done = {"name": item["name"], "arguments": item["arguments"]}
+        yield self._event("response.function_call_arguments.done", **at, **done)
+        yield self._event("response.output_item.done", output_index=index, item=item)
 
     def end(self) -> Iterator[dict[str, Any]]:
         """Nothing: the last event says that it is the last."""

@@ -64,7 +64,7 @@ async def of_its_sender(gateway: Gateway, record: Feedback, caller: Caller) -> F
     elif conversation is not None:
         now = time.monotonic()
         recent = {(each.key, each.conversation) for each, until in gateway.recent.values() if until > now}
-        if (caller.name, conversation) not in recent and not await _read(
+        if (caller.name, conversation) not in recent and not await read_store(
             gateway, lambda store: had_conversation(store, caller.name, conversation)
         ):
             raise ApiError(404, "This key had no such conversation", param="conversation", code="not_found")
@@ -83,14 +83,14 @@ async def _answered(gateway: Gateway, id_: str, caller: Caller, param: str) -> A
     """A request of the sender's that was answered, or, where it has no key, any one of this id."""
     answered, until = gateway.recent.get(id_, (None, 0.0))
     if until <= time.monotonic():
-        answered = await _read(gateway, lambda store: find_answered(store, id_))
+        answered = await read_store(gateway, lambda store: find_answered(store, id_))
     if answered is None or (caller.key is not None and answered.key != caller.name):
         raise ApiError(404, "There is no answer of this id", param=param, code="not_found")
     return answered
 
 
-async def _read(gateway: Gateway, look: Callable[[Database], T | None]) -> T | None:
-    """What the store says; of a database that other servers write to, also a moment later."""
+async def read_store(gateway: Gateway, look: Callable[[Database], T | None]) -> T | None:
+    """What the store says, also a moment later where other servers write to it; ApiError: it can't be read."""
     place = gateway.config.store
 
     def work() -> T | None:

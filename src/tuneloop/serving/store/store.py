@@ -360,6 +360,7 @@ def exported(request: StoredRequest) -> dict[str, Any] | None:
     message = request.completion
     if isinstance(message, str):
         message = {"role": "assistant", "content": message}
+    message = {name: value for name, value in message.items() if name != "response"}  # see `ApiRequest.noted`
     body = {"model": request.model, "messages": request.prompt} | ({"tools": request.tools} if request.tools else {})
     reply = {"choices": [{"index": 0, "message": message, "finish_reason": request.finish}]}
     meta = ("time", "user", "conversation", "release", "adapter", "arm")

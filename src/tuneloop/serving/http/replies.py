@@ -208,11 +208,11 @@ def _message_item(id_: str, text: str, status: str) -> dict[str, Any]:
 
 def _call_items(id_: str, calls: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Calls as items, whose ids say of which answer they are, so that a later request can refer to them."""
+    of_all = {"type": "function_call", "status": "completed"}
     return [
-        {"id": f"fc_{id_}_{number}", "type": "function_call", "status": "completed", "call_id": call["id"],
-         **call["function"]}
+        {"id": f"fc_{id_}_{number}", **of_all, "call_id": call["id"], **call["function"]}
         for number, call in enumerate(calls)
-    ]  # fmt: skip
+    ]
 
 
 def _part(text: str) -> dict[str, Any]:

@@ -134,3 +134,28 @@ def test_rows_are_exported_with_the_command_that_runs_them(here: Path) -> None:
     assert result["metrics"] == ["accuracy"] and result["rows"] == 10 and "openai-api/tuneloop/m" in result["run"]
     assert "@example.org" not in (here / result["path"] / "rows.jsonl").read_text(), "personal data is replaced"
     assert task_rows("rows.jsonl", "test", "m", "u").max_tokens == 256
+
+
+def scores(path: Path, values: list[float | str], head: str = "id") -> str:
+    rows = "\n".join(f"{i},{value}" for i, value in enumerate(values))
+    path.write_text(f"{head},accuracy\n{rows}\n")
+    return str(path)
+
+
+def test_scores_that_are_missing_where_it_was_wrong_do_not_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    scores(tmp_path / "a.csv", [1] * 130 + [0] * 70, "item_id")
+    scores(tmp_path / "b.csv", ["" if i % 4 == 0 else 1 for i in range(200)], "item_id")
+    done = CliRunner().invoke(app, ["compare", "a.csv", "b.csv", "--fail-if", "worse", "--margin", "2", "--out", "out"])
+    assert "on 200 items" in done.output
+    (tmp_path / "b.csv").write_text("item_id,accuracy\n" + "".join(f"{i},1\n" for i in range(150)))
+    done = CliRunner().invoke(app, ["compare", "a.csv", "b.csv", "--fail-if", "worse", "--margin", "2", "--out", "o2"])
+    assert done.exit_code == 3, done.output
+
+
+def test_rows_that_are_only_counted_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in "ab":
+        scores(tmp_path / f"{name}.csv", [1, 0, 1, 1], "idx")
+    done = CliRunner().invoke(app, ["compare", "a.csv", "b.csv"])
+    assert done.exit_code == 2 or isinstance(done.exception, UserError)

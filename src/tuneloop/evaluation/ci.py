@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,25 +28,28 @@ def not_worse(evaluation: EvaluationManifest, margin: float = 0.0) -> CiVerdict:
     """Whether what is compared is shown not to be worse than the first by more than a margin.
 
     `fail`: by any headline metric a loss beyond the margin is shown. `pass`: by the deciding metric one is excluded.
-    Both by the 95 % intervals, corrected for all that is compared; else `inconclusive`. `margin`: in points
+    Both by 95 % intervals, corrected for all that is compared, a loss being excluded by the one that holds on few rows,
+    too; else `inconclusive`. `margin`: in points
     (hundredths) of metrics up to 1, in the unit of others.
     """
     standings = evaluation.verdict.standings if evaluation.verdict else []
-    states = [_state(standing, margin) for standing in standings]
+    states = [_state(standing, margin, evaluation.n) for standing in standings]
     order: tuple[Status, ...] = ("fail", "inconclusive", "pass")
     status: Status = min((state for state, _ in states), key=order.index, default="inconclusive")
     lines = [words for state, words in states if state == status] or ["nothing was compared"]
-    return CiVerdict(status, f"{status}: {'; '.join(lines)} on {counted(evaluation.n, 'item')}", margin)
+    return CiVerdict(status, f"{status}: {'; '.join(lines)}", margin)
 
 
-def _state(standing: Standing, margin: float) -> tuple[Status, str]:
+def _state(standing: Standing, margin: float, rows: int) -> tuple[Status, str]:
     head = f"{standing.name} against {standing.against}"
     for claim in standing.claims:
         if claim.high < -_margin(claim, margin) and claim.high < 0:
-            return "fail", f"{head} is worse: {title_of(claim.metric)} {evidence(claim)}"
+            items = counted(rows if claim.compared is None else claim.compared, "item")
+            return "fail", f"{head} is worse: {title_of(claim.metric)} {evidence(claim)} on {items}"
     decides = standing.claims[0]
-    words = f"{title_of(decides.metric)} {evidence(decides)}"
-    if decides.low > -_margin(decides, margin):
+    items = counted(rows if decides.compared is None else decides.compared, "item")
+    words = f"{title_of(decides.metric)} {evidence(decides)} on {items}"
+    if (decides.low if math.isnan(decides.least) else decides.least) > -_margin(decides, margin):
         beyond = f" by more than {margin:g} points" if margin else ""
         return "pass", f"{head} is not worse{beyond}: {words}"
     settles = f"; about {standing.rows_needed:,} items would settle it" if standing.rows_needed else ""

@@ -12,6 +12,7 @@ import numpy as np
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.stats import intervals as u
+from tuneloop.core.stats.bounded import bounded_interval, cluster_values
 from tuneloop.core.stats.intervals import Statistics
 from tuneloop.evaluation.evaluate import ScoredAnswers
 from tuneloop.evaluation.metrics import lower_is_better, metric_of
@@ -24,9 +25,13 @@ EXACT = "exact McNemar"
 
 @dataclass(frozen=True)
 class PairedRows(Comparison):
-    """A comparison with its rows: `interval_at` gives the difference's interval at a `level` of error."""
+    """A comparison with its rows: `interval_at` gives the difference's interval at a `level` of error, `margin_at` the
+    one that also holds on few rows."""
 
     interval_at: Callable[..., tuple[float, float]] = field(
+        default=lambda level: (math.nan, math.nan), repr=False, compare=False, metadata={"written": False}
+    )
+    margin_at: Callable[..., tuple[float, float]] = field(
         default=lambda level: (math.nan, math.nan), repr=False, compare=False, metadata={"written": False}
     )
 
@@ -39,7 +44,8 @@ def compare(
     Right-or-wrong metrics: exact McNemar test, Agresti-Min interval. All else, and all where rows form clusters: paired
     bootstrap with the same resamples for both, with a p-value of no less than so few rows can give (`least_p`); of
     scores that another tool has given a paired t-test, robust to clusters (`PairedMean`). Where
-    the test finds no difference, the interval is widened to 0 if need be. Metrics without row scores (a perplexity
+    the test finds no difference, the interval is widened to 0 if need be; where no row differs, to what so few rows
+    leave open (`core/stats/bounded.py`), which also bounds what a margin is judged by. Metrics without row scores (a perplexity
     measured elsewhere) and those without a better direction are left out. Several are `adjusted` for each other.
 
     Raises UserError: the two were not evaluated on the same rows, or with other references.
@@ -92,10 +98,53 @@ def _compared(
         effect, kind = u.cohens_h(a.metrics[name].value, b.metrics[name].value), "Cohen's h"
     else:
         effect, kind = u.standardised(delta, low, high, a.n), "Cohen's d (paired)"
+    margin_at, counted = _margin_interval((name, delta), family, other, a, at)
+    if low == high:  # no spread was seen; few rows leave some open
+        at = margin_at
+        low, high = at(level=u.ALPHA)
     smallest = u.detectable(low, high)
     low, high = u.with_zero((low, high)) if p >= u.ALPHA else (low, high)
-    pair = PairedRows(a_name, b_name, name, delta, low, high, p, "", test, detectable=smallest, interval_at=at)
+    pair = PairedRows(a_name, b_name, name, delta, low, high, p, "", test, detectable=smallest)
+    pair = replace(pair, interval_at=at, margin_at=margin_at, compared=counted)
     return replace(pair, effect=effect, effect_kind=kind, only_a=only_a, only_b=only_b, apart=apart)
+
+
+def _margin_interval(
+    difference: tuple[str, float],
+    family: Statistics,
+    other: Statistics | None,
+    a: ScoredAnswers,
+    at: Callable[..., tuple[float, float]],
+) -> tuple[Callable[..., tuple[float, float]], int]:
+    """The interval of a difference that holds on few rows, too: the usual one, and at least as wide as the bounds of
+    `core/stats/bounded.py` for the rows' differences. A corpus metric moves by its rows' scores, or by those of the
+    same family. `difference`: the metric and by how much it differs. Returns it, and how many rows have a score of both.
+    """
+    name, delta = difference
+    source = family.same.get(name, name)
+    key = source if source in family.row_scores else next(iter(family.row_scores), "")
+    if other is None or key not in other.row_scores:
+        return at, a.n
+    scores = np.array([other.row_scores[key], family.row_scores[key]], dtype=np.float64)
+    gaps = scores[0] - scores[1]
+    counted = int((~np.isnan(gaps)).sum())
+    declared = metric_of(name)
+    unit = metric_of(key).out_of if key in family.values else declared.out_of
+    reach = unit if declared.scale != "from 0" else float(np.nanmax(np.abs(scores), initial=0.0))
+    if not counted or not reach:
+        return at, counted
+    if a.clusters is not None:
+        gaps, times = cluster_values(gaps, a.clusters)
+        reach *= times
+    mean, scale = float(np.nanmean(gaps)), declared.out_of / unit
+
+    def bounds(level: float = u.ALPHA) -> tuple[float, float]:
+        usual, rows = at(level=level), bounded_interval(gaps, reach, level)
+        if any(map(math.isnan, usual)):
+            return usual
+        return min(usual[0], delta + (rows[0] - mean) * scale), max(usual[1], delta + (rows[1] - mean) * scale)
+
+    return bounds, counted
 
 
 def adjusted(comparisons: Sequence[Comparison], evaluation: ScoredAnswers) -> list[Comparison]:
@@ -132,6 +181,9 @@ def adjusted(comparisons: Sequence[Comparison], evaluation: ScoredAnswers) -> li
         seen = (-high, -low) if lower_is_better(c.metric) else (low, high)
         verdict, needed = u.verdict(*seen, p_holm), rows_needed(c, evaluation.n, level)
         more = None if needed is None or verdict != u.NOT_ENOUGH else max(1, needed - evaluation.n)
+        if isinstance(c, PairedRows):
+            low_margin, high_margin = c.margin_at(level=level)
+            c = replace(c, low_margin=low_margin, high_margin=high_margin)
         corrected = replace(c, p_holm=p_holm, low_holm=low, high_holm=high, tests=tests)
         adjusted_pairs.append(replace(corrected, verdict=verdict, more_rows=more, rows_needed=needed))
     return adjusted_pairs

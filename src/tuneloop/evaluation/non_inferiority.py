@@ -1,7 +1,8 @@
 """Not worse by more than a margin: shown, not shown or refuted, by the interval of a paired difference.
 
 Non-inferiority as CONSORT has it (Piaggio et al. 2012): it is shown where all of the interval lies above -margin,
-refuted where all of it lies below. A test that finds no difference shows neither.
+refuted where all of it lies below. A test that finds no difference shows neither. The interval is one that holds on few
+rows, most of them equal, too (`core/stats/bounded.py`).
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def non_inferiority(
         gain = sign * (candidate.metrics[metric].value - base.metrics[metric].value)
         outcome: Outcome = "not shown" if math.isnan(gain) else "shown" if gain >= -margin else "refuted"
         return NonInferiority(metric, part, gain, None, None, margin, outcome, candidate.n)
-    bounds = pair.interval_at(level=level) if level < ALPHA and isinstance(pair, PairedRows) else (pair.low, pair.high)
+    bounds = pair.margin_at(level=level) if isinstance(pair, PairedRows) else (pair.low, pair.high)
     low, high = sorted(sign * bound for bound in bounds)
     gain = sign * pair.delta
     outcome = "shown" if low >= -margin else "refuted" if high < -margin else "not shown"

@@ -13,7 +13,7 @@ from tuneloop.data.config import PrepareConfig
 from tuneloop.data.dataset import load_dataset
 from tuneloop.data.load_eval_file import read_whole
 from tuneloop.evaluation.evaluate import sample_rows
-from tuneloop.evaluation.foreign.align import Power, Refereeing, as_scored, of_ours, power_of
+from tuneloop.evaluation.foreign.align import Power, Refereeing, as_scored, of_ours, power_of, with_absent
 from tuneloop.evaluation.foreign.read import is_foreign, read_foreign
 from tuneloop.evaluation.foreign.record import ForeignEvaluation
 from tuneloop.evaluation.foreign.tasks import TaskRows
@@ -74,7 +74,7 @@ def compare_foreign(
     scored = as_scored(evaluations, how)
     first, *others = scored
     pairs = [c for other in others for c in compare(first, scored[first], other, scored[other])]
-    comparisons, last = adjusted(pairs, scored[first]), others[-1]
+    comparisons, last = [with_absent(pair, evaluations) for pair in adjusted(pairs, scored[first])], others[-1]
     for note in scored[last].notes:
         say(f"note: {note}")
     places = [e.place for e in evaluations]

@@ -66,6 +66,9 @@ class Comparison:
         rows_needed: rows in all that show a difference as large as this one with 80 % power; None: no number follows.
         only_a, only_b: rows that one side alone has right (right-or-wrong metrics of rows that form no clusters).
         apart: rows, or clusters, on which the two differ, where that is known.
+        low_margin, high_margin: corrected bounds that hold on few rows, too (`core/stats/bounded.py`); a margin is
+            judged by them.
+        compared: rows with a score of both.
     """
 
     a: str
@@ -89,6 +92,9 @@ class Comparison:
     only_a: int | None = None
     only_b: int | None = None
     apart: int | None = None
+    low_margin: Number = math.nan
+    high_margin: Number = math.nan
+    compared: int | None = None
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -109,6 +115,8 @@ class Claim:
         outcome: `better` or `worse`: the interval excludes 0 and the p-value is below 0.05; else `not enough evidence`.
         gain, low, high: with its 95 % interval; positive: the system is better, whatever is better of the metric.
         p: two-sided p-value. Interval and p-value are corrected (Holm) for `tests` comparisons.
+        least, most: of the gain; bounds that hold on few rows, too, and that a margin is judged by.
+        compared: rows with a score of both.
     """
 
     metric: str
@@ -118,6 +126,9 @@ class Claim:
     high: Number
     p: Number
     tests: int = 1
+    least: Number = math.nan
+    most: Number = math.nan
+    compared: int | None = None
 
 
 @dataclass(frozen=True)

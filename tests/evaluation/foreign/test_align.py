@@ -12,7 +12,7 @@ from scipy import stats
 from tuneloop.core.errors import UserError
 from tuneloop.core.stats.intervals import PairedMean
 from tuneloop.evaluation.compare import adjusted, compare
-from tuneloop.evaluation.foreign.align import Refereeing, as_scored, power_of, shared_items
+from tuneloop.evaluation.foreign.align import Refereeing, as_scored, power_of, shared_items, with_absent
 from tuneloop.evaluation.foreign.record import ForeignEvaluation, Observation, collected
 from tuneloop.records.evaluation import Comparison
 
@@ -110,7 +110,7 @@ def test_unequal_sets_missing_scores_and_other_prompts_are_named() -> None:
     notes = " ".join(scored["b"].notes)
     assert "1 id has different prompts and is left out: i5" in notes
     assert "a has 7 items that not all have, left out: i73, i74, i75 ..." in notes
-    assert "3 items lack a score of acc in one of them and do not count in it: i70, i71, i72" in notes
+    assert "3 items have no score of acc in b and count as 0, the worst value: i70, i71, i72" in notes
     assert scored["a"].n == scored["b"].n == 72
 
 
@@ -139,3 +139,28 @@ def test_power_before_running_agrees_with_what_a_second_system_then_shows() -> N
         seen += stats.ttest_rel(b, a).pvalue < 0.05
     assert 0.7 < seen / 300 < 0.9 and power.alike == pytest.approx(power.unrelated * math.sqrt(0.2))
     assert power.items_for["0.01"] > power.items_for["0.02"] > power.items_for["0.05"]
+
+
+def test_a_missing_score_is_a_failure_of_the_side_that_lacks_it() -> None:
+    right = [*[1.0] * 60, *[0.0] * 20]
+    b = [*[1.0] * 50, *[math.nan] * 30]  # no score where it would be wrong
+    pair = compared(of_scores("a", right), of_scores("b", b))["acc"]
+    assert pair.delta == pytest.approx(-10 / 80) and pair.compared == 80
+
+
+def test_items_that_one_side_lacks_leave_its_loss_open() -> None:
+    a, b = of_scores("a", [1.0] * 80), of_scores("b", [1.0] * 60)
+    scored = as_scored([a, b])
+    (pair,) = adjusted(compare("a", scored["a"], "b", scored["b"]), scored["a"])
+    assert with_absent(pair, [a, b]).low_margin < -0.25 < -0.07 < pair.low_margin
+
+
+def test_percent_is_not_compared_with_shares() -> None:
+    percent = of_scores("b", [100 * score for score in RIGHT[1]])
+    with pytest.raises(UserError, match="acc goes up to 1 in a and to 100 in b"):
+        as_scored([of_scores("a", RIGHT[0]), percent])
+
+
+def test_identical_graded_scores_keep_a_width() -> None:
+    pair = compared(of_scores("a", [0.5] * 2), of_scores("b", [0.5] * 2))["acc"]
+    assert pair.low < -0.8 and pair.high > 0.8 and pair.verdict == "not enough evidence"

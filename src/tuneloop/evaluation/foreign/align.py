@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.core.stats.intervals import Z80, Z95, PairedMean
@@ -25,10 +25,12 @@ from tuneloop.evaluation.metrics.custom import own_metric
 from tuneloop.evaluation.primary import IMPORTED
 from tuneloop.evaluation.scoring import AnswerStats
 from tuneloop.records.completion import Completion
+from tuneloop.records.evaluation import Comparison
 from tuneloop.records.metric import Metric, Scale
 from tuneloop.records.rows import Message, Row
 
 DIFFERENCES = (0.01, 0.02, 0.05)  # for which the items that show them are counted
+POSITIONS = ("idx", "index", "row_id")  # columns of ids that may be the places of rows
 ALIKE = 0.8  # correlation of the item scores of two versions of one system; two unrelated systems have 0
 
 
@@ -76,6 +78,8 @@ def shared_items(evaluations: Sequence[ForeignEvaluation]) -> SharedItems:
         examples = "; ".join(f"{e.place}: {named(list(e.items))}" for e in evaluations)
         what = f"{counted(len(shared), 'item').capitalize() if shared else 'No item'} is shared, by id or by input"
         raise UserError(what, where=examples, next_step="evaluate all on the same items, with ids in common")
+    if by == "id":
+        _refuse_positions(evaluations)
     notes = []
     if by == "id" and clashes:
         are = f"{counted(len(clashes), 'id')} {verb(len(clashes), 'has', 'have')} different prompts"
@@ -87,6 +91,19 @@ def shared_items(evaluations: Sequence[ForeignEvaluation]) -> SharedItems:
             has = f"{evaluation.place} has {counted(len(alone), 'item')} that not all have"
             notes.append(f"{has}, left out: {named(alone)}.")
     return SharedItems([[items[k] for items in tables] for k in shared], by, notes)
+
+
+def _refuse_positions(evaluations: Sequence[ForeignEvaluation]) -> None:
+    """Ids that are the places of rows in their files say nothing of what is in the rows: a sorted file has the same."""
+    for evaluation in evaluations:
+        ids = list(evaluation.items)
+        counting = evaluation.id_column in POSITIONS and any(
+            ids == [str(k) for k in range(first, first + len(ids))] for first in (0, 1)
+        )
+        if counting and not any(item.key for item in evaluation.items.values()):
+            what = f"Column {evaluation.id_column!r} only counts the rows: nothing says that row 5 is the same item in both"
+            step = "add a column with ids of the items, or with their inputs"
+            raise UserError(what, where=evaluation.place, next_step=step)
 
 
 def _by_key(evaluation: ForeignEvaluation) -> dict[str, ForeignItem]:
@@ -115,10 +132,10 @@ def _same_prompt(items: Sequence[ForeignItem]) -> bool:
 def as_scored(evaluations: Sequence[ForeignEvaluation], how: Refereeing = Refereeing()) -> dict[str, ScoredAnswers]:
     """Evaluations on the items that they share, by place, as `compare` takes them.
 
-    An item's value is the mean over its epochs. A metric's items without a value in one evaluation count in none.
+    An item's value is the mean over its epochs. One without a value in one evaluation counts as a failure there.
 
     Raises:
-        UserError: nothing is shared, no metric is, or the metric of `how` is not.
+        UserError: nothing is shared, no metric is, the metric of `how` is not, or scores are on different scales.
     """
     shared = shared_items(evaluations)
     metrics = [n for n in evaluations[0].metrics if all(n in e.metrics for e in evaluations)]
@@ -128,9 +145,11 @@ def as_scored(evaluations: Sequence[ForeignEvaluation], how: Refereeing = Refere
     if how.metric and how.metric not in metrics:
         step = did_you_mean(how.metric, metrics, f"choose one of {', '.join(metrics)}")
         raise UserError(f"No metric {how.metric!r} is in all of them", where="--metric", next_step=step)
+    for name in metrics:
+        _refuse_other_scales(evaluations, name)
     declare(_metric(evaluations, name) for name in metrics)
     tables = [{n: [row[i].mean(n) for row in shared.rows] for n in metrics} for i in range(len(evaluations))]
-    notes = [*shared.notes, *_without_unpaired(shared, tables, metrics)]
+    notes = [*shared.notes, *_missing_as_failures(evaluations, shared, tables, metrics)]
     metrics = [n for n in metrics if sum(not math.isnan(x) for x in tables[0][n]) > 1]
     if not metrics or (how.metric and how.metric not in metrics):
         what = f"No two items have a score of {how.metric or 'any metric'} in all of them"
@@ -153,21 +172,67 @@ def as_scored(evaluations: Sequence[ForeignEvaluation], how: Refereeing = Refere
     return scored
 
 
-def _without_unpaired(
-    shared: SharedItems, tables: Sequence[dict[str, list[float]]], metrics: Sequence[str]
+def _missing_as_failures(
+    evaluations: Sequence[ForeignEvaluation],
+    shared: SharedItems,
+    tables: Sequence[dict[str, list[float]]],
+    metrics: Sequence[str],
 ) -> list[str]:
-    """Take out the values of a metric that an item has in some evaluations only: a note for each metric."""
+    """Fill in the worst value where an item has a score in some evaluations and none in others, since answers fail
+    where a system is bad: left out, they would hide a loss. Costs and times are left out instead, as is what has no
+    score in any. A note for each metric and evaluation."""
     notes = []
     for name in metrics:
-        missing = [k for k in range(len(shared.rows)) if any(math.isnan(table[name][k]) for table in tables)]
-        if missing:
-            lack = f"{counted(len(missing), 'item')} {verb(len(missing), 'lacks', 'lack')} a score of {name}"
-            ids = named([shared.rows[k][0].id for k in missing])
-            notes.append(f"{lack} in one of them and {verb(len(missing), 'does', 'do')} not count in it: {ids}.")
-        for k in missing:
+        declared, cost = metric_of(name), is_cost(name)
+        values = [v for table in tables for v in table[name] if not math.isnan(v)]
+        lowest, highest = (min(values, default=0.0), max(values, default=0.0))
+        if declared.scale != "from 0":
+            lowest, highest = 0.0, declared.out_of
+        worst = math.nan if cost else highest if declared.lower_is_better else lowest
+        some = [k for k in range(len(shared.rows)) if any(not math.isnan(table[name][k]) for table in tables)]
+        unpaired = [k for k in some if any(math.isnan(table[name][k]) for table in tables)]
+        for evaluation, table in zip(evaluations, tables, strict=True):
+            missing = [k for k in some if math.isnan(table[name][k])]
+            for k in missing:
+                table[name][k] = worst
+            if missing:
+                lack = f"{counted(len(missing), 'item')} {verb(len(missing), 'has', 'have')} no score of {name}"
+                counts = "does not count" if cost else f"counts as {worst:g}" if len(missing) == 1 else ""
+                counts = counts or ("do not count" if cost else f"count as {worst:g}, the worst value")
+                ids = named([shared.rows[k][0].id for k in missing])
+                notes.append(f"{lack} in {evaluation.place} and {counts}: {ids}.")
+        for k in unpaired if cost else ():
             for table in tables:
                 table[name][k] = math.nan
+        if none := len(shared.rows) - len(some):
+            notes.append(f"{counted(none, 'item')} {verb(none, 'has', 'have')} no score of {name} in any of them.")
     return notes
+
+
+def _refuse_other_scales(evaluations: Sequence[ForeignEvaluation], name: str) -> None:
+    """Shares of 1 are not compared with percent."""
+    highest = [max(abs(v) for item in e.items.values() for v in item.scores.get(name, ()) if v == v) for e in evaluations]
+    most, least = max(highest), min(highest)
+    if is_cost(name) or not 0 < least <= 1 < most or most < 10:
+        return
+    places = [e.place for e in evaluations]
+    what = f"{name} goes up to {least:g} in {places[highest.index(least)]} and to {most:g} in {places[highest.index(most)]}"
+    step = "give both on one scale: divide percent by 100"
+    raise UserError(what, where=" and ".join(places), next_step=step)
+
+
+def with_absent(comparison: Comparison, evaluations: Sequence[ForeignEvaluation]) -> Comparison:
+    """A comparison whose bounds for a margin hold whatever the items would have scored that one of the two lacks."""
+    of_place = {e.place: e for e in evaluations}
+    a, b = (len(of_place[place].items) for place in (comparison.a, comparison.b))
+    n, declared = comparison.compared, metric_of(comparison.metric)
+    if not n or is_cost(comparison.metric) or declared.scale == "from 0":
+        return comparison
+    lacking = max(0, a - b), max(0, b - a)  # items without an answer of b, and of a
+    worse, better = lacking if not declared.lower_is_better else lacking[::-1]
+    low = (n * comparison.low_margin - worse * declared.out_of) / (n + worse)
+    high = (n * comparison.high_margin + better * declared.out_of) / (n + better)
+    return replace(comparison, low_margin=low, high_margin=high)
 
 
 def _metric(evaluations: Sequence[ForeignEvaluation], name: str) -> Metric:

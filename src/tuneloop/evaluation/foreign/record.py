@@ -79,6 +79,7 @@ class ForeignEvaluation:
     Args:
         place: as the user named it; `tool`: what wrote it; `system`: the model or provider in it, where it says one.
         notes: what a reader has to know: errors, repeats, values that are no scores.
+        id_column: of a table, from which the ids are.
     """
 
     place: str
@@ -86,6 +87,7 @@ class ForeignEvaluation:
     system: str
     items: dict[str, ForeignItem]
     notes: list[str]
+    id_column: str = ""
 
     @property
     def metrics(self) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from tuneloop.core.errors import UserError
@@ -31,7 +32,8 @@ def read_records(place: str, records: Sequence[Mapping[str, Any]]) -> list[Forei
         step = f"its columns are {', '.join(list(columns)[:8])}; give `id` and a column of numbers for each metric"
         raise UserError(what, where=place, next_step=step)
     of_ragas = "user_input" in by_lower or {"question", "contexts"} <= by_lower.keys()
-    return [collected(place, "ragas" if of_ragas else "table", "", _observations(place, records, ids, inputs, scores))]
+    evaluation = collected(place, "ragas" if of_ragas else "table", "", _observations(place, records, ids, inputs, scores))
+    return [replace(evaluation, id_column=ids.casefold().strip())]
 
 
 def _holds_scores(records: Sequence[Mapping[str, Any]], column: str) -> bool:

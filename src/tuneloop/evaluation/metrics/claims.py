@@ -22,7 +22,8 @@ def seen_from(name: str, pair: Comparison) -> Comparison:
 
 def _negated(pair: Comparison) -> Comparison:
     turned = replace(pair, delta=-pair.delta, low=-pair.high, high=-pair.low, effect=-pair.effect)
-    return replace(turned, low_holm=-pair.high_holm, high_holm=-pair.low_holm)
+    turned = replace(turned, low_holm=-pair.high_holm, high_holm=-pair.low_holm)
+    return replace(turned, low_margin=-pair.high_margin, high_margin=-pair.low_margin)
 
 
 def claim_of(pair: Comparison) -> Claim:
@@ -30,7 +31,9 @@ def claim_of(pair: Comparison) -> Claim:
     quotes the interval and the p-value that the verdict is by, corrected for what is read together."""
     low, high = pair.bounds
     p = pair.p if math.isnan(pair.p_holm) else pair.p_holm
-    return Claim(pair.metric, verdict_of(low, high, p), pair.delta, low, high, p, pair.tests)
+    least, most = (low, high) if math.isnan(pair.low_margin) else (pair.low_margin, pair.high_margin)
+    outcome = verdict_of(low, high, p)
+    return Claim(pair.metric, outcome, pair.delta, low, high, p, pair.tests, least, most, pair.compared)
 
 
 def claim_between(evaluation: EvaluationManifest, name: str, against: str, metric: str) -> tuple[Claim | None, str]:

@@ -56,7 +56,9 @@ def print_worlds(replications: int) -> None:
         for _ in range(replications):
             for name, (rows, loss) in worlds(rng, n).items():
                 binary = set(np.unique(rows)) <= {-1.0, 0.0, 1.0}
-                shares = paired_shares_interval(int((rows < 0).sum()), int((rows > 0).sum()), n)[0] if binary else np.nan
+                shares = (
+                    paired_shares_interval(int((rows < 0).sum()), int((rows > 0).sum()), n)[0] if binary else np.nan
+                )
                 lows = (bounded_interval(rows, 1.0)[0], bootstrap_low(rows, rng), t_low(rows), shares)
                 false[name] += np.array(lows) > -loss
         for name, (ours, boot, t, shares) in false.items():

@@ -129,8 +129,8 @@ def test_one_failed_check_fails_the_gate_and_an_open_one_leaves_it_open(judged: 
 
 
 def test_a_loss_in_one_slice_fails_though_the_whole_passes(judged: Any) -> None:
-    wrong = [i for i in range(54) if i % 3 == 2]  # refunds alone
-    by = {"metrics": [{"metric": "accuracy", "margin": 0.15}, {"metric": "accuracy", "margin": 0.15, "by": "label"}]}
+    wrong = [i for i in range(72) if i % 3 == 2]  # refunds alone: 12 points of all, 36 of refunds
+    by = {"metrics": [{"metric": "accuracy", "margin": 0.2}, {"metric": "accuracy", "margin": 0.15, "by": "label"}]}
     outcome = judged(by, new=wrong)
     assert {c.name: c.status for c in outcome.checks} == {
         "accuracy": "pass", "accuracy [label billing]": "pass", "accuracy [label delivery]": "pass",

@@ -49,9 +49,15 @@ def _state(standing: Standing, margin: float, rows: int) -> tuple[Status, str]:
     decides = standing.claims[0]
     items = counted(rows if decides.compared is None else decides.compared, "item")
     words = f"{title_of(decides.metric)} {evidence(decides)} on {items}"
-    if (decides.low if math.isnan(decides.least) else decides.least) > -_margin(decides, margin):
+    least, tolerated = decides.low if math.isnan(decides.least) else decides.least, -_margin(decides, margin)
+    if least > tolerated:
         beyond = f" by more than {margin:g} points" if margin else ""
         return "pass", f"{head} is not worse{beyond}: {words}"
+    if decides.low > tolerated:  # as seen; rows that are few, mostly equal or lack a score leave more open
+        loss = title_of(decides.metric)
+        points = 100 if metric_of(decides.metric).scale in ("share", "0..1") else 1
+        unseen = "few items, or items that one side lacks, leave open a loss"
+        return "inconclusive", f"{head} may be worse or not: {words}; {unseen} of {loss} of up to {-points * least:.1f}"
     settles = f"; about {standing.rows_needed:,} items would settle it" if standing.rows_needed else ""
     return "inconclusive", f"{head} may be worse or not: {words}{settles}"
 

@@ -45,8 +45,9 @@ def compare(
     bootstrap with the same resamples for both, with a p-value of no less than so few rows can give (`least_p`); of
     scores that another tool has given a paired t-test, robust to clusters (`PairedMean`). Where
     the test finds no difference, the interval is widened to 0 if need be; where no row differs, to what so few rows
-    leave open (`core/stats/bounded.py`), which also bounds what a margin is judged by. Metrics without row scores (a perplexity
-    measured elsewhere) and those without a better direction are left out. Several are `adjusted` for each other.
+    leave open (`core/stats/bounded.py`), which also bounds what a margin is judged by. Metrics without row scores (a
+    perplexity measured elsewhere) and those without a better direction are left out. Several are `adjusted` for each
+    other.
 
     Raises UserError: the two were not evaluated on the same rows, or with other references.
     """
@@ -118,7 +119,7 @@ def _margin_interval(
 ) -> tuple[Callable[..., tuple[float, float]], int]:
     """The interval of a difference that holds on few rows, too: the usual one, and at least as wide as the bounds of
     `core/stats/bounded.py` for the rows' differences. A corpus metric moves by its rows' scores, or by those of the
-    same family. `difference`: the metric and by how much it differs. Returns it, and how many rows have a score of both.
+    same family. `difference`: the metric and by how much it differs. Returns it, and how many rows have both scores.
     """
     name, delta = difference
     source = family.same.get(name, name)

@@ -13,7 +13,9 @@ from pydantic import Field, model_validator
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import Config, build_config, read_jsonl, read_yaml
+from tuneloop.core.lazy import np
 from tuneloop.core.patterns import compile_pattern
+from tuneloop.core.stats.bounded import bounded_interval, cluster_values
 from tuneloop.core.stats.intervals import Z80, Z95
 from tuneloop.core.units import counted
 from tuneloop.evaluation.evaluate import ScoredAnswers
@@ -242,6 +244,7 @@ def _metrics(source: SuiteSource) -> str:
         # (1.96 + 0.84) standard errors of the difference of two correlated scores, rounded up, and no less than what
         # matters: the usual sample size of non-inferiority, for two equally good sides (Piaggio et al. 2012).
         needed = 0.0 if math.isnan(error) else (Z95 + Z80) * error * math.sqrt(2 * (1 - CORRELATION))
+        needed = max(needed, _left_open(metric, source))
         margin = max(metric_of(metric).smallest_margin, math.ceil(needed * _steps(metric)) / _steps(metric))
         lines += [f"  - metric: {json.dumps(metric)}", f"    margin: {margin:g}"]
         if value is not None and not math.isnan(value[0]):
@@ -259,6 +262,17 @@ def _metrics(source: SuiteSource) -> str:
             "#    margin: 0.15",
         ]
     return "\n".join([*lines, ""])
+
+
+def _left_open(metric: str, source: SuiteSource) -> float:
+    """The loss that so many rows leave open even where all of them are equal."""
+    if metric_of(metric).scale == "from 0":
+        return 0.0
+    clusters = source.evaluation.clusters if source.evaluation else None
+    rows, reach = np.zeros(len(source.rows)), 1.0
+    if clusters is not None:
+        rows, reach = cluster_values(rows, clusters)
+    return -bounded_interval(rows, reach)[0] * metric_of(metric).out_of
 
 
 def _limits(source: SuiteSource) -> list[tuple[str, tuple[float, float] | None, float]]:

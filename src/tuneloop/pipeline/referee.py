@@ -74,7 +74,8 @@ def compare_foreign(
     scored = as_scored(evaluations, how)
     first, *others = scored
     pairs = [c for other in others for c in compare(first, scored[first], other, scored[other])]
-    comparisons, last = [with_absent(pair, evaluations) for pair in adjusted(pairs, scored[first])], others[-1]
+    pairs = [with_absent(pair, evaluations) for pair in pairs]
+    comparisons, last = adjusted(pairs, scored[first]), others[-1]
     for note in scored[last].notes:
         say(f"note: {note}")
     places = [e.place for e in evaluations]

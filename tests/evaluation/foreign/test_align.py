@@ -151,8 +151,25 @@ def test_a_missing_score_is_a_failure_of_the_side_that_lacks_it() -> None:
 def test_items_that_one_side_lacks_leave_its_loss_open() -> None:
     a, b = of_scores("a", [1.0] * 80), of_scores("b", [1.0] * 60)
     scored = as_scored([a, b])
-    (pair,) = adjusted(compare("a", scored["a"], "b", scored["b"]), scored["a"])
-    assert with_absent(pair, [a, b]).low_margin < -0.25 < -0.07 < pair.low_margin
+    (pair,) = compare("a", scored["a"], "b", scored["b"])
+    (whole,) = adjusted([with_absent(pair, [a, b])], scored["a"])
+    assert adjusted([whole], scored["a"])[0].low_margin < -0.25 < -0.07 < pair.low_margin
+
+
+def test_items_that_each_side_lacks_are_not_set_off_against_each_other() -> None:
+    both = of_scores("both", [1.0] * 100).items
+    a = ForeignEvaluation("a", "t", "", dict(list(both.items())[:80]), [])
+    b = ForeignEvaluation("b", "t", "", dict(list(both.items())[20:]), [])
+    scored = as_scored([a, b])
+    (pair,) = compare("a", scored["a"], "b", scored["b"])
+    assert adjusted([with_absent(pair, [a, b])], scored["a"])[0].low_margin < -0.25
+
+
+def test_an_epoch_that_ended_in_an_error_is_a_failure() -> None:
+    epochs = [Observation("i", {"acc": 1.0}, epoch="1"), Observation("i", {}, epoch="2", error="timeout")]
+    again = [Observation("j", {}, epoch="1", error="timeout"), Observation("j", {"acc": 1.0}, epoch="1")]
+    table = as_scored([evaluation("a", [*epochs, *again]), evaluation("b", [*epochs[:1], *again])])
+    assert table["a"].row_scores["acc"] == [0.5, 1.0] and table["b"].row_scores["acc"] == [1.0, 1.0]
 
 
 def test_percent_is_not_compared_with_shares() -> None:

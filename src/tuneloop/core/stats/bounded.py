@@ -42,11 +42,13 @@ def cluster_values(values: Array, clusters: Sequence[int]) -> tuple[Array, float
     if not len(groups):
         return values, 1.0
     scale = len(np.unique(groups)) / len(groups)
-    return np.bincount(groups, weights=values[counted]) * scale, float(np.bincount(groups).max()) * scale
+    sums: Array = np.bincount(groups, weights=values[counted]).astype(np.float64)
+    return sums * scale, float(np.bincount(groups).max()) * scale
 
 
 def _lower(rows: Array, worst: float, level: float) -> float:
-    distinct, counts = np.unique(np.append(rows, worst), return_counts=True)
+    distinct, numbers = np.unique(np.append(rows, worst), return_counts=True)
+    counts = numbers.astype(np.float64)
     low, high = worst, float(rows.max())
     if low >= high:
         return worst

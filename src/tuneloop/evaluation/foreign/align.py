@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.core.stats.intervals import Z80, Z95, PairedMean
 from tuneloop.core.units import counted, verb
+from tuneloop.evaluation.compare import PairedRows
 from tuneloop.evaluation.config import EvaluateConfig
 from tuneloop.evaluation.evaluate import ScoredAnswers, evaluate
 from tuneloop.evaluation.foreign.record import (
@@ -101,7 +103,7 @@ def _refuse_positions(evaluations: Sequence[ForeignEvaluation]) -> None:
             ids == [str(k) for k in range(first, first + len(ids))] for first in (0, 1)
         )
         if counting and not any(item.key for item in evaluation.items.values()):
-            what = f"Column {evaluation.id_column!r} only counts the rows: nothing says that row 5 is the same item in both"
+            what = f"Column {evaluation.id_column!r} only counts the rows: row 5 need not be the same item in both"
             step = "add a column with ids of the items, or with their inputs"
             raise UserError(what, where=evaluation.place, next_step=step)
 
@@ -132,7 +134,8 @@ def _same_prompt(items: Sequence[ForeignItem]) -> bool:
 def as_scored(evaluations: Sequence[ForeignEvaluation], how: Refereeing = Refereeing()) -> dict[str, ScoredAnswers]:
     """Evaluations on the items that they share, by place, as `compare` takes them.
 
-    An item's value is the mean over its epochs. One without a value in one evaluation counts as a failure there.
+    An item's value is the mean over its epochs; those that ended in an error count as failures. So does an item without
+    a value in one evaluation.
 
     Raises:
         UserError: nothing is shared, no metric is, the metric of `how` is not, or scores are on different scales.
@@ -148,7 +151,10 @@ def as_scored(evaluations: Sequence[ForeignEvaluation], how: Refereeing = Refere
     for name in metrics:
         _refuse_other_scales(evaluations, name)
     declare(_metric(evaluations, name) for name in metrics)
-    tables = [{n: [row[i].mean(n) for row in shared.rows] for n in metrics} for i in range(len(evaluations))]
+    tables = [
+        {n: [row[i].mean(n, _worst(evaluations, n)) for row in shared.rows] for n in metrics}
+        for i in range(len(evaluations))
+    ]
     notes = [*shared.notes, *_missing_as_failures(evaluations, shared, tables, metrics)]
     metrics = [n for n in metrics if sum(not math.isnan(x) for x in tables[0][n]) > 1]
     if not metrics or (how.metric and how.metric not in metrics):
@@ -183,12 +189,7 @@ def _missing_as_failures(
     score in any. A note for each metric and evaluation."""
     notes = []
     for name in metrics:
-        declared, cost = metric_of(name), is_cost(name)
-        values = [v for table in tables for v in table[name] if not math.isnan(v)]
-        lowest, highest = (min(values, default=0.0), max(values, default=0.0))
-        if declared.scale != "from 0":
-            lowest, highest = 0.0, declared.out_of
-        worst = math.nan if cost else highest if declared.lower_is_better else lowest
+        cost, worst = is_cost(name), _worst(evaluations, name)
         some = [k for k in range(len(shared.rows)) if any(not math.isnan(table[name][k]) for table in tables)]
         unpaired = [k for k in some if any(math.isnan(table[name][k]) for table in tables)]
         for evaluation, table in zip(evaluations, tables, strict=True):
@@ -209,30 +210,49 @@ def _missing_as_failures(
     return notes
 
 
+def _worst(evaluations: Sequence[ForeignEvaluation], name: str) -> float:
+    """The worst value of a metric, of one without limits the worst one seen; NaN: it is a cost, and no failure."""
+    declared = metric_of(name)
+    lowest, highest = 0.0, declared.out_of
+    if declared.scale == "from 0":
+        values = [v for e in evaluations for item in e.items.values() for v in item.scores.get(name, ()) if v == v]
+        lowest, highest = min(values, default=0.0), max(values, default=0.0)
+    return math.nan if is_cost(name) else highest if declared.lower_is_better else lowest
+
+
 def _refuse_other_scales(evaluations: Sequence[ForeignEvaluation], name: str) -> None:
     """Shares of 1 are not compared with percent."""
-    highest = [max(abs(v) for item in e.items.values() for v in item.scores.get(name, ()) if v == v) for e in evaluations]
+    values = [[v for item in e.items.values() for v in item.scores.get(name, ()) if v == v] for e in evaluations]
+    highest = [max(map(abs, scores)) for scores in values]
     most, least = max(highest), min(highest)
     if is_cost(name) or not 0 < least <= 1 < most or most < 10:
         return
     places = [e.place for e in evaluations]
-    what = f"{name} goes up to {least:g} in {places[highest.index(least)]} and to {most:g} in {places[highest.index(most)]}"
+    small, large = places[highest.index(least)], places[highest.index(most)]
+    what = f"{name} goes up to {least:g} in {small} and to {most:g} in {large}"
     step = "give both on one scale: divide percent by 100"
     raise UserError(what, where=" and ".join(places), next_step=step)
 
 
-def with_absent(comparison: Comparison, evaluations: Sequence[ForeignEvaluation]) -> Comparison:
-    """A comparison whose bounds for a margin hold whatever the items would have scored that one of the two lacks."""
+def with_absent(pair: Comparison, evaluations: Sequence[ForeignEvaluation]) -> Comparison:
+    """A comparison, to be `adjusted`, whose bounds for a margin hold whatever the items would have scored that one of
+    the two lacks."""
     of_place = {e.place: e for e in evaluations}
-    a, b = (len(of_place[place].items) for place in (comparison.a, comparison.b))
-    n, declared = comparison.compared, metric_of(comparison.metric)
-    if not n or is_cost(comparison.metric) or declared.scale == "from 0":
-        return comparison
-    lacking = max(0, a - b), max(0, b - a)  # items without an answer of b, and of a
-    worse, better = lacking if not declared.lower_is_better else lacking[::-1]
-    low = (n * comparison.low_margin - worse * declared.out_of) / (n + worse)
-    high = (n * comparison.high_margin + better * declared.out_of) / (n + better)
-    return replace(comparison, low_margin=low, high_margin=high)
+    n, declared, by_key = pair.compared, metric_of(pair.metric), shared_items(evaluations).by == "input"
+    if not isinstance(pair, PairedRows) or not n or is_cost(pair.metric) or declared.scale == "from 0":
+        return pair
+    a, b = (set(_by_key(of_place[x]) if by_key else of_place[x].items) for x in (pair.a, pair.b))
+    lacking = (len(a - b), len(b - a)) if not declared.lower_is_better else (len(b - a), len(a - b))
+    return replace(pair, margin_at=partial(_bounds_with_absent, pair.margin_at, n, lacking, declared.out_of))
+
+
+def _bounds_with_absent(
+    margin_at: Callable[..., tuple[float, float]], n: int, lacking: tuple[int, int], reach: float, level: float
+) -> tuple[float, float]:
+    """Bounds of the mean over n rows and those that one side lacks, which pull it down and up by `reach` each."""
+    low, high = margin_at(level=level)
+    down, up = lacking
+    return (n * low - down * reach) / (n + down), (n * high + up * reach) / (n + up)
 
 
 def _metric(evaluations: Sequence[ForeignEvaluation], name: str) -> Metric:

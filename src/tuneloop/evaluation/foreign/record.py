@@ -7,7 +7,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tuneloop.core.errors import UserError
@@ -56,6 +56,7 @@ class ForeignItem:
 
     Args:
         key: hash of the input; empty: unknown. `text`: the input as people read it.
+        failed: epochs that ended in an error, without any score.
     """
 
     id: str
@@ -65,10 +66,14 @@ class ForeignItem:
     answer: str
     scores: dict[str, list[float]]
     meta: dict[str, Any]
+    failed: int = 0
 
-    def mean(self, metric: str) -> float:
-        """The mean over the epochs that have a score; NaN: none has."""
+    def mean(self, metric: str, failure: float = math.nan) -> float:
+        """The mean over the epochs that have a score, and over those that failed if these count; NaN: none has.
+        `failure`: the value of an epoch that failed; NaN: it does not count."""
         values = [value for value in self.scores.get(metric, ()) if not math.isnan(value)]
+        if values and not math.isnan(failure):
+            values += [failure] * self.failed
         return sum(values) / len(values) if values else math.nan
 
 
@@ -164,6 +169,7 @@ def collected(
     items: dict[str, ForeignItem] = {}
     times: Counter[tuple[str, str]] = Counter()
     failed: list[str] = []
+    epochs: dict[tuple[str, str], bool] = {}  # whether any sample of it has a score
     for one in observations:
         key = key_of(one.input, one.kind)
         meta = {n: v for n, v in one.meta.items() if isinstance(v, bool | int | float) or _is_short(v)}
@@ -176,8 +182,11 @@ def collected(
         for name, value in one.scores.items():
             item.scores.setdefault(str(name), []).append(score_value(value))
         times[one.id, one.epoch] += 1
+        epochs[one.id, one.epoch] = epochs.get((one.id, one.epoch), False) or bool(one.scores) or not one.error
         if one.error:
             failed.append(one.id)
+    without = Counter(item_id for (item_id, _), scored in epochs.items() if not scored)
+    items = {item_id: replace(item, failed=without[item_id]) for item_id, item in items.items()}
     notes = list(notes)
     if failed:
         count = f"{counted(len(failed), 'sample')} ended in an error"

@@ -32,7 +32,9 @@ def read_records(place: str, records: Sequence[Mapping[str, Any]]) -> list[Forei
         step = f"its columns are {', '.join(list(columns)[:8])}; give `id` and a column of numbers for each metric"
         raise UserError(what, where=place, next_step=step)
     of_ragas = "user_input" in by_lower or {"question", "contexts"} <= by_lower.keys()
-    evaluation = collected(place, "ragas" if of_ragas else "table", "", _observations(place, records, ids, inputs, scores))
+    evaluation = collected(
+        place, "ragas" if of_ragas else "table", "", _observations(place, records, ids, inputs, scores)
+    )
     return [replace(evaluation, id_column=ids.casefold().strip())]
 
 

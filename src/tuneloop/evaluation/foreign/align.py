@@ -10,7 +10,6 @@ from functools import partial
 from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.core.stats.intervals import Z80, Z95, PairedMean
 from tuneloop.core.units import counted, verb
-from tuneloop.evaluation.compare import PairedRows
 from tuneloop.evaluation.config import EvaluateConfig
 from tuneloop.evaluation.evaluate import ScoredAnswers, evaluate
 from tuneloop.evaluation.foreign.record import (
@@ -237,6 +236,8 @@ def _refuse_other_scales(evaluations: Sequence[ForeignEvaluation], name: str) ->
 def with_absent(pair: Comparison, evaluations: Sequence[ForeignEvaluation]) -> Comparison:
     """A comparison, to be `adjusted`, whose bounds for a margin hold whatever the items would have scored that one of
     the two lacks."""
+    from tuneloop.evaluation.compare import PairedRows
+
     of_place = {e.place: e for e in evaluations}
     n, declared, by_key = pair.compared, metric_of(pair.metric), shared_items(evaluations).by == "input"
     if not isinstance(pair, PairedRows) or not n or is_cost(pair.metric) or declared.scale == "from 0":

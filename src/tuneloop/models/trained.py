@@ -28,8 +28,8 @@ def load_trained(model: Model, run: Path) -> None:
 
 
 def trained_folder(run: Path) -> Path:
-    """Where a run's result is: `adapter/`, `model/`, or the folder itself. Raises UserError: no result is there."""
-    for folder in (run / "adapter", run / "model", run):
+    """Where a run's result is: `adapter/`, `model/`, `encoder/`, or the folder itself. Raises UserError: there is none."""
+    for folder in (run / "adapter", run / "model", run / "encoder", run):
         if layout_of(folder):
             return folder
     raise UserError("No adapter and no model of a finished run is here", where=str(run), next_step="check the path")

@@ -19,6 +19,7 @@ from tuneloop.models.methods.full import FULL, OWN, has_all_weights
 from tuneloop.models.methods.lora import LORA, QLORA
 from tuneloop.models.methods.method import WHOLE, Footprint, Method, PlannedJob, Start, Trainable, WeightUpdate
 from tuneloop.models.methods.prefix import PREFIX
+from tuneloop.records.encoder import ENCODER
 
 if TYPE_CHECKING:
     from torch import nn
@@ -87,7 +88,9 @@ def method_named(name: str) -> Method:
 
 
 def layout_of(folder: Path) -> str:
-    """The `Method.layout` of a saved folder; empty where no result of training is here."""
+    """The `Method.layout` of a saved folder, or `encoder`; empty where no result of training is here."""
+    if (folder / ENCODER).is_file():
+        return "encoder"
     file = folder / "adapter_config.json"
     if file.is_file():
         return str(read_json_object(file).get("peft_type"))

@@ -1,0 +1,248 @@
+"""Encoders: texts to vectors, and a head that reads labels from them.
+
+Any encoder that Transformers loads, in the layout of sentence-transformers or plain (BERT, MPNet, ModernBERT, ...). A
+head is a matrix; its folder names the encoder that it is for, as an adapter names its base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tuneloop.core.errors import UserError
+from tuneloop.core.files import content_hash, read_json, read_json_object, sha256_file
+from tuneloop.core.threads import use_threads
+from tuneloop.core.ui import without_bars
+from tuneloop.models.load import fingerprint
+from tuneloop.models.names import MINILM_NAME, SHORT_NAMES, resolve
+from tuneloop.records.encoder import ENCODER, HEAD, EncoderManifest
+from tuneloop.records.record import read_record
+from tuneloop.records.rows import Message
+
+if TYPE_CHECKING:
+    import numpy as np
+
+FOLDER = "encoder"  # of a run: its result
+LONGEST_TEXT = 20_000  # characters; beyond this a text adds time, hardly evidence
+AT_ONCE = 64  # texts of a forward pass
+UNSEEN = -100.0  # log probability of a label that the head has never seen
+
+
+def is_encoder(name: str) -> bool:
+    """Whether a model's name or folder means an encoder, which has no language to answer in."""
+    if name.lower() == MINILM_NAME or name.startswith("sentence-transformers/"):
+        return True
+    if not name or name.lower() in SHORT_NAMES or name.endswith(".gguf"):
+        return False
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        if name.count("/") != 1 or folder.parent.is_dir():
+            return False
+        try:
+            folder = resolve(name, weights=False)
+        except UserError:  # whoever loads it says why
+            return False
+    if (folder / "modules.json").is_file():
+        return True
+    file = folder / "config.json"
+    kinds = read_json_object(file).get("architectures") if file.is_file() else None
+    # Of a language model the class ends in `ForCausalLM` or `ForConditionalGeneration`.
+    return bool(kinds) and all(str(kind).endswith(("Model", "ForMaskedLM")) for kind in kinds or ())
+
+
+def encoder_folder(place: str | Path) -> Path | None:
+    """The folder with `encoder.json` of a run, an artifact, or that folder itself; None: there is none."""
+    folder = Path(place).expanduser()
+    return next((each for each in (folder / FOLDER, folder) if (each / ENCODER).is_file()), None)
+
+
+def text_of_turns(messages: Sequence[Message]) -> str:
+    """What an encoder reads of a conversation: its last user turn."""
+    text = next((str(turn.get("content") or "") for turn in reversed(messages) if turn["role"] == "user"), "")
+    return text[:LONGEST_TEXT].encode("utf-8", "replace").decode()  # tokenizers refuse lone surrogates
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A loaded encoder."""
+
+    tokenizer: Any
+    net: Any  # a `torch.nn.Module`
+    pooling: Literal["mean", "cls"]
+    max_tokens: int
+    normalised: bool
+
+    @property
+    def width(self) -> int:
+        """Numbers of a vector."""
+        return int(self.net.config.hidden_size)
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of texts, those that mark beginning and end included; cut at `max_tokens`."""
+        return (
+            list(self.tokenizer(list(texts), truncation=True, max_length=self.max_tokens)["input_ids"]) if texts else []
+        )
+
+    def vectors(self, ids: Sequence[Sequence[int]]) -> Any:
+        """The vectors of some texts by their ids, with gradients where these are on: (texts, width)."""
+        import torch
+
+        tokens = self.tokenizer.pad({"input_ids": [list(each) for each in ids]}, return_tensors="pt")
+        hidden_BTH = self.net(**tokens).last_hidden_state
+        mask_BT1 = tokens["attention_mask"].unsqueeze(-1)
+        pooled_BH = hidden_BTH[:, 0]
+        if self.pooling == "mean":
+            pooled_BH = (hidden_BTH * mask_BT1).sum(1) / mask_BT1.sum(1)
+        return torch.nn.functional.normalize(pooled_BH, dim=1) if self.normalised else pooled_BH
+
+    def embed_ids(self, ids: Sequence[Sequence[int]]) -> np.ndarray[Any, Any]:
+        """Vectors of texts by their ids, fp32 (texts, width); those of similar length share a forward pass."""
+        return self._embedded(sorted(range(len(ids)), key=lambda i: len(ids[i])), lambda batch: [ids[i] for i in batch])
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray[Any, Any]:
+        """Vectors of texts, fp32 (texts, width)."""
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        return self._embedded(order, lambda batch: self.ids([texts[i] for i in batch]))
+
+    def _embedded(
+        self, order: Sequence[int], ids_of: Callable[[Sequence[int]], Sequence[Sequence[int]]]
+    ) -> np.ndarray[Any, Any]:
+        import numpy as np
+        import torch
+
+        vectors = np.empty((len(order), self.width), dtype=np.float32)
+        with torch.inference_mode():
+            for start in range(0, len(order), AT_ONCE):
+                batch = order[start : start + AT_ONCE]
+                vectors[batch] = self.vectors(ids_of(batch)).float().numpy()
+        return vectors
+
+
+def load_encoder(folder: Path) -> Encoder:
+    """The encoder in a folder with `config.json`, in fp32 on the processor.
+
+    Raises:
+        UserError: transformers or torch is missing, or Transformers can't load it.
+    """
+    use_threads()
+    return _loaded(str(folder.resolve()), fingerprint(folder))
+
+
+@lru_cache(maxsize=2)  # a server, its candidate and what is evaluated share one
+def _loaded(place: str, identity: str) -> Encoder:
+    folder = Path(place)
+    try:
+        from transformers import AutoModel, AutoTokenizer
+    except ImportError:
+        step = "pip install 'tuneloop[train]'"
+        raise UserError("An encoder needs transformers and torch", where=place, next_step=step) from None
+    try:
+        with without_bars():
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            net = AutoModel.from_pretrained(folder, local_files_only=True, trust_remote_code=False, dtype="float32")
+    except (OSError, ValueError, KeyError) as error:
+        what = f"This encoder can't be loaded: {' '.join(str(error).split())[:200]}"
+        raise UserError(what, where=place, next_step="name a folder of sentence-transformers, or minilm") from None
+    pooling, most, normalised = _how(folder, net.config)
+    return Encoder(tokenizer, net.eval(), pooling, most, normalised)
+
+
+def _how(folder: Path, config: Any) -> tuple[Literal["mean", "cls"], int, bool]:
+    """How an encoder's texts become vectors: pooling, most tokens, whether they have length 1."""
+    if (folder / ENCODER).is_file():
+        own = read_record(EncoderManifest, folder)
+        return own.pooling, own.max_tokens, own.normalised
+    file = folder / "1_Pooling" / "config.json"
+    pooling: Literal["mean", "cls"] = "mean"
+    if file.is_file() and read_json(file).get("pooling_mode_cls_token"):
+        pooling = "cls"
+    places = int(getattr(config, "max_position_embeddings", 512) or 512)
+    file = folder / "sentence_bert_config.json"
+    most = min(int(read_json(file).get("max_seq_length") or 256) if file.is_file() else 256, places)
+    return pooling, most, True
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """An encoder with its head; the encoder is loaded when it is first needed."""
+
+    folder: Path
+    manifest: EncoderManifest
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The encoder.
+
+        Raises:
+            UserError: it is not here, or another one than the head was trained on.
+        """
+        place = resolve(self.manifest.base) if self.manifest.base else self.folder
+        if self.manifest.base and fingerprint(place) != self.manifest.fingerprint:
+            what = f"This head was trained on another {self.manifest.base}"
+            raise UserError(what, where=str(self.folder), next_step="train it again on this one")
+        return load_encoder(place)
+
+    @cached_property
+    def head(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """Weight (labels, width) and bias (labels,), fp64."""
+        from safetensors.numpy import load_file
+
+        try:
+            tensors = load_file(self.folder / HEAD)
+            return tensors["weight"], tensors["bias"]
+        except (OSError, KeyError, ValueError) as error:
+            what = f"The head of this encoder is damaged: {type(error).__name__}"
+            raise UserError(what, where=str(self.folder / HEAD), next_step="train it again") from None
+
+    def log_probabilities(self, ids: Sequence[Sequence[int]]) -> np.ndarray[Any, Any]:
+        """Natural logarithms of the labels' probabilities, (texts, labels): they add up to 1 where each text has one
+        label, else each label has its own."""
+        return log_probabilities(self.manifest, *self.head, self.encoder.embed_ids(ids))
+
+    def answer(self, logs: np.ndarray[Any, Any]) -> str:
+        """The answer by one text's log probabilities."""
+        return answer_of(self.manifest, logs)
+
+
+def log_probabilities(
+    manifest: EncoderManifest, weight: np.ndarray[Any, Any], bias: np.ndarray[Any, Any], vectors: np.ndarray[Any, Any]
+) -> np.ndarray[Any, Any]:
+    """A head's log probabilities for vectors (texts, width), fp64."""
+    import numpy as np
+
+    scores: np.ndarray[Any, Any] = (vectors.astype(np.float64) @ weight.T + bias) / manifest.temperature
+    logs: np.ndarray[Any, Any] = -np.logaddexp(0.0, -scores)
+    return logs if manifest.kind == "labels" else scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)
+
+
+def answer_of(manifest: EncoderManifest, logs: np.ndarray[Any, Any]) -> str:
+    """The likeliest label; of several those with a probability of one half at least."""
+    if manifest.kind == "label":
+        return manifest.labels[int(logs.argmax())]
+    likely = [label for label, log in zip(manifest.labels, logs, strict=True) if log >= -0.6931471805599453]
+    if not likely and not manifest.empty:  # some label applies to every text: the likeliest
+        likely = [manifest.labels[int(logs.argmax())]]
+    return ", ".join(likely) or manifest.empty
+
+
+def open_classifier(place: str | Path) -> Classifier:
+    """The encoder with a head in a run, an artifact or its own folder. Raises UserError: there is none."""
+    folder = encoder_folder(place)
+    if folder is None:
+        what, step = "An encoder alone has no labels to answer with", f"train a head: tuneloop run DATA model={place}"
+        raise UserError(what, where=str(place), next_step=step)
+    return Classifier(folder, read_record(EncoderManifest, folder))
+
+
+def classifier_hash(head: Path, encoder: str) -> str:
+    """Identity of a head on an encoder with that fingerprint."""
+    return content_hash([sha256_file(head), encoder])
+
+
+def scores_of(classifier: Classifier, logs: np.ndarray[Any, Any], labels: Sequence[str]) -> Mapping[str, float]:
+    """Log probabilities of these labels; those that the head has never seen have `UNSEEN`."""
+    known = dict(zip(classifier.manifest.labels, map(float, logs), strict=True))
+    return {label: known.get(label, UNSEEN) for label in labels}

@@ -33,7 +33,15 @@ from tuneloop.data.dedup.candidate_pairs import Alike, find_alike
 from tuneloop.data.dedup.contamination import index_of
 from tuneloop.data.formats import FormatGuess, Rejection
 from tuneloop.data.patch import read_patch
-from tuneloop.data.process_record import ChunkWork, Measure, RowProcessor, TokenCount, measured_if_long, process_chunk
+from tuneloop.data.process_record import (
+    UNMEASURED,
+    ChunkWork,
+    Measure,
+    RowProcessor,
+    TokenCount,
+    measured_if_long,
+    process_chunk,
+)
 from tuneloop.data.sources.chunks import chunks
 from tuneloop.data.sources.parse import Chunk, Item, parse_chunk
 from tuneloop.data.sources.read import entry_of, find_files
@@ -42,7 +50,7 @@ from tuneloop.data.workers import ordered_map
 from tuneloop.data.write_dataset import clear, lines_to, reject_lines, write_dataset
 from tuneloop.records.rows import Dataset, Reject
 
-__all__ = ["Measure", "TokenCount", "prepare"]
+__all__ = ["UNMEASURED", "Measure", "TokenCount", "prepare"]
 
 SMALL = 4 << 20  # bytes of sources up to which starting processes costs more than they bring
 # Rows, and their characters together, up to which each row is measured; of more, a sample picked by hash, and the

@@ -135,16 +135,22 @@ def fit_labels(table: Any, labels: Sequence[str]) -> Any:
     return LogisticRegression(C=_C, max_iter=200, tol=1e-3).fit(table, labels)
 
 
-def _regressions(features: Features, table: Any, lists: Sequence[frozenset[str]]) -> AnswerFunction:
-    """Rows with several labels: one regression a label, which applies from a probability of one half on."""
+def fit_labels_apart(table: Any, lists: Sequence[frozenset[str]]) -> dict[str, Any]:
+    """For rows with several labels: a regression for each label; None of one that all rows have."""
     from sklearn.linear_model import LogisticRegression
 
-    names = sorted(frozenset().union(*lists))
-    models: list[LogisticRegression | None] = []
-    for name in names:
+    models: dict[str, LogisticRegression | None] = {}
+    for name in sorted(frozenset().union(*lists)):
         holds = [name in each for each in lists]
         model = LogisticRegression(C=_C, solver="liblinear", tol=1e-3)
-        models.append(None if all(holds) else model.fit(table, holds))  # all: nothing to tell apart
+        models[name] = None if all(holds) else model.fit(table, holds)  # all: nothing to tell apart
+    return models
+
+
+def _regressions(features: Features, table: Any, lists: Sequence[frozenset[str]]) -> AnswerFunction:
+    """Rows with several labels: one regression a label, which applies from a probability of one half on."""
+    by_name = fit_labels_apart(table, lists)
+    names, models = list(by_name), list(by_name.values())
 
     def answer(rows: Sequence[Row]) -> list[Completion]:
         if not rows:

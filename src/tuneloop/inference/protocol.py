@@ -301,6 +301,7 @@ class Target(ABC):
 
     name: str  # as the user gave it
     no_scores: ClassVar[tuple[str, str]] = ("", "")  # why labels can't be scored, and what to do instead; empty: it can
+    is_classifier: ClassVar[bool] = False  # it knows its labels only: no texts, no prompts with examples
     takes_prompts: ClassVar[bool] = True  # else it has answers to its own rows only
     draws: ClassVar[bool] = True  # answers are drawn where a request says so; else they are the likeliest ones
     varies: ClassVar[bool] = False  # one request may get different answers
@@ -324,6 +325,14 @@ class Target(ABC):
     def folder(self) -> Path | None:
         """Where the weights are, with what they were trained to answer; None: they are not here."""
         return None
+
+    def served_on(self, base: str) -> tuple[str, str | None]:
+        """The base that it is on, and what an engine that serves that base loads for it; None: it is the base itself.
+
+        Args:
+            base: that is served, for weights that do not name theirs.
+        """
+        return self.name, None
 
     def load(self) -> None:  # noqa: B027 - what needs no loading is ready
         """Make it ready, so that the first answer does not wait for that."""
@@ -397,14 +406,6 @@ class ModelTarget(Target):
         return read_record(ArtifactManifest, manifest).base.model if manifest and manifest.is_file() else ""
 
     @abstractmethod
-    def served_on(self, base: str) -> tuple[str, str | None]:
-        """The base that it is on, and what an engine that serves that base loads for it; None: it is the base itself.
-
-        Args:
-            base: that is served, for weights that do not name theirs.
-        """
-
-    @abstractmethod
     def fits(self, rows: Sequence[Rendered], *, task: str = "reference answers") -> list[AnswerFit]:
         """How well the model foresees given answers, the supervised tokens of each row."""
 
@@ -445,7 +446,7 @@ class EngineKind:
     template: Callable[[str], Template]  # tokenizer and chat template of a base, which is not loaded
     serving: Callable[[Served, Sequence[Served], EngineSettings], ServingEngine]  # the base with its adapters
     # Of a name, its base and its chat template (empty: as it says): a faster way to answer rows; None: by serving.
-    target: Callable[[str, str, str], ModelTarget] | None = None
+    target: Callable[[str, str, str], Target] | None = None
 
 
 def with_template(template: Template, source: str) -> Template:

@@ -15,19 +15,20 @@ from typing import ClassVar, Literal
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, read_jsonl
 from tuneloop.core.urls import masked
+from tuneloop.inference import encoder
 from tuneloop.inference.engine_target import EngineTarget
 from tuneloop.inference.llamacpp import target as llamacpp
 from tuneloop.inference.local import serving as local
 from tuneloop.inference.local.target import open_local
 from tuneloop.inference.openai.serving import EndpointEngine, EndpointSettings, only_model
 from tuneloop.inference.openai.target import Endpoint, EndpointTarget
-from tuneloop.inference.protocol import EngineKind, EngineSettings, Kind, ModelTarget, Served, ServingEngine, Target
+from tuneloop.inference.protocol import EngineKind, EngineSettings, Kind, Served, ServingEngine, Target
 from tuneloop.inference.request import Requests
 from tuneloop.models.names import is_local
 from tuneloop.models.trained import target_kind
 from tuneloop.records.completion import Completion
 
-ENGINES = (llamacpp.KIND, local.KIND)  # ours takes what no other one claims
+ENGINES = (llamacpp.KIND, encoder.KIND, local.KIND)  # ours takes what no other one claims
 ANSWERS = (".jsonl", ".json", ".csv", ".parquet")  # endings of files with predictions
 
 
@@ -69,12 +70,12 @@ def open_target(
     return open_model(name, base=base, template=template)
 
 
-def open_model(name: str, *, base: str = "", template: str = "") -> ModelTarget:
+def open_model(name: str, *, base: str = "", template: str = "") -> Target:
     """A model on this machine, by the engine that claims its name; see `open_target`."""
     return target_of(engine_for(name), name, base=base, template=template)
 
 
-def target_of(kind: EngineKind, name: str, *, base: str = "", template: str = "") -> ModelTarget:
+def target_of(kind: EngineKind, name: str, *, base: str = "", template: str = "") -> Target:
     """A model on this machine by an engine: in its own way of answering rows, else through what it serves."""
     if kind.target is not None:
         return kind.target(name, base, template)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import content_hash, read_json, read_json_object, sha256_file
+from tuneloop.core.files import content_hash, read_json, read_json_object, sha256_file, write_bytes
 from tuneloop.core.threads import use_threads
 from tuneloop.core.ui import without_bars
 from tuneloop.models.load import fingerprint
@@ -141,8 +141,9 @@ def _loaded(place: str, identity: str) -> Encoder:
         raise UserError("An encoder needs transformers and torch", where=place, next_step=step) from None
     try:
         with without_bars():
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            net = AutoModel.from_pretrained(folder, local_files_only=True, trust_remote_code=False, dtype="float32")
+            safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+            tokenizer = AutoTokenizer.from_pretrained(folder, **safe)
+            net = AutoModel.from_pretrained(folder, **safe, dtype="float32", use_safetensors=True)
     except (OSError, ValueError, KeyError) as error:
         what = f"This encoder can't be loaded: {' '.join(str(error).split())[:200]}"
         raise UserError(what, where=place, next_step="name a folder of sentence-transformers, or minilm") from None
@@ -166,6 +167,47 @@ def _how(folder: Path, config: Any) -> tuple[Literal["mean", "cls"], int, bool]:
 
 
 @dataclass(frozen=True)
+class Head:
+    """What reads labels from vectors: weight (labels, width) and bias (labels,), fp64."""
+
+    weight: np.ndarray[Any, Any]
+    bias: np.ndarray[Any, Any]
+
+    def scores(self, vectors: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """The labels' scores for vectors (texts, width): (texts, labels), before the temperature."""
+        import numpy as np
+
+        table: np.ndarray[Any, Any] = vectors.astype(np.float64) @ self.weight.T + self.bias
+        return table
+
+    def save(self, file: Path) -> None:
+        """Write it as safetensors."""
+        import numpy as np
+        from safetensors.numpy import save
+
+        # safetensors writes the bytes as they lie, whatever their order.
+        tensors = {"weight": np.ascontiguousarray(self.weight), "bias": np.ascontiguousarray(self.bias)}
+        write_bytes(file, save(tensors))
+
+
+def read_head(file: Path, labels: int) -> Head:
+    """The head for so many labels in a file. Raises UserError: it is damaged, or for another number of labels."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        tensors = load_file(file)
+        head = Head(tensors["weight"], tensors["bias"])
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
+        what = f"The head of this encoder is damaged: {type(error).__name__}"
+        raise UserError(what, where=str(file), next_step="train it again") from None
+    if head.weight.ndim != 2 or len(head.weight) != labels or head.bias.shape != (labels,):
+        what = f"The head has another shape than {labels} labels need"
+        raise UserError(what, where=str(file), next_step="train it again")
+    return head
+
+
+@dataclass(frozen=True)
 class Classifier:
     """An encoder with its head; the encoder is loaded when it is first needed."""
 
@@ -186,34 +228,25 @@ class Classifier:
         return load_encoder(place)
 
     @cached_property
-    def head(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        """Weight (labels, width) and bias (labels,), fp64."""
-        from safetensors.numpy import load_file
-
-        try:
-            tensors = load_file(self.folder / HEAD)
-            return tensors["weight"], tensors["bias"]
-        except (OSError, KeyError, ValueError) as error:
-            what = f"The head of this encoder is damaged: {type(error).__name__}"
-            raise UserError(what, where=str(self.folder / HEAD), next_step="train it again") from None
+    def head(self) -> Head:
+        """The head. Raises UserError: it is damaged."""
+        return read_head(self.folder / HEAD, len(self.manifest.labels))
 
     def log_probabilities(self, ids: Sequence[Sequence[int]]) -> np.ndarray[Any, Any]:
         """Natural logarithms of the labels' probabilities, (texts, labels): they add up to 1 where each text has one
         label, else each label has its own."""
-        return log_probabilities(self.manifest, *self.head, self.encoder.embed_ids(ids))
+        return log_probabilities(self.manifest, self.head.scores(self.encoder.embed_ids(ids)))
 
     def answer(self, logs: np.ndarray[Any, Any]) -> str:
         """The answer by one text's log probabilities."""
         return answer_of(self.manifest, logs)
 
 
-def log_probabilities(
-    manifest: EncoderManifest, weight: np.ndarray[Any, Any], bias: np.ndarray[Any, Any], vectors: np.ndarray[Any, Any]
-) -> np.ndarray[Any, Any]:
-    """A head's log probabilities for vectors (texts, width), fp64."""
+def log_probabilities(manifest: EncoderManifest, scores: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Log probabilities of labels by a head's scores (texts, labels), fp64."""
     import numpy as np
 
-    scores: np.ndarray[Any, Any] = (vectors.astype(np.float64) @ weight.T + bias) / manifest.temperature
+    scores = scores / manifest.temperature
     logs: np.ndarray[Any, Any] = -np.logaddexp(0.0, -scores)
     return logs if manifest.kind == "labels" else scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)
 
@@ -237,9 +270,10 @@ def open_classifier(place: str | Path) -> Classifier:
     return Classifier(folder, read_record(EncoderManifest, folder))
 
 
-def classifier_hash(head: Path, encoder: str) -> str:
-    """Identity of a head on an encoder with that fingerprint."""
-    return content_hash([sha256_file(head), encoder])
+def classifier_hash(head: Path, manifest: EncoderManifest) -> str:
+    """Identity of a head with all that its answers depend on."""
+    depends = manifest.model_dump(mode="json", exclude={"hash", "base", "calibrated_on"})
+    return content_hash([sha256_file(head), depends])
 
 
 def scores_of(classifier: Classifier, logs: np.ndarray[Any, Any], labels: Sequence[str]) -> Mapping[str, float]:

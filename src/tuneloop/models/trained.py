@@ -28,7 +28,7 @@ def load_trained(model: Model, run: Path) -> None:
 
 
 def trained_folder(run: Path) -> Path:
-    """Where a run's result is: `adapter/`, `model/`, `encoder/`, or the folder itself. Raises UserError: there is none."""
+    """Where a run's result is: `adapter/`, `model/`, `encoder/`, or the folder itself. Raises UserError: nowhere."""
     for folder in (run / "adapter", run / "model", run / "encoder", run):
         if layout_of(folder):
             return folder

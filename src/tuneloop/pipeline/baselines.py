@@ -19,6 +19,7 @@ from tuneloop.evaluation.constants import MAJORITY, strongest_constant
 from tuneloop.evaluation.evaluate import ScoredAnswers, sample_rows
 from tuneloop.evaluation.prompt import AS_IT_IS, labels_shown
 from tuneloop.models.methods import base_only
+from tuneloop.models.names import MINILM_NAME
 from tuneloop.pipeline.answers import Asking, ask, few_shot_examples, few_shot_prompt, reference_lengths, uses_choice
 from tuneloop.pipeline.best_prompt import words_of_choice
 from tuneloop.pipeline.consistency import expected_consistency
@@ -337,7 +338,9 @@ def _ask_classical(job: RunContext, dataset: Dataset, rows: Rows) -> Answers:
         return {}
     answers: Answers = {}
     progress("cheap alternatives", 0, 2)
-    for place, build in enumerate((tfidf_system, minilm_system)):
+    # An encoder's head is what the classifier on its vectors is.
+    builds = (tfidf_system,) if job.recipe.model.lower() == MINILM_NAME else (tfidf_system, minilm_system)
+    for place, build in enumerate(builds):
         fitted = build(examples)
         if fitted is None:
             say(f"baselines {MINILM_MISSING}")

@@ -15,6 +15,7 @@ from tuneloop.core.files import content_hash, flat, read_json, read_yaml, sha256
 from tuneloop.core.machine import is_first, processes
 from tuneloop.core.threads import use_threads
 from tuneloop.core.ui import busy, say
+from tuneloop.models.encoder import is_encoder
 from tuneloop.models.load import Model, fingerprint, load_model, load_tokenizer, needs_several_cards
 from tuneloop.models.methods import method_named
 from tuneloop.models.names import resolve
@@ -49,8 +50,21 @@ class RunContext:
     others_let_go: Callable[[], None] = lambda: None  # has the other processes free their devices
 
     @cached_property
+    def is_encoder(self) -> bool:
+        """Whether the model is an encoder, which has no prompts and no language to answer in."""
+        return is_encoder(self.recipe.model)
+
+    @cached_property
     def template(self) -> Template:
-        """Tokenizer and chat template of the base model, as the recipe has reasoning in it."""
+        """Tokenizer and chat template of the base model, as the recipe has reasoning in it.
+
+        Raises:
+            UserError: it is an encoder.
+        """
+        if self.is_encoder:
+            what = "This is an encoder: it chooses labels, and has no chat template to write answers with"
+            step = "tuneloop run DATA trains its head, or name a language model here"
+            raise UserError(what, where=f"model={self.recipe.model}", next_step=step)
         return as_trained(load_tokenizer(self.recipe.model), self.recipe.train)
 
     @cached_property
@@ -61,7 +75,10 @@ class RunContext:
 
     @property
     def measured_with(self) -> str:
-        """Identity of what rows are measured with: the base model, and what the recipe sets about reasoning."""
+        """Identity of what rows are measured with: the base model, and what the recipe sets about reasoning; empty of
+        an encoder, whose rows are measured with nothing."""
+        if self.is_encoder:
+            return ""
         sets = sets_of(self.template.source)
         return f"{self.fingerprint}-{content_hash(sets)[:8]}" if sets else self.fingerprint
 
@@ -219,11 +236,11 @@ def report_stage(job: RunContext) -> Path:
 
 def summary(folder: Path) -> dict[str, Any]:
     """A run as one object: what `tuneloop run --json` prints."""
-    manifest = manifest_of_run(folder)
+    manifest, results = manifest_of_run(folder), [folder / name for name in ("model", "encoder", "adapter")]
     parts: dict[str, type[Record]] = {"plan": Plan, "run": RunManifest, "eval": EvaluationManifest}
     return {
         "path": str(folder),
-        "adapter": str(folder / ("model" if (folder / "model").is_dir() else "adapter")),
+        "adapter": str(next((result for result in results if result.is_dir()), results[-1])),
         "report": str(folder / "report.html"),
         "dataset": manifest.to_json() if manifest else None,
     } | {

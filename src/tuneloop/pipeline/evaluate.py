@@ -19,8 +19,9 @@ from tuneloop.data.mix import GENERAL_FILE
 from tuneloop.evaluation.config import EvalOptions
 from tuneloop.evaluation.evaluate import ScoredAnswers, check_ids, sample_order, sample_rows
 from tuneloop.inference.openai.target import Endpoint
+from tuneloop.inference.protocol import Target
 from tuneloop.inference.request import Sampling
-from tuneloop.inference.targets import PredictionsTarget, open_endpoint, open_model
+from tuneloop.inference.targets import PredictionsTarget, open_endpoint, open_model, open_target
 from tuneloop.models.load import Model, load_model
 from tuneloop.models.methods import base_only, method_of_folder
 from tuneloop.models.trained import trained_folder
@@ -36,6 +37,7 @@ from tuneloop.pipeline.baselines import constant_of, measured_alternatives, on_f
 from tuneloop.pipeline.consistency import Ask, consistency_part, is_drawn, prompt_systems, tuned_system
 from tuneloop.pipeline.context import RunContext, attach_trained, dataset_of, done_record, load_run_recipe
 from tuneloop.pipeline.distributed import leading, shared_out
+from tuneloop.pipeline.encoder import refuse_settings
 from tuneloop.pipeline.recipes import name_of, recipe_of
 from tuneloop.pipeline.scoring import (
     AFTERWARDS,
@@ -74,8 +76,10 @@ def evaluate_stage(
     if done_record(EvaluationManifest, job.folder, key):
         say("evaluate  already done")
         return
-    attach_trained(job)
-    if limit and limit.seconds:
+    if job.is_encoder:
+        answers = ask(open_target(str(job.folder)), dataset, rows, recipe.evaluate, task="tuned")[""]
+    elif limit and limit.seconds:
+        attach_trained(job)
         answers = limit.ask_tuned(dataset)
         if len(answers.completions) < len(rows):
             recipe = job.recipe
@@ -83,6 +87,7 @@ def evaluate_stage(
             baselines = on_fewer_rows(job, dataset, baselines, rows) if baselines else {}
             key = tuned_key(job, dataset, baselines)
     else:
+        attach_trained(job)
         answers = ask(job.model, dataset, rows, recipe.evaluate, task="tuned")[""]
     evaluation, run = score(job, dataset, rows, answers), read_record(RunManifest, job.folder)
     costs = {"tuned": cost_of(job, answers, run)}
@@ -162,9 +167,13 @@ def answers_of(run: Path) -> Callable[[Sequence[Row]], list[Completion]] | None:
                 return row
             return replace(row, messages=[{"role": "system", "content": instruction}, *row.messages])
 
-        attach_trained(job)
         questions = [by_id.get(row.id) or instructed(row) for row in rows]
-        return ask(job.model, dataset, questions, job.recipe.evaluate, task="asking")[""].completions
+        if job.is_encoder:
+            model: Model | Target = open_target(str(run))
+        else:
+            attach_trained(job)
+            model = job.model
+        return ask(model, dataset, questions, job.recipe.evaluate, task="asking")[""].completions
 
     return answers
 
@@ -275,6 +284,11 @@ def _question(target: str | Endpoint, options: EvalOptions, settings: Sequence[s
 def _refuse_impossible(recipe: Recipe, question: Question) -> None:
     """Refuse, before anything is read, what this kind of target can't answer."""
     config, kind = recipe.evaluate, question.kind
+    if question.target.is_classifier:
+        refuse_settings(recipe)
+        if question.options.few_shot or question.options.prompt:
+            what = "An encoder reads one text, and no examples or templates of a prompt"
+            raise UserError(what, where=question.name, next_step="leave --few-shot and --prompt out")
     differences = config.general or config.memorisation or config.canaries or config.lm_eval
     if differences and kind not in ("run", "adapter") and not (kind == "model" and question.options.base):
         what = "What was this model made from? Forgetting and memorisation are differences to its base"

@@ -46,6 +46,13 @@ def _measure(template: Template, row: Row) -> TokenCount:
     return TokenCount(longest, sum(1 for weight in rendered.mask[1:] if weight))
 
 
+def not_measured(row: Row) -> TokenCount:
+    """For an encoder, which reads the beginning of a long text: no row is too long, and none has tokens to train on."""
+    from tuneloop.data.prepare import UNMEASURED, TokenCount
+
+    return TokenCount(UNMEASURED, 1)
+
+
 def measure_of(dataset: str, model: str) -> Callable[[Row], TokenCount] | None:
     """What measures rows as they were measured when a data set was prepared, for `model` ("": the packaged one).
 
@@ -128,9 +135,9 @@ def _prepare_into(job: RunContext, out: Path) -> Dataset:
         name=recipe.name,
         seed=recipe.seed,
         out=out,
-        measure=measure_with(job.template),
+        measure=not_measured if job.is_encoder else measure_with(job.template),
         model=job.measured_with,
-        template_adds=job.template.default_system,
+        template_adds="" if job.is_encoder else job.template.default_system,
         embed=_embedder(recipe),
     )
     dataset = _with_deciding_metric(dataset, recipe)
@@ -161,7 +168,7 @@ def dataset_lines(dataset: Dataset) -> list[str]:
     labels = f", {counted(len(m.labels), 'label')}" if m.labels else ""
     read_as = f" read as {form.name} ({form.reason})" if form else ""
     splits = f"{counts.train:,} train, {counts.val:,} val, {counts.test:,} test; {m.task}{labels}"
-    if tokens:
+    if tokens and tokens.total:
         splits += f"; {tokens.total:,} training tokens, {tokens.supervised:,} supervised, longest row {tokens.max:,}"
     lines = [f"prepare   {counted(counts.read, 'record')}{read_as}", f"          {splits}"]
     if m.mix:

@@ -13,11 +13,15 @@ from tuneloop.core.ui import busy, say
 from tuneloop.pipeline.advise import remind
 from tuneloop.pipeline.baselines import baseline_stage
 from tuneloop.pipeline.context import report_stage
+from tuneloop.pipeline.encoder import head_stage
 from tuneloop.pipeline.evaluate import evaluate_stage
 from tuneloop.pipeline.plan import plan_stage
+from tuneloop.pipeline.timed_baselines import TimedAnswers
 from tuneloop.pipeline.train import prepared_run, train_stage
 from tuneloop.recipe import Recipe
 from tuneloop.track import start_tracking
+
+NO_PROMPTS = TimedAnswers(0)  # an encoder answers none
 
 
 def run(recipe: Recipe) -> Path:
@@ -29,13 +33,17 @@ def run(recipe: Recipe) -> Path:
         status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
         try:
             with busy("measuring the baselines"):
-                limit.choose_prompt(dataset)
-                answered = limit.ask_base(dataset)
+                if not job.is_encoder:
+                    limit.choose_prompt(dataset)
+                answered = NO_PROMPTS if job.is_encoder else limit.ask_base(dataset)
                 baselines = baseline_stage(job, dataset, answered)
-            with busy("planning the training"):
-                plan_stage(job, dataset, lambda: limit.choose_training(dataset))
-            with busy("training the model"):
-                train_stage(job, dataset)
+            if job.is_encoder:
+                head_stage(job, dataset)
+            else:
+                with busy("planning the training"):
+                    plan_stage(job, dataset, lambda: limit.choose_training(dataset))
+                with busy("training the model"):
+                    train_stage(job, dataset)
             with busy("evaluating the tuned model"):
                 evaluate_stage(job, dataset, baselines, limit=limit)
                 limit.finish()

@@ -104,7 +104,7 @@ def open_with_task(
 def target_summary(target: Target) -> dict[str, Any]:
     """What a summary says of a target."""
     model = as_model(target)
-    base = (model.untuned or getattr(model, "base", "")) if model is not None else ""
+    base = model.untuned or target.base if model is not None else target.base if target.is_classifier else ""
     return {"target": target.name, "kind": target.kind, "base": base or None}
 
 

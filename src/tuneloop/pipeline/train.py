@@ -29,6 +29,7 @@ from tuneloop.pipeline.context import (
     training_began,
 )
 from tuneloop.pipeline.distributed import RunPart, distributed_run, leading, stored
+from tuneloop.pipeline.encoder import head_stage, refuse_settings, refuse_task
 from tuneloop.pipeline.plan import plan_stage, run_plan, sized
 from tuneloop.pipeline.prepare import prepare_stage, refuse_errors
 from tuneloop.pipeline.targets import write_task
@@ -239,6 +240,8 @@ def prepared_run(
         folder = folder_of(recipe)
     whole, recipe = recipe, limited(recipe, folder)
     job = RunContext(recipe, folder, on_record=on_record)
+    if job.is_encoder:
+        refuse_settings(recipe)
     limit = TimeLimit(job, whole, began)
     with stored(recipe, folder), leading(job), lock_folder(folder, minor=BEGINNING):
         refuse_other_run(folder, recipe)
@@ -247,8 +250,11 @@ def prepared_run(
         with busy("preparing the data"):
             dataset = prepare_stage(job)
             refuse_errors(dataset, recipe)
-            refuse_method(job)
-            refuse_wrong_template(resolve(recipe.model), job.template, dataset.train, recipe.model)
+            if job.is_encoder:
+                refuse_task(dataset, recipe.model)
+            else:
+                refuse_method(job)
+                refuse_wrong_template(resolve(recipe.model), job.template, dataset.train, recipe.model)
         yield job, limit, dataset
 
 
@@ -278,6 +284,10 @@ def train_alone(recipe: Recipe, *, on_record: OnRecord = lambda record: None) ->
     """Prepare, plan and train, without baselines and evaluation; `on_record` gets each record of the metrics."""
     began = time.monotonic()
     with prepared_run(recipe, on_record=on_record) as (job, limit, dataset):
+        if job.is_encoder:
+            run = head_stage(job, dataset)
+            report_stage(job)
+            return job.folder, run
         prepared = time.monotonic()
         limit.give_training_all()
         with busy("planning the training"):

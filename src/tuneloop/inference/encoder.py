@@ -15,8 +15,8 @@ from tuneloop.core.ui import progress
 from tuneloop.inference.labels import best_label
 from tuneloop.inference.protocol import SCORING, EngineKind, EngineSettings, Kind, Served, ServingEngine, Target
 from tuneloop.inference.request import Request, Requests, refused
-from tuneloop.models.encoder import Classifier, encoder_folder, is_encoder, open_classifier, scores_of, text_of_turns
-from tuneloop.models.names import is_local
+from tuneloop.models.encoder import Classifier, encoder_folder, open_classifier, scores_of, text_of_turns
+from tuneloop.models.names import is_encoder, is_local
 from tuneloop.models.template import Template
 from tuneloop.records.completion import Completion
 from tuneloop.records.run import RUN

@@ -13,50 +13,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import content_hash, read_json, read_json_object, sha256_file, write_bytes
+from tuneloop.core.files import content_hash, read_json, sha256_file, write_bytes
 from tuneloop.core.threads import use_threads
 from tuneloop.core.ui import without_bars
 from tuneloop.models.load import fingerprint
-from tuneloop.models.names import MINILM_NAME, SHORT_NAMES, resolve
-from tuneloop.records.encoder import ENCODER, HEAD, EncoderManifest
+from tuneloop.models.names import resolve
+from tuneloop.records.encoder import ENCODER, ENCODER_FOLDER, HEAD, EncoderManifest
 from tuneloop.records.record import read_record
 from tuneloop.records.rows import Message
 
 if TYPE_CHECKING:
     import numpy as np
 
-FOLDER = "encoder"  # of a run: its result
+
 LONGEST_TEXT = 20_000  # characters; beyond this a text adds time, hardly evidence
 AT_ONCE = 64  # texts of a forward pass
 UNSEEN = -100.0  # log probability of a label that the head has never seen
 
 
-def is_encoder(name: str) -> bool:
-    """Whether a model's name or folder means an encoder, which has no language to answer in."""
-    if name.lower() == MINILM_NAME or name.startswith("sentence-transformers/"):
-        return True
-    if not name or name.lower() in SHORT_NAMES or name.endswith(".gguf"):
-        return False
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
-        if name.count("/") != 1 or folder.parent.is_dir():
-            return False
-        try:
-            folder = resolve(name, weights=False)
-        except UserError:  # whoever loads it says why
-            return False
-    if (folder / "modules.json").is_file():
-        return True
-    file = folder / "config.json"
-    kinds = read_json_object(file).get("architectures") if file.is_file() else None
-    # Of a language model the class ends in `ForCausalLM` or `ForConditionalGeneration`.
-    return bool(kinds) and all(str(kind).endswith(("Model", "ForMaskedLM")) for kind in kinds or ())
-
-
 def encoder_folder(place: str | Path) -> Path | None:
     """The folder with `encoder.json` of a run, an artifact, or that folder itself; None: there is none."""
     folder = Path(place).expanduser()
-    return next((each for each in (folder / FOLDER, folder) if (each / ENCODER).is_file()), None)
+    return next((each for each in (folder / ENCODER_FOLDER, folder) if (each / ENCODER).is_file()), None)
 
 
 def text_of_turns(messages: Sequence[Message]) -> str:

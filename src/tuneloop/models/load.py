@@ -21,7 +21,7 @@ from tuneloop.core.files import read_json_object
 from tuneloop.core.machine import GIB, processes
 from tuneloop.models.adapters import is_mixed
 from tuneloop.models.families import language_config, module_name, part_of, reads_text
-from tuneloop.models.names import resolve
+from tuneloop.models.names import is_encoder, resolve
 from tuneloop.models.template import Template, load_template
 
 if TYPE_CHECKING:
@@ -183,6 +183,7 @@ def load_model(
     """
     import torch
 
+    refuse_encoder(name)
     folder = resolve(name)
     config = config_of(folder)
     template = load_template(folder)
@@ -206,7 +207,16 @@ def _check_tokens(model: Model) -> None:
 
 def load_tokenizer(name: str) -> Template:
     """Only the tokenizer and template of a model: fast, and without torch."""
+    refuse_encoder(name)
     return load_template(resolve(name))
+
+
+def refuse_encoder(name: str) -> None:
+    """Refuse an encoder where a language model is needed."""
+    if is_encoder(name):
+        what = "This is an encoder: it chooses labels, and writes no answers"
+        step = f"train a head with tuneloop run DATA model={name}, or name a language model"
+        raise UserError(what, where=name, next_step=step)
 
 
 def place(net: nn.Module, device: str, prepare: Prepare | None = None) -> nn.Module:

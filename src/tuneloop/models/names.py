@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from tuneloop.core.errors import UserError, did_you_mean
-from tuneloop.core.files import cache_folder, nearest_path
+from tuneloop.core.files import cache_folder, nearest_path, read_json_object
 from tuneloop.models.gguf import convert
 from tuneloop.models.packaged import MINILM, SMOLLM2, fetch_package, no_network, package_folder
 
@@ -112,6 +112,28 @@ def is_local(name: str) -> bool:
     cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
     snapshots = (cache / f"models--{hub_name.replace('/', '--')}" / "snapshots").glob("*")
     return any((folder / "config.json").is_file() and any(folder.glob("*.safetensors")) for folder in snapshots)
+
+
+def is_encoder(name: str) -> bool:
+    """Whether a model's name or folder means an encoder, which has no language to answer in."""
+    if name.lower() == MINILM_NAME or name.startswith("sentence-transformers/"):
+        return True
+    if not name or name.lower() in SHORT_NAMES or name.endswith(".gguf"):
+        return False
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        if name.count("/") != 1 or folder.parent.is_dir():
+            return False
+        try:
+            folder = resolve(name, weights=False)
+        except UserError:  # whoever loads it says why
+            return False
+    if (folder / "modules.json").is_file():
+        return True
+    file = folder / "config.json"
+    kinds = read_json_object(file).get("architectures") if file.is_file() else None
+    # Of a language model the class ends in `ForCausalLM` or `ForConditionalGeneration`.
+    return bool(kinds) and all(str(kind).endswith(("Model", "ForMaskedLM")) for kind in kinds or ())
 
 
 def resolve(name: str, *, weights: bool = True) -> Path:

@@ -226,9 +226,11 @@ def ask(
     Raises:
         UserError: a prompt is longer than the model's context, or there is none; `config` wants what it can't do.
     """
+    target = LocalTarget.of(model) if isinstance(model, Model) else model
+    if target.is_classifier:
+        target.load()  # once; what is timed is its answers
     started = time.monotonic()
     progress(task, 0, len(rows))  # reading the examples takes a while
-    target = LocalTarget.of(model) if isinstance(model, Model) else model
     _refuse_settings(target, config)
     reader = as_model(target)
     choice = uses_choice(dataset, config) and not target.no_scores[0]

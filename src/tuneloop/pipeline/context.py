@@ -15,10 +15,9 @@ from tuneloop.core.files import content_hash, flat, read_json, read_yaml, sha256
 from tuneloop.core.machine import is_first, processes
 from tuneloop.core.threads import use_threads
 from tuneloop.core.ui import busy, say
-from tuneloop.models.encoder import is_encoder
 from tuneloop.models.load import Model, fingerprint, load_model, load_tokenizer, needs_several_cards
 from tuneloop.models.methods import method_named
-from tuneloop.models.names import resolve
+from tuneloop.models.names import is_encoder, resolve
 from tuneloop.models.template import sets_of
 from tuneloop.models.trained import load_trained
 from tuneloop.recipe import Recipe, load_recipe
@@ -56,15 +55,7 @@ class RunContext:
 
     @cached_property
     def template(self) -> Template:
-        """Tokenizer and chat template of the base model, as the recipe has reasoning in it.
-
-        Raises:
-            UserError: it is an encoder.
-        """
-        if self.is_encoder:
-            what = "This is an encoder: it chooses labels, and has no chat template to write answers with"
-            step = "tuneloop run DATA trains its head, or name a language model here"
-            raise UserError(what, where=f"model={self.recipe.model}", next_step=step)
+        """Tokenizer and chat template of the base model, as the recipe has reasoning in it."""
         return as_trained(load_tokenizer(self.recipe.model), self.recipe.train)
 
     @cached_property

@@ -22,11 +22,11 @@ from tuneloop.core.units import counted, verb
 from tuneloop.data.task import task_spec
 from tuneloop.evaluation.classical import fit_labels, fit_labels_apart, text_of
 from tuneloop.evaluation.metrics.labels import NO_LABELS, label_lists
-from tuneloop.models.encoder import FOLDER, Encoder, Head, classifier_hash, load_encoder, log_probabilities
+from tuneloop.models.encoder import Encoder, Head, classifier_hash, load_encoder, log_probabilities
 from tuneloop.models.names import resolve
 from tuneloop.models.trained import OWN
 from tuneloop.pipeline.context import RunContext, done_record
-from tuneloop.records.encoder import HEAD, EncoderManifest
+from tuneloop.records.encoder import ENCODER_FOLDER, HEAD, EncoderManifest
 from tuneloop.records.record import read_record, write_record
 from tuneloop.records.rows import Dataset, Row
 from tuneloop.records.run import RUN, RunManifest
@@ -98,7 +98,7 @@ def head_stage(job: RunContext, dataset: Dataset) -> RunManifest:
         say("train     already done")
         return before
     began = time.monotonic()
-    shutil.rmtree(job.folder / FOLDER, ignore_errors=True)
+    shutil.rmtree(job.folder / ENCODER_FOLDER, ignore_errors=True)
     test = {_plain(row) for row in dataset.test}
     train = [row for row in dataset.train if row.label is not None and _plain(row) not in test]
     validation = [row for row in dataset.val if row.label is not None and _plain(row) not in test]
@@ -125,10 +125,10 @@ def head_stage(job: RunContext, dataset: Dataset) -> RunManifest:
         seen=f"all {counted(len(train), 'training row')}",
         trainable_parameters=head.weight.size + head.bias.size,
         seconds=round(seconds, 3),
-        adapter_hash=read_record(EncoderManifest, job.folder / FOLDER).hash,
+        adapter_hash=read_record(EncoderManifest, job.folder / ENCODER_FOLDER).hash,
         usd=seconds / 3600 * job.recipe.plan.usd_per_hour,
         tags=job.recipe.track.tags,
-        weights=FOLDER,
+        weights=ENCODER_FOLDER,
     )
     write_record(job.folder / RUN, run)
     labels, rows = counted(len(manifest.labels), "label"), counted(len(train), "row")
@@ -258,7 +258,7 @@ def best_temperature(manifest: EncoderManifest, scores: np.ndarray[Any, Any], te
 
 def write_head(job: RunContext, manifest: EncoderManifest, head: Head, dataset: Dataset) -> None:
     """Write `encoder/`: the head, its card and its task, and last its manifest."""
-    folder = job.folder / FOLDER
+    folder = job.folder / ENCODER_FOLDER
     folder.mkdir(parents=True)
     head.save(folder / HEAD)
     manifest = manifest.model_copy(update={"hash": classifier_hash(folder / HEAD, manifest)})

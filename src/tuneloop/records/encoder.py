@@ -7,6 +7,7 @@ from typing import Literal
 from tuneloop.records.record import Record
 
 ENCODER, HEAD = "encoder.json", "head.safetensors"
+ENCODER_FOLDER = "encoder"  # of a run: its result
 
 
 class EncoderManifest(Record, what="an encoder", file=ENCODER, again="train again: tuneloop run DATA model=ENCODER"):

@@ -23,6 +23,7 @@ from tuneloop.pipeline.context import RunContext, attach_trained, dataset_of, lo
 from tuneloop.pipeline.targets import task_of_run
 from tuneloop.pipeline.template_proof import MOST_ROWS, first_difference
 from tuneloop.records.artifact import EVALS, SIGNATURE, ArtifactManifest, SameAnswers
+from tuneloop.records.encoder import ENCODER_FOLDER
 from tuneloop.records.evaluation import EvaluationManifest, GateResult
 from tuneloop.records.record import read_record
 from tuneloop.records.run import RunManifest
@@ -71,6 +72,9 @@ def export_run(
     if key is not None:
         check_private_key(key)  # before gigabytes are written
     manifest = finished_run(run)
+    if manifest.result == ENCODER_FOLDER:
+        what = "This run is an encoder with a head, and is used from its folder"
+        raise UserError(what, where=str(run), next_step=f"tuneloop predict {run} FILE")
     recipe = load_run_recipe(run, [])  # which makes a method of the user's own known
     form = form_for(method_named(manifest.method), form)
     automatic = weights.quant.lower() == AUTO

@@ -20,6 +20,7 @@ from tuneloop.core.units import counted
 from tuneloop.evaluation.metrics import declare, headline_of, metric_of
 from tuneloop.evaluation.metrics.claims import claim_between
 from tuneloop.records.dataset import MANIFEST, DatasetManifest
+from tuneloop.records.encoder import ENCODER_FOLDER
 from tuneloop.records.evaluation import SAMPLES, Estimate, EvaluationManifest, GateResult, Sample
 from tuneloop.records.plan import Plan
 from tuneloop.records.record import P, Part, R, Record, as_line, as_record
@@ -521,7 +522,8 @@ def next_commands(facts: RunFiles) -> list[str]:
     empty = {name for name, split in splits.items() if not split.rows}
     on_val = [] if "val" in empty else [f"tuneloop evaluate {run} --split val"]
     if facts.evaluated:
-        return [*on_val, f"tuneloop compare {run} OTHER_RUN", f"tuneloop export {run}"]
+        ship = f"tuneloop predict {run} FILE" if facts.run.result == ENCODER_FOLDER else f"tuneloop export {run}"
+        return [*on_val, f"tuneloop compare {run} OTHER_RUN", ship]
     if "test" not in empty:
         return [f"tuneloop evaluate {run}"]
     return on_val or [f"tuneloop evaluate {run} --data FILE"]

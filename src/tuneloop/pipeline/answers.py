@@ -227,8 +227,6 @@ def ask(
         UserError: a prompt is longer than the model's context, or there is none; `config` wants what it can't do.
     """
     target = LocalTarget.of(model) if isinstance(model, Model) else model
-    if target.is_classifier:
-        target.load()  # once; what is timed is its answers
     started = time.monotonic()
     progress(task, 0, len(rows))  # reading the examples takes a while
     _refuse_settings(target, config)
@@ -415,6 +413,8 @@ def _asked(work: EvalJob, how: Asking, task: str) -> SystemAnswers:
     """A target's answers to the rows; one that is in another engine is closed behind them."""
     target = work.question.target
     with closing(target):
+        if target.is_classifier:
+            target.load()  # what is timed is its answers
         model = _answering(work) if target.in_process else target
         return ask(model, work.dataset, work.rows, work.job.recipe.evaluate, how, task=task)[""]
 

@@ -13,16 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, write_json, write_text
 from tuneloop.core.ui import busy, say
 from tuneloop.core.units import counted, verb
 from tuneloop.data.task import task_spec
-from tuneloop.evaluation.classical import fit_labels, fit_labels_apart, text_of
 from tuneloop.evaluation.metrics.labels import NO_LABELS, label_lists
-from tuneloop.models.encoder import Encoder, Head, classifier_hash, load_encoder, log_probabilities
+from tuneloop.models.encoder import Encoder, Head, classifier_hash, load_encoder, log_probabilities, text_of_turns
 from tuneloop.models.names import resolve
 from tuneloop.models.trained import OWN
 from tuneloop.pipeline.context import RunContext, done_record
@@ -32,6 +29,8 @@ from tuneloop.records.rows import Dataset, Row
 from tuneloop.records.run import RUN, RunManifest
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from tuneloop.recipe import Recipe
 
 METHOD = "frozen encoder, trained head"
@@ -153,12 +152,12 @@ def refuse_few_labels(rows: Sequence[Row], dataset: Dataset) -> None:
 
 def _plain(row: Row) -> str:
     """A row's text as it is compared with those of test rows."""
-    return " ".join(text_of(row).casefold().split())
+    return " ".join(text_of_turns(row.prompt).casefold().split())
 
 
 def _embedded(encoder: Encoder, rows: Sequence[Row], name: str) -> LabelledTexts:
     with busy(f"embedding {name} rows"):
-        ids = encoder.ids([text_of(row) for row in rows])
+        ids = encoder.ids([text_of_turns(row.prompt) for row in rows])
         cut = sum(len(each) >= encoder.max_tokens for each in ids)
         if cut > CUT * max(len(rows), 1):
             rest = f"the end of {counted(cut, f'{name} row')} is not read"
@@ -196,6 +195,10 @@ def fitted(job: RunContext, encoder: Encoder, fit: LabelledTexts, held: Labelled
 def fit_head(texts: LabelledTexts) -> tuple[list[str], Head]:
     """A head's labels, in the order of its rows, and its weights: logistic regression, for each label on its own where
     rows have several."""
+    import numpy as np
+
+    from tuneloop.evaluation.classical import fit_labels, fit_labels_apart
+
     if texts.lists is not None:
         models, width = fit_labels_apart(texts.vectors, texts.lists), texts.vectors.shape[1]
         rows = [np.zeros(width) if model is None else model.coef_[0] for model in models.values()]
@@ -213,6 +216,8 @@ def _scores_of_folds(texts: LabelledTexts, labels: Sequence[str]) -> tuple[np.nd
 
     The rows of each label are dealt over the folds. A row whose label no other fold has is left out.
     """
+    import numpy as np
+
     order = sorted(range(len(texts.labels)), key=lambda i: texts.labels[i])
     place = {label: i for i, label in enumerate(labels)}
     scores, places = list[np.ndarray[Any, Any]](), list[int]()
@@ -238,6 +243,7 @@ def best_temperature(manifest: EncoderManifest, scores: np.ndarray[Any, Any], te
     Args:
         scores: of the labels (rows, labels), by heads that were not fitted on these rows.
     """
+    import numpy as np
     from scipy.optimize import minimize_scalar
 
     if texts.lists is None:

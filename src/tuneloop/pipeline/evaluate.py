@@ -76,10 +76,8 @@ def evaluate_stage(
     if done_record(EvaluationManifest, job.folder, key):
         say("evaluate  already done")
         return
-    if job.is_encoder:
-        answers = ask(open_target(str(job.folder)), dataset, rows, recipe.evaluate, task="tuned")[""]
-    elif limit and limit.seconds:
-        attach_trained(job)
+    model = tuned_model(job)
+    if limit and limit.seconds:
         answers = limit.ask_tuned(dataset)
         if len(answers.completions) < len(rows):
             recipe = job.recipe
@@ -87,8 +85,7 @@ def evaluate_stage(
             baselines = on_fewer_rows(job, dataset, baselines, rows) if baselines else {}
             key = tuned_key(job, dataset, baselines)
     else:
-        attach_trained(job)
-        answers = ask(job.model, dataset, rows, recipe.evaluate, task="tuned")[""]
+        answers = ask(model, dataset, rows, recipe.evaluate, task="tuned")[""]
     evaluation, run = score(job, dataset, rows, answers), read_record(RunManifest, job.folder)
     costs = {"tuned": cost_of(job, answers, run)}
     if baselines and (job.folder / "baselines" / BaselinesManifest.file).is_file():
@@ -99,7 +96,18 @@ def evaluate_stage(
     more |= consistency_part(job, job.folder, dataset, rows, systems, name="tuned", sampled=sampled, costs=costs)
     subject = Subject(recipe.model, dataset.id, "test", "tuned", key, how_far_trained(run))
     write_scored(job.folder, evaluation, subject, costs, baselines=baselines, more=more)
-    say(f"evaluate  tuned: {headline(evaluation)}")
+    speed = f"; {costs['tuned']['rows_per_second']:,.0f} rows a second" if job.is_encoder else ""
+    say(f"evaluate  tuned: {headline(evaluation)}{speed}")
+
+
+def tuned_model(job: RunContext) -> Model | Target:
+    """The run's result, loaded: its base with the adapter, or an encoder with its head."""
+    if job.is_encoder:
+        target = open_target(str(job.folder))
+        target.load()
+        return target
+    attach_trained(job)
+    return job.model
 
 
 def after_tuning(
@@ -168,12 +176,7 @@ def answers_of(run: Path) -> Callable[[Sequence[Row]], list[Completion]] | None:
             return replace(row, messages=[{"role": "system", "content": instruction}, *row.messages])
 
         questions = [by_id.get(row.id) or instructed(row) for row in rows]
-        if job.is_encoder:
-            model: Model | Target = open_target(str(run))
-        else:
-            attach_trained(job)
-            model = job.model
-        return ask(model, dataset, questions, job.recipe.evaluate, task="asking")[""].completions
+        return ask(tuned_model(job), dataset, questions, job.recipe.evaluate, task="asking")[""].completions
 
     return answers
 

@@ -145,6 +145,7 @@ def cost_of(job: RunContext, answers: SystemAnswers, training: RunManifest | Non
         seconds, usd = training.seconds, training.usd
     return {
         "seconds": round(answers.seconds, 3),
+        "rows_per_second": round(len(answers.completions) / answers.seconds, 2) if answers.seconds else 0.0,
         "usd": answers.seconds * price,
         "prompt_tokens": answers.prompt_tokens,
         "tokens": answers.tokens,

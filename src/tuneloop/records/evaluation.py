@@ -231,6 +231,7 @@ class AnswerCost(Part):
 
     Args:
         seconds, usd: of all answers; None where no price is known. `usd_spent`: of those that were not known before.
+        rows_per_second: answered here, with what else the machine did meanwhile; 0: no time was measured.
         prompt_tokens, tokens: read and written.
         computed_tokens: tokens that were really computed; what prompts share is computed once.
         training_seconds, training_usd: spent before the first answer.
@@ -238,6 +239,7 @@ class AnswerCost(Part):
     """
 
     seconds: float = 0.0
+    rows_per_second: float | None = None
     usd: float | None = None
     usd_spent: float | None = None
     prompt_tokens: int | float = 0

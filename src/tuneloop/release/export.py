@@ -72,11 +72,8 @@ def export_run(
     if key is not None:
         check_private_key(key)  # before gigabytes are written
     manifest = finished_run(run)
-    if manifest.result == ENCODER_FOLDER:
-        what = "This run is an encoder with a head, and is used from its folder"
-        raise UserError(what, where=str(run), next_step=f"tuneloop predict {run} FILE")
     recipe = load_run_recipe(run, [])  # which makes a method of the user's own known
-    form = form_for(method_named(manifest.method), form)
+    form = _form_of(manifest, run, form)
     automatic = weights.quant.lower() == AUTO
     compressed = _compressed(form, weights)
     gguf = None if automatic or compressed else _gguf_settings(run, form, weights)
@@ -109,6 +106,14 @@ def export_run(
         sign(artifact.folder, key)
         say(f"signed    {SIGNATURE}: check it with `tuneloop models verify {artifact.folder} --key PUBLIC_KEY`")
     return artifact
+
+
+def _form_of(manifest: RunManifest, run: Path, form: str) -> str:
+    """The form that is exported; refused where a run is an encoder, which has none."""
+    if manifest.result == ENCODER_FOLDER:
+        what = "This run is an encoder with a head, and is used from its folder"
+        raise UserError(what, where=str(run), next_step=f"tuneloop predict {run} FILE")
+    return form_for(method_named(manifest.method), form)
 
 
 def _prove_template(job: RunContext, artifact: Artifact) -> None:

@@ -34,6 +34,7 @@ RECORDS: dict[str, tuple[str, str, str]] = {
     "event": ("records.run", "Event", "a line of `RUN/metrics.jsonl`: something happened"),
     "finding": ("records.run", "FindingLine", "a line of `RUN/metrics.jsonl`: a monitor found something"),
     "trained": ("records.run", "TrainedWeights", "`tuneloop.json`, next to trained weights"),
+    "encoder": ("records.encoder", "EncoderManifest", "`RUN/encoder/encoder.json`: an encoder with a head"),
     "job": ("agents.jobs", "Job", "`RUN/job.json`: the process of a run that a coding agent has started"),
     "tracking": ("track.record", "TrackingState", "`RUN/tracking*.json`: what a tracker has got"),
     "time": ("records.run", "TimeChoices", "`RUN/time.json`: what was chosen to keep a limit on the time"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,7 +133,9 @@ def fit_labels(table: Any, labels: Sequence[str]) -> Any:
     """Scikit-learn's logistic regression of labels, of which there are at least two, on a table of features."""
     from sklearn.linear_model import LogisticRegression
 
-    return LogisticRegression(C=_C, max_iter=200, tol=1e-3).fit(table, labels)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The number of unique classes")  # two rows of each of many labels
+        return LogisticRegression(C=_C, max_iter=200, tol=1e-3).fit(table, labels)
 
 
 def fit_labels_apart(table: Any, lists: Sequence[frozenset[str]]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from tuneloop.core.units import counted
 from tuneloop.data.mix import GENERAL_FILE
 from tuneloop.inference.local.target import LocalTarget, SharedWork
 from tuneloop.models.load import needs_several_cards
+from tuneloop.models.names import is_encoder
 from tuneloop.pipeline.context import RunContext, attach_trained
 from tuneloop.recipe import Recipe
 from tuneloop.records.plan import MeasuredMachine
@@ -129,6 +130,8 @@ def shared_out(recipe: Recipe, *, answers_only: bool = False) -> int | None:
     Args:
         answers_only: nothing is trained, so that one process uses a model that needs several GPUs.
     """
+    if is_encoder(recipe.model):
+        return None
     count = processes_wanted(recipe.train.gpus)
     if count > 1 and answers_only and needs_several_cards(recipe.model, default_dtype()):
         return None

@@ -270,7 +270,9 @@ def write_head(job: RunContext, manifest: EncoderManifest, head: Head, dataset: 
     manifest = manifest.model_copy(update={"hash": classifier_hash(folder / HEAD, manifest)})
     answer: Literal["choice", "generate"] = "choice" if manifest.kind == "label" else "generate"
     task = task_spec(dataset, answer=answer, max_new_tokens=256, chat_template="")
-    write_json(folder / OWN, {"version": 1, "hash": manifest.hash, "task": task})
+    write_json(
+        folder / OWN, {"version": 1, "base_fingerprint": manifest.fingerprint, "hash": manifest.hash, "task": task}
+    )
     write_text(folder / "README.md", card(manifest, dataset))
     write_record(folder / manifest.file, manifest)
 

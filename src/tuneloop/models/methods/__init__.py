@@ -19,7 +19,6 @@ from tuneloop.models.methods.full import FULL, OWN, has_all_weights
 from tuneloop.models.methods.lora import LORA, QLORA
 from tuneloop.models.methods.method import WHOLE, Footprint, Method, PlannedJob, Start, Trainable, WeightUpdate
 from tuneloop.models.methods.prefix import PREFIX
-from tuneloop.records.encoder import ENCODER
 
 if TYPE_CHECKING:
     from torch import nn
@@ -89,6 +88,8 @@ def method_named(name: str) -> Method:
 
 def layout_of(folder: Path) -> str:
     """The `Method.layout` of a saved folder, or `encoder`; empty where no result of training is here."""
+    from tuneloop.records.encoder import ENCODER
+
     if (folder / ENCODER).is_file():
         return "encoder"
     file = folder / "adapter_config.json"

@@ -88,9 +88,7 @@ def method_named(name: str) -> Method:
 
 def layout_of(folder: Path) -> str:
     """The `Method.layout` of a saved folder, or `encoder`; empty where no result of training is here."""
-    from tuneloop.records.encoder import ENCODER
-
-    if (folder / ENCODER).is_file():
+    if (folder / "encoder.json").is_file():
         return "encoder"
     file = folder / "adapter_config.json"
     if file.is_file():

@@ -179,6 +179,7 @@ def train(
     out: Place = "",
     model: str = "",
     seed: int | None = None,
+    anyway: bool = False,
     progress: Shown = False,
     **settings: Unpack[TrainSettings],
 ) -> Run:
@@ -192,6 +193,7 @@ def train(
         out: folder of the run; default: `runs/NAME-HASH`.
         model: base model: a short name, a hub name or a folder; default: the packaged one.
         seed: of order and initial weights.
+        anyway: train also where the time is too short for a result, which is refused else.
         progress: True for bars on stderr, or a `Progress`.
         settings: those of a recipe's `train` section, as in `epochs=2, learning_rate=1e-4, rank=8`.
 
@@ -209,7 +211,7 @@ def train(
         raise UserError("Records are prepared before they are trained on", next_step=step)
     recipe = _recipe_of_run(data, model, seed, out, {"train": _section(config, settings)})
     with _shown(progress):
-        return Run(train_alone(recipe)[0])
+        return Run(train_alone(recipe, anyway=anyway)[0])
 
 
 def evaluate(
@@ -267,6 +269,7 @@ def run(
     out: Place = "",
     model: str = "",
     seed: int | None = None,
+    anyway: bool = False,
     progress: Shown = False,
     **settings: Unpack[RunSettings],
 ) -> Run:
@@ -277,6 +280,7 @@ def run(
         out: folder of the run; default: `runs/NAME-HASH`.
         model: base model, where it is not the recipe's.
         seed: of every random choice.
+        anyway: train also where the time is too short for a result, which is refused else.
         progress: True for bars on stderr, or a `Progress`.
         settings: of the recipe, by section: `train={"epochs": 1}, max_minutes=8`.
 
@@ -299,7 +303,7 @@ def run(
         rows = _written(recipe, Path(f"{out}.rows.jsonl") if out else Path("datasets") / "rows.rows.jsonl")
         resolved = _recipe_of_run(rows, model, seed, out, settings)
     with _shown(progress):
-        return Run(main_job(resolved))
+        return Run(main_job(resolved, anyway=anyway))
 
 
 def compare(

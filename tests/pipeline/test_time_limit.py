@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import time
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, read_jsonl, read_yaml, write_json
 from tuneloop.core.ui import reporting
 from tuneloop.evaluation.config import EvaluateConfig
@@ -84,13 +84,12 @@ def test_where_time_runs_out_all_are_compared_on_the_rows_that_the_tuned_model_w
     with reporting(say=said.append):
         folder = run(recipe)
     found, judged = read_json(folder / TimeChoices.file), read_json(folder / "eval.json")
-    third = math.ceil(found["all_test_rows"] / 3)
-    assert judged["n"] == found["test_rows"] == third > LEAST
+    assert judged["n"] == found["test_rows"] == LEAST < found["all_test_rows"]
     assert set(judged["baselines"]) >= {"zero-shot", "few-shot"} and judged["comparisons"]
     baseline = read_jsonl(folder / "baselines" / "few-shot" / "samples.jsonl")
     assert [row["id"] for row in baseline] == [row["id"] for row in read_jsonl(folder / "samples.jsonl")]
     assert any(line.startswith("evaluate  time runs out") for line in said)
-    assert f"{third} of {found['all_test_rows']} test rows were used" in found["words"][0]
+    assert f"{LEAST} of {found['all_test_rows']} test rows were used" in found["words"][0]
 
     said.clear()
     with reporting(say=said.append):
@@ -187,3 +186,40 @@ def test_a_machine_that_was_busy_while_zero_shot_was_asked_is_expected_to_be_as_
 
     assert expected_evaluation(listed(costs(60.0), 150.0)) == 90.0  # few-shot is slower by token, as usual
     assert expected_evaluation(listed(costs(15.0), 105.0)) == 40.0  # 30 seconds at its speed, 10 of scoring
+
+
+@pytest.mark.parametrize(
+    "speed, refused", [(3.0, True), (1e6, False)], ids=["a step or two in its time", "time for more"]
+)
+def test_a_run_that_can_come_to_nothing_is_refused_before_its_baselines_unless_anyway(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch, speed: float, refused: bool
+) -> None:
+    def baselines(*_: Any, **__: Any) -> Any:
+        raise Begun
+
+    monkeypatch.setattr("tuneloop.training.speed.measure_speed", lambda *a, **k: speed)
+    monkeypatch.setattr(time_limit, "ask_within", baselines)
+    minute = make_recipe(recipe.model_dump(), ["max_minutes=1"])
+    with pytest.raises(UserError if refused else Begun) as error:
+        run(minute)
+    if refused:
+        assert "too little" in error.value.what
+        needed = re.search(r"max_minutes=([\d.]+) or more, or add --anyway", error.value.next_step)
+        assert needed and float(needed[1]) > 1
+    with pytest.raises(Begun):
+        run(minute, anyway=True)
+
+
+class Begun(Exception):
+    """The baselines would be measured now."""
+
+
+def test_training_alone_is_refused_likewise_and_a_trial_of_seconds_is_not(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tuneloop.training.speed.measure_speed", lambda *a, **k: 3.0)
+    with pytest.raises(UserError, match="too little"):
+        train_alone(make_recipe(recipe.model_dump(), ["max_minutes=null", "train.max_minutes=0.5"]))
+    monkeypatch.setattr("tuneloop.pipeline.train.train_stage", lambda *a: (_ for _ in ()).throw(Begun()))
+    with pytest.raises(Begun):
+        train_alone(make_recipe(recipe.model_dump(), ["max_minutes=null", "train.max_minutes=0.1"]))

@@ -28,6 +28,7 @@ from tuneloop.training.budget import (
     FORWARD_SPEED,
     RunPlan,
     is_due,
+    is_too_little,
     place_of,
     plan_run,
     refit_steps,
@@ -412,3 +413,13 @@ def test_the_share_of_the_data_is_said_in_words(tiny_llama: Path, tmp_path: Path
 )
 def test_a_share_of_the_speed_is_said_in_words(share: float, words: str) -> None:
     assert speed_words(share) == words
+
+
+@pytest.mark.parametrize(
+    "steps, whole, seen, little",
+    [(1, 72, 0.02, True), (4, 72, 0.5, True), (10, 72, 0.05, True), (10, 72, 0.2, False), (20, 9000, 0.01, False), (3, 3, 1.0, False)],
+)  # fmt: skip
+def test_a_run_that_time_cuts_to_a_few_steps_can_come_to_nothing(
+    steps: int, whole: int, seen: float, little: bool
+) -> None:
+    assert is_too_little(steps, whole, seen) == little

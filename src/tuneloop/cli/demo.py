@@ -24,5 +24,5 @@ def command(settings: list[str] | None = SETTINGS, *, verbose: bool = VERBOSE) -
 
     with screen("running"):
         fetch_models()
-        folder = run(recipe)
+        folder = run(recipe, anyway=True)  # it shows how a run goes, in any time
     return Result(summary(folder), partial(print_demo, folder, verbose=verbose))

@@ -13,6 +13,7 @@ from tuneloop.cli import init
 from tuneloop.cli.console import Result, print_live, show
 from tuneloop.cli.parameters import SETTINGS, VERBOSE, argument, output, screen
 from tuneloop.core.errors import UserError
+from tuneloop.core.flag import switch
 from tuneloop.core.ui import reporting
 from tuneloop.deploy import RemoteOptions, is_ray, is_service, is_tinker, refuse_options_of_rented
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 def command(
     source: str = argument("RECIPE.yaml|DATA", "Recipe in YAML, or examples or a prepared data set for the defaults."),
     settings: list[str] | None = SETTINGS,
+    anyway: bool = switch("Train also where the time is too short for a result."),
     *,
     verbose: bool = VERBOSE,
     place: RemoteOptions,
@@ -55,7 +57,7 @@ def command(
 
             folder = run_on_ray(resolved, place, whole=True)
         else:
-            folder = run(resolved)
+            folder = run(resolved, anyway=anyway)
     from tuneloop.report.terminal import print_closing
 
     return Result(summary(folder), partial(print_closing, folder, verbose=verbose))

@@ -31,6 +31,7 @@ def command(
     model: str = flag("", "MODEL", "Base model.", "-m"),
     out: str = flag("", "FOLDER", "Folder of the run; default: runs/NAME-HASH.", "-o"),
     preflight: bool = switch("Show what would be trained, with two rows as the model sees them, and stop."),
+    anyway: bool = switch("Train also where the time is too short for a result."),
     *,
     place: RayOptions,
 ) -> Result:
@@ -55,7 +56,7 @@ def command(
             folder = run_on_ray(recipe, place, whole=False)
             run = read_record(RunManifest, folder)
         else:
-            folder, run = train_alone(recipe)
+            folder, run = train_alone(recipe, anyway=anyway)
     lines = [f"{run.result:<9} {folder / run.result}", f"next      tuneloop evaluate {folder}"]
     return Result({"path": str(folder), **run.to_json()}, lines)
 

@@ -28,6 +28,14 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def is_busy() -> bool | None:
+    """Whether more processes than there are cores have been at work here in the last minute; None: not known."""
+    try:
+        return os.getloadavg()[0] > cores() + 1 if hasattr(os, "getloadavg") else None
+    except OSError:
+        return None
+
+
 def memory_capacity() -> float:
     """GiB that this process may use: the machine's memory, or its control group's limit."""
     total = float(_physical_memory())

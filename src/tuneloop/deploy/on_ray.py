@@ -124,10 +124,10 @@ def take_part(job: RayRun) -> None:
     recipe = make_recipe(job.recipe)
     os.chdir(Path(job.folder).parent)
     if job.whole:
-        run(recipe)
+        run(recipe, anyway=True)
     else:
         with reporting(progress=no_progress):
-            train_alone(recipe)
+            train_alone(recipe, anyway=True)
 
 
 def _with_data(recipe: Recipe, dataset: str) -> dict[str, Any]:

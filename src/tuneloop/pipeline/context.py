@@ -43,6 +43,7 @@ class RunContext:
 
     recipe: Recipe  # resolved
     folder: Path  # of the run
+    anyway: bool = False  # whether it trains even where its time is too short for a result
     tuned: bool = False  # whether the model holds the run's result
     on_record: Callable[[Mapping[str, Any]], None] = lambda record: None  # gets each record of the training's metrics
     workers: Workers | None = None  # the run's other processes, for their parts of the model's answers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -32,12 +33,23 @@ from tuneloop.records.plan import PLAN, MeasuredMachine, Plan
 from tuneloop.records.record import read_record, write_record
 from tuneloop.records.rows import Dataset
 from tuneloop.training.batches import Step, plan_steps
-from tuneloop.training.budget import BUSY, RunPlan, plan_run, rows_seen, seen_words, speed_words
+from tuneloop.training.budget import (
+    BUSY,
+    CHECKING_SHARE,
+    FEW,
+    RunPlan,
+    is_too_little,
+    plan_run,
+    rows_seen,
+    seen_words,
+    speed_words,
+)
 from tuneloop.training.rows import SplitRows, TrainRow, supervised_tokens, tokens_of
 
 if TYPE_CHECKING:
     from tuneloop.training.config import TrainConfig
 
+TRIAL = 10.0  # seconds: a shorter limit on time is to see that a run runs, and is not refused
 OVER_LIMIT = 1.1  # what a run with a time limit may take longer: a step and a validation that have begun are ended
 
 
@@ -61,22 +73,60 @@ def plan_stage(job: RunContext, dataset: Dataset, choose: Callable[[], bool] = l
     with busy("planning the steps"):
         measured = replace(measured, tokens_per_second=speed, seconds_spent=spent)
         plan = {**make_plan(job, dataset, measured, resident), "measuring_seconds": round(spent, 2)}
-    now, usual = plan["time"]["tokens_per_second"], usual_speed(plan, read_ledger())
-    disturbed = usual is not None and now <= BUSY * usual
-    plan = {**plan, "disturbed": disturbed, "key": _plan_key(job, dataset)}
+    busy_as = _busy_words(plan)
+    plan = {**plan, "disturbed": bool(busy_as), "key": _plan_key(job, dataset)}
     write_record(job.folder / PLAN, Plan.model_validate(plan))
     say(plan_line(plan))
-    if disturbed and usual:
-        say(
-            f"machine   this machine runs at {speed_words(now / usual)} the speed of earlier runs here "
-            f"({now:,.0f} of {usual:,.0f} tokens/s); is something else running on it?"
-        )
+    if busy_as:
+        say(f"machine   {busy_as}")
+    if not training_began(job.folder):
+        least_seconds(job, dataset, measured, job.recipe.train)
     if not plan["fits"]:
         peak, capacity = plan["memory"]["peak_gib"], plan["memory"]["capacity_gib"]
         what = f"Training needs about {peak:.1f} GiB, and this machine has {capacity:.1f}"
         step = f"set {plan['alternatives'][0]['change']}, or use a machine with more memory"
         raise UserError(what, where=PLAN, next_step=step)
     return plan
+
+
+def _busy_words(plan: Mapping[str, Any]) -> str:
+    """That the machine was busy when its speed was measured; empty where it was not, as far as is known."""
+    now, usual = plan["time"]["tokens_per_second"], usual_speed(plan, read_ledger())
+    if usual is not None and now <= BUSY * usual:
+        slow = f"this machine runs at {speed_words(now / usual)} the speed of earlier runs here"
+        return f"{slow} ({now:,.0f} of {usual:,.0f} tokens/s); is something else running on it?"
+    if usual is None and machine.is_busy() and device.backend().is_cpu:
+        return "more programs are at work on this machine than it has cores: quiet, it is faster than measured now"
+    return ""
+
+
+def least_seconds(job: RunContext, dataset: Dataset, measured: MeasuredMachine, config: TrainConfig) -> float:
+    """Seconds of training that steps with a meaning take at the measured speed, with their validations; 0 where the
+    time is not limited, or only a trial of the command.
+
+    Raises:
+        UserError: the time of `config` allows only steps that can come to nothing (`is_too_little`).
+    """
+    if job.anyway or config.max_minutes is None or 60 * config.max_minutes < TRIAL:
+        return 0.0
+    rows, run = run_plan(job, dataset, measured, config)
+    _, whole = run_plan(job, dataset, replace(measured, tokens_per_second=0.0), config)
+    tokens = sum(tokens_of(rows[i]) for step in whole.steps[:FEW] for i in step.indices)
+    seconds = tokens / max(measured.tokens_per_second, 1e-9) / (1 - CHECKING_SHARE) + measured.seconds_spent
+    seen, steps = rows_seen(run.steps), len(run.steps)
+    if is_too_little(steps, len(whole.steps), seen / max(len(rows), 1)):
+        some = f"{counted(steps, 'step')}, which {verb(steps, 'sees', 'see')} {seen} of {counted(len(rows), 'row')}"
+        what = f"Training does not start: its time allows {some}, too little for a result"
+        if machine.is_busy():
+            what += "; the machine is busy"
+        key, minutes = "train.max_minutes", seconds / 60
+        if job.recipe.max_minutes and not job.recipe.train.max_minutes:
+            key, minutes = "max_minutes", 2 * minutes
+        elif job.recipe.max_minutes:
+            key, minutes = "max_minutes", job.recipe.max_minutes + minutes - config.max_minutes
+        step = f"set {key}={math.ceil(max(minutes, 0.1) * 10) / 10:g} or more, or add --anyway"
+        raise UserError(what, where=f"{config.max_minutes:.3g} minutes of training", next_step=step)
+    return seconds
 
 
 def _plan_key(job: RunContext, dataset: Dataset) -> str:
@@ -124,9 +174,11 @@ def sized(config: TrainConfig, measured: MeasuredMachine) -> TrainConfig:
     return config.model_copy(update=changes)
 
 
-def run_plan(job: RunContext, dataset: Dataset, measured: MeasuredMachine) -> tuple[list[TrainRow], RunPlan]:
-    """The training rows, and the steps and validations that a run does on a machine."""
-    config, seed = sized(job.recipe.train, measured), job.recipe.seed
+def run_plan(
+    job: RunContext, dataset: Dataset, measured: MeasuredMachine, config: TrainConfig | None = None
+) -> tuple[list[TrainRow], RunPlan]:
+    """The training rows, and the steps and validations that a run does on a machine; `config`: not the recipe's."""
+    config, seed = sized(config or job.recipe.train, measured), job.recipe.seed
     rows = job.rendered(dataset.train)
     steps = plan_steps(rows, config, seed, job.mixed(dataset.train)) if rows else []
     split = SplitRows(rows, job.rendered(dataset.val), held_out(job, dataset))
@@ -257,6 +309,8 @@ def plan_alone(recipe: Recipe, out: str) -> dict[str, Any]:
         speed = measure_speed(job.model, rows, train, recipe.seed, kept_layers=layers)
         measured = replace(measured, tokens_per_second=speed)
         plan = make_plan(job, dataset, measured, _resident_as_trained(job, resident))
+    if busy_as := _busy_words(plan):
+        plan |= {"disturbed": True, "assumptions": [f"measured as it is now: {busy_as}", *plan["assumptions"]]}
     if out:
         write_record(Path(out) / PLAN, Plan.model_validate(plan))
     return plan

@@ -24,9 +24,12 @@ from tuneloop.track import start_tracking
 NO_PROMPTS = TimedAnswers(0)  # an encoder answers none
 
 
-def run(recipe: Recipe) -> Path:
-    """Do the main job and return the run's folder. After a `UserError` finished stages stay finished."""
-    with prepared_run(recipe) as (job, limit, dataset):
+def run(recipe: Recipe, *, anyway: bool = False) -> Path:
+    """Do the main job and return the run's folder. After a `UserError` finished stages stay finished.
+
+    `anyway`: train also where the time is too short for a result, see `plan.least_seconds`.
+    """
+    with prepared_run(recipe, anyway=anyway) as (job, limit, dataset):
         remind(job, dataset)
         with busy("starting the tracker"):
             tracker = start_tracking(job.recipe.model_dump(mode="json"), job.folder, warn=say)
@@ -34,6 +37,7 @@ def run(recipe: Recipe) -> Path:
         try:
             with busy("measuring the baselines"):
                 if not job.is_encoder:
+                    limit.refuse_too_short(dataset)
                     limit.choose_prompt(dataset)
                 answered = NO_PROMPTS if job.is_encoder else limit.ask_base(dataset)
                 baselines = baseline_stage(job, dataset, answered)

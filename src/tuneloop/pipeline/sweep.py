@@ -242,7 +242,7 @@ def _train_tracked(
     tracker = start_tracking(recipe.model_dump(mode="json"), folder, warn=warn)
     status: Literal["FINISHED", "FAILED"] = "FAILED"
     try:
-        _, result = train_alone(recipe, on_record=on_record)
+        _, result = train_alone(recipe, on_record=on_record, anyway=True)  # a trial is short
         status = "FINISHED"
     finally:
         tracker.finish(status)

@@ -7,20 +7,21 @@ an interruption continues with them.
 
 from __future__ import annotations
 
-import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tuneloop.core.files import content_hash, write_yaml
-from tuneloop.core.machine import cores
+from tuneloop.core.machine import is_busy, processes
 from tuneloop.core.ui import say
 from tuneloop.core.units import counted, exactly, verb
 from tuneloop.evaluation.evaluate import sample_rows
 from tuneloop.pipeline.baselines import expected_evaluation, mean_reference, measured_before
 from tuneloop.pipeline.best_prompt import with_best_prompt
-from tuneloop.pipeline.context import RunContext, dataset_of, done_record, identity
-from tuneloop.pipeline.plan import run_plan
+from tuneloop.pipeline.context import RunContext, dataset_of, done_record, identity, training_began
+from tuneloop.pipeline.distributed import RunPart, distributed_run
+from tuneloop.pipeline.plan import TRIAL, least_seconds, run_plan, sized, sizes_of
 from tuneloop.pipeline.scoring import SystemAnswers
 from tuneloop.pipeline.timed_baselines import TUNED, TimedAnswers, ask_tuned_within, ask_within
 from tuneloop.recipe import Recipe
@@ -77,6 +78,7 @@ class TimeLimit:
         choices = _kept_choices(recipe, job.folder)
         self.choices = choices or TimeChoices(key=_key(recipe), max_minutes=recipe.max_minutes)
         self.warned = False
+        self.least_training = 0.0  # seconds, that steps with a meaning take
 
     @property
     def whole(self) -> float:
@@ -93,6 +95,22 @@ class TimeLimit:
         self.recipe = with_best_prompt(self.job, self.recipe, dataset)
         self.job.recipe = _with_choices(self.recipe, self.choices)
 
+    def refuse_too_short(self, dataset: Dataset) -> None:
+        """Before anything is spent on answers: refuse a run whose training would come to nothing, see
+        `plan.least_seconds`. It measures the speed for that, for some seconds, where nothing of the run is there yet.
+        """
+        job, recipe = self.job, self.recipe
+        begun = (job.folder / "baselines" / BaselinesManifest.file).is_file() or training_began(job.folder)
+        minutes = recipe.train.max_minutes or self.seconds / 60
+        if job.anyway or begun or not minutes or 60 * minutes < TRIAL or processes() > 1:
+            return
+        measured = sizes_of(job, dataset)
+        config = sized(recipe.train, measured).model_copy(update={"max_minutes": minutes})
+        speed = distributed_run(job, RunPart("measure", dataset.path, config, measured))
+        spent = time.monotonic() - self.began if recipe.max_minutes else 0.0
+        measured = replace(measured, tokens_per_second=speed, seconds_spent=spent)
+        self.least_training = least_seconds(job, dataset, measured, config) - spent
+
     def ask_base(self, dataset: Dataset) -> TimedAnswers | None:
         """The base model's answers to the test rows that its time allows; None where that was chosen before."""
         job, recipe = self.job, self.recipe
@@ -105,7 +123,8 @@ class TimeLimit:
         _ = job.model  # loaded before its answers are timed
         self.expect(0.0)
         left = self.seconds - (time.monotonic() - self.began)
-        answered = ask_within(job, dataset, ANSWERS * left, self.expect, measured_before(job, dataset))
+        seconds = max(min(ANSWERS * left, left - self.least_training), 0.0)
+        answered = ask_within(job, dataset, seconds, self.expect, measured_before(job, dataset))
         if recipe.evaluate.limit and answered.rows < rows:
             say(
                 f"time      evaluate.limit={recipe.evaluate.limit} requests {counted(rows, 'test row')}; "
@@ -187,11 +206,7 @@ class TimeLimit:
 
 
 def _how_it_is() -> str:
-    """`busy` where more processes than processors have been at work here, else `slow`."""
-    try:
-        return "busy" if hasattr(os, "getloadavg") and os.getloadavg()[0] > cores() + 1 else "slow"
-    except OSError:  # not known on this system
-        return "busy or slow"
+    return {True: "busy", False: "slow", None: "busy or slow"}[is_busy()]
 
 
 def _full_run(job: RunContext, choices: TimeChoices) -> FullRun | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,6 +25,7 @@ WORTH = 0.2  # and is left out where it would add less than this share of them
 FEW_SHOT = 2.0  # what a row of few-shot takes relative to one of zero-shot, before any is measured
 LEAST_ROWS = 24  # that should be answered: where few-shot's examples leave no time for that, fewer are shown
 TUNED = 1.15  # what a row takes of the tuned model, relative to the base: it computes its adapter too
+OUT_OF_TIME = 1.5  # few-shot is left out where the first round of all would take so many times the time
 READING = 0.08  # most of the time of all answers that one reading of the examples may take: it is done in every round
 ROWS_SHARE = 0.3  # the reading of examples is estimated: at least this share of a round counts as its rows'
 FEWER = 0.7  # fewer examples are tried only where they are at most this share: a first round is lost then
@@ -89,7 +89,7 @@ def ask_within(
 ) -> TimedAnswers:
     """The base model's answers to as many test rows as there is time for, by all prompts and the tuned model later.
 
-    A first round, of at least `LEAST` rows, is always answered, so that there is something to compare.
+    A first round by zero-shot, of at least `LEAST` rows, is always answered, so that there is something to compare.
 
     Args:
         seconds: for the answers of all of them.
@@ -145,7 +145,11 @@ def _first_round(job: RunContext, dataset: Dataset, rows: Rows, seconds: float, 
     expect((TUNED + (FEW_SHOT if few_shot else 0.0)) * zero.each * number)
     if number > LEAST:
         _ask(job, dataset, zero, rows[LEAST:number])
-    few, all_examples = _few_shot(job, dataset, zero, rows, number, seconds) if few_shot else (None, 0)
+    few, all_examples = None, 0
+    if few_shot and (1 + FEW_SHOT + TUNED) * zero.each * number > OUT_OF_TIME * seconds:
+        all_examples = len(base_examples(job, dataset, rows))  # left out, and said to be
+    elif few_shot:
+        few, all_examples = _few_shot(job, dataset, zero, rows, number, seconds)
     return _FirstRound(zero, few, number, rows, all_examples)
 
 
@@ -179,11 +183,11 @@ def _reused(
 
 
 def ask_tuned_within(job: RunContext, dataset: Dataset, seconds: float) -> tuple[int, SystemAnswers]:
-    """How many rows of the sample the tuned model has time for, at least a third, and its answers to them."""
+    """How many rows of the sample the tuned model has time for, at least `LEAST`, and its answers to them."""
     rows, places = _sample(job, dataset)
     began, number = time.monotonic(), 0
     parts: list[SystemAnswers] = []
-    more = min(max(LEAST, math.ceil(len(rows) / 3)), len(rows))
+    more = min(LEAST, len(rows))
     while more:
         some = rows[number : number + more]
         parts.append(ask(job.model, dataset, some, job.recipe.evaluate, Asking(perplexity=False), task="tuned")[""])

@@ -42,7 +42,7 @@ from tuneloop.records.record import read_record, write_record
 from tuneloop.records.rows import Dataset
 from tuneloop.records.run import RUN, LearningRate, RunManifest
 from tuneloop.report.facts import off_words, used
-from tuneloop.training.budget import BUSY
+from tuneloop.training.budget import BUSY, FEW, is_too_little
 from tuneloop.training.flops import matmul_peak, utilisation
 from tuneloop.training.methods import init_hash
 from tuneloop.training.preflight import Preflight, preflight
@@ -162,6 +162,10 @@ def _result_lines(run: RunManifest, config: TrainConfig) -> list[str]:
         f"{run.tokens_per_second:,.0f} tokens/s, peak {run.peak_memory_gib:.2f} GiB",
         f"          saw {run.seen}; {_validated(run)}{early}",
     ]
+    cut = config.max_minutes and run.stopped == "finished" and run.epochs < (1 - 1e-6) * config.epochs
+    better = (run.best_val_loss or math.inf) < (run.first_val_loss or 0.0)
+    if cut and not better and is_too_little(run.steps, FEW, run.rows_seen / max(run.rows, 1)):
+        lines.append("train     that is too little to say anything: give it more time, in another folder")
     if run.speed_share and run.speed_share < BUSY:
         lines.append(f"machine   {busy_words(run.speed_share, run.planned_tokens_per_second)}")
     if plan := run.predicted:
@@ -228,7 +232,7 @@ def preflight_alone(recipe: Recipe) -> tuple[Preflight, dict[str, Any] | None, T
 
 @contextlib.contextmanager
 def prepared_run(
-    recipe: Recipe, *, on_record: OnRecord = lambda record: None
+    recipe: Recipe, *, on_record: OnRecord = lambda record: None, anyway: bool = False
 ) -> Iterator[tuple[RunContext, TimeLimit, Dataset]]:
     """The folder of a run, locked, with its settings in it and its data prepared.
 
@@ -239,7 +243,7 @@ def prepared_run(
     with busy("looking at the sources"):
         folder = folder_of(recipe)
     whole, recipe = recipe, limited(recipe, folder)
-    job = RunContext(recipe, folder, on_record=on_record)
+    job = RunContext(recipe, folder, anyway=anyway, on_record=on_record)
     if job.is_encoder:
         refuse_settings(recipe)
     limit = TimeLimit(job, whole, began)
@@ -280,10 +284,17 @@ def refuse_method(job: RunContext) -> None:
     ModelShape.from_config(config, str(folder / "config.json"))
 
 
-def train_alone(recipe: Recipe, *, on_record: OnRecord = lambda record: None) -> tuple[Path, RunManifest]:
-    """Prepare, plan and train, without baselines and evaluation; `on_record` gets each record of the metrics."""
+def train_alone(
+    recipe: Recipe, *, on_record: OnRecord = lambda record: None, anyway: bool = False
+) -> tuple[Path, RunManifest]:
+    """Prepare, plan and train, without baselines and evaluation.
+
+    Args:
+        on_record: gets each record of the metrics.
+        anyway: train also where the time is too short for a result, see `plan.least_seconds`.
+    """
     began = time.monotonic()
-    with prepared_run(recipe, on_record=on_record) as (job, limit, dataset):
+    with prepared_run(recipe, on_record=on_record, anyway=anyway) as (job, limit, dataset):
         if job.is_encoder:
             run = head_stage(job, dataset)
             report_stage(job)
@@ -319,7 +330,7 @@ def calibrate_alone(recipe: Recipe) -> dict[str, Any]:
     """Train for some steps in a folder that is thrown away, for the ledger: the plan, with `measured` next to it."""
     short = recipe.train.model_copy(update={"max_minutes": CALIBRATION_MINUTES, "evaluations": 1, "val_rows": 8})
     with tempfile.TemporaryDirectory() as scratch:
-        job = RunContext(recipe.model_copy(update={"train": short}), Path(scratch))
+        job = RunContext(recipe.model_copy(update={"train": short}), Path(scratch), anyway=True)
         dataset = prepare_stage(job)
         plan = plan_stage(job, dataset)
         run = train_stage(job, dataset)

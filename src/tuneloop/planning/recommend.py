@@ -163,6 +163,8 @@ def recommendation_here(plan: Mapping[str, Any]) -> str:
         return f"It does not fit on this machine. Change: {change}."
     took = f"{hours_words(plan['time']['hours'])}, {usd_words(plan['cost']['usd'])}"
     advice = f"Train on this machine: {took}."
+    if plan.get("disturbed"):
+        advice = f"Measured on a busy machine ({took} as it is now): plan again when it is quiet, before you decide."
     if plan["time"]["hours"] >= LONG_HOURS:
         advice += " Rented GPUs are faster: `tuneloop plan DATA --gpu l40s` tells how much, and at what price."
     return advice

@@ -39,6 +39,9 @@ LATE, EARLY, KNOWN_FROM, RECENT = 0.02, 0.1, 3, 0.1
 OVER = 1.05  # of its time, behind which no step may end as far as is known before it begins
 # Steps whose rows get their reference together, and how far from the planned speed it must be to change their number.
 REFERENCE_STEPS, SLOWER = 16, 1.3
+# A run that its time limits to fewer steps than the first number shows nothing, or to fewer than the second which see
+# less than so much of the rows.
+FEWEST, FEW, FEW_ROWS = 5, 20, 0.1
 BUSY, BUSY_AFTER = 0.5, 15.0  # share of the planned speed below which the machine is busy, after so many seconds
 
 
@@ -219,6 +222,11 @@ def steps_in_time(
         if left < 0:
             return max(number, 1)
     return len(steps)
+
+
+def is_too_little(steps: int, whole: int, seen: float) -> bool:
+    """Whether nothing can come of so many of the `whole` steps, which see a share `seen` of the rows."""
+    return steps < min(FEWEST, whole) or (steps < min(FEW, whole) and seen < FEW_ROWS)
 
 
 def speed_words(share: float) -> str:

@@ -92,7 +92,7 @@ def _distil(job: DistilJob, student: str) -> DistillationRecord:
             probabilities = str(job.store.top.folder)
             job.store = None  # from here on, answers are only judged
         _forget_teacher(job)
-    train_alone(_recipe(job, model, taught.path, out, probabilities))
+    train_alone(_recipe(job, model, taught.path, out, probabilities), anyway=True)
     _forget_teacher(job)
     control = None if options.no_control else _train_control(job, model, len(taught.train))
     answers = {row.id: row.answer.strip() for row in job.dataset.train}

@@ -220,7 +220,10 @@ def _pooled(experts: Sequence[Expert], out: Path, run: Path) -> Path:
         data = like.data.model_copy(update={"sources": [str(rows)]})
         track = like.track.model_copy(update={"report_to": ["none"]})
         say(f"pooled    one adapter is trained on the rows of all tasks: {run}")
-        train_alone(like.model_copy(update={"data": data, "output_dir": str(run), "name": "pooled", "track": track}))
+        train_alone(
+            like.model_copy(update={"data": data, "output_dir": str(run), "name": "pooled", "track": track}),
+            anyway=True,
+        )
     return trained_folder(run)
 
 

@@ -83,7 +83,7 @@ def test_both_print_the_same_lines_about_cost(mails: Path, capsys: pytest.Captur
     people = ["--engineer-hours", "10", "--usd-per-engineer-hour", "50"]
     shown = []
     for arguments in (
-        ["advise", str(mails), "--few-shot", "0.5"],
+        ["advise", str(mails), "--few-shot", "0.5", "--verbose"],
         ["plan", str(mails), "--model", "llama-3.1-8b", "--method", "prefix"],
     ):
         assert main([*arguments, *people]) == 0

@@ -16,6 +16,7 @@ from tuneloop.cli.parameters import SETTINGS, amount, argument, count, given, sc
 from tuneloop.core.files import write_text
 from tuneloop.core.flag import flag, switch
 from tuneloop.core.terminal import plain_table
+from tuneloop.core.units import usd_words
 
 if TYPE_CHECKING:
     from tuneloop.advice import Advice
@@ -44,6 +45,7 @@ def command(
     measure: bool = switch("Measure the base model and cheap classifiers on the test rows first."),
     html: str = flag("", "FILE", "Write a page with tables and charts."),
     out: str = flag("", "FOLDER", "Folder of the answer, data and measurements; default: evals/advise-NAME.", "-o"),
+    verbose: bool = switch("Print sources, a month's bills, the parts of the cost and what is assumed, too."),
     *,
     options: AdviseOptions,
 ) -> Result:
@@ -66,9 +68,10 @@ def command(
 
         write_text(html, render_advise_page(advice.record()))
     record = {**advice.record().to_json(), "html": html or None}
-    return Result(record, partial(_print, advice, html), int(advice.answer == "dont"))
+    return Result(record, partial(_print, advice, html, verbose), int(advice.answer == "dont"))
 
 
+MOST_REASONS = 2  # next to the headline
 HEADER, NAMES = 10, 16  # columns of a header before it is broken, and of a table's first column at least
 
 
@@ -111,17 +114,17 @@ def _say(console: Any, text: str, style: str = "", first: str = "", rest: str = 
     console.print(Text("\n".join(lines), style=style))
 
 
-def _print(advice: Advice, html: str, console: Any) -> None:
+def _print(advice: Advice, html: str, verbose: bool, console: Any) -> None:
     style = {"dont": "bold yellow", "prompt": "bold cyan", "tune": "bold green"}[advice.answer]
     _say(console, advice.headline, style)
-    for i, reason in enumerate(advice.reasons):
-        if i:
-            _say(console, reason.says, "", "- ", "  ")
-        else:
-            _say(console, f"(rule {reason.rule}; source: {reason.source})", "dim")
+    if verbose and advice.reasons:
+        _say(console, f"(rule {advice.reasons[0].rule}; source: {advice.reasons[0].source})", "dim")
+    for reason in advice.reasons[1 : None if verbose else 1 + MOST_REASONS]:
+        _say(console, reason.says, "", "- ", "  ")
     _print_leaderboard(advice, console)
-    _print_options(advice, console)
-    _print_rest(advice, console)
+    _print_options(advice, console, verbose)
+    _print_cost(advice, console, verbose)
+    _print_rest(advice, console, verbose)
     if html:
         console.print(f"\nThe page: {html}")
 
@@ -170,7 +173,7 @@ def _print_leaderboard(advice: Advice, console: Any) -> None:
     _print_table(console, table)
 
 
-def _print_options(advice: Advice, console: Any) -> None:
+def _print_options(advice: Advice, console: Any, verbose: bool) -> None:
     from tuneloop.report.advise_html import page_of_advice
 
     page = page_of_advice(advice.record())
@@ -182,32 +185,43 @@ def _print_options(advice: Advice, console: Any) -> None:
         for a in page["alternatives"]:
             if any(words in a["note"] for words in ("no price by the token", "trained tokens")):
                 _say(console, f"{a['name']}: {a['note']}", "dim", "", "  ")
-    if page["bills"]:
+    if page["bills"] and verbose:
         table = _table("\nA month on rented machines", "serving", "bill", "always on", "batch", "busy")
         for bill in page["bills"]:
             table.add_row(*bill)
         _print_table(console, table)
 
 
-def _print_rest(advice: Advice, console: Any) -> None:
+def _print_cost(advice: Advice, console: Any, verbose: bool) -> None:
+    from tuneloop.records.plan import PlannedCost
+    from tuneloop.report.plan_terminal import cost_lines, until_kept_words
+
     training = advice.trainings.get(advice.costed)
     about_money = advice.answer != "dont" or advice.reasons[0].rule in ("over-budget", "does-not-pay")
-    if training and training.fits and training.cost and about_money:
-        from tuneloop.records.plan import PlannedCost
-        from tuneloop.report.plan_terminal import cost_lines
-
-        gpu = training.job.gpu
-        machine = "this machine's processor" if gpu.is_cpu else f"{training.job.gpus} x {gpu.name}"
-        console.print(f"\nTraining {advice.question.model} with {advice.costed_name} on {machine}", style="bold")
-        for line in cost_lines(PlannedCost(**training.cost.to_json())):
+    if not (training and training.fits and training.cost and about_money):
+        return
+    gpu, cost = training.job.gpu, PlannedCost(**training.cost.to_json())
+    machine = "this machine's processor" if gpu.is_cpu else f"{training.job.gpus} x {gpu.name}"
+    about = f"{advice.question.model} with {advice.costed_name} on {machine}"
+    if verbose:
+        console.print(f"\nTraining {about}", style="bold")
+        for line in cost_lines(cost):
             console.print(line, soft_wrap=True)
+    else:
+        console.print()
+        _say(console, f"Training {about} costs {usd_words(cost.usd or 0.0)}. {until_kept_words(cost)}".rstrip())
+
+
+def _print_rest(advice: Advice, console: Any, verbose: bool) -> None:
     if advice.steps:
         console.print("\nNext", style="bold")
         for number, step in enumerate(advice.steps, 1):
             _say(console, step, "", f"  {number}. ", "     ")
-    if advice.assumptions:
+    if advice.assumptions and verbose:
         console.print("\nAssumed", style="dim")
-    for line in advice.assumptions:
+    for line in advice.assumptions if verbose else ():
         _say(console, line, "dim", "  - ", "    ")
     if advice.missing:
         _say(console, f"Not known, and it would tell more: {', '.join(advice.missing)}", "dim", "", "  ")
+    if not verbose:
+        console.print("--verbose adds sources, the parts of the cost and what is assumed.", style="dim")

@@ -5,20 +5,36 @@ It reads the last turn of the user, and writes nothing: its answer is a label, o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.ui import progress
 from tuneloop.inference.labels import best_label
-from tuneloop.inference.protocol import SCORING, EngineKind, EngineSettings, Kind, Served, ServingEngine, Target
-from tuneloop.inference.request import Request, Requests, refused
-from tuneloop.models.encoder import Classifier, encoder_folder, open_classifier, scores_of, text_of_turns
+from tuneloop.inference.protocol import (
+    SCORING,
+    AdapterFacts,
+    EngineKind,
+    EngineSettings,
+    Kind,
+    Served,
+    Target,
+    milliseconds_since,
+    named_adapter,
+    unknown_adapter,
+)
+from tuneloop.inference.request import Request, Requests, Update, refused
+from tuneloop.models.adapters import BASE
+from tuneloop.models.encoder import AT_ONCE, Classifier, encoder_folder, open_classifier, scores_of, text_of_turns
 from tuneloop.models.names import is_encoder, is_local
 from tuneloop.models.template import Template
 from tuneloop.records.completion import Completion
+from tuneloop.records.rows import Message
 from tuneloop.records.run import RUN
 
 NAME = "encoder"  # of the engine
@@ -84,10 +100,11 @@ class EncoderTarget(Target):
 
 def answers_to(classifier: Classifier, requests: Requests, labels: Sequence[str]) -> list[Completion]:
     """The answers to requests that share a forward pass; one without a text has the finish `error`."""
-    texts = {i: text for i, request in enumerate(requests) if (text := text_of_request(request)) is not None}
-    ids = classifier.encoder.ids(list(texts.values()))
+    ids: dict[int, Sequence[int]] = {i: request.ids for i, request in enumerate(requests) if request.ids}
+    texts = {i: text for i, each in enumerate(requests) if not each.ids and (text := text_of_request(each)) is not None}
+    ids |= dict(zip(texts, classifier.encoder.ids(list(texts.values())), strict=True))
     manifest, answers = classifier.manifest, [refused(request, NO_TEXT, NAME) for request in requests]
-    for place, tokens, logs in zip(texts, ids, classifier.log_probabilities(ids), strict=True):
+    for (place, tokens), logs in zip(ids.items(), classifier.log_probabilities(list(ids.values())), strict=True):
         if manifest.kind == "labels":
             written = classifier.answer(logs)
             answer = Completion(written, finish="stop", prompt_tokens=len(tokens), completion_tokens=1, engine=NAME)
@@ -123,13 +140,96 @@ def claims(name: str) -> bool:
     return encoder_folder(name) is not None or (is_local(name) and is_encoder(name))
 
 
+Waiting = tuple[Request, asyncio.Future[Completion]]
+
+
+class EncoderEngine:
+    """See `ServingEngine`: what waits while some texts are computed shares the next forward pass."""
+
+    name = NAME
+    context = 4096  # a text that is longer than the encoder reads is cut, as in the evaluation
+    adapters: Mapping[str, AdapterFacts] = MappingProxyType({})
+
+    def __init__(self, base: Served, adapters: Sequence[Served], settings: EngineSettings) -> None:
+        if adapters:
+            what = "An encoder takes no adapters"
+            raise UserError(what, where=adapters[0].source, next_step="start a server for it of its own")
+        self.base, self.slots, self._target = base.source, max(settings.slots, AT_ONCE), open_encoder(base.source)
+        self._waiting: list[Waiting] = []
+        self._work: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Load the encoder and its head; see `ServingEngine`."""
+        await asyncio.to_thread(self._target.load)
+
+    async def healthy(self) -> bool:
+        """It computes in this process."""
+        return True
+
+    async def stream(self, request: Request) -> AsyncIterator[Update]:
+        """The label, in one piece."""
+        began = time.perf_counter()
+        if why := _not_answered(request):
+            yield Update(completion=refused(request, why, NAME))
+            return
+        answer: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
+        self._waiting.append((request, answer))
+        if self._work is None or self._work.done():
+            self._work = asyncio.create_task(self._compute())
+        completion = replace(await answer, total_ms=milliseconds_since(began), adapter=named_adapter(request))
+        yield Update(completion.text, replace(completion, ttft_ms=completion.total_ms))
+
+    async def _compute(self) -> None:
+        while self._waiting:
+            labels = self._waiting[0][0].choices
+            some, left = list[Waiting](), list[Waiting]()
+            for each in self._waiting:
+                (some if each[0].choices == labels and len(some) < AT_ONCE else left).append(each)
+            self._waiting = left
+            classifier, requests = self._target.classifier, [request for request, _ in some]
+            try:
+                labels = labels or tuple(classifier.manifest.labels)
+                answers = await asyncio.to_thread(answers_to, classifier, requests, labels)
+            except asyncio.CancelledError:
+                self._waiting += some  # `stop` answers them
+                raise
+            except Exception as failure:  # of the libraries below; it must reach those who wait
+                answers = [refused(request, f"engine: {failure}", NAME) for request in requests]
+            for (_, waiting), answer in zip(some, answers, strict=True):
+                if not waiting.done():  # else its client has left
+                    waiting.set_result(answer)
+
+    async def tokenize(self, text: str, *, adapter: str = BASE) -> Sequence[int]:
+        """Token ids of a text, as the encoder reads it."""
+        (ids,) = await asyncio.to_thread(self._target.classifier.encoder.ids, [text])
+        return ids
+
+    async def render(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, adapter: str = BASE
+    ) -> Sequence[int]:
+        """Token ids of the last turn of the user."""
+        return await self.tokenize(text_of_turns(messages))
+
+    async def stop(self) -> None:
+        """End what is being computed."""
+        if self._work is not None:
+            self._work.cancel()
+            await asyncio.gather(self._work, return_exceptions=True)
+        for request, answer in self._waiting:
+            if not answer.done():
+                answer.set_result(replace(refused(request, ""), finish="cancelled"))
+        self._waiting = []
+
+
+def _not_answered(request: Request) -> str:
+    """Why an encoder can't answer a request; empty: it can."""
+    if why := unknown_adapter(named_adapter(request), {}):
+        return why
+    return "no_schema: an encoder answers with a label, not with JSON" if request.schema is not None else ""
+
+
 def _no_template(base: str) -> Template:
     raise UserError("An encoder has no chat template", where=base, next_step="ask it for labels")
 
 
-def _serving(base: Served, adapters: Sequence[Served], settings: EngineSettings) -> ServingEngine:
-    what = "An encoder is not served yet"
-    raise UserError(what, where=base.source, next_step=f"tuneloop predict {base.source} FILE")
-
-
-KIND = EngineKind(NAME, claims=claims, template=_no_template, serving=_serving, target=open_encoder)
+KIND = EngineKind(NAME, claims=claims, template=_no_template, serving=EncoderEngine, target=open_encoder)

@@ -112,7 +112,7 @@ def _form_of(manifest: RunManifest, run: Path, form: str) -> str:
     """The form that is exported; refused where a run is an encoder, which has none."""
     if manifest.result == ENCODER_FOLDER:
         what = "This run is an encoder with a head, and is used from its folder"
-        raise UserError(what, where=str(run), next_step=f"tuneloop predict {run} FILE")
+        raise UserError(what, where=str(run), next_step=f"tuneloop serve {run}, or tuneloop predict {run} FILE")
     return form_for(method_named(manifest.method), form)
 
 

@@ -522,7 +522,7 @@ def next_commands(facts: RunFiles) -> list[str]:
     empty = {name for name, split in splits.items() if not split.rows}
     on_val = [] if "val" in empty else [f"tuneloop evaluate {run} --split val"]
     if facts.evaluated:
-        ship = f"tuneloop predict {run} FILE" if facts.run.result == ENCODER_FOLDER else f"tuneloop export {run}"
+        ship = f"tuneloop {'serve' if facts.run.result == ENCODER_FOLDER else 'export'} {run}"
         return [*on_val, f"tuneloop compare {run} OTHER_RUN", ship]
     if "test" not in empty:
         return [f"tuneloop evaluate {run}"]

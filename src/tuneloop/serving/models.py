@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import sys
 import time
@@ -72,6 +73,7 @@ class Opened:
     loaded: Served | None  # what the engine is to load for it; None: the base itself
     task: TaskSpec | None  # what it was trained to answer; None: not known
     chooses: bool  # whether its answers are labels
+    is_classifier: bool = False  # see `Target.is_classifier`
 
     @property
     def template(self) -> str:
@@ -97,7 +99,8 @@ def open_model(kind: EngineKind, name: str, source: str, task_of: str = "", base
     task = (open_with_task(task_of).task if task_of else None) or task_inside(target)
     under, weights = target.served_on(base)
     loaded = None if weights is None else Served(weights, task.chat_template if task else "")
-    return Opened(name, source, under, loaded, task, bool(task and task.answer == "choice" and task.labels))
+    chooses = bool(task and task.answer == "choice" and task.labels)
+    return Opened(name, source, under, loaded, task, chooses, target.is_classifier)
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,7 @@ def _served(each: Opened, adapter: str, template: Template | None) -> ServedMode
     task = each.task
     template = None if hosted(each.source) else template
     labels = tuple(task.labels or ()) if task is not None and each.chooses else ()
-    tokens: dict[str, int] = {}
+    tokens: dict[str, int] = dict.fromkeys(labels, 1) if each.is_classifier else {}
     if labels and template is not None:
         ids = label_ids(with_template(template, each.template), labels, [{"role": "user", "content": "x"}])
         tokens = {label: len(each_ids) for label, each_ids in zip(labels, ids, strict=True)}
@@ -166,7 +169,8 @@ def _written(source: str, template: Template | None) -> int:
     if not place.exists() and template is not None:
         with contextlib.suppress(UserError, OSError, ValueError):
             place = resolve(source)
-    files = [place] if place.is_file() else [*place.glob("*.safetensors"), *place.glob("*.gguf")]
+    weights = (place.glob(pattern) for pattern in ("*.safetensors", "*.gguf", "encoder/*.safetensors"))
+    files = [place] if place.is_file() else [*itertools.chain(*weights)]
     return int(max((file.stat().st_mtime for file in files), default=time.time()))
 
 

@@ -7,12 +7,15 @@ import json
 import math
 import random
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
+from serving import running
 from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, read_jsonl, sha256_file
@@ -137,6 +140,61 @@ def test_training_rows_with_the_text_of_a_test_row_are_not_used(
     assert main(["train", str(tmp_path / "dataset"), "model=minilm", f"output_dir={out}"]) == 0
     assert "5 training rows have the texts of test rows and are not used" in capsys.readouterr().err
     assert read_json(out / "run.json")["rows"] == manifest["splits"]["train"]["rows"] - 5
+
+
+def test_a_server_gives_the_labels_and_probabilities_of_the_evaluation(
+    run: Path, tmp_path: Path, cli_environment: dict[str, str]
+) -> None:
+    samples = {each["id"]: each for each in read_jsonl(run / "samples.jsonl")}
+    rows = read_jsonl(run / "dataset" / "test.jsonl")
+    texts = [row["messages"][-2]["content"] for row in rows]
+    with running(str(run), folder=tmp_path / "serve", environment=cli_environment) as (address, _):
+        reply = httpx.post(f"{address}/v1/classify", json={"input": texts, "top": 3}).json()
+        name = reply["model"]
+        one = {"model": name, "messages": [{"role": "user", "content": texts[0]}]}
+        chat = httpx.post(f"{address}/v1/chat/completions", json=one).json()
+        with ThreadPoolExecutor(8) as pool:  # they share forward passes in another way
+            bodies = ({"input": [text], "model": name} for text in texts[:16])
+            alone = list(pool.map(lambda body: httpx.post(f"{address}/v1/classify", json=body).json(), bodies))
+    for row, answer in zip(rows, reply["data"], strict=True):
+        sample = samples[row["id"]]
+        assert answer["label"] == sample["prediction"]
+        assert answer["probability"] == pytest.approx(sample["confidence"], abs=1e-6)
+        assert math.fsum(answer["probabilities"].values()) == pytest.approx(1.0, abs=1e-9)
+    assert chat["choices"][0]["message"]["content"] == reply["data"][0]["label"]
+    for row, answer in zip(rows, alone, strict=False):
+        assert answer["data"][0]["probability"] == pytest.approx(samples[row["id"]]["confidence"], abs=1e-6)
+
+
+def test_a_batch_answers_rows_as_predict_does(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "texts.jsonl", [{"text": "my card is lost"}, {"text": "i need a loan"}])
+    assert main(["batch", "texts.jsonl", "--model", str(run), "-o", "out.jsonl", "--quiet"]) == 0
+    bodies = [each["response"]["body"] for each in read_jsonl(tmp_path / "out.jsonl")]
+    assert [body["choices"][0]["message"]["content"] for body in bodies] == ["card", "loan"]
+
+
+def test_rows_with_several_labels_get_each_label_that_is_likely(
+    tmp_path: Path, cli_environment: dict[str, str]
+) -> None:
+    one = rows_of(200)
+    other = rows_of(200, seed=1)
+    rows = [
+        {"text": f"{a['text']}, and {b['text']}", "labels": sorted({a["label"], b["label"]})}
+        for a, b in zip(one, other, strict=True)
+    ]
+    run = trained(tmp_path, rows, "data.duplicates.near=false", "data.split.test=0.2")
+    manifest = read_json(run / "encoder" / "encoder.json")
+    assert manifest["kind"] == "labels" and manifest["labels"] == ["app", "card", "loan"]
+    evaluation, samples = read_json(run / "eval.json"), read_jsonl(run / "samples.jsonl")
+    assert evaluation["metrics"]["exact_match" if "exact_match" in evaluation["metrics"] else "micro_f1"]["value"] > 0.6
+    texts = [row["messages"][-2]["content"] for row in read_jsonl(run / "dataset" / "test.jsonl")]
+    with running(str(run), folder=tmp_path / "serve", environment=cli_environment) as (address, _):
+        model = httpx.get(f"{address}/v1/models").json()["data"][0]["id"]
+        bodies = [{"model": model, "messages": [{"role": "user", "content": text}]} for text in texts]
+        replies = [httpx.post(f"{address}/v1/chat/completions", json=body).json() for body in bodies]
+    served = [reply["choices"][0]["message"]["content"] for reply in replies]
+    assert served == [sample["prediction"] for sample in samples]
 
 
 # --- odd input -------------------------------------------------------------------------------------------

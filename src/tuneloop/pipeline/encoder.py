@@ -59,9 +59,7 @@ def refuse_settings(recipe: Recipe) -> None:
         raise UserError(what, where=f"evaluate.{named}", next_step="leave that setting out")
     if recipe.max_minutes:
         what = "max_minutes divides a run's time between prompts and training, and an encoder has neither"
-        raise UserError(
-            what, where="max_minutes", next_step="leave it out: an encoder embeds hundreds of rows a second"
-        )
+        raise UserError(what, where="max_minutes", next_step="leave it out: training takes seconds to minutes")
 
 
 def refuse_task(dataset: Dataset, model: str) -> None:

@@ -110,12 +110,18 @@ class StubEngine:
 
 @contextmanager
 def live(
-    folder: Path, engine: Any = None, models: Any = None, lines: list[str] | None = None, **settings: Any
+    folder: Path,
+    engine: Any = None,
+    models: Any = None,
+    lines: list[str] | None = None,
+    encoder: Any = None,
+    **settings: Any,
 ) -> Iterator[tuple[str, Gateway]]:
     """Address and gateway of a running server.
 
     Args:
         lines: gets what it says of its connections.
+        encoder: makes embeddings; None: there are none.
         models: of the gateway, or a function that makes them when the engine is started.
         settings: of `ServeConfig`.
     """
@@ -134,6 +140,7 @@ def live(
         found = models(engine) if callable(models) else models or {"stub": ServedModel("stub")}
         admission = Admission(engine.slots, config.limits.waiting, config.objective.admission != "queue")
         gateway = Gateway(engine, found, config, Keyring(folder), Ledger(), store, admission)
+        gateway.encoder = encoder
         batches = Batches(gateway, folder / "batch")
         with reporting(say=lines.append):
             server = GuardedServer(

@@ -28,13 +28,14 @@ from tuneloop.serving.config import ServeConfig
 from tuneloop.serving.http.api_request import ApiError, ApiRequest, unavailable
 from tuneloop.serving.http.metrics import Metrics
 from tuneloop.serving.keys import ApiKey, Keyring, Right
-from tuneloop.serving.limits import Ledger
+from tuneloop.serving.limits import Ledger, Reservation
 from tuneloop.serving.pool import prompt_size
 from tuneloop.serving.store.store import AnsweredRequest, experiment_unit
 from tuneloop.serving.store.writer import StoreWriter
 
 if TYPE_CHECKING:
     from tuneloop.inference.request import Update
+    from tuneloop.serving.embeddings import Encoder
 
 
 @dataclass(frozen=True)
@@ -283,6 +284,7 @@ class Gateway:
     # the candidate that is to answer copies of a model's requests; empty: none
     shadow: Callable[[str], str] = field(default=lambda model: "")
     copies: Copies = field(default_factory=Copies)
+    encoder: Encoder | None = None  # makes embeddings; None: there are none here
     route: Route | None = None  # who answers requests to the model `router`; None: there is no router
     # key and conversation -> the model that it was sent to
     conversations: dict[tuple[str, str], str] = field(default_factory=dict)
@@ -550,11 +552,8 @@ class Gateway:
             account.patient, background = True, request.schema is None  # an answer under a schema can't be interrupted
             request = replace(request, gives_way=background)
         longest = request.max_new_tokens * n
-        if key is not None and key.limits.budget_usd is not None and not self.config.priced:
-            what = f"The key {key.name!r} has a budget, and this server has no prices: prices.input, prices.output"
-            raise ApiError(429, what, code="insufficient_quota")
         usd = self.config.usd(account.prompt_tokens, longest, account.model.source)
-        reservation = self.ledger.reserve(key, account.prompt_tokens + longest, usd, again=account.again)
+        reservation = self.reserve(key, account.prompt_tokens + longest, usd, again=account.again)
         place = None
         try:
             with self.admission.background() if background else contextlib.nullcontext():
@@ -578,6 +577,13 @@ class Gateway:
                 self.admission.leave(place, tokens, first, whole=whole)
             used = (account.prompt_tokens, tokens) if account.pieces else (0, 0)
             self.ledger.settle(reservation, sum(used), self.config.usd(*used, account.model.source))
+
+    def reserve(self, key: ApiKey | None, tokens: int, usd: float, *, again: bool = False) -> Reservation:
+        """What a request may use, taken from its key; see `Ledger.reserve`. ApiError: its budget can't be kept."""
+        if key is not None and key.limits.budget_usd is not None and not self.config.priced:
+            what = f"The key {key.name!r} has a budget, and this server has no prices: prices.input, prices.output"
+            raise ApiError(429, what, code="insufficient_quota")
+        return self.ledger.reserve(key, tokens, usd, again=again)
 
     def _updates(self, request: Request, account: _Account) -> AsyncGenerator[Update | tuple[int, Update], None]:
         """What the engine writes; of several choices with the number of the choice."""

@@ -30,6 +30,7 @@ from tuneloop.registry import registered_name
 from tuneloop.serving.admission import Admission
 from tuneloop.serving.batch.api import Batches
 from tuneloop.serving.config import ServeConfig
+from tuneloop.serving.embeddings import open_encoder
 from tuneloop.serving.gateway import Gateway
 from tuneloop.serving.http.app import App, make_app
 from tuneloop.serving.http.lines import LogLines
@@ -107,6 +108,7 @@ def gateway_of(config: ServeConfig, deployment: ServerDeployment) -> Gateway:
     keyring, models = Keyring(folder, LOOK_AT_KEYS, keys_used), deployment.models()
     gateway = Gateway(deployment.engine, models, config, keyring, Ledger(spent), store, admission)
     gateway.candidates, gateway.left_out = deployment.candidate_models(), dict(deployment.left_out)
+    gateway.encoder = open_encoder()
     if config.router:
         use_router(gateway)
     return gateway

@@ -41,10 +41,7 @@ found["form"] = json.loads(text(plain, response_format=form, max_tokens=200))
 developer = [{"role": "developer", "content": given["conversations"]["system"][0]["content"]}]
 found["developer"] = text([*developer, given["conversations"]["system"][1]])
 found["named"] = text([{**plain[0], "name": "anna"}])
-try:
-    api.embeddings.create(model=model, input="x")
-except openai.NotFoundError as error:
-    found["embeddings"] = error.message
+found["embeddings"] = [len(each.embedding) for each in api.embeddings.create(model="minilm", input=["x", "y"]).data]
 if hasattr(api, "responses"):
     found["responses"] = api.responses.create(
         model=model, input="Where is my parcel?", max_output_tokens=given["tokens"]

@@ -502,6 +502,7 @@ def only_model(urls: Sequence[str], key: str, login: tuple[str, str] | None = No
             place, own_login = split_login(url.rstrip("/").removesuffix("/v1"))
             answer = fetched(Wire(place, key, proxies=True, login=own_login or login), "/v1/models", MODELS_WITHIN)
             models = json.loads(answer)["data"]
+            models = [each for each in models if each.get("task") != "embed"]
             models = [each for each in models if not each.get("parent")] or models  # vLLM's adapters have one
             names = [str(each["id"]) for each in models]
         except UNREADABLE as error:

@@ -162,7 +162,8 @@ def _refusal(error: ValidationError, body: Body, names: Collection[str]) -> ApiE
         found.setdefault(path, []).append(text.replace(" after validation", ""))
     # Of alternatives, the one that got furthest.
     param = max(reversed(found), key=lambda path: (found[path] != [" is required"], path.count(".") + path.count("[")))
-    hint = next((f": {hint}" for pattern, hint in _HINTS if pattern.search(param)), "")
+    hints = () if "encoding_format" in names else _HINTS  # texts to embed are no turns
+    hint = next((f": {hint}" for pattern, hint in hints if pattern.search(param)), "")
     first, *others = dict.fromkeys(found[param])
     text = " or ".join([first, *(other.removeprefix(" must be ") for other in others)])
     return bad(f"{param}{text}{hint}".strip(), param or None)

@@ -23,12 +23,13 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.text import json_bytes
 from tuneloop.inference.labels import label_distribution
 from tuneloop.records.completion import Completion
+from tuneloop.serving.embeddings import embedded
 from tuneloop.serving.gateway import Caller, Gateway, Piece
 from tuneloop.serving.http import api_request as read
 from tuneloop.serving.http import replies
 from tuneloop.serving.http.api_request import ApiError, ApiRequest, Headers, unavailable
 from tuneloop.serving.http.bodies import json_object
-from tuneloop.serving.http.contract import MOST_TEXTS, ResponsesBody, TokenizeBody
+from tuneloop.serving.http.contract import MOST_EMBEDDED, MOST_TEXTS, EmbeddingsBody, ResponsesBody, TokenizeBody
 from tuneloop.serving.http.earlier import earlier_responses
 from tuneloop.serving.http.openapi import document
 from tuneloop.serving.http.senders import limited_as, of_its_sender, read_feedback_of
@@ -268,6 +269,7 @@ def routes_of(gateway: Gateway) -> list[Any]:
         ("POST", "/v1/completions", server.completions),
         ("POST", "/v1/responses", server.responses),
         ("POST", "/v1/classify", server.classify),
+        ("POST", "/v1/embeddings", server.embeddings),
         ("POST", "/tokenize", server.tokenize),
         ("GET", "/v1/models", server.models),
         ("GET", "/v1/models/{model:path}", server.model),
@@ -391,6 +393,14 @@ class RouteHandlers:
         }  # fmt: skip
         await call.reply(reply, headers=self._headers(answers[0][0], caller))
 
+    async def embeddings(self, call: Call) -> None:
+        """`POST /v1/embeddings`: vectors of texts."""
+        body, caller = await self._body(call, MOST_EMBEDDED)
+        asked = read.parsed(EmbeddingsBody, body)
+        async with call.watched():
+            reply = await embedded(self.gateway, asked, caller)
+        await call.reply(reply, headers=self.gateway.ledger.headers(caller.key))
+
     def _headers(self, piece: Piece, caller: Caller) -> dict[str, str]:
         """The headers of an answer: of itself, and of what its key may still use."""
         return headers_of(piece) | self.gateway.ledger.headers(caller.key)
@@ -468,13 +478,20 @@ class RouteHandlers:
 
     async def models(self, call: Call) -> None:
         """`GET /v1/models`."""
-        names = self.gateway.models_for(self.gateway.caller(call.header))
-        await call.reply({"object": "list", "data": [self._model(name) for name in names]})
+        caller, encoder = self.gateway.caller(call.header), self.gateway.encoder
+        data = [self._model(name) for name in self.gateway.models_for(caller)]
+        if encoder is not None and encoder.allowed(caller):
+            data.append(encoder.described)
+        await call.reply({"object": "list", "data": data})
 
     async def model(self, call: Call) -> None:
         """`GET /v1/models/NAME`."""
-        model = self.gateway.model_of(call.scope["path_params"]["model"], self.gateway.caller(call.header))
-        await call.reply(self._model(model.name))
+        name, caller = call.scope["path_params"]["model"], self.gateway.caller(call.header)
+        encoder = self.gateway.encoder
+        if encoder is not None and name == encoder.name and name not in self.gateway.models and encoder.allowed(caller):
+            await call.reply(encoder.described)
+            return
+        await call.reply(self._model(self.gateway.model_of(name, caller).name))
 
     def _model(self, name: str) -> dict[str, Any]:
         model = self.gateway.models[name]

@@ -19,6 +19,7 @@ from tuneloop.records.feedback import HEAVIEST, KIND
 
 LONGEST_STOP = 256  # characters: each token is compared with all beginnings of them
 MOST_TEXTS = 256  # of `/v1/classify`
+MOST_EMBEDDED = 2048  # texts of `/v1/embeddings`
 MOST_TOKENS = 1_000_000  # of an answer, as a request may ask for it
 
 _Item = TypeVar("_Item")
@@ -48,8 +49,8 @@ TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 
 
 _EMPTY = {
-    "number": {"const": 0}, "boolean": {"const": False}, "string": {"maxLength": 0}, "array": {"maxItems": 0},
-    "object": {"maxProperties": 0}, "null": {},
+    "number": {"const": 0}, "integer": {"const": 0}, "boolean": {"const": False}, "string": {"maxLength": 0},
+    "array": {"maxItems": 0}, "object": {"maxProperties": 0}, "null": {},
 }  # fmt: skip
 
 
@@ -469,6 +470,25 @@ class ClassifyBody(Body):
     service_tier: ServiceTier | None = None
 
 
+def _no_token_ids(value: Any) -> Any:
+    first = value[0] if isinstance(value, list) and value else value
+    if type(first) is int:
+        raise ValueError("is no text: token ids of another model's tokenizer are not read; send texts")
+    return value
+
+
+EmbeddedText = Annotated[str, Field(min_length=1), BeforeValidator(_no_token_ids)]
+
+
+class EmbeddingsBody(Body):
+    """The body of `/v1/embeddings`."""
+
+    input: EmbeddedText | Annotated[list[EmbeddedText], Field(min_length=1, max_length=MOST_EMBEDDED, fail_fast=True)]
+    encoding_format: Literal["float", "base64"] | None = Field(None, description="default: float")
+    dimensions: Annotated[int | None, Unsupported("each vector has the encoder's 384 numbers")] = None
+    user: Name | None = Field(None, description="name of the end user")
+
+
 class TokenizeBody(Body):
     """The body of `/tokenize`: a text, or a conversation as the model reads it."""
 
@@ -560,6 +580,7 @@ OPERATIONS = (
     Operation("post", "/v1/completions", "Continue a text", CompletionsBody),
     Operation("post", "/v1/responses", "Answer a text or a conversation", ResponsesBody),
     Operation("post", "/v1/classify", "Choose a label, with its probability", ClassifyBody),
+    Operation("post", "/v1/embeddings", "Vectors of texts, where the encoder is installed", EmbeddingsBody),
     Operation(
         "post", "/v1/feedback", "Say what came of an answer: by the id of a request, or with the key that had the "
         "conversation", FeedbackBody,

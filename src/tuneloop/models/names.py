@@ -175,6 +175,15 @@ def resolve(name: str, *, weights: bool = True) -> Path:
     return _from_hub(hub_name, like_a_path if name == hub_name else "model", wanted)
 
 
+# Beginnings of hub names whose licence must be accepted first, after which a token reads them.
+GATED = ("meta-llama/", "google/gemma-", "mistralai/", "coherelabs/")
+
+
+def is_gated(name: str) -> bool:
+    """Whether a model of the hub is read with a token only, as far as its name says it."""
+    return name.lower().startswith(GATED)
+
+
 def known_name(place: str) -> str:
     """The name that people know a model by, where `place` is its folder in a cache of any machine: ours of the packaged
     model or a GGUF file, or a snapshot of the hub's; anything else stays as it is."""

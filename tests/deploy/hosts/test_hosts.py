@@ -170,6 +170,29 @@ def test_compose_mounts_what_is_not_on_the_hub(form: Form) -> None:
     assert ("HF_TOKEN" in engine["environment"]) == (form == "adapter"), "its base comes from the hub"
 
 
+@pytest.mark.parametrize("hub", [True, False])
+def test_compose_asks_for_a_token_only_where_the_base_is_gated(hub: bool) -> None:
+    host = find_host("compose")
+    for base, gated in (("meta-llama/Llama-3.1-8B-Instruct", True), ("Qwen/Qwen2.5-0.5B-Instruct", False)):
+        one = replace(job("compose", "adapter"), base=base)
+        files = host.project(one if hub else replace(one, repo=""))
+        environment = yaml.safe_load(files["compose.yaml"])["services"]["engine"]["environment"]
+        assert environment.get("HF_TOKEN", "").startswith("${HF_TOKEN:?") == gated
+        assert ("\nHF_TOKEN=" in files[".env.example"]) == gated
+        assert ("HF_TOKEN" in environment) == (gated or hub)  # what was pushed may be private
+
+
+def test_with_priorities_compose_lets_a_server_in_front_load_the_adapter() -> None:
+    for form, loads in (("adapter", True), ("merged", False)):
+        one = replace(job("compose", form), priorities=True)  # type: ignore[arg-type]
+        files = find_host("compose").project(one)
+        engine = yaml.safe_load(files["compose.yaml"])["services"]["engine"]
+        assert ("VLLM_ALLOW_RUNTIME_LORA_UPDATING" in engine["environment"]) == loads
+        mounts = [mount for mount in engine["volumes"] if mount.endswith(":${ARTIFACT}:ro")]  # the path of both
+        assert bool(mounts) == ("ARTIFACT=" in files[".env.example"]) == loads
+        assert "priority" in engine["command"] and ("--enable-lora" in engine["command"]) == loads
+
+
 def test_a_readme_asks_for_a_token_only_where_something_is_read_from_the_hub() -> None:
     for form, asks in (("gguf", False), ("merged", False), ("adapter", True)):
         one = replace(job("compose", form), repo="")

@@ -9,6 +9,7 @@ from tuneloop.deploy.deployment import LLAMA_IMAGE, VLLM_IMAGE, ServingJob, chat
 from tuneloop.deploy.hosts import Host, Steps, steps
 from tuneloop.deploy.hosts.kubernetes import CARDS
 from tuneloop.deploy.project_text import yaml_text
+from tuneloop.models.names import is_gated
 
 INSIDE = "/models"  # where the container has the artifact's folder
 
@@ -17,7 +18,12 @@ def project(job: ServingJob) -> dict[str, str]:
     gguf, local = job.form == "gguf", not job.repo
     job = replace(job, repo=job.repo or INSIDE)
     pulls = not gguf and (job.form == "adapter" or not local)  # its base at least comes from the hub
-    mounts = [f"${{ARTIFACT:?the folder of the artifact}}:{INSIDE}:ro"] if local else []
+    gated = job.form == "adapter" and is_gated(job.base)
+    # A `tuneloop serve` in front loads adapters under the hash of their content, by their folder on its machine.
+    loads = job.form == "adapter" and job.priorities
+    artifact = "${ARTIFACT:?the folder of the artifact}"
+    mounts = [f"{artifact}:{INSIDE}:ro"] if local else []
+    mounts += [f"{artifact}:${{ARTIFACT}}:ro"] if loads else []
     gpus = {"driver": "nvidia", "count": "all" if gguf else job.cards, "capabilities": ["gpu"]}
     port = "127.0.0.1:${PORT:-8000}:8000"
     engine: dict[str, Any] = {
@@ -34,12 +40,15 @@ def project(job: ServingJob) -> dict[str, str]:
     }  # fmt: skip
     if not gguf:
         engine["ipc"] = "host"  # vLLM's processes share memory
-    if pulls:
-        engine["environment"]["HF_TOKEN"] = "${HF_TOKEN:?set HF_TOKEN in .env}"
+    if loads:
+        engine["environment"]["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "true"
+    if gated or (pulls and not local):  # what was pushed to the hub may be private
+        engine["environment"]["HF_TOKEN"] = "${HF_TOKEN:?set HF_TOKEN in .env}" if gated else "${HF_TOKEN:-}"
     composed: dict[str, Any] = {"name": job.name, "services": {"engine": engine}}
     if pulls:
         composed["volumes"] = {"huggingface": {}}
-    names = ["API_KEY=", *(["HF_TOKEN="] if pulls else []), *(["ARTIFACT="] if local else []), "PORT=8000"]
+    token = ["HF_TOKEN="] if gated else ["# HF_TOKEN=   where the repository is private"] if pulls and not local else []
+    names = ["API_KEY=", *token, *(["ARTIFACT="] if local or loads else []), "PORT=8000"]
     return {
         "compose.yaml": yaml_text(f"Docker Compose: {job.artifact}. `docker compose up -d`.", composed),
         ".env.example": "\n".join(["# Copy this to .env and fill it in; .env belongs in no repository.", *names, ""]),
@@ -60,7 +69,8 @@ HOST = Host(
     checked="The Compose specification's JSON Schema accepts compose.yaml.",
     unchecked="that the images start on your machine.",
     limits=(
-        "Without --hub the artifact's folder on that machine is mounted.",
+        "Without --hub the artifact's folder on that machine is mounted; with --priorities an adapter's always is, by "
+        "its absolute path, where `tuneloop serve` in front has vLLM load it.",
         "The port is open to this machine alone; put a proxy with TLS in front to open it.",
     ),
     gpus={key: key for key in CARDS},
@@ -68,6 +78,6 @@ HOST = Host(
     pulls=False,
     secrets=(
         ("API_KEY", "in .env, the key that callers send; `openssl rand -hex 24` makes one"),
-        ("HF_TOKEN", "in .env, reads the model and a gated base from the hub"),
+        ("HF_TOKEN", "in .env, reads a gated base or a private repository from the hub"),
     ),
 )

@@ -32,7 +32,7 @@ MISSING = (
 
 
 @dataclass
-class Encoder:
+class Embedder:
     """The packaged MiniLM, which is loaded with the first request; one thread reads the texts of all requests."""
 
     folder: Path
@@ -86,10 +86,10 @@ class Encoder:
         return vectors
 
 
-def open_encoder() -> Encoder | None:
+def open_encoder() -> Embedder | None:
     """The encoder; None where it is not installed."""
     folder = minilm_folder()
-    return None if folder is None else Encoder(folder)
+    return None if folder is None else Embedder(folder)
 
 
 async def embedded(gateway: Gateway, asked: EmbeddingsBody, caller: Caller) -> dict[str, Any]:
@@ -119,7 +119,7 @@ async def embedded(gateway: Gateway, asked: EmbeddingsBody, caller: Caller) -> d
         encoder.waiting -= 1
 
 
-async def _embedded(gateway: Gateway, encoder: Encoder, asked: EmbeddingsBody, caller: Caller) -> dict[str, Any]:
+async def _embedded(gateway: Gateway, encoder: Embedder, asked: EmbeddingsBody, caller: Caller) -> dict[str, Any]:
     texts = [storable(text) for text in ([asked.input] if isinstance(asked.input, str) else asked.input)]
     record = StoredRequest(id=uuid7(), time=utc_now(), model=encoder.name, prompt=[], tier="default")
     record.key, record.voice = caller.name, caller.voice

@@ -35,7 +35,7 @@ from tuneloop.serving.store.writer import StoreWriter
 
 if TYPE_CHECKING:
     from tuneloop.inference.request import Update
-    from tuneloop.serving.embeddings import Encoder
+    from tuneloop.serving.embeddings import Embedder
 
 
 @dataclass(frozen=True)
@@ -284,7 +284,7 @@ class Gateway:
     # the candidate that is to answer copies of a model's requests; empty: none
     shadow: Callable[[str], str] = field(default=lambda model: "")
     copies: Copies = field(default_factory=Copies)
-    encoder: Encoder | None = None  # makes embeddings; None: there are none here
+    encoder: Embedder | None = None  # makes embeddings; None: there are none here
     route: Route | None = None  # who answers requests to the model `router`; None: there is no router
     # key and conversation -> the model that it was sent to
     conversations: dict[tuple[str, str], str] = field(default_factory=dict)

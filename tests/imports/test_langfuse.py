@@ -14,9 +14,10 @@ from imported import brought, faults, stored
 from local_http import Quiet, listening
 
 from tuneloop.core.errors import UserError
-from tuneloop.imports import pages
 from tuneloop.imports.formats import FORMATS
 from tuneloop.imports.importing import ImportSummary, TraceSource, import_traces
+from tuneloop.inference import timeouts
+from tuneloop.inference.openai import service
 
 
 def generation(name: str, **changes: Any) -> dict[str, Any]:
@@ -131,7 +132,7 @@ def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The address of such a server, whose keys are set."""
     monkeypatch.setenv("LANGFUSE_PUBLIC_KEY", "pk")
     monkeypatch.setenv("LANGFUSE_SECRET_KEY", "sk")
-    monkeypatch.setattr(pages.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(timeouts, "backoff", lambda *_: 0.0)
     Langfuse.new, Langfuse.troubles, Langfuse.requests = True, [], []
     Langfuse.rows = [generation(f"g{n}", userId="anna", sessionId="s1") for n in range(1, 6)]
     with listening(Langfuse) as url:
@@ -156,8 +157,8 @@ def test_a_project_is_read_through_limits_outages_and_cut_answers(address: str, 
 
 
 def test_a_service_that_stays_away_is_left_with_what_was_read_and_continues_there(address: str, tmp_path: Path) -> None:
-    Langfuse.troubles = ["down"] * pages.TRIES + ["none"]
-    with pytest.raises(UserError, match="gives no whole answer: 503"):
+    Langfuse.troubles = ["down"] * (service.TRIES + 1) + ["none"]
+    with pytest.raises(UserError, match="gives no whole answer: HTTP 503"):
         from_service(address, tmp_path)
     assert stored(tmp_path) == ([], [])
     before = len(Langfuse.requests)
@@ -169,7 +170,7 @@ def test_keys_without_rights_wrong_ones_and_another_server(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Langfuse.troubles = ["denied"]
-    with pytest.raises(UserError, match="refuses the keys: 403"):
+    with pytest.raises(UserError, match="refuses the keys: HTTP 403"):
         from_service(address, tmp_path)
     Langfuse.new = False
     monkeypatch.setattr(Langfuse, "do_GET", lambda self: self.answer(404, {}))

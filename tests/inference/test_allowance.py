@@ -51,7 +51,7 @@ def test_a_list_without_end_is_left_and_what_came_is_kept(kind: str) -> None:
     with hostile(kind) as service:
         pages: list[Any] = []
         with pytest.raises(UserError, match="The list has no end") as raised:
-            for page in Pages(service.address, ("a", "b"), wait=0).rows("/traces", {}, ""):
+            for page in Pages(service.address, ("a", "b")).rows("/traces", {}, ""):
                 pages.append(page)
         assert "kept" in str(raised.value.next_step) and pages[0][1] and pages[-1][0] == ""
         assert len(service.requests) <= 52
@@ -63,24 +63,23 @@ def test_a_list_without_end_is_left_and_what_came_is_kept(kind: str) -> None:
 
 def test_a_billion_pages_are_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
     with hostile("many pages") as service, pytest.raises(UserError, match="more than 50 pages"):
-        list(Pages(service.address, ("a", "b"), wait=0).rows("/traces", {}, ""))
+        list(Pages(service.address, ("a", "b")).rows("/traces", {}, ""))
     assert len(service.requests) == 1
 
 
 @pytest.mark.parametrize("kind", ["meta", "meta.page", "meta.totalPages"])
 def test_a_page_of_wrong_types_is_an_error_of_the_service_and_not_ours(kind: str) -> None:
     with hostile(kind) as service, pytest.raises(UserError, match="Not a page of a list"):
-        list(Pages(service.address, ("a", "b"), wait=0).rows("/traces", {}, ""))
+        list(Pages(service.address, ("a", "b")).rows("/traces", {}, ""))
 
 
 @pytest.mark.parametrize("kind", ANSWERS)
 def test_an_answer_of_no_use_is_an_error_and_no_key_goes_elsewhere(
     kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("tuneloop.imports.pages.TRIES", 1)
     with hostile("html") as other, hostile(kind, elsewhere=other.address) as service:
         with pytest.raises(UserError) as raised:
-            list(Pages(service.address, ("a", "b"), wait=0).rows("/traces", {}, ""))
+            list(Pages(service.address, ("a", "b")).rows("/traces", {}, ""))
         assert len(str(raised.value)) < 1000
         with pytest.raises((Broken, HttpRefused, UserError)) as refused:
             asked(service, survey_of)

@@ -1,44 +1,25 @@
-"""Lists of a service by HTTP, a page at a time, by cursor or by number, with retries and limits."""
+"""Lists of a service, a page at a time, by cursor or by number, with the tries and limits of `openai.service`."""
 
 from __future__ import annotations
 
-import base64
-import http.client
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.error import HTTPError, URLError
-from urllib.parse import urlencode, urlsplit
-from urllib.request import HTTPRedirectHandler, Request, build_opener
+from urllib.parse import urlencode
 
 import orjson
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc_now
-from tuneloop.core.ui import say
 from tuneloop.core.urls import masked
-from tuneloop.inference.allowance import MOST_OF_A_PAGE, Allowance
-from tuneloop.inference.timeouts import seconds_to_wait
-
-TRIES = 6  # of a request that fails for want of network, for a limit of rates, or at the service
-PATIENCE = 60.0  # seconds in which nothing comes of an answer
-WHOLE = 600.0  # seconds for all of it
-LONGEST_WAIT = 120.0  # seconds before the next try
+from tuneloop.inference.allowance import Allowance
+from tuneloop.inference.openai.service import Service, why
+from tuneloop.inference.timeouts import RETRIED
+from tuneloop.inference.wire import Broken, HttpRefused, finished
 
 
 class NoSuchList(Exception):
     """The service has no such list."""
-
-
-class _SameHost(HTTPRedirectHandler):
-    """Keys are sent to no other host."""
-
-    def redirect_request(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: str) -> Any:
-        if urlsplit(newurl)[:2] != urlsplit(req.full_url)[:2]:
-            step = "name that one, if it is right"
-            raise UserError("The service sends to another address", where=masked(newurl), next_step=step)
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 @dataclass
@@ -48,7 +29,6 @@ class Pages:
     address: str
     login: tuple[str, str]
     until: str = field(default_factory=utc_now)  # what comes later belongs to another import: pages then don't move
-    wait: float = 1.0  # seconds before the second try; twice as many before each further one
 
     def rows(self, path: str, parameters: Mapping[str, Any], page: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         """The pages of a list from one on, each with the place of the next; NoSuchList: there is no such list.
@@ -77,50 +57,34 @@ class Pages:
                 return
 
     def _get(self, path: str, parameters: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
-        url, login = f"{self.address}{path}?{urlencode(parameters)}", base64.b64encode(":".join(self.login).encode())
-        headers = {"Authorization": f"Basic {login.decode()}", "Accept": "application/json"}
-        request = Request(url, headers=headers)  # noqa: S310 - only of http: see `TraceFormat.is_address`
-        where, wait, fault = f"{masked(self.address)}{path}", self.wait, ""
-        for left in reversed(range(TRIES)):
-            after = None
+        """A page and its size in bytes. The keys are sent to no other address: no redirection is followed."""
+        where = f"{masked(self.address)}{path}"
+
+        async def read() -> tuple[dict[str, Any], int]:
+            service = Service(self.address, "", login=self.login)
             try:
-                with build_opener(_SameHost).open(request, timeout=PATIENCE) as reply:
-                    data = _body(reply, where)
-                body = orjson.loads(data)
-                return (body if isinstance(body, dict) else {"data": body}), len(data)
-            except HTTPError as error:
-                fault, after = f"{error.code} {error.reason}", seconds_to_wait(error.headers.get("Retry-After"))
-                if error.code in (404, 405, 410):
-                    raise NoSuchList(path) from None
-                if error.code in (401, 403):
-                    step = "check the keys, and that they may read this project"
-                    raise UserError(f"The service refuses the keys: {fault}", where=where, next_step=step) from None
-                if error.code < 500 and error.code not in (408, 425, 429):
-                    raise UserError(f"The service refuses: {fault}", where=where) from None
-            except (URLError, http.client.HTTPException, OSError, ValueError) as error:
-                fault = str(getattr(error, "reason", "") or error or type(error).__name__)
-            if left:
-                seconds = min(wait if after is None else after, LONGEST_WAIT)
-                say(f"waiting   {seconds:g} s: {fault}")
-                time.sleep(seconds)
-                wait *= 2
+                return await service.read(f"{path}?{urlencode(parameters)}")
+            finally:
+                await service.close()
+
+        try:
+            return finished(read())
+        except HttpRefused as error:
+            fault, status, location = why(error), error.status, error.location
+        except Broken as error:
+            fault, status, location = why(error), 0, ""
+        if status in (404, 405, 410):
+            raise NoSuchList(path)
+        if location:
+            step = "name that one, if it is right"
+            raise UserError("The service sends to another address", where=masked(location)[:200], next_step=step)
+        if status in (401, 403):
+            step = "check the keys, and that they may read this project"
+            raise UserError(f"The service refuses the keys: {fault}", where=where, next_step=step)
+        if status and status not in RETRIED:
+            raise UserError(f"The service refuses: {fault}", where=where)
         step = "check the address and the network; the same command then continues"
         raise UserError(f"The service gives no whole answer: {fault}", where=where, next_step=step)
-
-
-def _body(reply: http.client.HTTPResponse, where: str) -> bytes:
-    """An answer, as it comes. Raises UserError: it is too long; TimeoutError: it takes too long."""
-    until, pieces, size = time.monotonic() + WHOLE, [], 0
-    while piece := reply.read1(1 << 20):
-        size += len(piece)
-        if size > MOST_OF_A_PAGE:
-            raise UserError(f"A page of more than {MOST_OF_A_PAGE >> 20} MiB", where=where)
-        if time.monotonic() > until:
-            raise TimeoutError(f"no whole answer in {WHOLE:g} s")
-        pieces.append(piece)
-    if reply.length:  # bytes that were announced and did not come
-        raise http.client.IncompleteRead(b"", reply.length)
-    return b"".join(pieces)
 
 
 def _whole(value: Any, name: str, where: str) -> int:

@@ -43,13 +43,16 @@ class Service:
     Args:
         url: its base, as in `https://api.openai.com/v1`.
         key: of the API; it is sent and kept nowhere.
+        login: user and password in its place.
 
     Raises:
         UserError: that is no URL.
     """
 
-    def __init__(self, url: str, key: str, pause: float = timeouts.PAUSE) -> None:
-        plain, login = split_login(url)
+    def __init__(
+        self, url: str, key: str, pause: float = timeouts.PAUSE, *, login: tuple[str, str] | None = None
+    ) -> None:
+        plain, own_login = split_login(url)
         parts = _parts_of(plain)
         if parts.scheme not in ("http", "https") or not parts.netloc:
             what = f"Not a service's URL: {masked(url)!r:.80}"
@@ -57,9 +60,9 @@ class Service:
         if not (key.isascii() and (key or " ").isprintable()):
             what, step = "The API key holds characters that no header may hold", "set the variable to the key alone"
             raise UserError(what, where="--api-key-env", next_step=step)
-        need_aiohttp("tuneloop migrate", "evaluate")
+        need_aiohttp(masked(plain), "evaluate")
         self.url, self.pause = masked(plain), pause
-        self._wire = Wire(plain.rstrip("/"), key, True, login, timeouts.CONNECT_FAR_WITHIN)
+        self._wire = Wire(plain.rstrip("/"), key, True, login or own_login, timeouts.CONNECT_FAR_WITHIN)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -73,10 +76,11 @@ class Service:
             Broken: there is no whole answer, after several tries.
         """
         place = f"{path}?{urlencode(query)}" if query else path
-        value, _ = await self._read(place)
+        value, _ = await self.read(place)
         return value
 
-    async def _read(self, place: str) -> tuple[dict[str, Any], int]:
+    async def read(self, place: str) -> tuple[dict[str, Any], int]:
+        """An object by its path and query, and its size in bytes; raises as `get`."""
         most = allowance.MOST_OF_A_PAGE
         body = await self._tried(lambda: self._wire.get(place, timeouts.ANSWER_WITHIN, most))
         return _object(body, place.partition("?")[0]), len(body)
@@ -116,7 +120,7 @@ class Service:
         restarts, after, taken = 0, "", Allowance()
         while True:
             try:
-                page, size = await self._read(f"{path}?{urlencode({**query, **({'after': after} if after else {})})}")
+                page, size = await self.read(f"{path}?{urlencode({**query, **({'after': after} if after else {})})}")
             except HttpRefused as error:
                 if not after or error.status not in (400, 404) or restarts == RESTARTS:
                     raise

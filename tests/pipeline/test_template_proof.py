@@ -164,6 +164,26 @@ def test_the_command_proves_a_file_and_its_exit_status_says_so(
     assert json.loads(capsys.readouterr().out)["findings"][0]["name"] == "renders"
 
 
+def test_rows_are_read_before_the_model_comes_and_as_settings_or_a_recipe_say(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, rows, recipe = make(), tmp_path / "rows.jsonl", tmp_path / "recipe.yaml"
+    rows.write_text(json.dumps({"said": "Where is it?", "meant": "track"}) + "\n")
+    recipe.write_text(f"version: 1\nname: a\ndata: {{sources: [{rows}], text: said, label: meant}}\n")
+    columns = ["data.text=said", "data.label=meant"]
+    assert main(["data", "check", str(rows), *columns, "--template", str(folder), "--json"]) == 0
+    assert main(["data", "check", str(recipe), "--template", str(folder), "--json"]) == 0
+    assert main(["data", "check", str(folder), *columns]) == 2
+
+    def never(*_: Any) -> Any:
+        raise AssertionError("the model came before the rows")
+
+    capsys.readouterr()
+    monkeypatch.setattr("tuneloop.pipeline.template_proof.resolve", never)
+    assert main(["data", "check", str(rows), "--template", "smollm2-135m"]) == 2
+    assert "said" in capsys.readouterr().err
+
+
 def test_an_export_that_renders_a_row_otherwise_is_told_by_that_row(make: Make) -> None:
     trained = load_template(make())
     rows: list[Any] = [Row("a", TURNS), Row("b", [{"role": "system", "content": "Be brief"}, *TURNS])]  # type: ignore[list-item]

@@ -11,6 +11,7 @@ import pytest
 from tuneloop.core.errors import UserError
 from tuneloop.evaluation.metrics import title_of
 from tuneloop.records.evaluation import Comparison, Estimate, EvaluationManifest, Sample
+from tuneloop.records.run import RunManifest
 from tuneloop.report import facts as f
 
 
@@ -118,6 +119,12 @@ def test_what_is_no_run_folder_is_refused_with_a_next_step(tmp_path: Path, make:
     with pytest.raises(UserError) as caught:
         f.read_run(tmp_path / "run")
     assert caught.value.next_step
+
+
+def test_a_time_that_the_limit_made_is_no_prediction_that_held() -> None:
+    run = RunManifest(model="m", steps=42, planned_steps=2, total_steps=42)
+    assert f.limit_words(run) == "the limit was reached; 42 steps, not the 2 predicted"
+    assert not f.limit_words(run.model_copy(update={"total_steps": 2}))
 
 
 def test_a_promise_is_kept_only_inside_its_range(make_run: Callable[..., Path]) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.cli import forget
 from tuneloop.cli.console import Result, short
-from tuneloop.cli.parameters import argument, screen
+from tuneloop.cli.parameters import SETTINGS, argument, screen
 from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag, switch
 from tuneloop.core.stats.tests import p_words
@@ -30,7 +30,10 @@ LEVELS = ("error", "warn", "ok")
 
 
 def check(
-    dataset: str = argument("DATASET", "A prepared data set: its folder; with --template also a file of rows."),
+    dataset: str = argument(
+        "DATASET", "A prepared data set: its folder; with --template also a file of rows or a recipe."
+    ),
+    settings: list[str] | None = SETTINGS,
     against: str = flag("", "FILE", "Compare it with records from production: file, glob or folder."),
     template: str = flag(
         "", "MODEL", "Prove this model's chat template on the rows instead, and show what is trained."
@@ -44,7 +47,10 @@ def check(
     from tuneloop.data.dataset import load_dataset
 
     if template:
-        return _prove(template, dataset)
+        return _prove(template, dataset, settings or [])
+    if settings:
+        step = "leave them out: they say how --template reads a file"
+        raise UserError(f"{settings[0]} changes nothing of a prepared data set", where=dataset, next_step=step)
     if Path(dataset).is_file() and Path(dataset).name != "dataset.json":
         step = f"tuneloop prepare {dataset}, then check the folder that it names"
         raise UserError("A file is not a data set yet: it has no splits to check", where=dataset, next_step=step)
@@ -58,12 +64,12 @@ def check(
     return Result(record, partial(_print_checks, loaded.id, checks), int(worst == "error"))
 
 
-def _prove(model: str, source: str) -> Result:
+def _prove(model: str, source: str, settings: Sequence[str]) -> Result:
     """The proof of a model's chat template on a data set's rows, or a file's."""
     from tuneloop.pipeline.template_proof import prove_model
 
     with screen("proving the template"):
-        proof = prove_model(model, source)
+        proof = prove_model(model, source, settings)
 
     def text(console: Console) -> None:
         from rich.text import Text

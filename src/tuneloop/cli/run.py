@@ -13,7 +13,7 @@ from tuneloop.cli import init
 from tuneloop.cli.console import Result, print_live, show
 from tuneloop.cli.parameters import SETTINGS, VERBOSE, argument, output, screen
 from tuneloop.core.errors import UserError
-from tuneloop.core.flag import switch
+from tuneloop.core.flag import flag, switch
 from tuneloop.core.ui import reporting
 from tuneloop.deploy import RemoteOptions, is_ray, is_service, is_tinker, refuse_options_of_rented
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 def command(
     source: str = argument("RECIPE.yaml|DATA", "Recipe in YAML, or examples or a prepared data set for the defaults."),
     settings: list[str] | None = SETTINGS,
+    out: str = flag("", "FOLDER", "Folder of the run, as output_dir=FOLDER; default: runs/NAME-HASH.", "-o"),
     anyway: bool = switch("Train also where the time is too short for a result."),
     *,
     verbose: bool = VERBOSE,
@@ -40,7 +41,7 @@ def command(
     from tuneloop.pipeline.recipes import recipe_of
     from tuneloop.pipeline.run import run
 
-    resolved = recipe_of(source, settings or [])
+    resolved = recipe_of(source, settings or [], out=out)
     on_ray = is_ray(place.on)
     if on_ray:
         refuse_options_of_rented(place)

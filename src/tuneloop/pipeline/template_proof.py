@@ -24,6 +24,7 @@ from tuneloop.data.load_eval_file import read_whole
 from tuneloop.models.load import weight_files
 from tuneloop.models.names import resolve
 from tuneloop.models.template import Rendered, Template, TemplateError, load_template
+from tuneloop.pipeline.recipes import recipe_of
 from tuneloop.records.rows import Message, Row
 
 MOST_ROWS = 200  # that are rendered, evenly spread
@@ -106,24 +107,28 @@ def prove_template(folder: Path, template: Template, rows: Sequence[Row], *, nam
     return TemplateProof(name or str(folder), len(some), findings, example)
 
 
-def prove_model(model: str, source: str) -> TemplateProof:
-    """`prove_template` by names.
+def prove_model(model: str, source: str, settings: Sequence[str] = ()) -> TemplateProof:
+    """`prove_template` by names. Rows are read first: a model may take minutes to come.
 
     Args:
         model: as `train` takes it.
-        source: a prepared data set, whose training rows are taken, or a file that `prepare` reads.
+        source: a prepared data set, whose training rows are taken, a file that `prepare` reads, or a recipe.
+        settings: a recipe's `key=value`, which say how the file is read.
 
     Raises:
         UserError: no such model or rows.
     """
-    folder = resolve(model)
-    if Path(source).is_dir() or Path(source).name == "dataset.json":
-        rows = list(load_dataset(source).train)
-    else:
-        rows = read_whole(source, PrepareConfig()).rows
+    data = recipe_of(source, list(settings)).data
+    rows = [row for each in data.sources for row in _rows_of(str(each), data)]
     if not rows:
         raise UserError("There is no row to render", where=source, next_step="name a file of examples")
+    folder = resolve(model)
     return prove_template(folder, load_template(folder), rows, name=model)
+
+
+def _rows_of(source: str, config: PrepareConfig) -> Sequence[Row]:
+    is_prepared = Path(source).is_dir() or Path(source).name == "dataset.json"
+    return load_dataset(source).train if is_prepared else read_whole(source, config).rows
 
 
 def refuse_wrong_template(folder: Path, template: Template, rows: Sequence[Row], name: str) -> None:

@@ -41,7 +41,7 @@ from tuneloop.records.plan import PLAN, MeasuredMachine, Plan
 from tuneloop.records.record import read_record, write_record
 from tuneloop.records.rows import Dataset
 from tuneloop.records.run import RUN, LearningRate, RunManifest
-from tuneloop.report.facts import off_words, used
+from tuneloop.report.facts import limit_words, off_words, used
 from tuneloop.training.budget import BUSY, FEW, is_too_little
 from tuneloop.training.flops import matmul_peak, utilisation
 from tuneloop.training.methods import init_hash
@@ -170,6 +170,7 @@ def _result_lines(run: RunManifest, config: TrainConfig) -> list[str]:
         lines.append(f"machine   {busy_words(run.speed_share, run.planned_tokens_per_second)}")
     if plan := run.predicted:
         time_off = off_words(minutes, plan.low, plan.high, plan.minutes)
+        time_off = (time_off == "as predicted" and limit_words(run)) or time_off
         peak_off = off_words(run.peak_memory_gib, 0.85 * plan.peak_gib, 1.15 * plan.peak_gib, plan.peak_gib)
         lines.append(
             f"predicted {plan.minutes:.1f} minutes ({plan.low:.1f} to {plan.high:.1f}), took {minutes:.1f}: "

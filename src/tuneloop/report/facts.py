@@ -472,6 +472,14 @@ def off_words(actual: float | None, low: float | None, high: float | None, expec
     return f"took {abs(100 * (ratio - 1)):.0f}\u00a0% {'more' if ratio > 1 else 'less'}"
 
 
+def limit_words(run: RunManifest) -> str:
+    """That its limit, and not the prediction, made a run's time what it was; empty where its steps were those planned.
+    A prediction of the time says something only then."""
+    if not run.planned_steps or run.total_steps == run.planned_steps:
+        return ""
+    return f"the limit was reached; {counted(run.total_steps, 'step')}, not the {run.planned_steps:,} predicted"
+
+
 def promises(facts: RunFiles) -> list[Promise]:
     """Time, memory and money: predicted against actual. Lines without either number are left out."""
     run, plan = facts.run, facts.plan
@@ -491,6 +499,8 @@ def promises(facts: RunFiles) -> list[Promise]:
     def line(name: str, predicted: str, actual: str, value: float | None, bounds: Sequence[float | None]) -> Promise:
         low, high, expected = bounds
         words = off_words(value, low, high, expected)
+        if name != "peak memory" and words == "as predicted" and run and (limited := limit_words(run)):
+            return Promise(name, predicted, actual, None, limited)
         return Promise(name, predicted, actual, words == "as predicted" if words else None, words)
 
     near = (None, None) if peak is None else (0.85 * peak, 1.15 * peak)

@@ -6,7 +6,7 @@ import csv
 import json
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -197,6 +197,24 @@ def test_rows_with_several_labels_get_each_label_that_is_likely(
     assert served == [sample["prediction"] for sample in samples]
 
 
+def test_an_exported_head_is_registered_and_answers_by_its_alias(
+    run: Path, tmp_path: Path, cli: Callable[..., Any]
+) -> None:
+    artifact, rows = tmp_path / "artifact", [{"text": "my card is lost"}, {"text": "i need a loan"}]
+    exported = cli("export", str(run), "--out", str(artifact), "--force", "--json", "--quiet")
+    assert exported.returncode == 0, exported.stderr
+    assert main(["models", "verify", str(artifact), "--quiet"]) == 0
+    assert "text-classification" in (artifact / "README.md").read_text()
+    registered = cli("models", "register", str(artifact), "--name", "cards", "--quiet")
+    assert registered.returncode == 0, registered.stderr
+    file = write(tmp_path / "texts.jsonl", rows)
+    for number, name in enumerate((str(run), str(artifact), "cards@candidate")):
+        answered = cli("predict", name, file, "--out", f"{number}.jsonl", "--quiet")
+        assert answered.returncode == 0, answered.stderr
+    first, *others = ((tmp_path / f"{number}.jsonl").read_text() for number in range(3))
+    assert others == [first, first] and '"loan"' in first
+
+
 # --- odd input -------------------------------------------------------------------------------------------
 
 
@@ -281,9 +299,10 @@ def test_what_an_encoder_can_not_do_is_refused(
     assert words in refused(capsys, *command, "--quiet")
 
 
-def test_few_shot_and_export_of_a_run_are_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_few_shot_and_forms_of_language_models_are_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--few-shot" in refused(capsys, "evaluate", str(run), "--few-shot", "3", "--quiet")
-    assert "encoder" in refused(capsys, "export", str(run), "--quiet")
+    assert "encoder" in refused(capsys, "export", str(run), "--format", "merged", "--force", "--quiet")
+    assert "--quant" in refused(capsys, "export", str(run), "--quant", "q8_0", "--force", "--quiet")
 
 
 # --- parts -----------------------------------------------------------------------------------------------

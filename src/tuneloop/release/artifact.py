@@ -40,6 +40,7 @@ from tuneloop.records.artifact import (
     SameAnswers,
 )
 from tuneloop.records.dataset import DatasetManifest
+from tuneloop.records.encoder import ENCODER, ENCODER_FOLDER, HEAD
 from tuneloop.records.evaluation import EvaluationManifest
 from tuneloop.records.record import as_record
 from tuneloop.records.run import RunManifest
@@ -193,6 +194,9 @@ def _write(
         licence = licence_of(model)
         about = About(id_, hub_name(model), licence.id if licence else "")
         return parts | {"quantisation": write_gguf_model(origin, about, gguf, out).model_dump(mode="json")}
+    if form == ENCODER_FOLDER:
+        _copy(trained, out, [HEAD, ENCODER, OWN])
+        return parts
     if form == "adapter":
         _copy(trained, out, [*ADAPTER_FILES, *TOKENIZER_FILES])
         return parts
@@ -229,7 +233,8 @@ def _measured(measure: Measure, folder: Path, id_: str, parts: Mapping[str, Any]
 def _id(origin: Origin, form: str, trained: Path, gguf: GgufSettings | None, compressed: str) -> str:
     """The artifact's id: by the content of the trained weights, not by where they are or when they are exported."""
     is_adapter = (trained / "adapter_config.json").is_file()
-    files = [trained / "adapter_model.safetensors"] if is_adapter else weight_files(trained)
+    files = [trained / HEAD, trained / ENCODER] if form == ENCODER_FOLDER else []
+    files = files or ([trained / "adapter_model.safetensors"] if is_adapter else weight_files(trained))
     with user_errors_of_the_disk(trained):
         weights = [sha256_file(file) for file in files]
     scales = read_json(trained / "adapter_config.json") if is_adapter else {}  # the same matrices, another model

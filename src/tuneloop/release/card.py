@@ -11,6 +11,7 @@ from tuneloop.core.units import counted
 from tuneloop.models.methods import find_method
 from tuneloop.records.artifact import FLOATS, ArtifactManifest, GateRecord, Quantisation
 from tuneloop.records.dataset import DatasetManifest
+from tuneloop.records.encoder import ENCODER_FOLDER
 from tuneloop.release.compressed import is_compressed
 from tuneloop.release.formats import FORMS
 from tuneloop.release.licences import Licence, hub_name
@@ -32,7 +33,7 @@ def card_metadata(manifest: ArtifactManifest, licence: Licence | None) -> str:
             results.append(EvalResult(task_type=kind, metric_value=estimate.value, **of))
     data = ModelCardData(
         library_name=form.library,
-        pipeline_tag="text-generation",
+        pipeline_tag="text-classification" if manifest.format == ENCODER_FOLDER else "text-generation",
         base_model=base or None,
         license=licence.id if licence else None,
         datasets=[manifest.dataset] if manifest.dataset else None,
@@ -60,6 +61,7 @@ def model_card(manifest: ArtifactManifest, licence: Licence | None, dataset: Dat
     method = find_method(manifest.method)
     title = (method.long_title or method.title) if method else manifest.method
     kind = "A model" if FORMS[manifest.format].is_model else "An adapter"
+    kind = "A head" if manifest.format == ENCODER_FOLDER else kind
     what = f"{kind} tuned from {base} by tuneloop {manifest.tuneloop} ({title}), run `{manifest.run.id}`."
     if licence is None:
         terms = f"{base}. Its licence is not known here: look at its own page before you pass this model on."

@@ -109,11 +109,13 @@ def export_run(
 
 
 def _form_of(manifest: RunManifest, run: Path, form: str) -> str:
-    """The form that is exported; refused where a run is an encoder, which has none."""
-    if manifest.result == ENCODER_FOLDER:
-        what = "This run is an encoder with a head, and is used from its folder"
-        raise UserError(what, where=str(run), next_step=f"tuneloop serve {run}, or tuneloop predict {run} FILE")
-    return form_for(method_named(manifest.method), form)
+    """The form that is exported: a run of an encoder has one of its own."""
+    if manifest.result != ENCODER_FOLDER:
+        return form_for(method_named(manifest.method), form)
+    if form not in ("", ENCODER_FOLDER):
+        what = f"This run is an encoder with a head, which has no form {form!r}"
+        raise UserError(what, where="--format", next_step="leave --format out")
+    return ENCODER_FOLDER
 
 
 def _prove_template(job: RunContext, artifact: Artifact) -> None:

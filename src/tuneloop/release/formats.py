@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from tuneloop.core.files import Config
 from tuneloop.core.flag import flag
+from tuneloop.records.encoder import ENCODER_FOLDER
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,18 @@ _GGUF_LORA = "It is for a GGUF file of BASE, put here as `base.gguf`; its scale 
     files="base.gguf --lora *lora*.gguf"
 )
 
+_ENCODER = """It is for BASE, which is not in this folder.
+
+```sh
+tuneloop serve FOLDER
+tuneloop predict FOLDER rows.jsonl --out labelled.csv
+```"""
+
 FORMS: dict[str, ExportForm] = {
     "merged": ExportForm("a whole model", True, "transformers", "finetune", _MERGED),
     "adapter": ExportForm("for its base", False, "peft", "adapter", _ADAPTER),
     "gguf": ExportForm("a model for llama.cpp and Ollama", True, "gguf", "quantized", _GGUF, weights="merged"),
+    ENCODER_FOLDER: ExportForm("an encoder's head", False, "tuneloop", "adapter", _ENCODER),
     "gguf-lora": ExportForm("an adapter for them", False, "gguf", "adapter", _GGUF_LORA, weights="adapter"),
 }
 

@@ -66,7 +66,7 @@ def decided(design: ExperimentDesign, tally: UserTally, findings: Findings, stag
         share = float(stages.share[at])
         if quick[0] == "continue" and quick[2] == share and at % CHECKED:
             continue
-        stage = Stage(stages.days, float(stages.step_days[at]), share)
+        stage = Stage(stages.days, float(stages.step_days[at]), share, stages.days)
         outcome, reason, later, _ = outcome_of(design, evidence_at(design, tally, findings, at, stage))
         if (outcome, later) != (quick[0], quick[2]):
             raise RuntimeError(
@@ -86,7 +86,7 @@ def registered(options: argparse.Namespace) -> ExperimentDesign:
         model="m", ramp=options.ramp, effect=options.registered_effect, base=base, alpha=options.alpha,
         hold_days=options.hold_days, maturation_hours=options.maturation_hours, most_days=options.days,
         missing=options.missing, sample=options.sample, shadow=False, guardrails=options.guardrails,
-        earlier_days=options.earlier_days if options.history else 0.0,
+        least_days=options.least_days, earlier_days=options.earlier_days if options.history else 0.0,
     )  # fmt: skip
     return design_of("simulated", settings, "salt")
 
@@ -526,6 +526,13 @@ def options_of(default_days: float) -> dict[str, tuple[float, Callable[[str], fl
         "raters": (1.0, number(0, 1, open_ends="low"), "share of users who ever rate, so much more often"),
         "history": (0.0, number(0, 1000), "requests of a user before the experiment, on average"),
         "earlier-days": (30.0, number(0, 366), "of which an experiment uses them; 0: it does not"),
+        "weekly": (
+            0.0,
+            number(-1, 1),
+            "by how much the effect is more on five days of the week, 2.5 times less on two",
+        ),
+        "first-day": (0, number(0, 6, whole=True), "day of the week on which it begins"),
+        "least-days": (7.0, number(0, 365), "full days before a promotion"),
         "delay-days": (0.0, number(0, 3650), "mean time until a value comes"),
         "looks-per-day": (1.0, number(0, 96, open_ends="low"), "how often is decided"),
         "invalid": (world.invalid, SHARE, "chance that an answer is invalid"),

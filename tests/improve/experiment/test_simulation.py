@@ -96,3 +96,17 @@ def test_users_who_vanish_are_noticed():
 
 def test_the_same_seed_gives_the_same_ends():
     assert ends(World(), runs=10) == ends(World(), runs=10)
+
+
+@pytest.mark.parametrize("first_day", [0, 2])
+def test_good_days_alone_promote_no_one_where_whole_weeks_decide(first_day):
+    world = World(weekly=0.08, first_day=first_day, users_per_day=1000)  # better on weekdays, worse at weekends
+    results = ends(world, runs=60, most_days=20, least_days=7)
+    assert share_of(results, "promote") == 0
+    assert first_day or share_of(ends(world, runs=60, most_days=20), "promote") > 0.5
+
+
+def test_whole_weeks_cost_a_steady_gain_nothing_but_the_first_one():
+    early, late = (ends(World(effect=0.2, users_per_day=400), least_days=days) for days in (0, 7))
+    assert share_of(late, "promote") > 0.95 and share_of(early, "promote") > 0.95
+    assert min(end.day for end in late) >= 10 > min(end.day for end in early)

@@ -477,3 +477,15 @@ def test_the_same_events_give_the_same_decision():
 def test_a_ramp_that_does_not_rise_is_refused(ramp):
     with pytest.raises(ValueError, match="ramp"):
         design(ramp=ramp)
+
+
+def test_nothing_is_promoted_before_whole_weeks_show_the_gain():
+    registered = design(least_days=7, maturation_hours=24.0, guardrails=[])
+    requests, votes = traffic(registered, 0.5, 1200, 12, rates=(0.85, 0.55))
+    units = units_of(registered, requests, votes, LATE)
+    assert len(set(units.weekday.tolist())) == 7
+    early, late = (decide(registered, evidence_of(registered, units, Stage(d, d, 0.5, d)), at(d)) for d in (7.5, 12.0))
+    assert (early.outcome, early.reason, late.outcome) == ("continue", "weeks", "promote"), late.sentence
+    few = replace(units, weekday=np.where(units.candidate == (units.outcome > 0.5), 0, 6))
+    held = decide(registered, evidence_of(registered, few, Stage(12, 12, 0.5, 12)), at(12))
+    assert (held.outcome, held.reason) == ("continue", "weeks")

@@ -15,7 +15,7 @@ from tuneloop.improve.experiment.record import (
     Strengths,
 )
 from tuneloop.improve.experiment.statistics import registration_hash
-from tuneloop.improve.experiment.tally import AMOUNTS, RATES
+from tuneloop.improve.experiment.tally import AMOUNTS, RATES, WEEK
 
 LIKELY_WORSE = 0.9  # of the evidence for a loss, with which a candidate without a gain is rolled back
 
@@ -56,7 +56,12 @@ def outcome_of(design: ExperimentDesign, evidence: Evidence) -> RuleResult:
 def _refuse_nan(evidence: Evidence) -> None:
     strengths = {f"guardrail {rail.name}": rail.strength for rail in evidence.guardrails}
     strengths |= {"ratio": evidence.ratio_strength, "rated ratio": evidence.rated_ratio_strength}
-    strengths |= {"days": evidence.days, "step": evidence.step_days, "share": evidence.share}
+    strengths |= {
+        "days": evidence.days,
+        "step": evidence.step_days,
+        "share": evidence.share,
+        "live": evidence.live_days,
+    }
     strengths |= evidence.strengths.model_dump()
     missing = [name for name, value in strengths.items() if math.isnan(value)]
     if missing:
@@ -107,10 +112,21 @@ def _held_back(design: ExperimentDesign, evidence: Evidence) -> tuple[str, str] 
     if evidence.ratio_strength >= likely_missing(design):
         met = f"{evidence.candidate_users:,} of {counted(evidence.users, 'user')} met the candidate"
         return "assignment", f"; but users of one arm seem to be missing ({met}): look for what loses them"
-    rail = next((rail for rail in evidence.guardrails if rail.held), None)
-    if rail is None or evidence.strengths.promotion < 1:
+    if evidence.strengths.promotion < 1:
         return None
-    return "guardrail", f"; but it seems that {_compared(design, rail)}, so more users must tell"
+    if rail := next((rail for rail in evidence.guardrails if rail.held), None):
+        return "guardrail", f"; but it seems that {_compared(design, rail)}, so more users must tell"
+    if evidence.live_days < first_promotion(design):
+        days = counted(design.least_days, "full day")
+        return "weeks", f"; but nothing is promoted before {days} of users whose windows are over"
+    if design.least_days >= WEEK and evidence.strengths.whole_weeks < 1:
+        return "weeks", "; but the average of the days of the week, each counting the same, does not show it yet"
+    return None
+
+
+def first_promotion(design: ExperimentDesign) -> float:
+    """Days from the first user on before which nothing is promoted."""
+    return design.least_days + design.maturation_hours / 24 if design.least_days else 0.0
 
 
 def _shadow(design: ExperimentDesign, evidence: Evidence) -> RuleResult | None:

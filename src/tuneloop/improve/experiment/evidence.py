@@ -39,6 +39,7 @@ class Stage:
     days: float  # since its start
     step_days: float  # since its share was last changed
     share: float  # of new users that meet the candidate; 0 in shadow mode
+    live_days: float = 0.0  # since users meet the candidate
 
 
 def evidence_of(
@@ -90,7 +91,8 @@ def tally_of(design: ExperimentDesign, units: Units) -> UserTally:
         tally = with_values(tally, "later", users, units.later[None], design.effect)
     values = (units.outcome[None], units.likes[None], units.dislikes[None], units.checked[None])
     slices = np.stack([*units.slices.values(), units.candidate], axis=-1)[None, :, :-1]
-    return with_matured(tally, design, Matured(users.candidate, users.propensity, *values, slices, units.kinds[None]))
+    matured = Matured(users.candidate, users.propensity, *values, slices, units.kinds[None], units.weekday[None])
+    return with_matured(tally, design, matured)
 
 
 def evidence_at(
@@ -119,7 +121,7 @@ def evidence_at(
                 where=slices[int(findings.worst[at])] if slices and rail.name == "slices" else "",
             )
         )
-    proven = ("better", "worse", "no_gain", "promotion", "more_likes", "fewer_dislikes")
+    proven = ("better", "worse", "no_gain", "promotion", "more_likes", "fewer_dislikes", "whole_weeks")
     return Evidence(
         days=stage.days,
         step_days=stage.step_days,
@@ -139,6 +141,7 @@ def evidence_at(
         guardrails=rails,
         ratio_strength=float(findings.ratio[at]),
         rated_ratio_strength=float(findings.rated_ratio[at]),
+        live_days=stage.live_days,
         strengths=Strengths(**{name: float(getattr(findings, name)[at]) for name in proven}),
     )
 

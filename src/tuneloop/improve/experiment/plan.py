@@ -18,6 +18,7 @@ from tuneloop.core.units import counted
 from tuneloop.improve.experiment.record import (
     DenserMeasure,
     ExperimentDesign,
+    ExperimentOptions,
     ExperimentPlan,
     ExperimentPlanOptions,
     Missing,
@@ -97,6 +98,7 @@ def _planned(options: ExperimentPlanOptions, **changes: Any) -> Planned:
             hold_days=options.hold_days,
             maturation_hours=options.maturation_hours,
             least_units=LEAST_UNITS,
+            least_days=ExperimentOptions.model_fields["least_days"].default,
             most_days=MOST_DAYS,
         )
     except ValueError as error:

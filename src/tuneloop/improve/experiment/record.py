@@ -164,6 +164,8 @@ class ExperimentDesign(Record):
         hold_days: that a step lasts at least.
         maturation_hours: from a user's first request on; what comes later does not count, in neither arm.
         least_units: users with a value in each arm before a step of the ramp.
+        least_days: before which nothing is promoted: full days on which users met the candidate, and whose windows are
+            over. From 7 on the gain must also hold on the average of the days of the week.
         most_days: after which it ends for futility.
         shadow: whether it begins with copies of requests that the candidate answers unseen; so many as `shadow_votes`
             must come first, judged or not.
@@ -193,6 +195,7 @@ class ExperimentDesign(Record):
     hold_days: float = Field(3.0, ge=0)
     maturation_hours: float = Field(72.0, gt=0)
     least_units: int = Field(30, ge=10)
+    least_days: float = Field(0.0, ge=0)
     most_days: float = Field(365.0, gt=0)
     shadow: bool = True
     shadow_votes: int = Field(100, ge=30)
@@ -267,6 +270,7 @@ class Strengths(Part):
         promotion: the candidate is better whatever the missing values are, as far as the registration assumes.
         more_likes, fewer_dislikes: good values per request are more, bad ones fewer: both are needed where missing
             values may differ one way.
+        whole_weeks: it is better on the average of the days of the week, each counting the same.
         shadow_worse: its answers in shadow mode are worse.
         switched: more than 1 % of those who came again met the other arm without a new draw.
         checked_units: users of the random sample that have been checked.
@@ -278,6 +282,7 @@ class Strengths(Part):
     promotion: float
     more_likes: float
     fewer_dislikes: float
+    whole_weeks: float = 0.0
     shadow_worse: float = 0.0
     switched: float = 0.0
     checked_units: int = 0
@@ -287,7 +292,7 @@ class Evidence(Part):
     """All that a decision is made from.
 
     Args:
-        days: since the start; `step_days` since the last step of the ramp.
+        days: since the start; `step_days` since the last step of the ramp, `live_days` since users meet the candidate.
         share: of new users that meet the candidate now; 0 in shadow mode.
         users, candidate_users: that have met either arm; one who is drawn again counts again.
         dropped: requests that name neither user nor conversation. They don't count.
@@ -311,6 +316,7 @@ class Evidence(Part):
     ratio_strength: float
     rated_ratio_strength: float
     strengths: Strengths
+    live_days: float = 0.0
     shadow_copies: int = 0
     shadow_votes: int = 0
     shadow_mean: Number = math.nan
@@ -323,7 +329,8 @@ class ExperimentVerdict(Part):
         registration: hash of the design.
         at: the time up to which events were read, ISO 8601 in UTC.
         outcome: promote, roll back, continue or futility.
-        reason: a word: `better`, `worse`, `guardrail`, `assignment`, `ratings`, `shadow`, `no gain`, `time`, `open`.
+        reason: a word: `better`, `worse`, `guardrail`, `assignment`, `ratings`, `shadow`, `no gain`, `weeks`,
+            `time`, `open`.
         share: that the candidate gets from now on.
         sentence: all of it in one sentence with its numbers.
         evidence: what it was made from.
@@ -381,6 +388,9 @@ class ExperimentOptions(Config):
     alpha: float = Field(0.05, ge=1e-6, le=0.5, description="Chance of a wrong decision that is accepted.")
     hold_days: float = Field(3.0, ge=0, description="Days that a step of the ramp lasts at least.")
     maturation_hours: float = Field(72.0, gt=0, description="Hours after a user's first request while feedback counts.")
+    least_days: float = Field(
+        7.0, ge=0, description="Full days before a promotion; from 7 on whole weeks must show it."
+    )
     most_days: float = Field(365.0, gt=0, description="Days after which the experiment ends.")
     guardrails: str = flag("", "NAME=LIMIT,...", "Limits other than the usual ones, as in latency=1.2,length=off.")
     missing: Missing = Field("one-way", description="What is assumed of missing ratings: random, one-way or any.")

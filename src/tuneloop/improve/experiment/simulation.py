@@ -12,11 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from tuneloop.core.lazy import Array, NDArray, np
-from tuneloop.improve.experiment.decision import LIKELY_WORSE, likely_missing
+from tuneloop.improve.experiment.decision import LIKELY_WORSE, first_promotion, likely_missing
 from tuneloop.improve.experiment.record import ExperimentDesign
 from tuneloop.improve.experiment.statistics import UNHAPPY_VALUES
 from tuneloop.improve.experiment.tally import (
     LATER_WINDOWS,
+    WEEK,
     Findings,
     Matured,
     UserTally,
@@ -56,6 +57,8 @@ class World:
         invalid, invalid_factor: chance that a request's answer is invalid, how many times that for the candidate.
         latency_factor: how many times the champion's latency the candidate's is; 0: no latency is measured.
         checked: chance that a user of the random sample is checked.
+        weekly: by how much more the effect is on the first five days of each week, and by 2.5 times as much less on the
+            other two. `first_day` of the week, 0 to 6, on which the experiment begins.
     """
 
     users_per_day: float = 80.0
@@ -79,6 +82,8 @@ class World:
     harmed_slice: bool = False
     returns: float = 0.0
     later_effect: float = 0.0
+    weekly: float = 0.0
+    first_day: int = 0
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,7 @@ def quick_verdicts(design: ExperimentDesign, tally: UserTally, findings: Finding
     missing = np.asarray(findings.ratio >= likely_missing(design))
     apart, tripped = np.asarray(findings.ratio >= 1), np.asarray((findings.guardrails >= 1).any(axis=-1))
     worse, better = findings.worse >= 1, (findings.promotion >= 1) & ~missing & ~findings.held.any(axis=-1)
+    better &= (stages.days >= first_promotion(design)) & ((findings.whole_weeks >= 1) | (design.least_days < WEEK))
     futile = findings.no_gain >= 1
     lost = futile & (tally.books["measure"].difference <= -design.effect) & (findings.worse >= LIKELY_WORSE)
     over = stages.days >= design.most_days
@@ -179,7 +185,7 @@ def _chunk(
         now = look / world.looks_per_day
         came, back = _visitors(world, left, again * (steps < share[:, None]), rng)
         left, again, came = left - came, again - back, came + back.sum(axis=1)
-        users = draw_users(world, design, share, came, rng)
+        users = draw_users(world, design, share, came, rng, (look - 1) / world.looks_per_day)
         waiting.append(users)
         tally = _with_new(tally, users)
         if len(waiting) > seen:
@@ -223,8 +229,14 @@ def _visitors(
 
 
 def draw_users(
-    world: World, design: ExperimentDesign, share: Array, came: NDArray[np.int64], rng: np.random.Generator
+    world: World,
+    design: ExperimentDesign,
+    share: Array,
+    came: NDArray[np.int64],
+    rng: np.random.Generator,
+    now: float = 0.0,
 ) -> NewUsers:
+    """Users who come between two looks. `now`: days since the start at the first of the two."""
     shape = (len(came), max(1, int(came.max())))
     there = np.arange(shape[1]) < came[:, None]
     candidate = rng.random(shape) < share[:, None]
@@ -233,6 +245,9 @@ def draw_users(
     requests = 1 + rng.poisson(world.requests - 1, shape) if world.requests > 1 else np.ones(shape, dtype=np.int64)
     harmed = rng.random(shape) < world.harmed if world.harmed else np.zeros(shape, dtype=bool)
     effect = (world.effect + world.harmed * world.base) / (1 - world.harmed)  # on all others
+    within = rng.random(shape) / world.looks_per_day if world.looks_per_day < 1 else np.zeros(shape)
+    weekday = np.floor(world.first_day + now + within + 1e-9).astype(np.int64) % WEEK
+    effects = effect + np.where(weekday < 5, world.weekly, -2.5 * world.weekly)
     habit = (rng.random(shape) < world.raters) / world.raters if world.raters < 1 else np.ones(shape)
     kinds = None
     if world.history:
@@ -242,7 +257,7 @@ def draw_users(
         changed = np.clip(usual + up * (1 - usual) - down * usual, 0.0, 1.0)
         good_rate = np.where(candidate, np.where(harmed, 0.0, changed), usual)
     else:
-        good_rate = np.where(candidate & harmed, 0.0, np.clip(world.base + effect * candidate, 0.0, 1.0))
+        good_rate = np.where(candidate & harmed, 0.0, np.clip(world.base + effects * candidate, 0.0, 1.0))
         good_rate = _qualities(good_rate, world.correlation, rng)
     good = rng.binomial(requests, good_rate)
     in_time = 1 - math.exp(-design.maturation_hours / 24 / world.delay_days) if world.delay_days else 1.0
@@ -265,6 +280,7 @@ def draw_users(
         checked,
         np.stack([harmed, ~harmed], axis=-1) if world.harmed_slice else None,
         kinds,
+        weekday,
     )
     invalid = rng.binomial(requests, world.invalid * np.where(candidate, world.invalid_factor, 1.0)) > 0
     latency = np.full(shape, np.nan)

@@ -49,8 +49,10 @@ class ExperimentState:
         return self.design.shadow and not self.share and not self.ended
 
     def stage(self, at: datetime) -> Stage:
-        days = [max(0.0, (at - time_of(then)).total_seconds() / 86_400) for then in (self.started, self.since)]
-        return Stage(days[0], days[1], self.share)
+        live = next((v.at for v in self.verdicts if v.share), at.isoformat()) if self.design.shadow else self.started
+        starts = (self.started, self.since, live)
+        days = [max(0.0, (at - time_of(then)).total_seconds() / 86_400) for then in starts]
+        return Stage(days[0], days[1], self.share, days[2])
 
 
 def experiments_of(events: Iterable[Decision]) -> dict[str, ExperimentState]:

@@ -87,6 +87,7 @@ class Units:
     later: Array  # mean value of the measure after the window; NaN: none, or not known yet
     slices: Mapping[str, NDArray[np.bool_]]  # by name, whether the unit is in it
     kinds: NDArray[np.int64]  # by what it did before its draw; see `tally.kinds_of`
+    weekday: NDArray[np.int64]  # of its first request, in UTC; 0 is Monday
     dropped: int = 0  # requests of no one, or conversations, that were left out
     returned: int = 0  # units that came again, and `switched`, those of them that met the other arm without a new draw
     switched: int = 0
@@ -127,6 +128,7 @@ def units_of(
         later=np.array([row.later for row in rows], dtype=np.float64),
         slices=_slices(draws),
         kinds=_kinds(design, draws, earlier, feedback_of),
+        weekday=np.array([time_of(draw[0].time).weekday() for draw in draws], dtype=np.int64),
         dropped=number - len(counted),
         returned=len(people),
         switched=sum(any(r.arm != draw[0].arm for r in draw) for draw in people),

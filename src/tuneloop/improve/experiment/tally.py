@@ -31,6 +31,7 @@ AMOUNTS = ("latency", "cost", "length")  # guardrails on geometric means
 MOST_SLICES = 8  # among which the evidence for the worst one is divided
 LATER_WINDOWS = 2  # the measure of `later` is that from a user's first window on until so many are over
 HELD = 0.5  # of the evidence for a loss in a slice, with which nothing is promoted
+WEEK = 7  # days
 LEAST_LATER = 10  # users of either arm with a later value, before its estimate holds a promotion back
 
 
@@ -57,6 +58,7 @@ class Matured(Arrivals):
         checked: mean value by the check of a random sample; NaN where there is none.
         slices: whether a user is in a slice, (experiments, users, slices).
         kinds: see `kinds_of`; None: nothing is known of what they did before.
+        weekday: 0 to 6, of a user's first request; None: not known.
     """
 
     outcome: Array
@@ -65,6 +67,7 @@ class Matured(Arrivals):
     checked: Array | None = None
     slices: NDArray[np.bool_] | None = None
     kinds: NDArray[np.int64] | None = None
+    weekday: NDArray[np.int64] | None = None
 
 
 def kinds_of(requests: Array, likes: Array, dislikes: Array) -> NDArray[np.int64]:
@@ -87,6 +90,8 @@ class UserTally:
         sums: of the values in either arm, (experiments, 2).
         books: bets on `measure`, `likes`, `dislikes`, `worst`, `checked`, `later`, `slice 0` and so on, and guardrails
             on amounts.
+        weekdays: sums of what decides on a promotion, by day of the week, (experiments, 7, 3): of the scores of
+            `core/stats/betting.py`, of p (1 - p), and of the scores' squares.
         amounts: by guardrail or slice, sums of logarithms, or values, and numbers in either arm, (experiments, 2, 2).
     """
 
@@ -96,6 +101,7 @@ class UserTally:
     affected: Mapping[str, Array]
     sums: Array
     books: Mapping[str, Book]
+    weekdays: Array
     amounts: Mapping[str, Array] = field(default_factory=dict)
 
 
@@ -134,6 +140,7 @@ def empty_tally(design: ExperimentDesign, shares: Array, experiments: int = 1, s
         affected={name: counts() for name in RATES},
         sums=np.zeros((experiments, 2)),
         books=books,
+        weekdays=np.zeros((experiments, WEEK, 3)),
         amounts={name: np.zeros((experiments, 2, 2)) for name in [*(rail.name for rail in rails), *names]},
     )
 
@@ -184,6 +191,7 @@ def with_matured(tally: UserTally, design: ExperimentDesign, users: Matured) -> 
     """The sums after the windows of more users are over."""
     arm, chance = users.candidate, users.propensity
     there = ~np.isnan(users.likes) & ~np.isnan(chance)
+    tally = _with_weekdays(tally, design, users)
     books = dict(tally.books)
     likes, dislikes = books["likes"], books["dislikes"]
     values = np.where(there, users.likes + users.dislikes, 0.0)
@@ -211,6 +219,39 @@ def with_matured(tally: UserTally, design: ExperimentDesign, users: Matured) -> 
     return tally
 
 
+def _with_weekdays(tally: UserTally, design: ExperimentDesign, users: Matured) -> UserTally:
+    """The sums by day of the week after more users, of the values that decide on a promotion."""
+    if design.least_days < WEEK or users.weekday is None:
+        return tally
+    name, values = "measure", users.outcome
+    if design.sample:
+        name, values = "checked", np.full_like(values, np.nan) if users.checked is None else users.checked
+    elif design.missing == "any":
+        name, values = "worst", np.where(users.candidate, users.likes, 1 - users.dislikes)
+    book, valued = tally.books[name], ~np.isnan(values) & ~np.isnan(users.propensity)
+    y, p = np.where(valued, values, 0.0), np.where(valued, users.propensity, 0.5)
+    score = (users.candidate - p) * (y - running_mean(y, valued, book.n, book.total, book.guess or 0.0))
+    parts = np.stack([score, p * (1 - p), score * score], axis=-1) * valued[..., None]
+    days = [(parts * (users.weekday == day)[..., None]).sum(axis=1) for day in range(WEEK)]
+    return replace(tally, weekdays=tally.weekdays + np.stack(days, axis=1))
+
+
+def _whole_weeks_log_e(design: ExperimentDesign, weekdays: Array) -> Array:
+    """Evidence that the candidate is better on the average of the days of the week, whatever the traffic and the share
+    on each: the ratio of normal likelihoods for the stakes of `BETTER`. It only holds promotions back, so that its
+    being right for many users alone costs nothing."""
+    score, information, squares = np.moveaxis(weekdays, -1, 0)
+    seen = information > 0
+    number, each = np.maximum(seen.sum(axis=-1), 1), np.where(seen, information, 1.0)
+    mean = (score / each).sum(axis=-1) / number
+    variance = np.maximum((squares / each**2).sum(axis=-1) / number**2, 1e-12)
+    logs = [
+        math.log(share) + (size * design.effect * mean - (size * design.effect) ** 2 / 2) / variance
+        for share, size in BETTER
+    ]
+    return np.where(seen.any(axis=-1), np.logaddexp.reduce(np.array(logs)), 0.0)
+
+
 def rows_of(tally: UserTally, rows: Array) -> UserTally:
     """The sums of some of the experiments. `rows`: which, as numpy selects them along the first axis."""
 
@@ -224,6 +265,7 @@ def rows_of(tally: UserTally, rows: Array) -> UserTally:
         users=tally.users[rows],
         rated=tally.rated[rows],
         sums=tally.sums[rows],
+        weekdays=tally.weekdays[rows],
         affected={name: counts[rows] for name, counts in tally.affected.items()},
         amounts={name: sums[rows] for name, sums in tally.amounts.items()},
         books={name: some(book) for name, book in tally.books.items()},
@@ -239,7 +281,7 @@ class Findings:
         guardrails: of the design in order, (experiments, guardrails).
         held: whether the candidate seems to be worse than tolerated, (experiments, guardrails).
         worst: place of the slice with most evidence, (experiments,).
-        better, worse, no_gain, promotion, more_likes, fewer_dislikes: see `record.Strengths`.
+        better, worse, no_gain, promotion, more_likes, fewer_dislikes, whole_weeks: see `record.Strengths`.
         means, difference: of the measure: plain means in either arm, (experiments, 2), and the weighted difference.
         affected: what guardrails compare, (experiments, guardrails, 2).
     """
@@ -255,6 +297,7 @@ class Findings:
     promotion: Array
     more_likes: Array
     fewer_dislikes: Array
+    whole_weeks: Array
     means: Array
     difference: Array
     affected: Array
@@ -290,6 +333,7 @@ def findings_of(design: ExperimentDesign, tally: UserTally) -> Findings:
         promotion=promotion,
         more_likes=likes,
         fewer_dislikes=dislikes,
+        whole_weeks=_whole_weeks_log_e(design, tally.weekdays) / needed,
         means=_ratio_of(tally.sums, tally.rated.sum(axis=1)),
         difference=books["measure"].difference,
         affected=np.stack([*means, np.zeros_like(tally.sums)], axis=1)[:, :-1],

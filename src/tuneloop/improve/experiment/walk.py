@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from tuneloop.core.lazy import Array, NDArray, np
 from tuneloop.core.stats.betting import Book
-from tuneloop.improve.experiment.decision import LIKELY_WORSE
+from tuneloop.improve.experiment.decision import LIKELY_WORSE, first_promotion
 from tuneloop.improve.experiment.record import ExperimentDesign
 from tuneloop.improve.experiment.simulation import World
 from tuneloop.improve.experiment.statistics import UNHAPPY_VALUES
@@ -258,6 +258,7 @@ def walk(design: ExperimentDesign, world: World, *, days: int, experiments: int,
         z = state[:, -1] > Z_TWO_SIDED * math.sqrt(variance or math.inf)
         free = ~(seem_more("unhappy", unhappy, np.array(steps), rail.tolerance) if rail else np.zeros_like(z))
         up, down, none = claims.outcomes(best, difference)
+        free &= day >= first_promotion(design)
         first = np.minimum(first, np.where(np.stack([up & free, down, none, z], axis=1), look, len(at)))
         one_look[look], units[look] = (claims.outcomes(log_e, difference)[0] & free).mean(), total
     return _looks(schedule, at, units, one_look, first)

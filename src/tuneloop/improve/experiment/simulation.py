@@ -245,8 +245,7 @@ def draw_users(
     requests = 1 + rng.poisson(world.requests - 1, shape) if world.requests > 1 else np.ones(shape, dtype=np.int64)
     harmed = rng.random(shape) < world.harmed if world.harmed else np.zeros(shape, dtype=bool)
     effect = (world.effect + world.harmed * world.base) / (1 - world.harmed)  # on all others
-    within = rng.random(shape) / world.looks_per_day if world.looks_per_day < 1 else np.zeros(shape)
-    weekday = np.floor(world.first_day + now + within + 1e-9).astype(np.int64) % WEEK
+    weekday = _weekdays(world, shape, now, rng)
     effects = effect + np.where(weekday < 5, world.weekly, -2.5 * world.weekly)
     habit = (rng.random(shape) < world.raters) / world.raters if world.raters < 1 else np.ones(shape)
     kinds = None
@@ -286,11 +285,22 @@ def draw_users(
     latency = np.full(shape, np.nan)
     if world.latency_factor:
         latency = np.where(there, rng.normal(0.0, 0.6, shape) + np.log(world.latency_factor) * candidate, np.nan)
-    later = np.full(shape, np.nan)
-    if world.returns:
-        back = there & (rng.random(shape) < world.returns * world.rated)
-        later = np.where(back, rng.random(shape) < world.base + world.later_effect * candidate, np.nan)
+    later = _later(world, there, candidate, rng)
     return NewUsers(matured, invalid, (likes == 0) & (dislikes >= UNHAPPY_VALUES), latency, later)
+
+
+def _weekdays(world: World, shape: tuple[int, int], now: float, rng: np.random.Generator) -> NDArray[np.int64]:
+    """The day of the week, 0 to 6, on which each user comes."""
+    within = rng.random(shape) / world.looks_per_day if world.looks_per_day < 1 else np.zeros(shape)
+    return np.asarray(np.floor(world.first_day + now + within + 1e-9).astype(np.int64) % WEEK)
+
+
+def _later(world: World, there: NDArray[np.bool_], candidate: NDArray[np.bool_], rng: np.random.Generator) -> Array:
+    """Values of those who come again after their window."""
+    if not world.returns:
+        return np.full(there.shape, np.nan)
+    back = there & (rng.random(there.shape) < world.returns * world.rated)
+    return np.where(back, rng.random(there.shape) < world.base + world.later_effect * candidate, np.nan)
 
 
 def _qualities(mean: Array, correlation: float, rng: np.random.Generator) -> Array:

@@ -83,12 +83,12 @@ def registered(options: argparse.Namespace) -> ExperimentDesign:
 
     base = options.base if options.registered_base is None else options.registered_base
     settings = ExperimentOptions(
-        model="m", ramp=options.ramp, effect=options.registered_effect, base=base, alpha=options.alpha,
+        model="m", ramp=options.ramp, effect=options.registered_effect, base=0.5, alpha=options.alpha,
         hold_days=options.hold_days, maturation_hours=options.maturation_hours, most_days=options.days,
         missing=options.missing, sample=options.sample, shadow=False, guardrails=options.guardrails,
         least_days=options.least_days, earlier_days=options.earlier_days if options.history else 0.0,
     )  # fmt: skip
-    return design_of("simulated", settings, "salt")
+    return design_of("simulated", settings, "salt").model_copy(update={"base": base})  # without room for a gain, too
 
 
 def world_of(options: argparse.Namespace) -> World:

@@ -93,3 +93,11 @@ def test_traffic_of_the_helper_follows_the_assignment():
 def test_shadow_mode_lasts_as_many_copies_as_asked_for():
     options = ExperimentOptions(model="m", shadow_copies=30)
     assert (design_of("new", options, "s").shadow, design_of("new", options, "s").shadow_votes) == (True, 30)
+
+
+@pytest.mark.parametrize("values", [{"base": 0.97}, {"base": 0.03, "lower_is_better": True}])
+def test_a_gain_that_the_base_leaves_no_room_for_is_refused_with_a_smaller_one(values):
+    with pytest.raises(UserError) as refused:
+        design_of("new", ExperimentOptions(model="m", **values), "s")
+    assert refused.value.where == "--effect" and "--effect 0.015" in str(refused.value.next_step)
+    assert design_of("new", ExperimentOptions(model="m", effect=0.015, **values), "s").effect == 0.015

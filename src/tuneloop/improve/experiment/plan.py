@@ -123,9 +123,7 @@ def plan_experiment(settings: Mapping[str, Any]) -> ExperimentPlan:
     that can't be.
     """
     options = build_config(ExperimentPlanOptions, settings)
-    if options.base + options.effect >= 1:
-        what = f"A share of {options.base:g} can't rise by {options.effect:g}: it would pass 1"
-        raise UserError(what, where="--effect", next_step=f"set --effect below {1 - options.base:.3g}")
+    refuse_unreachable(options.base, options.effect)
     ramps = list(_ramps(options))
     if options.harm:
         fit = [ramp for ramp in ramps if ramp.harmed <= options.harm and ramp.days_50 is not None]
@@ -156,6 +154,16 @@ def plan_experiment(settings: Mapping[str, Any]) -> ExperimentPlan:
     }  # fmt: skip
     plan = ExperimentPlan(**options.model_dump(), **values, summary=[])
     return plan.model_copy(update={"summary": list(_summary(plan))})
+
+
+def refuse_unreachable(base: float, effect: float, *, lower_is_better: bool = False) -> None:
+    """Refuse a gain that the base leaves no room for. Raises UserError, which proposes half of what is left to gain."""
+    room = base if lower_is_better else 1 - base
+    if effect >= room - 1e-9:
+        move, end = ("fall", "reach 0") if lower_is_better else ("rise", "reach 1")
+        what = f"A share of {base:g} can't {move} by {effect:g}: it would {end} or more"
+        step = f"set --effect below {room:.3g}, as in --effect {room / 2:.2g}, or give another --base"
+        raise UserError(what, where="--effect", next_step=step)
 
 
 def _when(looks: Looks, share: float) -> tuple[int | None, int | None]:

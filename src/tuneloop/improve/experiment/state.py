@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc_now, uuid7
 from tuneloop.improve.experiment.evidence import Stage
-from tuneloop.improve.experiment.plan import LEAST_UNITS, ramp_of
+from tuneloop.improve.experiment.plan import LEAST_UNITS, ramp_of, refuse_unreachable
 from tuneloop.improve.experiment.record import ExperimentDesign, ExperimentOptions, ExperimentVerdict, Guardrail
 from tuneloop.improve.experiment.statistics import CANDIDATE, assign, may_be_drawn_again, time_of
 from tuneloop.records.feedback import COMMENTS, KIND
@@ -143,12 +143,14 @@ class Arms:
 def design_of(name: str, options: ExperimentOptions, salt: str) -> ExperimentDesign:
     """The registration that options make.
 
-    `salt`: of the users' hashes. Raises UserError: no model is named, or a value can't be.
+    `salt`: of the users' hashes. Raises UserError: no model is named, a value can't be, or the base leaves no
+    room for the gain.
     """
     if not options.model:
         step = "--model NAME, the name under which both are served"
         raise UserError("No model is named", where="--model", next_step=step)
     ramp = ramp_of(options.ramp)
+    refuse_unreachable(options.base, options.effect, lower_is_better=options.lower_is_better)
     for name_of, kind in (("--measure", options.measure), ("--sample-kind", options.sample_kind)):
         if kind in NO_MEASURE or not KIND.fullmatch(kind):
             step = "thumbs, rating, edited, or a name of your own whose values are true, false or 0 to 1"

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.core.ids import utc_now, uuid7
 from tuneloop.core.text import storable
 from tuneloop.core.units import counted
-from tuneloop.evaluation.classical import minilm_embedder, minilm_folder
 from tuneloop.records.request import StoredRequest
 from tuneloop.serving.gateway import Caller, Gateway
 from tuneloop.serving.http.api_request import ApiError, bad, unavailable
@@ -51,6 +50,8 @@ class Embedder:
 
     @cached_property
     def _embed(self) -> Callable[[Sequence[str]], Any]:
+        from tuneloop.evaluation.classical import minilm_embedder
+
         embed = minilm_embedder()
         assert embed is not None
         return embed
@@ -88,6 +89,8 @@ class Embedder:
 
 def open_encoder() -> Embedder | None:
     """The encoder; None where it is not installed."""
+    from tuneloop.evaluation.classical import minilm_folder
+
     folder = minilm_folder()
     return None if folder is None else Embedder(folder)
 

@@ -132,8 +132,10 @@ def is_encoder(name: str) -> bool:
         return True
     file = folder / "config.json"
     kinds = read_json_object(file).get("architectures") if file.is_file() else None
-    # Of a language model the class ends in `ForCausalLM` or `ForConditionalGeneration`.
-    return bool(kinds) and all(str(kind).endswith(("Model", "ForMaskedLM")) for kind in kinds or ())
+    # Of a language model the class ends in `ForCausalLM`, `ForConditionalGeneration` or (GPT-2) `LMHeadModel`.
+    return bool(kinds) and all(
+        str(kind).endswith(("Model", "ForMaskedLM")) and not str(kind).endswith("LMHeadModel") for kind in kinds or ()
+    )
 
 
 def resolve(name: str, *, weights: bool = True) -> Path:

@@ -88,7 +88,7 @@ def test_both_print_the_same_lines_about_cost(mails: Path, capsys: pytest.Captur
     ):
         assert main([*arguments, *people]) == 0
         lines = capsys.readouterr().out.splitlines()
-        start = next(i for i, line in enumerate(lines) if line.startswith("Cost: "))
+        start = next(i for i, line in enumerate(lines) if line.startswith("Cost of this run: "))
         shown.append(lines[start : start + 4])
     assert shown[0] == shown[1]
     assert any("$500  engineering: 10 hours x $50 an hour" in line for line in shown[0])

@@ -220,7 +220,7 @@ def test_hours_times_their_price_is_what_the_bill_shows_and_every_part_says_how_
     assert sum(shown) == pytest.approx(cost.usd, abs=0.02), (
         "the parts that are printed add up to the total that is printed"
     )
-    assert lines[0].startswith("Cost: $501 ") and "expected" in lines[0]
+    assert lines[0].startswith("Cost of this run: $501 ") and "expected" in lines[0]
 
 
 def test_what_several_runs_cost_stands_beside_one_run_and_nowhere_else() -> None:

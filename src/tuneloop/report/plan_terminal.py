@@ -70,7 +70,8 @@ def cost_lines(cost: PlannedCost) -> list[str]:
     width = max((len(usd_words(usd)) for usd in parts.values()), default=0)
     expected, high = usd_words(cost.usd or 0.0), usd_words(cost.p90 or 0.0)
     spread = f"; one time in ten more than {high}" if high != expected else ""
-    lines = [f"Cost: {expected} expected{spread}"]
+    one = " of this run" if cost.until_kept else ""  # else the runs are those that were named
+    lines = [f"Cost{one}: {expected} expected{spread}"]
     lines += [f"  {usd_words(usd):>{width}}  {name}: {why[name]}" for name, usd in parts.items()]
     if words := until_kept_words(cost):
         lines.append(f"{words.removesuffix('.')} (--runs 3 --setup-hours 0.5 --evaluation-hours 0.5)")
@@ -80,7 +81,8 @@ def cost_lines(cost: PlannedCost) -> list[str]:
 def until_kept_words(cost: PlannedCost) -> str:
     """What it costs until a run is kept, in a sentence; empty where that is not planned."""
     several = cost.until_kept and usd_words(cost.until_kept.usd)
-    return f"Until a run is kept, about three are made, with setup and evaluation: {several} in all." if several else ""
+    runs = "Until a run is kept, about three such runs are made, with setup and evaluation"
+    return f"{runs}: {several} in all, this one included." if several else ""
 
 
 def _line(row: Mapping[str, Any]) -> str:

@@ -256,6 +256,39 @@ def sparkline(bars: Sequence[tuple[str, float]], title: str, width: float = 220,
     return svg_chart(width, height, f"{title}: {said}", body, "spark", "tiny")
 
 
+def small_curve(points: Sequence[tuple[float, float]], title: str, width: float = 96, height: float = 26) -> Markup:
+    """A curve the size of a word, from its first point to its last, which is marked; empty below two points.
+
+    `points`: (step, value) in order; `title`: what it is, for those who don't see it.
+    """
+    points = _thin(points)
+    if len(points) < 2:
+        return Markup("")
+    middle = sorted(value for _, value in points)[: math.ceil(0.98 * len(points))]  # a spike or two flatten nothing
+    x = Axis(points[0][0], points[-1][0], 2, width - 4, False, ())
+    y = Axis(middle[0], max(middle[-1], points[-1][1]), height - 3, 3, False, ())
+    line = [(x(step), y(min(value, y.high))) for step, value in points]
+    dot = f'<circle class="dot tuned" cx="{line[-1][0]:.1f}" cy="{line[-1][1]:.1f}" r="2.5"/>'
+    body = [svg_path(line, "train"), dot]
+    return svg_chart(width, height, f"{title}: {points[0][1]:.3g} to {points[-1][1]:.3g}", body, "curve", "tiny")
+
+
+def gain_chart(gain: float, low: float, high: float, goal: float, width: float = 150, height: float = 16) -> Markup:
+    """A difference with its bounds the size of a word, around 0; a dashed mark at what was to be gained."""
+    if not all(math.isfinite(value) for value in (gain, low, high)):
+        return Markup("")
+    most = max(abs(low), abs(high), abs(goal)) * 1.05 or 1.0
+    scale, y = Axis(-most, most, 4, width - 4, False, ()), height / 2
+    body = [
+        svg_line(4, y, width - 4, y, "grid"),
+        svg_line(scale(0), 1, scale(0), height - 1, "zero"),
+        svg_line(scale(goal), 1, scale(goal), height - 1, "limit"),
+        svg_line(scale(low), y, scale(high), y, "whisker tuned"),
+        f'<circle class="dot tuned" cx="{scale(gain):.1f}" cy="{y:.1f}" r="3.5"/>',
+    ]
+    return svg_chart(width, height, f"Difference {gain:+.3f} [{low:+.3f}, {high:+.3f}]", body, "gain", "tiny")
+
+
 def dot_chart(score: Estimate, metric: str, width: float = 120, height: float = 14) -> Markup:
     """A value with its interval the size of a word, between 0 and the metric's best value; empty without bounds."""
     bounded = math.isfinite(score.low + score.high)
@@ -265,7 +298,7 @@ def dot_chart(score: Estimate, metric: str, width: float = 120, height: float = 
     y = height / 2
     body = [svg_line(4, y, width - 4, y, "grid")]
     body += [svg_line(scale(score.low), y, scale(score.high), y, "whisker tuned")] if bounded else []
-    body.append(f'<circle class="dot tuned" cx="{scale(score.value):.1f}" cy="{y:.1f}" r="3.5"/>')
+    body.append(f'<circle class="dot tuned" cx="{scale(score.value):.1f}" cy="{y:.1f}" r="2.5"/>')
     return svg_chart(width, height, f"{title_of(metric)} {with_interval(score, metric)}", body, "dot", "tiny")
 
 

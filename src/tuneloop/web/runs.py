@@ -13,16 +13,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from markupsafe import Markup
 
 from tuneloop.agents import Job, lives
 from tuneloop.core.errors import UserError
 from tuneloop.core.foreign import fast_json, file_bytes, is_file, opened, parse_yaml
+from tuneloop.evaluation.metrics import metric_of
 from tuneloop.records.dataset import MANIFEST
-from tuneloop.records.evaluation import EVALUATION
+from tuneloop.records.evaluation import EVALUATION, Estimate
 from tuneloop.records.record import read_record
 from tuneloop.records.run import RUN
 from tuneloop.report import facts as f
 from tuneloop.report.answer import KINDS, outcome_in_short
+from tuneloop.report.charts import dot_chart, small_curve
 from tuneloop.report.growing import Curves, read_on
 from tuneloop.report.head import model_name
 from tuneloop.web.index import Found
@@ -33,6 +36,7 @@ LONGEST = 110  # characters of a verdict in the list
 FRESH = 120.0  # seconds since its files grew for which a run counts as running where its process can't be seen
 LOCKS = Path("/proc/locks")
 CONFIG = "config.yaml"
+MOST_CURVE = 2 << 20  # bytes of metrics that are drawn in a list
 
 
 @dataclass(frozen=True)
@@ -198,6 +202,30 @@ def _has_open(pid: int, status: os.stat_result) -> bool:
             if os.path.samestat(os.stat(entry.path), status):
                 return True
     return False
+
+
+def score_picture(line: RunLine, metric: str) -> Markup:
+    """A metric of a run as a dot with its interval, and a number; empty where it has none."""
+    value, low, high = (*line.metrics.get(metric, ()), None, None, None)[:3]
+    if value is None:
+        return Markup("")
+    score = Estimate(value, math.nan if low is None else low, math.nan if high is None else high)
+    figure = f.percentage(metric) or metric_of(metric).figure
+    return dot_chart(score, metric) + Markup(' <b class="figure">{}</b>').format(figure(value))
+
+
+def loss_picture(sources: Sources, line: RunLine) -> Markup:
+    """A run's training loss as a curve the size of a word; empty of a run with very much of it, which would be slow."""
+    if _grown(line.path)[1] > MOST_CURVE:
+        return Markup("")
+    found = sources.find("run", line.key)
+    kept = curves(sources, found)
+
+    def draw(_: Found) -> Markup:
+        losses = [(float(step.step), step.loss) for step in kept.between()[0] if math.isfinite(step.loss)]
+        return small_curve(losses, "Training loss")
+
+    return sources.index.facts("spark", found, kept.offset, draw)
 
 
 def curves(sources: Sources, found: Found) -> Curves:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any
 
+from markupsafe import Markup
 from starlette.requests import Request
 
 from tuneloop.core.errors import UserError
@@ -12,6 +13,8 @@ from tuneloop.core.ids import clock, utc
 from tuneloop.improve.experiment.state import left_out, read_experiments
 from tuneloop.improve.report.command import experiment_line
 from tuneloop.improve.report.html import ENDS, TONES
+from tuneloop.improve.report.record import ExperimentLine
+from tuneloop.report.charts import gain_chart
 from tuneloop.serving.store.store import opened, store_name
 from tuneloop.web.commands import command_line, run_words, workplace
 from tuneloop.web.search import choices
@@ -28,7 +31,25 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
     with opened(shown.place) as store:
         served = choices(store)["model"]
     lines = [experiment_line(state) for state in states.values()][::-1]
-    return {"store": shown, "lines": lines, "ends": ENDS, "tones": TONES, "models": served, "states": states}
+    lines.sort(key=lambda line: bool(line.outcome))  # what still runs comes first
+    return {
+        "gains": {line.name: _gain(line) for line in lines},
+        "store": shown,
+        "lines": lines,
+        "ends": ENDS,
+        "tones": TONES,
+        "models": served,
+        "states": states,
+    }
+
+
+def _gain(line: ExperimentLine) -> Markup:
+    """The difference as it stood last, with its bounds, and what is worth a promotion."""
+    point = line.points[-1] if line.points else None
+    if point is None or (picture := gain_chart(point.difference, point.low, point.high, line.effect)) == "":
+        return Markup("")
+    points = f"{100 * point.difference:+.1f} points" if line.effect <= 1 else f"{point.difference:+.3g}"
+    return picture + Markup(' <b class="figure">{}</b>').format(points)
 
 
 def needs(sources: Sources) -> list[Need]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -16,8 +15,6 @@ from starlette.requests import Request
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc
 from tuneloop.core.urls import masked
-from tuneloop.evaluation.metrics import metric_of
-from tuneloop.records.evaluation import Estimate
 from tuneloop.records.record import read_record
 from tuneloop.records.server import ServerState
 from tuneloop.report import charts
@@ -26,7 +23,7 @@ from tuneloop.serving.store.database import Database
 from tuneloop.serving.store.store import opened, store_folder
 from tuneloop.web.pages import experiments, quality
 from tuneloop.web.pages.run import progress_of
-from tuneloop.web.runs import RunLine, curves, holder, run_lines
+from tuneloop.web.runs import RunLine, curves, holder, run_lines, score_picture
 from tuneloop.web.sources import Need, Sources
 from tuneloop.web.stores import place_name
 
@@ -75,22 +72,12 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
     return {
         "servers": [production(sources, place) for place in sources.stores], "running": running,
         "needs": needs(sources, lines) + quality.needs(sources) + experiments.needs(sources),
-        "verdicts": [(line, _dot(line)) for line in lines if line.verdict][:LATEST],
+        "verdicts": [(line, score_picture(line, line.primary)) for line in lines if line.verdict][:LATEST],
         "runs": len(lines), "datasets": len(sources.all("dataset")), "stores": len(sources.stores),
     }  # fmt: skip
 
 
 live = show
-
-
-def _dot(line: RunLine) -> Markup:
-    """The metric that decides, as a small picture and a number."""
-    value, low, high = line.metrics.get(line.primary, (None, None, None))
-    if value is None:
-        return Markup("")
-    score = Estimate(value, math.nan if low is None else low, math.nan if high is None else high)
-    figure = f.percentage(line.primary) or metric_of(line.primary).figure
-    return charts.dot_chart(score, line.primary) + Markup(' <b class="figure">{}</b>').format(figure(value))
 
 
 def rate_in_words(rate: float) -> str:

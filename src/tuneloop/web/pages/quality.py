@@ -9,14 +9,16 @@ from pydantic import ValidationError
 from starlette.requests import Request
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.ids import clock, utc
 from tuneloop.improve.monitor.command import EVENT, ignore, ignored
 from tuneloop.improve.monitor.record import MonitorReport
-from tuneloop.improve.report.charts import accuracy_chart
+from tuneloop.improve.report.charts import accuracy_chart, day_chart
 from tuneloop.improve.report.command import monitored_window
 from tuneloop.improve.report.html import windows_chart
 from tuneloop.records.server import Decision
 from tuneloop.report.charts import chart_pair
 from tuneloop.serving.costs import since_time
+from tuneloop.serving.store.database import Database
 from tuneloop.serving.store.store import opened, read_decisions, read_requests, store_name
 from tuneloop.web.commands import command_line
 from tuneloop.web.pages.traffic import line_of
@@ -25,6 +27,7 @@ from tuneloop.web.sources import Need, Sources
 from tuneloop.web.stores import note_action, required, shown_store, store_key
 
 MOST = 200  # windows that are read, the latest ones
+DAYS = 90  # of thumbs
 SHOWN = 30  # of them whose alarms are listed
 
 
@@ -43,6 +46,7 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
         read = [(event, report) for event in events if (report := _report(event)) is not None]
         ids = [id_ for _, report in read[-SHOWN:] for one in report.detections if one.alarm for id_ in one.requests]
         rows = read_requests(store, where=f"id IN ({', '.join('?' * len(ids))})", values=ids) if ids else ()
+        thumbs = _thumbs(store)
         questions = {one.id: line_of(FoundRequest(one, []), sources.texts)["question"] for one in rows}
     reports, windows = [report for _, report in read], [monitored_window(event.data) for event, _ in read]
     return {
@@ -51,8 +55,17 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
         "calm": sum(bool(one.detections) and not one.alarms for one in reports),
         "windows": chart_pair(windows_chart, windows) if windows else "",
         "accuracy": chart_pair(accuracy_chart, [(one.until, one.quality) for one in reports if one.quality]),
+        "thumbs": chart_pair(day_chart, thumbs, "share of thumbs that are up, by day") if thumbs else "",
         "ignored": silenced, "texts": sources.texts, "questions": questions,
     }  # fmt: skip
+
+
+def _thumbs(store: Database) -> list[tuple[str, float, str]]:
+    """Day, share of thumbs that are up, and both in words, of the last `DAYS` days."""
+    query = """SELECT SUBSTR(time, 1, 10) AS day, SUM(CASE WHEN value = 'true' THEN 1 ELSE 0 END), COUNT(*)
+        FROM feedback WHERE kind = 'thumbs' AND time >= ? GROUP BY day ORDER BY day"""
+    rows = store.execute(query, [utc(clock() - DAYS * 86_400)]).fetchall()
+    return [(day, up / number, f"{day}: {up:,} of {number:,} thumbs are up") for day, up, number in rows]
 
 
 def _report(event: Decision) -> MonitorReport | None:

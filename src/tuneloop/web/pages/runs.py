@@ -13,7 +13,7 @@ from typing import Any
 from starlette.requests import Request
 
 from tuneloop.core.errors import UserError
-from tuneloop.web.runs import RunLine, asked_number, run_lines
+from tuneloop.web.runs import RunLine, asked_number, loss_picture, run_lines, score_picture
 from tuneloop.web.sources import Sources
 
 ON_A_PAGE = 50
@@ -24,6 +24,8 @@ SORTS: dict[str, Callable[[RunLine], Any]] = {
 }  # fmt: skip
 RISING = {"name", "model", "state", "loss"}  # what is sorted from the lowest on at first
 EXACT = ("model", "dataset", "method", "state", "tags")
+FILTERS = ("text", *EXACT, "metric", "least", "most", "since", "until")
+TITLES = {"dataset": "data set", "tags": "tag", "least": "at least", "most": "at most"}
 
 
 def show(request: Request, sources: Sources) -> dict[str, Any]:
@@ -49,10 +51,14 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
     number = max(1, math.ceil(len(lines) / size))
     at = min(max(asked_number(query.get("page", "")) or 1, 1), number)
     part = lines[int(at - 1) * size : int(at) * size]
+    chosen = {name: value for name, value in query.items() if value and name in FILTERS}
+    rest = {name: {key: one for key, one in query.items() if key not in (name, "page")} for name in chosen}
     return {
         "groups": [(name, list(of)) for name, of in groupby(part, lambda line: line.dataset if groups else "")],
         "total": len(every), "matching": len(lines), "at": int(at), "pages": number, "sort": by, "down": down,
-        "metric": metric, "value": lambda line: _value(line, metric),
+        "metric": metric, "score": lambda line: score_picture(line, metric or line.primary),
+        "curve": partial(loss_picture, sources), "titles": TITLES,
+        "chips": {name: (value, rest[name]) for name, value in chosen.items()},
         "choices": {name: sorted({one for line in every for one in _words(line, name)} - {""}) for name in EXACT},
         "metrics": sorted({name for line in every for name in line.metrics}),
     }  # fmt: skip

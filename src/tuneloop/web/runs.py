@@ -215,8 +215,9 @@ def score_picture(line: RunLine, metric: str) -> Markup:
 
 
 def loss_picture(sources: Sources, line: RunLine) -> Markup:
-    """A run's training loss as a curve the size of a word; empty of a run with very much of it, which would be slow."""
-    if _grown(line.path)[1] > MOST_CURVE:
+    """A run's training loss as a curve the size of a word; empty without one, or with so much of it that
+    a list would be slow."""
+    if not 0 < _grown(line.path)[1] <= MOST_CURVE:
         return Markup("")
     found = sources.find("run", line.key)
     kept = curves(sources, found)

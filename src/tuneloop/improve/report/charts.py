@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from typing import NamedTuple
 
 from markupsafe import Markup, escape
 
@@ -15,29 +16,67 @@ MOST_BARS, MOST_BAR = 92, 48.0  # bars; pixels that one may be wide
 COLUMN, ROW, BOX_WIDTH, BOX_HEIGHT = 208, 62, 168, 44  # pixels of the picture of a lineage
 
 
-def day_chart(values: Sequence[tuple[str, float, str]], legend: str, width: float = WIDE) -> Markup:
-    """Bars by day: (day, value, what a pointer shows); of many days the last ones. A day without a value has no bar."""
+class DayBar(NamedTuple):
+    """A day of a chart: its value, what a pointer shows, the part of it that failed, and where the day leads to."""
+
+    day: str
+    value: float
+    tip: str
+    failed: float = 0.0
+    href: str = ""
+
+
+def day_chart(values: Sequence[DayBar | tuple[str, float, str]], legend: str, width: float = WIDE) -> Markup:
+    """Bars by day, of many days the last ones; what failed of a day is another colour.
+
+    A day's link is for the pointer alone: a form filters by the keyboard, without ninety stops before it."""
     if not values:
         return Markup("")
-    last = date.fromisoformat(values[-1][0])
-    ages = [(last - date.fromisoformat(day)).days for day, _, _ in values]
+    bars = [DayBar(*value) for value in values]
+    last = date.fromisoformat(bars[-1].day)
+    ages = [(last - date.fromisoformat(bar.day)).days for bar in bars]
     number = min(ages[0] + 1, 31 if width < 500 else MOST_BARS)
-    values = [value for value, age in zip(values, ages, strict=True) if age < number]
+    bars = [bar for bar, age in zip(bars, ages, strict=True) if age < number]
     left, right, top, bottom = 52.0, width - 8, 26.0, 150.0
-    y = axis([0.0, *(value for _, value, _ in values)], bottom, top, steps=3, log=False)
+    y = axis([0.0, *(bar.value for bar in bars)], bottom, top, steps=3, log=False)
     body = grid(y, left, right, across=True)
     step = min((right - left) / number, MOST_BAR)
-    for (_, value, tip), age in zip(values, ages[-len(values) :], strict=True):
-        at = number - 1 - age
-        box = f'x="{left + step * (at + 0.12):.1f}" y="{y(value):.1f}" width="{max(step * 0.76, 0.8):.1f}"'
-        body.append(f'<rect class="bar" {box} height="{bottom - y(value):.1f}"><title>{escape(tip)}</title></rect>')
-    ends, end = (values[0][0], values[-1][0]), left + step * number
+    for bar, age in zip(bars, ages[-len(bars) :], strict=True):
+        box = f'x="{left + step * (number - 1 - age + 0.12):.1f}" width="{max(step * 0.76, 0.8):.1f}"'
+        parts = [f'<rect class="bar" {box} y="{y(bar.value):.1f}" height="{bottom - y(bar.value):.1f}"/>']
+        if bar.failed:
+            parts.append(f'<rect class="alarm" {box} y="{y(bar.failed):.1f}" height="{bottom - y(bar.failed):.1f}"/>')
+        drawn = f"<title>{escape(bar.tip)}</title>{''.join(parts)}"
+        body.append(f'<a href="{escape(bar.href)}" tabindex="-1">{drawn}</a>' if bar.href else f"<g>{drawn}</g>")
+    ends, end = (bars[0].day, bars[-1].day), left + step * number
     body.append(svg_text(left, 12, legend, "legend"))
     if end - left > 150:  # room for two
         body += [svg_text(left, bottom + 17, ends[0], "tick"), svg_text(end, bottom + 17, ends[1], "tick", "end")]
     else:
         body.append(svg_text(left, bottom + 17, " to ".join(dict.fromkeys(ends)), "tick"))
-    return svg_chart(width, bottom + 24, f"{legend}, {ends[0]} to {ends[1]}", body, "days")
+    role = "group" if any(bar.href for bar in bars) else "img"
+    return svg_chart(width, bottom + 24, f"{legend}, {ends[0]} to {ends[1]}", body, "days", role=role)
+
+
+def latency_chart(days: Sequence[tuple[str, float, float]], width: float = WIDE) -> Markup:
+    """Median and 99th percentile of the time to a whole answer by day: (day, both in milliseconds)."""
+    days = days[-(31 if width < 500 else MOST_BARS) :]
+    if len(days) < 2:
+        return Markup("")
+    left, right, top, bottom = 52.0, width - 8, 26.0, 110.0
+    y = axis([0.0, *(slow / 1000 for _, _, slow in days)], bottom, top, steps=3, log=False)
+    first, last = (date.fromisoformat(days[at][0]) for at in (0, -1))
+    step = (right - left) / ((last - first).days or 1)
+    xs = [left + step * (date.fromisoformat(day) - first).days for day, _, _ in days]
+    body = grid(y, left, right, across=True)
+    medians, slowest = [y(median / 1000) for _, median, _ in days], [y(slow / 1000) for _, _, slow in days]
+    body += [svg_path([*zip(xs, slowest, strict=True)], "val"), svg_path([*zip(xs, medians, strict=True)], "train")]
+    for x, level, (day, median, slow) in zip(xs, medians, days, strict=True):
+        tip = f"{day}: half within {median / 1000:.2f} s, 99 of 100 within {slow / 1000:.2f} s"
+        body.append(f'<circle class="shape0" cx="{x:.1f}" cy="{level:.1f}" r="2.5"><title>{tip}</title></circle>')
+    body.append(svg_text(left, 12, fit("seconds to an answer: median, and 99 of 100", right - left), "legend"))
+    body += [svg_text(left, bottom + 17, days[0][0], "tick"), svg_text(right, bottom + 17, days[-1][0], "tick", "end")]
+    return svg_chart(width, bottom + 24, f"Seconds to an answer, {days[0][0]} to {days[-1][0]}", body, "latency")
 
 
 def accuracy_chart(points: Sequence[tuple[str, QualityEstimate]], width: float = WIDE) -> Markup:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import date, timedelta
 from typing import Any
 
 from starlette.requests import Request
 
 from tuneloop.core.units import counted
 from tuneloop.improve.monitor.detectors import answer_of
-from tuneloop.improve.report.charts import day_chart
+from tuneloop.improve.report.charts import DayBar, day_chart, latency_chart
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.request import StoredRequest
 from tuneloop.records.rows import Message
@@ -20,6 +21,7 @@ from tuneloop.web.search import ERRORS, FEEDBACK, FoundRequest, choices, filter_
 from tuneloop.web.sources import Sources
 from tuneloop.web.stores import shown_store
 
+MOST_TIMES = 5000  # requests whose times are drawn, the latest ones
 MANY = 1000  # newer requests that are counted
 SHORT = 160  # characters of a text in the list
 
@@ -30,15 +32,23 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
     wanted = filter_of(request.query_params)
     with opened(shown.place) as store:
         page = search(store, wanted, request.query_params.get("after", "")[:80])
-        sums, lists = by_day(store), choices(store)
-    days = [(day, float(number), f"{day}: {counted(number, 'request')}") for day, number, _, _ in sums]
+        sums, lists, times = _by_day(store), choices(store), _times(store)
+    bars = [
+        DayBar(
+            day, number, f"{day}: {counted(number, 'request')}" + (f", {failed:,} failed" if failed else ""), failed,
+            sources.url("traffic", store=shown.key, since=day, until=str(date.fromisoformat(day) + timedelta(days=1))),
+        )
+        for day, number, failed in sums
+    ]  # fmt: skip
+    legend = "requests by day" + (", failed ones in red" if any(bar.failed for bar in bars) else "")
     return {
         "store": shown, "filter": wanted, "rows": [line_of(one, sources.texts) for one in page.rows],
         "after": page.cursor, "back_to": page.back_to[:19].replace("T", " "), "states": ERRORS, "kinds": FEEDBACK,
-        "choices": lists, "days": chart_pair(day_chart, days, "requests by day") if len(days) > 1 else "",
+        "choices": lists, "days": chart_pair(day_chart, bars, legend) if len(bars) > 1 else "",
+        "times": chart_pair(latency_chart, times),
         "newest": page.rows[0].request.time if page.rows else "",
         "chips": {one: {name: value for name, value in wanted.values.items() if name != one} for one in wanted.values},
-        "total": sum(number for _, number, _, _ in sums), "first": not request.query_params.get("after"),
+        "total": sum(number for _, number, _ in sums), "first": not request.query_params.get("after"),
     }  # fmt: skip
 
 
@@ -48,6 +58,25 @@ def live(request: Request, sources: Sources) -> dict[str, Any]:
     with opened(shown.place) as store:
         rows = store.execute(query, [request.query_params.get("newest", ""), MANY]).fetchall()
     return {"newer": len(rows), "many": MANY, "store": shown}
+
+
+def _by_day(store: Database) -> list[tuple[str, int, int]]:
+    """Day, requests, and how many of them failed."""
+    query = "SELECT day, SUM(requests), SUM(failed) FROM costs GROUP BY day ORDER BY day"
+    return [(day, int(number), int(failed)) for day, number, failed in store.execute(query).fetchall()]
+
+
+def _times(store: Database) -> list[tuple[str, float, float]]:
+    """Day, median and 99th percentile of the milliseconds to a whole answer, of the latest requests."""
+    query = """SELECT time, total_ms FROM requests WHERE error IS NULL AND total_ms IS NOT NULL AND shadow IS NULL
+        ORDER BY time DESC LIMIT ?"""
+    rows = store.execute(query, [MOST_TIMES]).fetchall()
+    days: dict[str, list[float]] = {}
+    for time, milliseconds in reversed(rows):
+        days.setdefault(time[:10], []).append(milliseconds)
+    for times in days.values():
+        times.sort()
+    return [(day, times[len(times) // 2], times[int(0.99 * len(times))]) for day, times in days.items()]
 
 
 def by_day(store: Database, since: str = "") -> list[tuple[str, int, float, int]]:

@@ -20,7 +20,7 @@ from patience import HANG
 from places import ROOT
 from tuneloop.cli.console import print_json
 from tuneloop.core.terminal import IDLE, Screen, plain_table, terminal, visible, visible_output
-from tuneloop.core.ui import busy, reporting
+from tuneloop.core.ui import busy, reporting, stage
 
 
 class Clock:
@@ -297,3 +297,28 @@ def on_a_terminal(arguments: list[str], folder: Path, environment: dict[str, str
     process.wait()
     os.close(leader)
     return seen.decode("utf-8", "replace")
+
+
+def test_a_brief_screen_has_a_line_a_stage_and_of_the_others_what_warns(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    brief = Screen(quiet=False, clock=clock, brief=True)
+    with reporting(brief.say, brief.progress, brief.stage), stage("train", "training the model") as tell:
+        brief.say("train     computes with 2 threads from here\n          and more of it")
+        brief.say("train     warn: one label only")
+        brief.say("          which continues it")
+        brief.say("baseline  zero-shot: 0.1")
+        brief.say("          which continues that")
+        brief.say("waiting   another process is at work")
+        tell("96 steps; " + 40 * "long words ")
+        clock.go(brief, 20.0)
+    lines = spoken(capsys)
+    assert [line[:10] for line in lines] == ["train     ", "          ", "waiting   ", "✓ train   "]
+    assert "96 steps; long words" in lines[-1] and len(lines[-1]) <= 110 and lines[-1].endswith(" s")
+
+
+def test_a_brief_screen_is_quiet_where_nothing_is_to_be_said(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    brief = Screen(quiet=True, clock=clock, brief=True)
+    with reporting(brief.say, brief.progress, brief.stage), stage("train", "training the model") as tell:
+        tell("96 steps")
+    assert spoken(capsys) == []

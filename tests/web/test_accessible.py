@@ -37,8 +37,9 @@ AXE = """async only => (await axe.run(document, {resultTypes: ['violations'], ..
 FOCUSED = """() => { const e = document.activeElement, s = getComputedStyle(e);
   const shown = s.outlineStyle !== 'none' && parseFloat(s.outlineWidth) > 0;
   return e === document.body ? null : [[...document.querySelectorAll('*')].indexOf(e), shown, e.outerHTML.slice(0, 90)]; }"""
-FOCUSABLE = """() => [...document.querySelectorAll('a[href], button, input:not([type=hidden]), select, textarea, summary,'
-  + '[tabindex="0"]')].filter(e => e.checkVisibility()).map(e => [[...document.querySelectorAll('*')].indexOf(e),
+# A link for the pointer alone leads where a form of the page leads too.
+FOCUSABLE = """() => [...document.querySelectorAll('a[href]:not([tabindex="-1"]), button, input:not([type=hidden]), select,'
+  + 'textarea, summary, [tabindex="0"]')].filter(e => e.checkVisibility()).map(e => [[...document.querySelectorAll('*')].indexOf(e),
   e.outerHTML.slice(0, 90)])"""
 SHIFTS = """() => new Promise(done => { let sum = 0; new PerformanceObserver(list => { for (const one of list.getEntries())
   if (!one.hadRecentInput) sum += one.value; }).observe({type: 'layout-shift', buffered: true}); setTimeout(() => done(sum), 1500); })"""

@@ -22,7 +22,7 @@ def command(settings: list[str] | None = SETTINGS, *, verbose: bool = VERBOSE) -
     from tuneloop.pipeline.demo.closing import print_demo
     from tuneloop.pipeline.run import run
 
-    with screen("running"):
+    with screen("running", brief=not verbose):
         fetch_models()
         folder = run(recipe, anyway=True)  # it shows how a run goes, in any time
     return Result(summary(folder), partial(print_demo, folder, verbose=verbose))

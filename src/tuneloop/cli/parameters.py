@@ -85,9 +85,9 @@ def output() -> Output:
     return _output.get()
 
 
-def screen(doing: str = terminal.IDLE) -> AbstractContextManager[terminal.Screen]:
+def screen(doing: str = terminal.IDLE, *, brief: bool = False) -> AbstractContextManager[terminal.Screen]:
     """The screen of the command that runs; see `core.terminal.screen`."""
-    return terminal.screen(output().quiet, doing)
+    return terminal.screen(output().quiet, doing, brief=brief)
 
 
 def argument(metavar: str, help: str, default: Any = ...) -> Any:
@@ -96,7 +96,7 @@ def argument(metavar: str, help: str, default: Any = ...) -> Any:
 
 
 SETTINGS = argument("[KEY=VALUE]...", "Settings, as in train.epochs=2.", None)
-VERBOSE = switch("Print the whole report at the end: table, samples, what was predicted and what it took.")
+VERBOSE = switch("Print each stage's lines, and the whole report at the end: table, samples, what it took.")
 SERVER = "The server's folder, or its store: a file or a postgresql:// URL."
 STORE = flag("serve", "FOLDER", SERVER)
 STORE_ARGUMENT = argument("[STORE]", SERVER, "serve")

@@ -52,7 +52,7 @@ def command(
         return None
     elif (status := shared_out(resolved)) is not None:
         raise typer.Exit(status)
-    with screen("running"):
+    with screen("running", brief=not verbose):
         if on_ray:
             from tuneloop.deploy import run_on_ray
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import shutil
 import sys
 import threading
 import time
@@ -100,13 +101,19 @@ class Screen:
         quiet: say nothing.
         clock: seconds.
         doing: what happens while no task says so.
+        brief: of stages show one line each, with its time, and of their other lines only warnings.
     """
 
     FIRST = 1.5  # seconds until something that begins is shown
+    SELDOM = 60.0  # between plain lines of a brief screen
     EVERY, MOST = 10.0, 30.0  # least and most seconds between further plain lines: a sixth of the task's time so far
 
-    def __init__(self, quiet: bool, clock: Callable[[], float] = time.monotonic, doing: str = IDLE) -> None:
-        self.quiet, self.clock, self.doing = quiet, clock, doing
+    def __init__(
+        self, quiet: bool, clock: Callable[[], float] = time.monotonic, doing: str = IDLE, brief: bool = False
+    ) -> None:
+        self.quiet, self.clock, self.doing, self.brief = quiet, clock, doing, brief
+        self.told = True  # whether the line before was shown, for those that continue it
+        self.losses: list[float] = []  # of the training, for its small curve
         self.bars: Any = None
         self.tasks: dict[str, _Task] = {}  # the one that said something last at the end
         self.idle: Any = None  # bar of the time in which no task tells of itself
@@ -127,6 +134,9 @@ class Screen:
             now = earlier or _Task(self.clock(), count)
             now.count, now.total = count, total
             now.note = "  ".join(_words(key, value) for key, value in info.items())
+            if self.bars is not None and isinstance(loss := info.get("loss"), float):
+                self.losses = [*self.losses[-(MOST_LOSSES - 1) :], loss]
+                now.note = f"{_curve(self.losses)} {now.note}"
             self.tasks[task] = now
             if self.bars is not None:
                 if now.bar is None:
@@ -135,8 +145,23 @@ class Screen:
                 self.bars.update(now.bar, completed=count, total=total, note=now.note)
             self.beat()
 
+    def stage(self, name: str, outcome: str, seconds: float) -> None:
+        """A stage has ended; only a brief screen says so, others have shown its lines."""
+        if self.brief:
+            width = min(shutil.get_terminal_size((100, 24)).columns, 110) - 12
+            text = f"✓ {name:<10}{outcome}"
+            text = text if len(text) <= width else text[: width - 1] + "…"
+            self._print(f"{text:<{width}} {_span(seconds):>9}")
+
     def say(self, line: str) -> None:
-        """A line that stays."""
+        """A line that stays; of a stage on a brief screen only a warning does."""
+        head = line[:10].strip()
+        if head:
+            self.told = not self.brief or head not in BRIEFLY or "warn" in line
+        if self.told:
+            self._print(line)
+
+    def _print(self, line: str) -> None:
         if self.quiet:
             return
         with _SPEAKING:
@@ -155,9 +180,15 @@ class Screen:
             seconds = now - task.began
             if self.bars is not None:
                 self._idle_bar(needed=task is self.nothing and seconds >= self.FIRST)
-            elif now - self.spoke >= (min(max(self.EVERY, seconds / 6), self.MOST) if task.announced else self.FIRST):
+            elif now - self.spoke >= self._pause(task, seconds):
                 self.spoke, task.announced = now, True
                 print(_line(name, task, seconds), file=sys.stderr, flush=True)
+
+    def _pause(self, task: _Task, seconds: float) -> float:
+        """Seconds without a word after which a plain line names a task that has taken so many."""
+        if self.brief:
+            return self.SELDOM
+        return min(max(self.EVERY, seconds / 6), self.MOST) if task.announced else self.FIRST
 
     def _idle_bar(self, *, needed: bool) -> None:
         if needed and self.idle is None:
@@ -182,6 +213,26 @@ class Screen:
         finally:
             over.set()
             thread.join()
+
+
+# Heads of lines that a brief screen leaves out: one line of their stage says what they came to.
+BRIEFLY = frozenset(
+    ("advise", "baseline", "baselines", "data", "data set", "evaluate", "plan", "predicted", "preflight", "prepare",
+     "prompts", "time", "train")
+)  # fmt: skip
+MOST_LOSSES = 40  # steps of the small curve
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
+
+
+def _curve(values: list[float]) -> str:
+    """The last values in eight characters, each the mean of its part: `▇▅▃▂▂▁▁▁`."""
+    parts = [values[len(values) * at // 8 : len(values) * (at + 1) // 8] for at in range(8)]
+    means = [sum(part) / len(part) for part in parts if part]
+    low, high = min(means), max(means)
+    return "".join("▁▂▃▄▅▆▇█"[round(7 * (mean - low) / ((high - low) or 1.0))] for mean in means)
 
 
 EARLY = 20  # before a twentieth is done the rate says little of the rest: the first answers of a batch come late
@@ -220,9 +271,10 @@ def plain_table(*columns: str, **settings: Any) -> Any:
 
 
 @contextmanager
-def screen(quiet: bool, doing: str = IDLE) -> Iterator[Screen]:
+def screen(quiet: bool, doing: str = IDLE, *, brief: bool = False) -> Iterator[Screen]:
     """A `Screen` for the time of a command, on which all that works reports; see `drawn`."""
-    with drawn(quiet, doing) as display, reporting(display.say, display.progress):
+    with drawn(quiet, doing) as display, reporting(display.say, display.progress, display.stage):
+        display.brief = brief
         yield display
 
 

@@ -6,6 +6,7 @@ whatever works says its lines without being handed anything. New threads start w
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
@@ -31,12 +32,17 @@ def _silent(line: str) -> None:
     """Say nothing."""
 
 
+def _no_stage(name: str, outcome: str, seconds: float) -> None:
+    """Say nothing of a stage: its lines did."""
+
+
 @dataclass(frozen=True)
 class Reporter:
-    """Who shows lines and progress."""
+    """Who shows lines, progress, and what each stage came to."""
 
     say: Callable[[str], None] = _silent  # gets each line
     progress: Progress = no_progress  # gets each step
+    stage: Callable[[str, str, float], None] = _no_stage  # gets each stage that has ended
 
 
 _SILENT = Reporter()
@@ -64,10 +70,14 @@ def progress(task: str, count: float, total: float, /, **info: float | str) -> N
 
 
 @contextmanager
-def reporting(say: Callable[[str], None] | None = None, progress: Progress | None = None) -> Iterator[None]:
-    """Show lines and progress here for the time of a block; None leaves either as it is."""
+def reporting(
+    say: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
+    stage: Callable[[str, str, float], None] | None = None,
+) -> Iterator[None]:
+    """Show lines, progress and stages here for the time of a block; None leaves each as it is."""
     before = _reporter.get()
-    token = _reporter.set(Reporter(say or before.say, progress or before.progress))
+    token = _reporter.set(Reporter(say or before.say, progress or before.progress, stage or before.stage))
     try:
         yield
     finally:
@@ -77,7 +87,7 @@ def reporting(say: Callable[[str], None] | None = None, progress: Progress | Non
 @contextmanager
 def quiet() -> Iterator[None]:
     """Show neither lines nor progress for the time of a block."""
-    with reporting(_silent, no_progress):
+    with reporting(_silent, no_progress, _no_stage):
         yield
 
 
@@ -93,6 +103,21 @@ def busy(task: str) -> Iterator[None]:
     progress(task, 0, 1)
     yield
     progress(task, 1, 1)
+
+
+@contextmanager
+def stage(name: str, task: str) -> Iterator[Callable[[str], None]]:
+    """A part of a command's work. `task` is what it does while it lasts; the function that it gives takes what it came
+    to, in a few words, which are shown with its name and time once it has ended."""
+    outcome, began = "", time.monotonic()
+
+    def tell(words: str) -> None:
+        nonlocal outcome
+        outcome = words
+
+    with busy(task):
+        yield tell
+    _reporter.get().stage(name, outcome, time.monotonic() - began)
 
 
 @contextmanager

@@ -297,6 +297,14 @@ def plan_line(plan: Mapping[str, Any], *, already: bool = False) -> str:
     return line
 
 
+def plan_words(plan: Mapping[str, Any]) -> str:
+    """The plan in a few words."""
+    minutes, memory = plan["time"]["hours"] * 60, plan["memory"]["peak_gib"]
+    return (
+        f"{counted(plan['steps'], 'step')}, {minutes:.1f} minutes, {memory:.1f} GiB, {usd_words(plan['cost']['usd'])}"
+    )
+
+
 def plan_alone(recipe: Recipe, out: str) -> dict[str, Any]:
     """The plan stage alone; nothing is trained."""
     from tuneloop.training.speed import measure_speed

@@ -9,16 +9,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from tuneloop.core.ui import busy, say
+from tuneloop.core.ui import busy, say, stage
 from tuneloop.pipeline.advise import remind
 from tuneloop.pipeline.baselines import baseline_stage
 from tuneloop.pipeline.context import report_stage
 from tuneloop.pipeline.encoder import head_stage
 from tuneloop.pipeline.evaluate import evaluate_stage
-from tuneloop.pipeline.plan import plan_stage
+from tuneloop.pipeline.plan import plan_stage, plan_words
+from tuneloop.pipeline.scoring import score_words, strongest_words
 from tuneloop.pipeline.timed_baselines import TimedAnswers
-from tuneloop.pipeline.train import prepared_run, train_stage
+from tuneloop.pipeline.train import prepared_run, train_stage, trained_words
 from tuneloop.recipe import Recipe
+from tuneloop.records.evaluation import EVALUATION, EvaluationManifest
+from tuneloop.records.record import read_record
 from tuneloop.track import start_tracking
 
 NO_PROMPTS = TimedAnswers(0)  # an encoder answers none
@@ -35,22 +38,26 @@ def run(recipe: Recipe, *, anyway: bool = False) -> Path:
             tracker = start_tracking(job.recipe.model_dump(mode="json"), job.folder, warn=say)
         status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
         try:
-            with busy("measuring the baselines"):
+            with stage("baselines", "measuring the baselines") as tell:
                 if not job.is_encoder:
                     limit.refuse_too_short(dataset)
                     limit.choose_prompt(dataset)
                 answered = NO_PROMPTS if job.is_encoder else limit.ask_base(dataset)
                 baselines = baseline_stage(job, dataset, answered)
+                tell(strongest_words(baselines))
             if job.is_encoder:
                 head_stage(job, dataset)
             else:
-                with busy("planning the training"):
-                    plan_stage(job, dataset, lambda: limit.choose_training(dataset))
-                with busy("training the model"):
-                    train_stage(job, dataset)
-            with busy("evaluating the tuned model"):
+                with stage("plan", "planning the training") as tell:
+                    tell(plan_words(plan_stage(job, dataset, lambda: limit.choose_training(dataset))))
+                with stage("train", "training the model") as tell:
+                    tell(trained_words(train_stage(job, dataset)))
+            with stage("evaluate", "evaluating the tuned model") as tell:
                 evaluate_stage(job, dataset, baselines, limit=limit)
                 limit.finish()
+                if (job.folder / EVALUATION).is_file():
+                    tuned = read_record(EvaluationManifest, job.folder)
+                    tell(score_words(tuned.metrics, tuned.primary))
             report_stage(job)
             status = "FINISHED"
         except (KeyboardInterrupt, SystemExit):

@@ -16,7 +16,7 @@ from tuneloop.core.units import counted
 from tuneloop.evaluation.config import EvaluateConfig
 from tuneloop.evaluation.deciding import CHOOSING, deciding_metric
 from tuneloop.evaluation.evaluate import ScoredAnswers, decided_by, evaluate
-from tuneloop.evaluation.metrics import headline_of, lower_is_better, metric_of
+from tuneloop.evaluation.metrics import headline_of, lower_is_better, metric_of, title_of
 from tuneloop.evaluation.scoring import AnswerStats, labels_of_fields
 from tuneloop.models.adapters import ATTACHED
 from tuneloop.models.names import known_name
@@ -24,9 +24,10 @@ from tuneloop.models.trained import OWN, trained_folder
 from tuneloop.pipeline.context import RunContext
 from tuneloop.recipe import Recipe
 from tuneloop.records.completion import ENGINE, Completion
-from tuneloop.records.evaluation import Subject
+from tuneloop.records.evaluation import Estimate, Subject
 from tuneloop.records.rows import Dataset, Row
 from tuneloop.records.run import RunManifest
+from tuneloop.report.facts import percentage
 
 if TYPE_CHECKING:
     from tuneloop.evaluation.retained_gain import Score
@@ -211,6 +212,26 @@ def how_far_trained(run: RunManifest) -> str:
     if 0 < run.rows_seen < run.rows:
         parts.append(f"saw {run.seen or f'{run.rows_seen:,} of ' + counted(run.rows, 'row')}")
     return f"it {'was ' if steps < FEW_STEPS else ''}{' and '.join(parts)}" if parts else ""
+
+
+def score_words(metrics: Mapping[str, Estimate], primary: str) -> str:
+    """The metric that decides in a few words, such as `fields right 79 %`; empty without it."""
+    if (estimate := metrics.get(primary)) is None:
+        return ""
+    written = percentage(primary) or metric_of(primary).figure
+    return f"{title_of(primary)} {written(estimate.value)}"
+
+
+def strongest_words(systems: Mapping[str, ScoredAnswers]) -> str:
+    """The best of several systems by the metric that decides, in a few words."""
+    if not systems:
+        return "no test rows"
+    primary = next(iter(systems.values())).primary
+    measured = {name: one.metrics[primary].value for name, one in systems.items() if primary in one.metrics}
+    if not measured:
+        return counted(len(systems), "system")
+    best = (min if lower_is_better(primary) else max)(measured, key=measured.__getitem__)
+    return f"best of {len(systems)}: {best}, {score_words(systems[best].metrics, primary)}"
 
 
 def headline(evaluation: ScoredAnswers) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.core import device, machine
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder, read_json, read_jsonl, write_json, write_yaml
-from tuneloop.core.ui import busy, say
+from tuneloop.core.ui import busy, say, stage
 from tuneloop.core.units import counted
 from tuneloop.models.load import skeleton
 from tuneloop.models.methods import USUAL, method_named
@@ -111,7 +111,7 @@ def train_stage(job: RunContext, dataset: Dataset) -> RunManifest:
     for line in _result_lines(run, config):
         say(line)
     if share := used(run.mfu):
-        say(f"machine   operations that the steps need, of what it could do (MFU): {share}")
+        say(f"train     operations that the steps need, of what it could do (MFU): {share}")
     return run
 
 
@@ -177,6 +177,11 @@ def _result_lines(run: RunManifest, config: TrainConfig) -> list[str]:
             f"{time_off}; {plan.peak_gib:.2f} GiB, took {run.peak_memory_gib:.2f}: {peak_off}"
         )
     return lines
+
+
+def trained_words(run: RunManifest) -> str:
+    """What training came to, in a few words."""
+    return f"{counted(run.steps, 'step')}; {_validated(run)}"
 
 
 def _validated(run: RunManifest) -> str:
@@ -252,8 +257,9 @@ def prepared_run(
         refuse_other_run(folder, recipe)
         write_yaml(folder / "config.yaml", recipe.model_dump(mode="json"))
         write_json(folder / "environment.json", machine.environment(device.names_in_use()))
-        with busy("preparing the data"):
+        with stage("prepare", "preparing the data") as tell:
             dataset = prepare_stage(job)
+            tell(_split_words(dataset))
             refuse_errors(dataset, recipe)
             if job.is_encoder:
                 refuse_task(dataset, recipe.model)
@@ -261,6 +267,12 @@ def prepared_run(
                 refuse_method(job)
                 refuse_wrong_template(resolve(recipe.model), job.template, dataset.train, recipe.model)
         yield job, limit, dataset
+
+
+def _split_words(dataset: Dataset) -> str:
+    """How many rows a data set has, in a few words."""
+    rows = ", ".join(f"{part.rows:,} {name}" for name, part in dataset.manifest.splits.by_name.items() if part.rows)
+    return f"{rows} rows; {dataset.manifest.task}"
 
 
 def refuse_method(job: RunContext) -> None:

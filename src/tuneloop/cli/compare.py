@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,7 +15,7 @@ from tuneloop.cli.endpoint import JudgeChoice, PricedEndpointOptions
 from tuneloop.cli.parameters import argument, output, screen
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import Config
-from tuneloop.core.flag import flag
+from tuneloop.core.flag import flag, switch
 from tuneloop.evaluation.config import EvalOptions
 from tuneloop.records.evaluation import EvaluationManifest
 from tuneloop.records.record import read_record
@@ -33,6 +34,15 @@ class AnswerOptions(Config):
     references: str = flag("", "FILE", "Right answers for files of predictions.", "--references", "--data")
     dataset: str = flag("", "FOLDER", "Or a prepared data set that has them.", "-d")
     split: str = flag("test", "NAME", "Split of it: train, val or test.", "-s")
+
+
+class PasteOptions(Config):
+    """What is written for others to look at."""
+
+    PANEL: ClassVar[str] = "To paste"
+
+    plot: str = flag("", "FILE", "Write the chart of the metric that decides: a .svg, .png or .pdf.")
+    markdown: bool = switch("Print the verdict alone, as a paragraph in Markdown, for a pull request.")
 
 
 class RefereeOptions(Config):
@@ -74,6 +84,7 @@ def command(
     out: str = flag("", "FOLDER", "Folder for eval.json; default: in evals/.", "-o"),
     table: str = flag("", "NAME", "Print only the table of one folder's comparison, as markdown, latex or csv."),
     *,
+    pasted: PasteOptions,
     answers: AnswerOptions,
     deciding: RefereeOptions,
     judging: JudgeCheckOptions,
@@ -96,7 +107,7 @@ def command(
     if judge is None and (judging.check_judge or judging.votes):
         raise typer.BadParameter("name the judge with --judge")
     if judge is None and evaluations and len(evaluations) == 1 and (table or Path(evaluations[0]).is_dir()):
-        return _of_one(Path(evaluations[0]), table)
+        return _pasted(_of_one(Path(evaluations[0]), table), Path(evaluations[0]), pasted)
     if table:
         raise typer.BadParameter("--table prints the comparison of one folder: name one")
     with screen("comparing"):
@@ -105,7 +116,20 @@ def command(
             return _check_judge(judge, judging.check_judge)
         against = EvalOptions(dataset=answers.dataset, split=answers.split, data=answers.references)
         result, words = _compare(evaluations or [], out, judge, against)
-    return _decided(result, words, deciding)
+    return _pasted(_decided(result, words, deciding), Path(result["path"]), pasted)
+
+
+def _pasted(result: Result, folder: Path, pasted: PasteOptions) -> Result:
+    """A comparison in a folder, with what others are shown of it."""
+    from tuneloop.report.facts import read_run
+    from tuneloop.report.paste import plot_comparison, summary_markdown
+
+    if pasted.plot:
+        plot_comparison(read_run(folder), Path(pasted.plot))
+    if pasted.markdown:
+        text = summary_markdown(read_run(folder))
+        return replace(result, record={**result.record, "markdown": text}, text=[text])
+    return result
 
 
 def _decided(result: dict[str, Any], words: Sequence[str], deciding: RefereeOptions) -> Result:

@@ -33,13 +33,7 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
     with opened(shown.place) as store:
         page = search(store, wanted, request.query_params.get("after", "")[:80])
         sums, lists, times = _by_day(store), choices(store), _times(store)
-    bars = [
-        DayBar(
-            day, number, f"{day}: {counted(number, 'request')}" + (f", {failed:,} failed" if failed else ""), failed,
-            sources.url("traffic", store=shown.key, since=day, until=str(date.fromisoformat(day) + timedelta(days=1))),
-        )
-        for day, number, failed in sums
-    ]  # fmt: skip
+    bars = [_bar(sources, shown.key, *day) for day in sums]
     legend = "requests by day" + (", failed ones in red" if any(bar.failed for bar in bars) else "")
     return {
         "store": shown, "filter": wanted, "rows": [line_of(one, sources.texts) for one in page.rows],
@@ -58,6 +52,13 @@ def live(request: Request, sources: Sources) -> dict[str, Any]:
     with opened(shown.place) as store:
         rows = store.execute(query, [request.query_params.get("newest", ""), MANY]).fetchall()
     return {"newer": len(rows), "many": MANY, "store": shown}
+
+
+def _bar(sources: Sources, store: str, day: str, number: int, failed: int) -> DayBar:
+    """A day's requests, which lead to their list."""
+    tip = f"{day}: {counted(number, 'request')}" + (f", {failed:,} failed" if failed else "")
+    until = str(date.fromisoformat(day) + timedelta(days=1))
+    return DayBar(day, number, tip, failed, sources.url("traffic", store=store, since=day, until=until))
 
 
 def _by_day(store: Database) -> list[tuple[str, int, int]]:

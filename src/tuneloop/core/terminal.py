@@ -112,7 +112,7 @@ class Screen:
         self, quiet: bool, clock: Callable[[], float] = time.monotonic, doing: str = IDLE, brief: bool = False
     ) -> None:
         self.quiet, self.clock, self.doing, self.brief = quiet, clock, doing, brief
-        self.told = True  # whether the line before was shown, for those that continue it
+        self.continued = True  # whether the line before was shown, for those that continue it
         self.losses: list[float] = []  # of the training, for its small curve
         self.bars: Any = None
         self.tasks: dict[str, _Task] = {}  # the one that said something last at the end
@@ -157,8 +157,8 @@ class Screen:
         """A line that stays; of a stage on a brief screen only a warning does."""
         head = line[:10].strip()
         if head:
-            self.told = not self.brief or head not in BRIEFLY or "warn" in line
-        if self.told:
+            self.continued = not self.brief or head not in BRIEFLY or "warn" in line
+        if self.continued:
             self._print(line)
 
     def _print(self, line: str) -> None:

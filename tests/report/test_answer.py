@@ -143,3 +143,22 @@ def test_a_run_ends_on_the_terminal_in_a_few_lines_and_with_verbose_in_all(make_
     assert len(short) <= 13 and short[0].startswith("Worth it. ") and any("━" in line for line in short)
     assert sum("report.html" in line for line in short) == 1 and short[-1].split()[:3] == ["next", "tuneloop", "serve"]
     assert len(printed(True)) > 2 * len(short)
+
+
+def test_where_the_embedding_classifier_is_recommended_the_next_command_makes_it_a_run(make_run: MakeRun) -> None:
+    minilm = "MiniLM + logistic regression"
+    run = run_with(make_run(), standing("worse", minilm, "classical", -0.05))
+    (run / "dataset").mkdir(exist_ok=True)
+    found = answer(run)
+    assert found.recommended == minilm and found.next == f"tuneloop run {run / 'dataset'} model=minilm"
+
+
+def test_an_encoder_says_how_fast_it_answers(make_run: MakeRun) -> None:
+    run = run_with(make_run(), standing("better", FOREST, "classical"))
+    for file, changes in (("run.json", {"adapter": None, "weights": "encoder"}), ("eval.json", {})):
+        value = json.loads((run / file).read_text()) | changes
+        if file == "eval.json":
+            value["costs"]["tuned"]["rows_per_second"] = 1234.5
+        (run / file).write_text(json.dumps(value))
+    assert "An encoder, which answered 1,234 rows a second" in answer(run).sentence
+    assert answer(run).next == f"tuneloop serve {run}"

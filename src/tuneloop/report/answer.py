@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from tuneloop.core.stats.intervals import NOT_ENOUGH
 from tuneloop.evaluation.metrics import metric_of, title_of
+from tuneloop.models.names import MINILM_NAME
+from tuneloop.records.encoder import ENCODER_FOLDER
 from tuneloop.records.evaluation import SERIOUS, BaselineKind, EvaluationManifest, Standing
 from tuneloop.report import facts as f
 
@@ -52,15 +54,36 @@ def answer_of(facts: f.RunFiles) -> Answer | None:
     about = next((standing for standing in verdict.standings if standing.against == verdict.against), None)
     if about is None:
         return None
-    recommended, commands, run = recommended_system(evaluation), f.next_commands(facts), shlex.quote(str(facts.path))
+    recommended = recommended_system(evaluation)
     return Answer(
         verdict=short_verdict(evaluation, about),
-        sentence=plain_sentence(evaluation, about),
+        sentence=plain_sentence(evaluation, about) + _speed_of_encoder(facts),
         statistics=statistics_line(evaluation, about),
         recommended=recommended,
         costs=costs_of(facts),
-        next=f"tuneloop serve {run}" if facts.run and recommended == verdict.name else next(iter(commands), ""),
+        next=next_command(facts, recommended),
     )
+
+
+def next_command(facts: f.RunFiles, recommended: str) -> str:
+    """The command that comes next: what makes or serves the recommended system, else the likeliest one."""
+    from tuneloop.evaluation.classical import MINILM
+
+    dataset = facts.path / "dataset"
+    verdict = facts.evaluation.verdict
+    if facts.run and verdict and recommended == verdict.name:
+        return f"tuneloop serve {shlex.quote(str(facts.path))}"
+    if facts.run and recommended == MINILM and dataset.is_dir():  # the same head as a run, which can be served
+        return f"tuneloop run {shlex.quote(str(dataset))} model={MINILM_NAME}"
+    return next(iter(f.next_commands(facts)), "")
+
+
+def _speed_of_encoder(facts: f.RunFiles) -> str:
+    """That the run is an encoder, and how fast it answered; empty of others."""
+    cost = facts.evaluation.costs.get(facts.evaluation.name)
+    if facts.result != ENCODER_FOLDER or cost is None or not cost.rows_per_second:
+        return ""
+    return f" An encoder, which answered {cost.rows_per_second:,.0f} rows a second here."
 
 
 def short_verdict(evaluation: EvaluationManifest, about: Standing) -> str:

@@ -15,7 +15,7 @@ TESTED_IN = {
     "combine/route/test_command.py": "cli.route records.router",
     "combine/merge/test_merge.py": "combine.merge.adapters",
     "cli/test_advise.py": "report.advise_html",
-    "pipeline/test_encoder.py": "inference.encoder models.encoder records.encoder",
+    "pipeline/test_encoder.py": "inference.encoder models.encoder records.encoder release.onnx",
     "core/test_terminal.py": "cli.console core.ui",
     "serving/batch/test_journal.py": "core.journal",
     "cli/test_errors.py": "cli.doctor",

@@ -87,7 +87,7 @@ def test_what_can_t_be_exported_is_told_in_three_lines(
         (run / "adapter" / "adapter_config.json").unlink()
         arguments, said = [str(run)], "No adapter and no model"
     elif case == "format":
-        arguments, said = [str(make_run()), "--format", "onnx"], "No such format 'onnx'"
+        arguments, said = [str(make_run()), "--format", "tflite"], "No such format 'tflite'"
     elif case == "merged prefix":
         arguments, said = [str(make_run(method="prefix")), "--format", "merged"], "A prefix can't be merged"
     else:

@@ -215,6 +215,57 @@ def test_an_exported_head_is_registered_and_answers_by_its_alias(
     assert others == [first, first] and '"loan"' in first
 
 
+def test_an_exported_onnx_file_gives_the_probabilities_of_the_evaluation(
+    run: Path, tmp_path: Path, cli: Callable[..., Any]
+) -> None:
+    pytest.importorskip("onnx", reason="onnx is not installed")
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    from tokenizers import Tokenizer
+
+    folder = tmp_path / "artifact"
+    exported = cli("export", str(run), "--format", "onnx", "--out", str(folder), "--force")
+    assert exported.returncode == 0 and "probabilities are those of the run" in exported.stderr
+    manifest, session = read_json(folder / "encoder.json"), runtime.InferenceSession(str(folder / "model.onnx"))
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_truncation(manifest["max_tokens"])
+    tokenizer.enable_padding()
+    samples = {each["id"]: each for each in read_jsonl(run / "samples.jsonl")}
+    rows = read_jsonl(run / "dataset" / "test.jsonl")
+    texts = tokenizer.encode_batch([row["messages"][-2]["content"] for row in rows])
+    ids, mask = (np.array([getattr(text, name) for text in texts]) for name in ("ids", "attention_mask"))
+    (probabilities,) = session.run(None, {"input_ids": ids, "attention_mask": mask})
+    for row, line in zip(rows, probabilities, strict=True):
+        assert manifest["labels"][line.argmax()] == samples[row["id"]]["prediction"]
+        assert line.max() == pytest.approx(samples[row["id"]]["confidence"], abs=1e-5)
+    assert "onnxruntime" in (folder / "README.md").read_text()
+    file = write(tmp_path / "texts.jsonl", [{"text": "my card is lost"}])
+    assert main(["predict", str(folder), file, "--out", str(tmp_path / "out.jsonl"), "--quiet"]) == 0
+    assert read_jsonl(tmp_path / "out.jsonl")[0]["prediction"] == "card"
+
+
+def test_an_onnx_file_without_the_package_is_refused_in_a_sentence(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)
+    out = tmp_path / "artifact"
+    assert "onnx" in refused(capsys, "export", str(run), "--format", "onnx", "--out", str(out), "--force", "--quiet")
+    assert not out.exists()
+
+
+def test_a_cascade_of_the_encoder_and_a_larger_model_is_judged_by_its_confidence(run: Path, tmp_path: Path) -> None:
+    small, large, data = tmp_path / "small", tmp_path / "large", write(tmp_path / "data.jsonl", rows_of(200, seed=2))
+    assert main(["evaluate", str(run), "--data", data, "--out", str(small), "--quiet"]) == 0
+    large.mkdir()
+    (large / "eval.json").write_bytes((small / "eval.json").read_bytes())
+    samples = [each | {"prediction": each["label"], "predicted_label": each["label"]}
+               for each in read_jsonl(small / "samples.jsonl")]  # fmt: skip
+    write(large / "samples.jsonl", samples)
+    out = tmp_path / "cascade.json"
+    assert main(["route", "cascade", str(small), str(large), "--cost", "1,10", "--out", str(out), "--quiet"]) == 0
+    record = read_json(out)
+    assert record["small"] == str(small) and 0 <= record["asked_large"] <= 1 and record["cost"] <= 11
+
+
 # --- odd input -------------------------------------------------------------------------------------------
 
 

@@ -66,11 +66,15 @@ class Encoder:
 
     def vectors(self, ids: Sequence[Sequence[int]]) -> Any:
         """The vectors of some texts by their ids, with gradients where these are on: (texts, width)."""
+        tokens = self.tokenizer.pad({"input_ids": [list(each) for each in ids]}, return_tensors="pt")
+        return self.pooled(tokens["input_ids"], tokens["attention_mask"])
+
+    def pooled(self, input_ids: Any, attention_mask: Any) -> Any:
+        """The vectors of padded token ids (texts, tokens): (texts, width)."""
         import torch
 
-        tokens = self.tokenizer.pad({"input_ids": [list(each) for each in ids]}, return_tensors="pt")
-        hidden_BTH = self.net(**tokens).last_hidden_state
-        mask_BT1 = tokens["attention_mask"].unsqueeze(-1)
+        hidden_BTH = self.net(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        mask_BT1 = attention_mask.unsqueeze(-1)
         pooled_BH = hidden_BTH[:, 0]
         if self.pooling == "mean":
             pooled_BH = (hidden_BTH * mask_BT1).sum(1) / mask_BT1.sum(1)

@@ -40,17 +40,18 @@ from tuneloop.records.artifact import (
     SameAnswers,
 )
 from tuneloop.records.dataset import DatasetManifest
-from tuneloop.records.encoder import ENCODER, ENCODER_FOLDER, HEAD
+from tuneloop.records.encoder import ENCODER, HEAD
 from tuneloop.records.evaluation import EvaluationManifest
 from tuneloop.records.record import as_record
 from tuneloop.records.run import RunManifest
 from tuneloop.release.bom import BOM, bill_of_materials
 from tuneloop.release.card import measured_table, model_card
 from tuneloop.release.compressed import SCHEMES, write_compressed
-from tuneloop.release.formats import FORMS
+from tuneloop.release.formats import FORMS, OF_ENCODERS, ONNX
 from tuneloop.release.gguf.artifact import GgufSettings, write_gguf_model
 from tuneloop.release.gguf.convert import FLOAT_TYPES, About
 from tuneloop.release.licences import hub_name, licence_of
+from tuneloop.release.onnx import write_onnx
 from tuneloop.release.quantise import QUANTS
 from tuneloop.release.tuned_weights import merge, open_tuned
 
@@ -194,8 +195,10 @@ def _write(
         licence = licence_of(model)
         about = About(id_, hub_name(model), licence.id if licence else "")
         return parts | {"quantisation": write_gguf_model(origin, about, gguf, out).model_dump(mode="json")}
-    if form == ENCODER_FOLDER:
+    if form in OF_ENCODERS:
         _copy(trained, out, [HEAD, ENCODER, OWN])
+        if form == ONNX:
+            write_onnx(trained, out)
         return parts
     if form == "adapter":
         _copy(trained, out, [*ADAPTER_FILES, *TOKENIZER_FILES])
@@ -233,7 +236,7 @@ def _measured(measure: Measure, folder: Path, id_: str, parts: Mapping[str, Any]
 def _id(origin: Origin, form: str, trained: Path, gguf: GgufSettings | None, compressed: str) -> str:
     """The artifact's id: by the content of the trained weights, not by where they are or when they are exported."""
     is_adapter = (trained / "adapter_config.json").is_file()
-    files = [trained / HEAD, trained / ENCODER] if form == ENCODER_FOLDER else []
+    files = [trained / HEAD, trained / ENCODER] if form in OF_ENCODERS else []
     files = files or ([trained / "adapter_model.safetensors"] if is_adapter else weight_files(trained))
     with user_errors_of_the_disk(trained):
         weights = [sha256_file(file) for file in files]

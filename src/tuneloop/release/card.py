@@ -13,7 +13,7 @@ from tuneloop.records.artifact import FLOATS, ArtifactManifest, GateRecord, Quan
 from tuneloop.records.dataset import DatasetManifest
 from tuneloop.records.encoder import ENCODER_FOLDER
 from tuneloop.release.compressed import is_compressed
-from tuneloop.release.formats import FORMS
+from tuneloop.release.formats import FORMS, OF_ENCODERS
 from tuneloop.release.licences import Licence, hub_name
 
 
@@ -33,7 +33,7 @@ def card_metadata(manifest: ArtifactManifest, licence: Licence | None) -> str:
             results.append(EvalResult(task_type=kind, metric_value=estimate.value, **of))
     data = ModelCardData(
         library_name=form.library,
-        pipeline_tag="text-classification" if manifest.format == ENCODER_FOLDER else "text-generation",
+        pipeline_tag="text-classification" if manifest.format in OF_ENCODERS else "text-generation",
         base_model=base or None,
         license=licence.id if licence else None,
         datasets=[manifest.dataset] if manifest.dataset else None,

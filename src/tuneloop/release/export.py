@@ -31,7 +31,7 @@ from tuneloop.registry import check_private_key, sign
 from tuneloop.release.artifact import Artifact, Measure, Origin, export, form_for
 from tuneloop.release.bom import BOM
 from tuneloop.release.compressed import is_compressed, need_compressed_tensors
-from tuneloop.release.formats import FORMS, WeightOptions
+from tuneloop.release.formats import FORMS, OF_ENCODERS, WeightOptions
 from tuneloop.release.gguf.artifact import GgufSettings
 from tuneloop.release.gguf.lora import check_expressible
 from tuneloop.release.measure import KL_ROWS, acceptable, kl_of_folder, measure_artifact, measure_lora, rows_to_measure
@@ -58,7 +58,7 @@ def export_run(
     """Export a finished run.
 
     Args:
-        form: `merged`, `adapter`, `gguf` or `gguf-lora`; empty: what suits its method.
+        form: `merged`, `adapter`, `gguf`, `gguf-lora`, of an encoder `encoder` or `onnx`; empty: what suits its method.
         out: the artifact's folder; default `artifacts/ID`.
         force: overrule a gate that is not green.
         key: private key that signs the artifact.
@@ -109,13 +109,13 @@ def export_run(
 
 
 def _form_of(manifest: RunManifest, run: Path, form: str) -> str:
-    """The form that is exported: a run of an encoder has one of its own."""
+    """The form that is exported: a run of an encoder has forms of its own."""
     if manifest.result != ENCODER_FOLDER:
         return form_for(method_named(manifest.method), form)
-    if form not in ("", ENCODER_FOLDER):
+    if form and form not in OF_ENCODERS:
         what = f"This run is an encoder with a head, which has no form {form!r}"
-        raise UserError(what, where="--format", next_step="leave --format out")
-    return ENCODER_FOLDER
+        raise UserError(what, where="--format", next_step=f"choose {' or '.join(OF_ENCODERS)}")
+    return form or ENCODER_FOLDER
 
 
 def _prove_template(job: RunContext, artifact: Artifact) -> None:
@@ -124,6 +124,8 @@ def _prove_template(job: RunContext, artifact: Artifact) -> None:
     Raises:
         UserError: it does not, and is removed.
     """
+    if artifact.manifest["format"] in OF_ENCODERS:  # which have no template
+        return
     try:
         dataset = dataset_of(job, True, "")
     except UserError:  # the run's data are elsewhere: nothing to render

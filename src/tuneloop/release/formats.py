@@ -8,6 +8,9 @@ from tuneloop.core.files import Config
 from tuneloop.core.flag import flag
 from tuneloop.records.encoder import ENCODER_FOLDER
 
+ONNX = "onnx"
+OF_ENCODERS = (ENCODER_FOLDER, ONNX)  # the formats of a run of an encoder, the usual one first
+
 
 @dataclass(frozen=True)
 class ExportForm:
@@ -51,12 +54,30 @@ _ENCODER = """It is for BASE, which is not in this folder.
 tuneloop serve FOLDER
 tuneloop predict FOLDER rows.jsonl --out labelled.csv
 ```"""
+_ONNX = """```python
+import json
+
+import numpy as np
+import onnxruntime
+from tokenizers import Tokenizer
+
+manifest = json.load(open("FOLDER/encoder.json"))
+tokenizer = Tokenizer.from_file("FOLDER/tokenizer.json")
+tokenizer.enable_truncation(manifest["max_tokens"])
+tokenizer.enable_padding()
+texts = tokenizer.encode_batch(["..."])
+inputs = {"input_ids": [text.ids for text in texts], "attention_mask": [text.attention_mask for text in texts]}
+session = onnxruntime.InferenceSession("FOLDER/model.onnx")
+(probabilities,) = session.run(None, {name: np.array(value, np.int64) for name, value in inputs.items()})
+print([manifest["labels"][place] for place in probabilities.argmax(1)])
+```"""
 
 FORMS: dict[str, ExportForm] = {
     "merged": ExportForm("a whole model", True, "transformers", "finetune", _MERGED),
     "adapter": ExportForm("for its base", False, "peft", "adapter", _ADAPTER),
     "gguf": ExportForm("a model for llama.cpp and Ollama", True, "gguf", "quantized", _GGUF, weights="merged"),
     ENCODER_FOLDER: ExportForm("an encoder's head", False, "tuneloop", "adapter", _ENCODER),
+    ONNX: ExportForm("the encoder with its head, for ONNX Runtime", True, "onnx", "finetune", _ONNX),
     "gguf-lora": ExportForm("an adapter for them", False, "gguf", "adapter", _GGUF_LORA, weights="adapter"),
 }
 

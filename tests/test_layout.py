@@ -15,6 +15,8 @@ TESTED_IN = {
     "combine/route/test_command.py": "cli.route records.router",
     "combine/merge/test_merge.py": "combine.merge.adapters",
     "cli/test_advise.py": "report.advise_html",
+    "report/test_advise_charts.py": "report.quality",
+    "report/test_answer.py": "evaluation.recommended",
     "pipeline/test_encoder.py": "inference.encoder models.encoder records.encoder release.onnx",
     "core/test_terminal.py": "cli.console core.ui",
     "serving/batch/test_journal.py": "core.journal",

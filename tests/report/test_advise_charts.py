@@ -9,7 +9,8 @@ from xml.etree import ElementTree
 import pytest
 
 from tuneloop.records.advice import AdvisedAlternative, AssumptionSwing, MeasuredSystem
-from tuneloop.report.advise_html import _spread, cost_chart, dollars, quality_chart, tornado_chart
+from tuneloop.report.advise_html import _spread, cost_chart, dollars, tornado_chart
+from tuneloop.report.quality import efficient, quality_chart
 
 SWINGS = [
     AssumptionSwing(name="queries a day", low=50.0, high=200.0, at_low=-10.0, at_high=300.0),
@@ -85,3 +86,14 @@ def test_names_of_systems_of_one_price_do_not_cover_each_other() -> None:
         spans = [(float(x) - (len(t) * 6 if at == "end" else 0), float(y), len(t) * 6) for x, y, at, t in names]
         for (x, y, w), (u, v, z) in itertools.combinations(spans, 2):
             assert abs(y - v) > 9 or x + w <= u or u + z <= x, "two names share a place"
+
+
+def test_the_efficient_systems_are_joined_in_the_chart_of_quality_and_cost() -> None:
+    dear = LADDER[0].model_copy(update={"name": "dear", "value": 0.7, "usd_per_1000_queries": 0.5})
+    cheap = LADDER[0].model_copy(update={"name": "cheap", "value": 0.5, "usd_per_1000_queries": 0.1})
+    systems = [*LADDER, dear, cheap]
+    assert [system.name for system in efficient(systems)] == ["cheap", "tuned"]
+    chart = quality_chart(systems)
+    assert chart.count('<path class="raw"') == 1 and "Efficient: cheap, tuned" in chart
+    errors = [s.model_copy(update={"metric": "perplexity", "value": 1 - s.value}) for s in systems]
+    assert [system.name for system in efficient(errors)] == ["cheap", "tuned"]

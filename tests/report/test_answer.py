@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from tuneloop.advice.measured import from_evaluation, leaderboard
 from tuneloop.records.evaluation import Outcome
 from tuneloop.report.answer import Answer, answer_of, by_value
 from tuneloop.report.facts import read_run, systems_of
@@ -78,7 +79,9 @@ def test_labels_that_are_never_given_are_in_the_words(make_run: MakeRun) -> None
 
 def test_the_sentence_is_in_per_cent_and_the_statistics_stand_apart(make_run: MakeRun) -> None:
     found = answer(run_with(make_run(), standing("better", "few-shot", "prompt")))
-    assert re.fullmatch(r"\d+ % of the answers are right; the best prompt \(few-shot\) gets \d+ %\.", found.sentence)
+    assert re.fullmatch(
+        r"\d+ % of the answers are right; the best prompt \(few-shot\) gets \d+ %\.( Use .*)?", found.sentence
+    )
     for part in ("test rows", "+10.0 points", "+5.0 to +15.0", "p = 0.01", "3 comparisons"):
         assert part in found.statistics
 
@@ -100,8 +103,29 @@ def test_the_cheapest_that_none_is_proven_better_than_is_recommended(
     found = answer(run)
     assert found.recommended == recommended
     assert ("serve" in found.next) == (recommended == "tuned")
+    assert f"Use {recommended}: the cheapest that is not significantly worse" in found.sentence
     page = render_report(run)
-    assert f"{recommended} ✓" in page and ("1,000 answers", "$0.10") in found.costs
+    assert f"{recommended} ✓" in page and "Quality and cost: " in page and ("1,000 answers", "$0.10") in found.costs
+
+
+def test_what_is_cheaper_and_far_below_the_best_is_not_recommended_and_advise_agrees(make_run: MakeRun) -> None:
+    minilm = "MiniLM + logistic regression"
+    entry = {"metric": "accuracy", "value": 0.8, "low": 0.7, "high": 0.9, "gain": None, "gain_low": None, "gain_high": None,
+             "p": None, "verdict": "", "training_seconds": 1, "training_usd": 0, "prompt_tokens": 5, "tokens": 5}  # fmt: skip
+    prices = {"tuned": ("tuned", 0.1), FOREST: ("classical", 1e-5), minilm: ("classical", 1e-4)}
+    board = [entry | {"name": name, "kind": kind, "usd_per_1000": usd} for name, (kind, usd) in prices.items()]
+    both = standing("worse", minilm, "classical", -0.3), standing("worse", FOREST, "classical", -0.05)
+    run = run_with(make_run(), *both, leaderboard=board)
+    evaluation = json.loads((run / "eval.json").read_text())
+    for name, value, expected in ((FOREST, 0.6, minilm), (FOREST, 0.84, FOREST)):
+        scores = {minilm: 0.9, name: value}
+        evaluation["baselines"] |= {
+            n: {"accuracy": {"value": v, "low": v - 0.05, "high": v + 0.05}} for n, v in scores.items()
+        }
+        (run / "eval.json").write_text(json.dumps(evaluation))
+        measured = from_evaluation(read_run(run).evaluation, str(run))
+        assert answer(run).recommended == measured.recommended == expected
+        assert [line.name for line in leaderboard(measured) if line.recommended] == [expected]
 
 
 def test_the_best_system_stands_on_top(make_run: MakeRun) -> None:

@@ -15,6 +15,7 @@ from tuneloop.core.stats.tests import by_interval, wilson_interval
 from tuneloop.core.units import counted, verb
 from tuneloop.evaluation.metrics import declare, likely_to_decide, lower_is_better
 from tuneloop.evaluation.metrics.claims import claim_between
+from tuneloop.evaluation.recommended import recommended_system
 from tuneloop.models.methods import USUAL
 from tuneloop.planning.options import lengths_of
 from tuneloop.records.advice import MeasuredSystem
@@ -58,6 +59,7 @@ class BaselineResults:
     usd_per_1000: Mapping[str, float] = field(default_factory=dict)  # system -> dollars of 1,000 queries, as measured
     classical_verdict: str = ""  # the tuned model against the best cheap alternative
     training_usd: float | None = None  # what the tuned model's training cost
+    recommended: str = ""  # the cheapest system that is not significantly worse than the best; "": not known
     stand_in: str = ""  # the model that was measured in place of the one in question; "": that one itself
 
     @property
@@ -67,8 +69,9 @@ class BaselineResults:
 
     @property
     def classical(self) -> SystemResult | None:
-        """The best cheap alternative."""
-        return self._best([r for r in self.results if _cheap(r.name)])
+        """The cheap alternative that is recommended, else the best one."""
+        cheap = [r for r in self.results if _cheap(r.name)]
+        return self._best([r for r in cheap if r.name == self.recommended] or cheap)
 
     @property
     def tuned(self) -> SystemResult | None:
@@ -102,6 +105,8 @@ def from_evaluation(manifest: EvaluationManifest, where: str, metric: str = "") 
     systems = {manifest.name: manifest.metrics, **manifest.baselines}
     metric = metric or _decided_by(manifest)
     measured = with_prices(measured_of(systems, manifest.costs, manifest.n, where, metric), manifest.leaderboard)
+    if manifest.verdict and measured.metric == manifest.verdict.metric:
+        measured = replace(measured, recommended=recommended_system(manifest))
     verdict, classical = (
         claim_between(manifest, "tuned", best.name, measured.metric)[1] if best else ""
         for best in (measured.prompt, measured.classical)
@@ -232,6 +237,7 @@ def leaderboard(measured: BaselineResults) -> list[MeasuredSystem]:
             "prompt_tokens": measured.prompt_tokens.get(r.name),
             "usd_per_1000_queries": measured.usd_per_1000.get(r.name),
             "training_usd": measured.training_usd if r.name == "tuned" else None,
+            "recommended": r.name == measured.recommended,
         }  # fmt: skip
         return MeasuredSystem(**values)
 

@@ -285,6 +285,7 @@ def facts_of(
     if measured and classical and tuned:
         ties = tuned.high >= classical.value if lower_is_better(measured.metric) else tuned.low <= classical.value
         ties = measured.classical_verdict != "better" if measured.classical_verdict else ties
+        ties = measured.recommended == classical.name if measured.recommended else ties
     facts = {
         **question.model_dump(exclude=LEFT_OUT), **_fits(trained), "any_fits": any(t.fits for t in trained.values()),
         **_adapted(question),

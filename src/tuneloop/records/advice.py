@@ -115,6 +115,7 @@ class MeasuredSystem(Part):
     Args:
         value, low, high: its metric with the interval; `gain_over_prompt`: over the best prompt.
         prompt_tokens: that it reads for a query; `usd_per_1000_queries`: as measured.
+        recommended: whether it is the cheapest that is not significantly worse than the best.
     """
 
     name: str
@@ -126,6 +127,7 @@ class MeasuredSystem(Part):
     prompt_tokens: float | None = None
     usd_per_1000_queries: float | None = None
     training_usd: float | None = None
+    recommended: bool = False
 
 
 class AdviceRecord(Record, what="advice", file="advise.json", again="run `tuneloop advise` again"):

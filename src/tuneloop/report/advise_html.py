@@ -16,6 +16,7 @@ from tuneloop.report.charts import WIDE, axis, chart_pair, fit, grid, short, svg
 from tuneloop.report.facts import count, gib, metric_text, minutes, usd
 from tuneloop.report.html import page_template
 from tuneloop.report.plan_terminal import shown_parts, until_kept_words
+from tuneloop.report.quality import quality_chart
 
 MOST_LINES = 6  # alternatives drawn in one chart
 
@@ -111,64 +112,6 @@ def _spread(labels: Sequence[tuple[float, str]], gap: float, lowest: float) -> l
     return [(y, text) for y, (_, text) in zip(heights, order, strict=True)]
 
 
-Box = tuple[float, float, float, float]  # left, top, right, bottom
-
-
-def _point_names(
-    points: Sequence[tuple[float, float, str, str]], left: float, right: float, bottom: float
-) -> list[str]:
-    """Names of points (x, y, name, kind), each at the nearest place that is free; a thin line leads to one far off."""
-
-    def shared(a: Box, b: Box) -> float:
-        return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
-
-    boxes = [(x - 6, y - 6, x + 6, y + 6) for x, y, _, _ in points]
-    body = []
-    for x, y, name, kind in sorted(points, key=lambda p: (p[3] != "tuned", p[1])):
-        wide = len(name) * (7.2 if kind == "tuned" else 6.4)
-        places = [
-            (x + side * 10 - (wide if side < 0 else 0), y + down)
-            for down in (0, -14, 14, -28, 28, -42, 42, -56, 56, -70, 70)
-            for side in ((-1, 1) if x > (left + right) / 2 else (1, -1))
-        ]
-        inside = [(a, b) for a, b in places if a >= left and a + wide <= right + 40 and 14 <= b <= bottom - 4] or places
-        a, b = min(inside, key=lambda at: sum(shared((at[0], at[1] - 7, at[0] + wide, at[1] + 7), t) for t in boxes))
-        boxes.append((a, b - 7, a + wide, b + 7))
-        if abs(b - y) > 14:
-            body.append(svg_line(x, y, a + wide if a < x else a, b, "rule"))
-        at, anchor = (a + wide, "end") if a < x else (a, "start")
-        body.append(svg_text(at, b + 4, name, f"name {kind}", anchor))
-    return body
-
-
-def quality_chart(leaderboard: Sequence[MeasuredSystem], width: float = WIDE) -> Markup:
-    """Quality with its interval above what 1,000 queries cost: two axes, never one number."""
-    points = [(c, c.usd_per_1000_queries) for c in leaderboard if c.usd_per_1000_queries is not None]
-    if len(points) < 2:
-        return Markup("")
-    narrow = width < 500
-    left, right, top, bottom = (40.0, width - 12, 16.0, 230.0) if narrow else (56.0, width - 60, 16.0, 270.0)
-    cost = axis([price for _, price in points], left + 14, right - 14)
-    quality = axis([v for c, _ in points for v in (c.value, c.low, c.high)], bottom, top, log=False)
-    body = grid(quality, left, right, across=True)
-    for i, tick in enumerate(cost.ticks):
-        if not narrow or i % 2 == 0 or len(cost.ticks) < 4:
-            body.append(svg_text(cost(tick), bottom + 17, f"${short(tick)}", "tick", "middle"))
-    body.append(svg_text(right, bottom + 33, "dollars for 1,000 queries, as measured", "tick", "end"))
-    dots = []
-    for c, price in points:
-        kind = "tuned" if c.name == "tuned" else "other"
-        x, y = cost(price), quality(c.value)
-        dots.append((x, y, fit(c.name, 140 if narrow else 200), kind))
-        body += [
-            svg_line(x, quality(c.low), x, quality(c.high), f"whisker {kind}"),
-            f'<circle class="dot {kind}" cx="{x:.1f}" cy="{y:.1f}" r="4.5"/>',
-        ]
-    body += _point_names(dots, left, right, bottom)
-    title = "Quality and cost: " + "; ".join(f"{c.name} {metric_text(c.value, c.metric)}" for c, _ in points)
-    return svg_chart(width, bottom + 40, title, body, "quality")
-
-
 ANSWERS = {"dont": "Don't fine-tune", "prompt": "Prompt first", "tune": "Fine-tune"}
 
 
@@ -248,7 +191,7 @@ def _alternative(row: AdvisedAlternative, leaderboard: list[MeasuredSystem]) -> 
 def _entry(c: MeasuredSystem) -> dict[str, str]:
     gain = c.gain_over_prompt
     return {
-        "name": c.name,
+        "name": f"{c.name} ✓" if c.recommended else c.name,
         "value": metric_text(c.value, c.metric),
         "bounds": "" if c.low == c.high else f"[{metric_text(c.low, c.metric)}, {metric_text(c.high, c.metric)}]",
         "gain": "" if gain is None else f"{gain:+.2f}".replace("-", "−"),

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from tuneloop.core.stats.intervals import NOT_ENOUGH
 from tuneloop.evaluation.metrics import metric_of, title_of
+from tuneloop.evaluation.recommended import recommended_system
 from tuneloop.models.names import MINILM_NAME
 from tuneloop.records.encoder import ENCODER_FOLDER
 from tuneloop.records.evaluation import SERIOUS, BaselineKind, EvaluationManifest, Standing
@@ -28,7 +29,7 @@ class Answer:
 
     Args:
         verdict: three to six words.
-        sentence: how good it is and what the best alternative has, without statistics.
+        sentence: how good it is, what the best alternative has, and what is recommended, without statistics.
         statistics: gain, interval, p-value, correction and number of rows, in one line.
         recommended: the system to use: the cheapest that none is proven to be better than; empty where none is known.
         costs: (name, amount) of making it and of 1,000 answers.
@@ -57,7 +58,7 @@ def answer_of(facts: f.RunFiles) -> Answer | None:
     recommended = recommended_system(evaluation)
     return Answer(
         verdict=short_verdict(evaluation, about),
-        sentence=plain_sentence(evaluation, about) + _speed_of_encoder(facts),
+        sentence=plain_sentence(evaluation, about) + _speed_of_encoder(facts) + recommendation(evaluation, recommended),
         statistics=statistics_line(evaluation, about),
         recommended=recommended,
         costs=costs_of(facts),
@@ -151,28 +152,14 @@ def statistics_line(evaluation: EvaluationManifest, about: Standing) -> str:
     return f"{rows} · {title_of(metric.name)} {change(claim.gain)}{points} over {about.against} ({', '.join(evidence)})"
 
 
-def recommended_system(evaluation: EvaluationManifest) -> str:
-    """The cheapest of the systems that none is proven to be better than, as far as they were compared; else the best.
-
-    Where the evaluation's own system is proven to be better than all others it is that one. Constant answers are never
-    recommended.
-    """
-    verdict = evaluation.verdict
-    if verdict is None:
-        return ""
-    candidates = [verdict.name]
-    for standing in verdict.standings:
-        if standing.kind != "constant" and standing.outcome not in ("better", "promising", "mixed"):
-            candidates.append(standing.against)
-    if any(standing.outcome == "worse" for standing in verdict.standings):
-        candidates.remove(verdict.name)
+def recommendation(evaluation: EvaluationManifest, recommended: str) -> str:
+    """What to use, as a sentence; empty where nothing is recommended, or prices are not known."""
     prices = {entry.name: entry.usd_per_1000 for entry in evaluation.leaderboard}
-
-    def price(name: str) -> tuple[float, int]:
-        usd = prices.get(name)
-        return (math.inf if usd is None else usd, candidates.index(name))
-
-    return min(candidates, key=price, default="")
+    usd = prices.get(recommended)
+    if usd is None or len(prices) < 2:
+        return ""
+    cost = f"{f.usd(usd)} for 1,000 answers"
+    return f" Use {recommended}: the cheapest that is not significantly worse than the best, {cost}."
 
 
 def costs_of(facts: f.RunFiles) -> list[tuple[str, str]]:

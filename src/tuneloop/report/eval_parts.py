@@ -15,6 +15,7 @@ from tuneloop.evaluation.metrics import metric_of, title_of
 from tuneloop.records.evaluation import CalibrationBin, Estimate, EvaluationManifest, Slice
 from tuneloop.report import charts
 from tuneloop.report import facts as f
+from tuneloop.report.quality import priced_systems, quality_chart
 
 T = TypeVar("T")
 
@@ -260,7 +261,8 @@ def _leaderboard(evaluation: EvaluationManifest) -> dict[str, Any]:
     if first and not compared:
         against = f"Gain: of each line over {first}; positive means that the line is better."
     note = against if any(line["gain"][0] for line in lines) else ""
-    return {"lines": lines, "against": note, "words": evaluation.leaderboard_words}
+    chart = charts.chart_pair(quality_chart, priced_systems(evaluation.leaderboard))
+    return {"lines": lines, "against": note, "words": evaluation.leaderboard_words, "chart": chart}
 
 
 def _changed(change: Estimate, metric: str) -> str:

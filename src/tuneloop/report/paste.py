@@ -63,5 +63,4 @@ def summary_markdown(facts: f.RunFiles) -> str:
         step = "name a run or an evaluation with a comparison of one system with others"
         raise UserError("There is no verdict to summarise", where=str(facts.path), next_step=step)
     costs = "; ".join(f"{name} {amount}" for name, amount in answer.costs)
-    use = f" Recommended: {answer.recommended}." if answer.recommended else ""
-    return f"**{answer.verdict}.** {answer.sentence}{use} ({answer.statistics}.){f' Costs: {costs}.' if costs else ''}"
+    return f"**{answer.verdict}.** {answer.sentence} ({answer.statistics}.){f' Costs: {costs}.' if costs else ''}"

@@ -18,6 +18,7 @@ from tuneloop.inference.llamacpp.serving import template_of
 from tuneloop.models.gguf import convert
 from tuneloop.models.load import load_model, read_weights
 from tuneloop.models.names import packaged_gguf
+from tuneloop.planning.shape import find_model
 from tuneloop.release.gguf.convert import About, write_gguf
 from tuneloop.release.tuned_weights import open_tuned
 
@@ -33,7 +34,13 @@ def small_gguf(llama3_tokenizer: Path, tmp_path: Path) -> tuple[Path, Any]:
         vocab_size=261, hidden_size=64, intermediate_size=96, num_hidden_layers=1, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=False, initializer_range=0.3,
     )).eval()  # fmt: skip
-    path = tmp_path / "tiny.gguf"
+    return _written(tmp_path / "tiny.gguf", net, llama3_tokenizer), net
+
+
+def _written(path: Path, net: Any, llama3_tokenizer: Path, **types: str) -> Path:
+    """The model as a GGUF file; `types`: of the embedding and the head, by llama.cpp's names."""
+    import gguf
+
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(512)
     writer.add_embedding_length(64)
@@ -71,12 +78,13 @@ def small_gguf(llama3_tokenizer: Path, tmp_path: Path) -> tuple[Path, Any]:
         heads = {"attn_q": 4, "attn_k": 2}.get(theirs.split(".")[-1])
         if heads:
             weight = permuted(weight, heads)
-        writer.add_tensor(f"{theirs}.weight", np.ascontiguousarray(weight))
+        kind = gguf.GGMLQuantizationType[types.get(theirs, "F32")]
+        writer.add_tensor(f"{theirs}.weight", gguf.quantize(np.ascontiguousarray(weight), kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path, net
+    return path
 
 
 def test_a_gguf_becomes_the_model_it_was_made_of(small_gguf: tuple[Path, Any], tmp_path: Path) -> None:
@@ -87,6 +95,32 @@ def test_a_gguf_becomes_the_model_it_was_made_of(small_gguf: tuple[Path, Any], t
     with torch.no_grad():
         assert model.template.encode("a  ") == [ord("a") - 33, 256]
         torch.testing.assert_close(model.net.logits(model.hidden(ids)), net(ids).logits, atol=1e-3, rtol=1e-3)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("types", "changed", "tied"),
+    [
+        ({"token_embd": "Q8_0", "output": "Q8_0"}, 0.0, True),
+        ({"token_embd": "Q4_0", "output": "F32"}, 0.0, True),
+        ({"token_embd": "Q8_0", "output": "Q8_0"}, 0.3, False),
+        ({"token_embd": "Q4_0", "output": "Q8_0"}, 1.0, False),
+    ],
+    ids=["twice", "twice in two types", "a trained head", "a trained head in another type"],
+)
+def test_a_tied_head_that_is_in_a_file_twice_is_one_matrix(
+    small_gguf: tuple[Path, Any], llama3_tokenizer: Path, tmp_path: Path, types: dict[str, str], changed: float, tied: bool
+) -> None:
+    net = small_gguf[1]
+    with torch.no_grad():
+        net.lm_head.weight.copy_(net.model.embed_tokens.weight + changed * torch.randn(261, 64))
+    path = _written(tmp_path / "twice.gguf", net, llama3_tokenizer, **types)
+    sizes = find_model(str(path))[1]
+    model = load_model(str(convert(path, tmp_path / "out")), dtype="float32")
+    assert model.net.config.tied is sizes.tied is tied  # type: ignore[union-attr]
+    assert sizes.parameters == sum(p.numel() for p in {id(p): p for p in model.net.parameters()}.values())
+    if tied:  # the more precise one is read
+        torch.testing.assert_close(model.head, net.lm_head.weight, atol=0.02, rtol=0.02)
+    assert ("lm_head.weight" not in read_weights(tmp_path / "out")) is tied, "exports write what is here"
 
 
 def test_a_second_call_writes_nothing_and_another_source_is_converted_again(

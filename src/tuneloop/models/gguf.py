@@ -88,19 +88,20 @@ def _is_converted(last: Path, stamp: Mapping[str, Any]) -> bool:
 def read_tokenizer(source: Path, folder: Path) -> None:
     """Write the tokenizer and the chat template of a GGUF file into a folder, without its weights. Raises UserError:
     not a readable GGUF file, or a tokenizer that is not known here."""
-    fields = _fields(source)
+    fields = _known_header(source).fields
     with _user_errors_of_fields(source):
         _write_tokenizer(fields, folder)
 
 
 def read_config(source: Path) -> dict[str, Any]:
     """A GGUF file's sizes as a `config.json` has them. Raises UserError: see `convert`."""
-    fields = _fields(source)
+    header = _known_header(source)
+    fields = header.fields
     kind = fields.get("general.architecture")
     if kind not in _READ_AS:
         raise UserError(f"The sizes of {kind!r} are not read from GGUF here", where=str(source), next_step=OTHER_FILES)
     with _user_errors_of_fields(source):
-        return _config(fields)
+        return _config(fields) | {"tie_word_embeddings": _ties_head(source, header)}
 
 
 @contextlib.contextmanager
@@ -115,9 +116,10 @@ def _user_errors_of_fields(source: Path) -> Iterator[None]:
         raise UserError(f"The GGUF file {what}", where=str(source), next_step=OTHER_FILES) from None
 
 
-def _fields(source: Path) -> dict[str, Any]:
-    """The fields of a GGUF file whose tokenizer is of a kind that is known here."""
-    fields = read_header(source).fields
+def _known_header(source: Path) -> Header:
+    """The header of a GGUF file whose tokenizer is of a kind that is known here."""
+    header = read_header(source)
+    fields = header.fields
     tokenizer = fields.get("tokenizer.ggml.model")
     if tokenizer not in ("gpt2", "llama"):
         what = (
@@ -127,7 +129,7 @@ def _fields(source: Path) -> dict[str, Any]:
     pre = fields.get("tokenizer.ggml.pre", "")
     if tokenizer == "gpt2" and pre not in _PRE_TOKENIZERS and "tokenizer.ggml.tokens" in fields:
         raise UserError(f"GGUF pre-tokenizer {pre!r} is not known here", where=str(source), next_step=OTHER_FILES)
-    return fields
+    return header
 
 
 def _layer_names(family: Family) -> dict[str, str]:
@@ -144,7 +146,8 @@ def _write_model(source: Path, folder: Path) -> None:
     import torch
     from safetensors.torch import save
 
-    fields = _fields(source)
+    header = _known_header(source)
+    fields = header.fields
     kind = fields.get("general.architecture")
     if kind not in _READ_AS:
         what = f"The weights of a GGUF file of {kind!r} can't be read here, only of {', '.join(sorted(_READ_AS))}"
@@ -176,10 +179,46 @@ def _write_model(source: Path, folder: Path) -> None:
         if family.zero_centred and stem.endswith("norm"):
             values = values - 1
         tensors[f"{stem}.{part}"] = values.to(torch.bfloat16).contiguous()
-    config["tie_word_embeddings"] = "lm_head.weight" not in tensors
+    config["tie_word_embeddings"] = _ties_head(source, header)
+    if config["tie_word_embeddings"] and (head := tensors.pop("lm_head.weight", None)) is not None:
+        sizes = {tensor.name: tensor.n_bytes for tensor in reader.tensors}
+        if sizes["output.weight"] > sizes["token_embd.weight"]:  # one matrix, which is more precise there
+            tensors["model.embed_tokens.weight"] = head
     write_bytes(folder / "model.safetensors", save(tensors, metadata={"format": "pt"}))
     _write_tokenizer(fields, folder)
     write_json(folder / "config.json", config)
+
+
+SAMPLED, SAME_MATRIX = 512, 0.1  # rows that are compared; most that rounding to 4 bits moves a matrix, of its length
+
+
+def _ties_head(source: Path, header: Header) -> bool:
+    """Whether a file's head is its embedding: left out, or written a second time, perhaps in another type.
+
+    In one type both are equal to the last bit then; in two types they differ by what rounding does. Where the library
+    that unpacks types is not installed (for planning alone), a head that is in the file counts as one of its own.
+    """
+    table, head = "token_embd.weight", "output.weight"
+    if head not in header.sizes or header.sizes.get(table) != header.sizes[head]:
+        return head not in header.sizes
+    try:
+        import gguf
+    except ImportError:
+        return False
+    import numpy as np
+
+    width, rows = header.sizes[head]
+    kinds = [gguf.GGMLQuantizationType(header.tensor_types[name]) for name in (table, head)]
+    stored = []
+    for name, kind in zip((table, head), kinds, strict=True):
+        block, size = gguf.GGML_QUANT_SIZES[kind]
+        shape = (rows, width // block * size)
+        stored.append(np.memmap(source, np.uint8, mode="r", offset=header.starts[name], shape=shape))
+    if kinds[0] == kinds[1]:
+        return np.array_equal(*stored)
+    some = slice(None, None, max(rows // SAMPLED, 1))
+    first, second = (gguf.dequantize(np.array(part[some]), kind) for part, kind in zip(stored, kinds, strict=True))
+    return bool(np.linalg.norm(first - second) < SAME_MATRIX * np.linalg.norm(second))
 
 
 def _config(fields: dict[str, Any]) -> dict[str, Any]:
@@ -357,10 +396,13 @@ _STRING, _ARRAY = 8, 9
 
 @dataclass(frozen=True)
 class Header:
-    """The fields of a GGUF file by their names, and llama.cpp's number of each tensor's type."""
+    """The fields of a GGUF file by their names, and of each tensor llama.cpp's number of its type, its sizes (a row's
+    length first) and where in the file it begins."""
 
     fields: dict[str, Any]
     tensor_types: dict[str, int]
+    sizes: dict[str, tuple[int, ...]]
+    starts: dict[str, int]
 
 
 def read_header(file: Path) -> Header:
@@ -418,15 +460,17 @@ def _header(reader: _Reader) -> Header:
     for _ in range(count):
         name = reader.string()
         fields[name] = reader.value(*reader.numbers(_U32))
-    types, last = {}, -1
+    types, sizes, offsets = {}, {}, {}
     for _ in range(tensors):
         name = reader.string()
         (dimensions,) = reader.numbers(_U32)
         if dimensions > 8:
             raise ValueError(f"a tensor of {dimensions} dimensions")
-        reader.numbers(struct.Struct(f"<{dimensions}Q"))
+        sizes[name] = reader.numbers(struct.Struct(f"<{dimensions}Q"))
         (types[name],) = reader.numbers(_U32)
-        last = max(last, *reader.numbers(_U64))  # its offset behind the header
-    if reader.at + last >= len(reader.data):
+        (offsets[name],) = reader.numbers(_U64)  # behind the header
+    if reader.at + max(offsets.values(), default=-1) >= len(reader.data):
         raise ValueError("it ends before its last weights")
-    return Header(fields, types)
+    alignment = fields.get("general.alignment", 32)
+    begin = -(-reader.at // alignment) * alignment
+    return Header(fields, types, sizes, {name: begin + offset for name, offset in offsets.items()})

@@ -10,9 +10,11 @@ from typer.testing import CliRunner
 
 from tuneloop.cli.main import app
 from tuneloop.core.files import write_yaml
+from tuneloop.evaluation.compare import compare
 from tuneloop.evaluation.config import EvaluateConfig
-from tuneloop.evaluation.evaluate import evaluate
-from tuneloop.evaluation.results import write_evaluation
+from tuneloop.evaluation.constants import MAJORITY
+from tuneloop.evaluation.evaluate import ScoredAnswers, evaluate
+from tuneloop.evaluation.results import ComparedWith, write_evaluation
 from tuneloop.pipeline.compare import notes_of
 from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import EvaluationManifest, Subject
@@ -72,6 +74,42 @@ def test_several_are_each_told_against_the_first(runs: Path) -> None:
     lines = said("old", "new", "again")
     assert lines[0].startswith("Against old, by accuracy on 100 test rows:")
     assert "new better (+35.0 points)" in lines[0] and "again not enough evidence (+0.0 points)" in lines[0]
+
+
+def with_constant(folder: Path, right: int) -> Path:
+    """An evaluation whose baselines have the constant answer, right on 80 of 100 rows."""
+    labels = ["a"] * 80 + ["b"] * 20
+    rows = [
+        Row(f"r{i}", [{"role": "user", "content": f"text {i}"}, {"role": "assistant", "content": label}], label)
+        for i, label in enumerate(labels)
+    ]
+
+    def scored(texts: list[str]) -> ScoredAnswers:
+        config = EvaluateConfig.model_validate({"bootstrap": 300, "primary": "accuracy"})
+        answers = list(map(Completion, texts))
+        return evaluate(rows, answers, task="classification", labels=["a", "b"], config=config, seed=0)
+
+    wrong = ["ab"[label == "a"] for label in labels]
+    result, constant = scored([*labels[:right], *wrong[right:]]), scored(["a"] * 100)
+    pairs = compare(MAJORITY, constant, "tuned", result)
+    write_evaluation(folder, result, Subject("m", "d", "test"), ComparedWith({MAJORITY: constant}, pairs))
+    return folder
+
+
+def test_a_system_that_is_behind_the_constant_answer_is_not_better_than_another_one(runs: Path) -> None:
+    with_constant(runs / "useless", 20)
+    with_constant(runs / "less_useless", 60)
+    with_constant(runs / "useful", 99)
+    lines = said("useless", "less_useless")
+    assert lines[0].startswith('Worse than always answering "a"'), lines[0]
+    manifest = json.loads((runs / "evals" / "compare-useless-less_useless" / "eval.json").read_text())
+    assert manifest["verdict"]["outcome"] == "worse" and {"useless", MAJORITY} == set(manifest["baselines"])
+    lines = said("useless", "useful")
+    assert lines[0].startswith("Better than useless"), "the constant is named where it is ahead"
+    lines = said("useless", "useful", "less_useless")
+    assert 'No better than always answering "a"' in lines[0] and lines[0].endswith(": less_useless.")
+    found = CliRunner().invoke(app, ["compare", "useless", "less_useless", "--fail-if", "worse"])
+    assert found.exit_code == 0, "what must not be worse was named"
 
 
 @pytest.mark.parametrize("width", [60, 80, 100])

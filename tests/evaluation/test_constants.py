@@ -187,6 +187,33 @@ def test_a_system_that_is_worse_than_the_best_constant_is_never_better_than_anyt
             assert "better than" not in sentences[0].lower().replace("no better than", "")
 
 
+def program(number: int, answer: str, result: int) -> Row:
+    return row(number, f"def f(x):\n    return {answer}", test_list=[f"assert f(2) == {result}"])
+
+
+def test_of_programs_the_constant_is_the_one_that_passes_most_and_useless_ones_are_not_better() -> None:
+    kinds = [("x", 2), ("x", 9), ("2 * x", 4), ("2 * x", 4)]  # the answer of the second one is wrong
+    train = [program(i, *kinds[i % 4]) for i in range(20)]
+    test = [program(100 + i, *kinds[2 if i % 3 else 0]) for i in range(30)]
+    config = EvaluateConfig.model_validate({"bootstrap": 200, "embedding": False})
+    metric = deciding_metric(train, "generation", config)
+    constant = strongest_constant(train, "generation", config, metric)
+    assert metric == "pass@1" and constant is not None and constant.answer.text.endswith("2 * x")
+
+    def scored(answers: list[str]) -> ScoredAnswers:
+        options: dict[str, Any] = {"labels": None, "config": config, "measured": AnswerStats(deciding=metric)}
+        return evaluate(test, list(map(Completion, answers)), task="generation", seed=0, **options)
+
+    always, poor = scored([constant.answer.text] * 30), scored(["?"] * 30)
+    tuned = scored([row.answer if i % 2 else "def f(x):\n    return 0" for i, row in enumerate(test)])
+    assert poor.metrics[metric].value < tuned.metrics[metric].value < always.metrics[metric].value
+    verdict, sentences = verdict_of(tuned, zero=poor, majority=always)
+    assert verdict.outcome not in ("better", "promising")
+    assert "better than" not in sentences[0].lower().replace("no better than", "")
+    alone = [program(i, f"x + {i}", 2 + i) for i in range(4)]
+    assert len(list(candidate_answers(alone, "generation", config, "pass@1"))) == 1, "none is run that can't repeat"
+
+
 def test_always_an_empty_card_is_not_beaten_by_useless_answers_where_the_share_of_fields_decides() -> None:
     train = [row(i, {"intents": ["a"] if i % 3 == 0 else [], "slots": {"day": str(i)} if i % 4 == 0 else {}})
              for i in range(120)]  # fmt: skip

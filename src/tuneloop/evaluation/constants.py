@@ -49,7 +49,7 @@ from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Row, references_of
 
 MAJORITY = "majority class"  # the system's name
-MEASURED = 500  # training rows that candidates are measured on
+MEASURED, PROGRAMS = 500, 24  # training rows that candidates are measured on; where each answer is a program that is run
 _FREQUENT = 3  # whole answers that are candidates, the most frequent ones
 _TYPICAL = 24  # texts that are measured as the most typical one of all, at first on as many rows
 _SHOWN = 200  # characters of the answer in its note
@@ -82,7 +82,7 @@ def strongest_constant(
     candidates = list(dict.fromkeys(candidate_answers(rows, task, config, metric)))
     if not candidates:
         return None
-    measured = rows[:MEASURED]
+    measured = rows[: PROGRAMS if metric == "pass@1" else MEASURED]
     best, value = candidates[0], math.nan
     if len(candidates) > 1:
         values = [value_of(text, measured, task, config, metric, labels) for text in candidates]
@@ -123,7 +123,8 @@ def value_of(
         if metric in values:
             return values[metric]
     scorers = {name: place for name, place in config.scorers.items() if name == metric}
-    settings = config.model_copy(update={"run_code": False, "embedding": metric == "embedding", "scorers": scorers})
+    runs = config.run_code if metric == "pass@1" else False
+    settings = config.model_copy(update={"run_code": runs, "embedding": metric == "embedding", "scorers": scorers})
     scoring = Scoring(list(rows), [Completion(text)] * len(rows), settings, AnswerStats())
     scoring.valid = [True] * len(rows)
     if (field := metric.rpartition(".")[0]) in config.fields:
@@ -148,7 +149,10 @@ def candidate_answers(rows: Sequence[Row], task: str, config: EvaluateConfig, me
     if (fields := label_fields_of(answers, config.fields)) is not None:
         yield fields.usual
     counts = Counter(answers)
-    yield from (text for text, _ in counts.most_common(_FREQUENT))
+    frequent = counts.most_common(_FREQUENT)
+    if metric == "pass@1":  # a program of one row says nothing of the others
+        frequent = [(text, count) for text, count in frequent if count > 1] or frequent[:1]
+    yield from (text for text, _ in frequent)
     if structured_rows:  # "no call" in words, next to calls in JSON
         yield from (text for text, _ in counts.most_common() if read_answer(text) is None)
     elif all(map(is_number, answers)):

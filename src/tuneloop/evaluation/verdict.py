@@ -227,10 +227,14 @@ def rows_of(n: int, split: str) -> str:
 
 def _headline(verdict: Verdict, evaluations: Mapping[str, ScoredAnswers], split: str, trained: str) -> str:
     evaluation, metric, weakest = evaluations[verdict.name], verdict.metric, verdict.weakest
-    if any(s.name != verdict.name for s in verdict.standings):
-        several = "; ".join(f"{s.name} {outcome_words(s, metric)} ({_amounts(s, metric)})" for s in verdict.standings)
+    named = [s for s in verdict.standings if s.kind != "constant"]
+    if any(s.name != verdict.name for s in named):
+        several = "; ".join(f"{s.name} {outcome_words(s, metric)} ({_amounts(s, metric)})" for s in named)
         rows = f"by {title_of(metric)} on {rows_of(evaluation.n, split)}"
-        return f"Against {verdict.standings[0].against}, {rows}: {several}."
+        behind = [s for s in verdict.standings if s.kind == "constant"]
+        if behind:
+            several += f". No better than {_opponent(behind[0], evaluations)}: {listed([s.name for s in behind])}"
+        return f"Against {named[0].against}, {rows}: {several}."
     fault, rows = _never(verdict, evaluation), rows_of(evaluation.n, split)
     if weakest is None:
         value = f"{title_of(metric)} {_figure(evaluation, metric)}{_own_bounds(evaluation, metric)}"

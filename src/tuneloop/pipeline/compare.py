@@ -12,7 +12,9 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder, write_text
 from tuneloop.core.ui import say
 from tuneloop.data.dataset import load_dataset
+from tuneloop.evaluation.constants import MAJORITY
 from tuneloop.evaluation.evaluate import ScoredAnswers, decided_by, on_shared_rows, shared_words
+from tuneloop.evaluation.metrics import lower_is_better
 from tuneloop.evaluation.suite import SuiteSource, first_suite, load_suite
 from tuneloop.pipeline.recipes import name_of
 from tuneloop.records.evaluation import Comparison, EvaluationManifest, Subject, split_place
@@ -93,6 +95,7 @@ def compare_evaluations(
     Raises:
         UserError: fewer than 20 rows are shared, or an evaluation can't be read.
     """
+    from tuneloop.evaluation.compare import adjusted
     from tuneloop.evaluation.leaderboard import leaderboard
     from tuneloop.evaluation.results import ComparedWith, write_evaluation
 
@@ -104,6 +107,8 @@ def compare_evaluations(
         notes[:0] = [note for note in notes_of(manifests[place], system) if note not in notes]
     loaded, comparisons = paired_with_first(loaded)
     others = places[1:]
+    constant, behind = _constant_ahead(loaded, manifests, at)
+    comparisons = adjusted([*comparisons, *behind], loaded[places[0]]) if behind else comparisons
     names = {place: at[place][1] or manifests[place].name for place in places}
     costs = {
         place: _cost_share(cost.to_json(), loaded[place].n / manifests[place].n)
@@ -119,13 +124,39 @@ def compare_evaluations(
     last, manifest = others[-1], manifests[others[-1]]
     with lock_folder(folder):
         tuned = [place for place in places if names[place] == "tuned"]
-        entries = leaderboard(loaded, costs, tuned=tuned, comparisons=comparisons)
+        entries = leaderboard({**loaded, **constant}, costs, tuned=tuned, comparisons=comparisons)
         more = {"costs": costs, "leaderboard": entries, "runs": runs}
         subject = Subject(manifest.model, manifest.dataset, manifest.split, last, content_hash(list(places)))
-        rest = ComparedWith({n: e for n, e in loaded.items() if n != last}, comparisons, by_slice=True)
+        systems = {**{n: e for n, e in loaded.items() if n != last}, **constant}
+        rest = ComparedWith(systems, comparisons, by_slice=True)
         write_evaluation(folder, loaded[last], subject, rest, more | (dict(judge(loaded)) if judge else {}))
         write_page(folder)
     return ComparedEvaluations(folder, loaded, comparisons)
+
+
+def _constant_ahead(
+    loaded: Mapping[str, ScoredAnswers],
+    manifests: Mapping[str, EvaluationManifest],
+    at: Mapping[str, tuple[Path, str]],
+) -> tuple[dict[str, ScoredAnswers], list[Comparison]]:
+    """The constant answer that was chosen from the training rows, where it is ahead of a system that is compared with
+    the first, and these comparisons: the better one of two systems may still be of no use."""
+    from tuneloop.evaluation.compare import compare
+    from tuneloop.evaluation.results import load_evaluation
+
+    holder = next((place for place, manifest in manifests.items() if MAJORITY in manifest.baselines), None)
+    if holder is None or any(MAJORITY in (manifests[place].name, name) for place, (_, name) in at.items()):
+        return {}, []
+    first, *others = loaded
+    metric = loaded[first].primary
+    stored = {first: loaded[first], MAJORITY: load_evaluation(at[holder][0], MAJORITY)}
+    constant = decided_by(metric, on_shared_rows(stored) or stored)[MAJORITY]
+    if constant.n < loaded[first].n or metric not in constant.metrics:
+        return {}, []
+    sign, value = -1 if lower_is_better(metric) else 1, constant.metrics[metric].value
+    behind = [name for name in others if sign * (loaded[name].metrics[metric].value - value) < 0]
+    pairs = [pair for name in behind for pair in compare(MAJORITY, constant, name, loaded[name])]
+    return ({MAJORITY: constant}, pairs) if pairs else ({}, [])
 
 
 def _cost_share(cost: Mapping[str, Any], share: float) -> dict[str, Any]:

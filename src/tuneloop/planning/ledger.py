@@ -109,12 +109,15 @@ def corrected(plan: dict[str, Any], ledger: Sequence[Entry]) -> dict[str, Any]:
     correction = (plan["memory"]["peak_gib"] - plan["memory"]["terms"].get(RESIDENT, 0.0)) * (memory - 1)
     peak = plan["memory"]["peak_gib"] + correction
     terms = {**plan["memory"]["terms"], "learned from earlier runs": round(correction, 4)}
+    sure = dict(plan.get("certainty") or {})
+    sure |= {key: round(sure[key] + correction, 2) for key in ("required_low_gib", "required_high_gib") if key in sure}
     scaled = {key: plan["time"][key] * time for key in ("hours", "low", "high")}
     runs = f"corrected by {len(mine)} earlier runs here (tuneloop plan --history)"
     return {
         **plan,
         "fits": peak < 0.95 * plan["memory"]["capacity_gib"],
         "memory": {**plan["memory"], "peak_gib": round(peak, 3), "terms": terms},
+        "certainty": sure or None,
         "time": {**plan["time"], **scaled},
         "cost": {**plan["cost"], **{key: plan["cost"][key] * time for key in ("usd", "low", "high")}},
         "corrected_by": {"memory": memory, "time": time, "peak_gib": plan["memory"]["peak_gib"],

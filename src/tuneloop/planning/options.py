@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.models.methods import USUAL, method_named
 from tuneloop.models.shape import ModelShape, target_modules
 from tuneloop.planning import cost as costs
+from tuneloop.planning.certainty import certainty_of
 from tuneloop.planning.cost import ONE_RUN, Cost, Efforts, Interruptions
 from tuneloop.planning.gpus import CPU, Gpu, all_gpus, find_gpu, own_card
 from tuneloop.planning.job import TrainingSetup, make_job
@@ -23,6 +25,7 @@ from tuneloop.planning.recommend import COUNTS, changes, recommendation, would_f
 from tuneloop.planning.shape import find_model
 from tuneloop.planning.speed import SPREAD, Speed, overhead_hours
 from tuneloop.records.dataset import DatasetManifest, read_manifest
+from tuneloop.records.plan import Certainty
 
 # `tokens_at_once` and `rows_per_step` of the loop (training/batches.py, training/config.py, which import torch): a
 # micro-batch has no more tokens than these, and no more rows than a step.
@@ -114,6 +117,12 @@ class MachineOption:
     def fits(self) -> bool:
         """Whether the memory suffices."""
         return self.memory.fits
+
+    @functools.cached_property
+    def certainty(self) -> Certainty:
+        """How sure it is."""
+        memory, speed = self.memory, self.speed.tokens_per_second
+        return certainty_of(self.job, memory.required, memory.capacity, speed, here=bool(self.corrected_by))
 
     @property
     def bare_usd(self) -> float:
@@ -367,6 +376,7 @@ def _row(option: MachineOption) -> dict[str, Any]:
         "gpu": job.gpu.key, "gpus": job.gpus, "sharding": job.sharding,
         "fits": option.fits, "fits_with": would_fit(job) if not option.fits else "",
         "tight": option.fits and memory.capacity - memory.required < MARGIN * memory.capacity,
+        "may_not_fit": option.certainty.may_not_fit,
         "peak_gib": round(memory.peak, 2), "required_gib": round(memory.required, 2),
         "capacity_gib": round(memory.capacity, 2), "headroom_gib": round(memory.capacity - memory.required, 2),
         **_times(option),
@@ -396,6 +406,7 @@ def _as_json(option: MachineOption) -> dict[str, Any]:
             "torch_reserved_gib": round(memory.reserved - memory.context, 3),
             "required_gib": round(memory.required, 3), "headroom_gib": round(memory.capacity - memory.required, 3),
         },
+        "certainty": option.certainty.model_dump(),
         "time": {
             **_times(option), "tflop_per_token": option.speed.tflop_per_token,
             "share_of_peak": round(option.speed.share, 3) if option.fits else None,

@@ -149,10 +149,14 @@ def recommendation(plan: Mapping[str, Any]) -> str:
     price = usd_words(usd) + (f", {usd_words(people)} of it people's time" if people else "")
     verb = "Use" if str(row["gpu"]).startswith("own-") else "Rent"
     advice = f"{verb} {machine} for {hours_words(row['hours'])}: {price}."
-    roomy = next((r for r in table if r["fits"] and not r["tight"] and r["usd"] is not None), None)
-    if row["tight"] and roomy:
-        other = f"{_machine(roomy)} for {hours_words(roomy['hours'])}, {usd_words(roomy['usd'])}"
-        advice += f" Its memory is tight; with room to spare: {other}."
+    unsure = row["tight"] or row["may_not_fit"]
+    roomy = next(
+        (r for r in table if r["fits"] and not (r["tight"] or r["may_not_fit"]) and r["usd"] is not None), None
+    )
+    if unsure:
+        advice += " It may not fit" if row["may_not_fit"] else " Its memory is tight"
+        other = f"{_machine(roomy)} for {hours_words(roomy['hours'])}, {usd_words(roomy['usd'])}" if roomy else ""
+        advice += f"; with room to spare: {other}." if other else "."
     return advice
 
 

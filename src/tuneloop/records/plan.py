@@ -152,13 +152,39 @@ class TrialRun(Part):
     tokens_per_second: float
 
 
+HERE, OTHERS, COMPUTED = "measured here", "measured by others", "computed"
+
+
+class Certainty(Part):
+    """How sure a plan is, and the intervals that 90 % of the published runs are within whose sources the constants had
+    not seen.
+
+    Args:
+        basis: what is known of this kind of setup: `measured here`, `measured by others`, or `computed`.
+        sources, runs: how many have published runs of its kind, and how many runs.
+        required_low_gib, required_high_gib: of the memory that the device must have.
+        may_not_fit: it fits as planned, and that interval reaches over the device's memory.
+        tokens_per_second_low, tokens_per_second_high: of the speed; None of one that was just measured.
+    """
+
+    basis: str
+    sources: int = 0
+    runs: int = 0
+    required_low_gib: float
+    required_high_gib: float
+    may_not_fit: bool = False
+    tokens_per_second_low: float | None = None
+    tokens_per_second_high: float | None = None
+
+
 class Plan(Record, what="a plan", file=PLAN, again="delete the file and plan again"):
     """`plan.json`: a job on a machine.
 
     Args:
         key: hash of everything that a run's plan depends on.
         gpu, gpus: the device and how many; 0 for a processor.
-        fits: whether the memory is enough; `settings`: of the job, as the command line spells them.
+        fits: whether the memory is enough; `certainty`: how sure that is.
+        settings: of the job, as the command line spells them.
         steps, tokens: optimizer steps, and tokens that they train on.
         micro_batch_tokens: computed at once, where a GPU's memory decided that; 0: as the loop does. recompute: whether
             layers are computed again in the backward pass from the first step on; kept_layers: but for the last ones.
@@ -183,6 +209,7 @@ class Plan(Record, what="a plan", file=PLAN, again="delete the file and plan aga
     recompute: bool = False
     kept_layers: int = 0
     by_formula: ByFormula | None = None
+    certainty: Certainty | None = None
     memory: PlannedMemory
     time: PlannedTime
     cost: PlannedCost

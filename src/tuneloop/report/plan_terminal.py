@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tuneloop.core.units import counted, hours_expected, hours_words, usd_words
-from tuneloop.records.plan import PlannedCost, ServingFit
+from tuneloop.records.plan import OTHERS, PlannedCost, ServingFit
 
 MOST_ROWS = 10
 
@@ -46,7 +46,8 @@ def print_plan(plan: Mapping[str, Any], *, everything: bool = False) -> None:
 def _print_memory(plan: Mapping[str, Any]) -> None:
     memory, cpu = plan["memory"], plan["gpu"] == "cpu"
     machine = "this machine's processor" if cpu else f"{plan['gpus']} x {plan['gpu']}"
-    verdict = "fits" if plan["fits"] else "does not fit"
+    sure = plan["certainty"]
+    verdict = "may not fit" if sure["may_not_fit"] else "fits" if plan["fits"] else "does not fit"
     print(f"\n{machine}: {verdict}. Memory in GiB{'' if cpu else ' a GPU'}; the peak is the phase {memory['phase']!r}:")
     for name, gib in sorted(memory["terms"].items(), key=lambda item: -item[1]):
         print(f"  {gib:9.2f}  {name}")
@@ -56,6 +57,16 @@ def _print_memory(plan: Mapping[str, Any]) -> None:
         print(f"  {memory['reserved_gib']:9.2f}  reserved (about what nvidia-smi shows)")
     capacity = f"{memory['capacity_gib']:.2f} that {'this process may use' if cpu else 'the driver reports'}"
     print(f"  {memory['required_gib']:9.2f}  required, of {capacity}")
+    print("\n".join(certainty_lines(sure)))
+
+
+def certainty_lines(sure: Mapping[str, Any]) -> list[str]:
+    """How sure a plan is, in two lines."""
+    published = f"{counted(sure['runs'], 'run')} of its kind by {counted(sure['sources'], 'source')}"
+    why = f" ({published})" if sure["basis"] == OTHERS else "; no runs of its kind are published" * (not sure["runs"])
+    slow, fast = sure["tokens_per_second_low"], sure["tokens_per_second_high"]
+    memory = f"{sure['required_low_gib']:.1f} to {sure['required_high_gib']:.1f} GiB required"
+    return [f"How sure: {sure['basis']}{why}", f"  nine times in ten: {memory}, {slow:,.0f} to {fast:,.0f} tokens/s"]
 
 
 def shown_parts(cost: PlannedCost) -> dict[str, float]:
@@ -86,7 +97,7 @@ def until_kept_words(cost: PlannedCost) -> str:
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    mark = "~" if row["tight"] else "+" if row["fits"] else "-"
+    mark = "~" if row["tight"] or row["may_not_fit"] else "+" if row["fits"] else "-"
     name = f"{row['gpus']} x {row['gpu']}"
     shared = "" if row["sharding"] == "none" else row["sharding"]
     base = f"{mark} {name:<18}{shared:<6}{row['peak_gib']:>10.1f}{row['headroom_gib']:>8.1f}"
@@ -95,7 +106,7 @@ def _line(row: Mapping[str, Any]) -> str:
         return f"{base}  does not fit: {row['required_gib']:.1f} of {row['capacity_gib']:.1f} GiB{help_}"
     usd = "no price" if row["usd"] is None else usd_words(row["usd"])
     span = "" if row["usd"] is None else f"  {usd_words(row['usd_low'])} to {usd_words(row['usd_high'])}"
-    tight = "  tight" if row["tight"] else ""
+    tight = "  may not fit" if row["may_not_fit"] else "  tight" if row["tight"] else ""
     return f"{base}{row['tokens_per_second']:>11,}{hours_words(row['hours']):>13}{usd:>11}{span}{tight}"
 
 

@@ -97,14 +97,39 @@ MEMORY = (
     Fitted("inputs that bitsandbytes keeps", _constant(memory, "KEPT_INPUTS"), _steps(0, 2), lambda point: point.job.quant != "none"),
 )  # fmt: skip
 SPEED = (
-    Fitted("traffic of Transformers", _entries(speed.TRAFFIC, "eager", "tuneloop"), _steps(0.4, 2, 9), _with_kernels("eager")),
-    Fitted("traffic of fused norms", _entries(speed.TRAFFIC, "triton", "fused"), _steps(0.1, 1), _with_kernels("triton", "fused")),
-    Fitted("traffic of torch.compile", _entries(speed.TRAFFIC, "compiled", "chunked"), _steps(0.1, 1), _with_kernels("compiled", "chunked")),
+    Fitted(
+        "traffic of Transformers",
+        _entries(speed.TRAFFIC, "eager", "tuneloop"),
+        _steps(0.4, 2, 9),
+        _with_kernels("eager"),
+    ),
+    Fitted(
+        "traffic of fused norms",
+        _entries(speed.TRAFFIC, "triton", "fused"),
+        _steps(0.1, 1),
+        _with_kernels("triton", "fused"),
+    ),
+    Fitted(
+        "traffic of torch.compile",
+        _entries(speed.TRAFFIC, "compiled", "chunked"),
+        _steps(0.1, 1),
+        _with_kernels("compiled", "chunked"),
+    ),
     Fitted("width of half the rate", _constant(speed, "HALF_WIDTH"), _steps(0, 1000)),
     Fitted("FSDP apart from transfers", _entries(speed.SHARDED, "fsdp"), _steps(0.8, 1), _shared_by("fsdp")),
-    Fitted("ZeRO apart from transfers", _entries(speed.SHARDED, "zero2", "zero3"), _steps(0.6, 1), _shared_by("zero2", "zero3")),
+    Fitted(
+        "ZeRO apart from transfers",
+        _entries(speed.SHARDED, "zero2", "zero3"),
+        _steps(0.6, 1),
+        _shared_by("zero2", "zero3"),
+    ),
     Fitted("transfers not hidden", _constant(speed, "EXPOSED"), _steps(0, 0.4), lambda point: point.job.gpus > 1),
-    Fitted("those through the host", _constant(speed, "EXPOSED_BY_HOST"), _steps(0, 0.8), lambda point: not point.job.gpu.p2p),
+    Fitted(
+        "those through the host",
+        _constant(speed, "EXPOSED_BY_HOST"),
+        _steps(0, 0.8),
+        lambda point: not point.job.gpu.p2p,
+    ),
     Fitted("launches", _constant(speed, "LAUNCH_SECONDS"), _steps(0.0002, 0.0014)),
 )
 RATES = _steps(0.3, 1.1, 17)  # share of the peak that matrix products reach, of each card
@@ -119,7 +144,12 @@ class Rates:
     def constants(self) -> list[Fitted]:
         """One for each card."""
         return [
-            Fitted(f"rate of {card}", functools.partial(self.shares.__setitem__, card), RATES, functools.partial(_is_on, card))
+            Fitted(
+                f"rate of {card}",
+                functools.partial(self.shares.__setitem__, card),
+                RATES,
+                functools.partial(_is_on, card),
+            )
             for card in self.shares
         ]
 
@@ -149,7 +179,9 @@ def speed_errors(point: Point, rates: Rates) -> list[float]:
     return [math.log(speed_of(rates.job(point)).tokens_per_second / point.tokens_per_second)]
 
 
-def fit(sources: Mapping[str, Sequence[Point]], errors: Callable[[Point], list[float]], constants: Sequence[Fitted]) -> None:
+def fit(
+    sources: Mapping[str, Sequence[Point]], errors: Callable[[Point], list[float]], constants: Sequence[Fitted]
+) -> None:
     """Set each constant in turn to the value of least error, all sources counting the same."""
     points = [(source, point) for source, runs in sources.items() for point in runs]
     counts = Counter(source for source, point in points if errors(point))
@@ -235,7 +267,9 @@ def main(arguments: Sequence[str]) -> None:
     print(table)
     print(yaml.safe_dump(known, sort_keys=False, default_flow_style=None))
     for part, (of_sources, of_numbers) in covered(scores).items():
-        print(f"{part}: of a source that the interval has not seen {of_sources:.0%} is within it, of all numbers {of_numbers:.0%}")
+        print(
+            f"{part}: of a source that the interval has not seen {of_sources:.0%} is within it, of all numbers {of_numbers:.0%}"
+        )
     if "--write" in arguments:
         text = PAGE.read_text(encoding="utf-8")
         before, _, rest = text.partition("<!-- left out -->\n")
@@ -248,9 +282,14 @@ def _table(scores: Mapping[str, Sequence[Scored]]) -> list[str]:
     lines = ["| left out | memory: numbers | median error | within 15 % | over 5 % too low | said to fit and did not, by over 3 % | speeds | within 25 % |",
              "|---|---|---|---|---|---|---|---|"]  # fmt: skip
     seen = {name for name, runs in scores.items() if runs[0].point.seen}
-    lines += [_line(name + r" \*" * (name in seen), [runs]) for name, runs in sorted(scores.items(), key=lambda item: item[0].lower())]
+    lines += [
+        _line(name + r" \*" * (name in seen), [runs])
+        for name, runs in sorted(scores.items(), key=lambda item: item[0].lower())
+    ]
     lines.append(_line("**all, each source counting the same**", list(scores.values())))
-    lines.append(_line("**the same without those marked \\***", [runs for name, runs in scores.items() if name not in seen]))
+    lines.append(
+        _line("**the same without those marked \\***", [runs for name, runs in scores.items() if name not in seen])
+    )
     lines.append(_line("**all, each number counting the same**", [[run for runs in scores.values() for run in runs]]))
     lines.append("| aimed at | | 8 % | 80 % | 10 % | 0 | | 80 % |")
     return lines
@@ -265,8 +304,15 @@ def _line(name: str, groups: Sequence[Sequence[Scored]]) -> str:
     memories, speeds = [each for each in memories if each], [each for each in speeds if each]
     cells = [str(counts[0] or "")]
     cells.append(f"{statistics.mean(statistics.median(map(_size, each)) for each in memories):.0%}" if memories else "")
-    cells += [_share(memories, lambda error: _size(error) <= 0.15), _share(memories, lambda error: math.exp(error) < 0.95)]
-    cells += [f"{false} of {len(fits)}" if fits else "", str(counts[1] or ""), _share(speeds, lambda error: _size(error) <= 0.25)]
+    cells += [
+        _share(memories, lambda error: _size(error) <= 0.15),
+        _share(memories, lambda error: math.exp(error) < 0.95),
+    ]
+    cells += [
+        f"{false} of {len(fits)}" if fits else "",
+        str(counts[1] or ""),
+        _share(speeds, lambda error: _size(error) <= 0.25),
+    ]
     return f"| {name} | " + " | ".join(cells).replace("%", " %") + " |"
 
 
@@ -301,7 +347,9 @@ def intervals_of(scores: Mapping[str, Sequence[Scored]]) -> dict[str, dict[str, 
             for group, some in errors.items():
                 grouped.setdefault(group, []).extend((error, 1 / len(some)) for error in some)
         for group, weighed in sorted(grouped.items()):
-            low, high = (math.exp(_quantile(sorted(weighed), share)) for share in ((1 - COVERED) / 2, (1 + COVERED) / 2))
+            low, high = (
+                math.exp(_quantile(sorted(weighed), share)) for share in ((1 - COVERED) / 2, (1 + COVERED) / 2)
+            )
             found.setdefault(part, {})[group] = [round(min(low, 1.0), 2), round(max(high, 1.0), 2)]
     return found
 

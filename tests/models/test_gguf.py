@@ -26,7 +26,7 @@ from tuneloop.release.tuned_weights import open_tuned
 @pytest.fixture
 def small_gguf(llama3_tokenizer: Path, tmp_path: Path) -> tuple[Path, Any]:
     """A random Llama 3 of one layer as a GGUF file written with llama.cpp's own library, and its Transformers model."""
-    gguf = pytest.importorskip("gguf")
+    pytest.importorskip("gguf")
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -108,7 +108,12 @@ def test_a_gguf_becomes_the_model_it_was_made_of(small_gguf: tuple[Path, Any], t
     ids=["twice", "twice in two types", "a trained head", "a trained head in another type"],
 )
 def test_a_tied_head_that_is_in_a_file_twice_is_one_matrix(
-    small_gguf: tuple[Path, Any], llama3_tokenizer: Path, tmp_path: Path, types: dict[str, str], changed: float, tied: bool
+    small_gguf: tuple[Path, Any],
+    llama3_tokenizer: Path,
+    tmp_path: Path,
+    types: dict[str, str],
+    changed: float,
+    tied: bool,
 ) -> None:
     net = small_gguf[1]
     with torch.no_grad():
@@ -165,7 +170,7 @@ def test_a_truncated_file_is_told(small_gguf: tuple[Path, Any], tmp_path: Path) 
 
 
 def test_a_file_without_a_tokenizer_is_told(tmp_path: Path) -> None:
-    gguf = pytest.importorskip("gguf")
+    pytest.importorskip("gguf")
     writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
     writer.add_tokenizer_model("gpt2")
     writer.write_header_to_file()
@@ -257,7 +262,7 @@ def merges_across() -> tuple[list[str], list[str]]:
 def test_text_is_cut_as_llama_cpp_cuts_it(
     name: str, merges_across: tuple[list[str], list[str]], tmp_path: Path
 ) -> None:
-    gguf = pytest.importorskip("gguf")
+    pytest.importorskip("gguf")
     llama_cpp = pytest.importorskip("llama_cpp")
     tokens, merges = merges_across
     path = tmp_path / "words.gguf"

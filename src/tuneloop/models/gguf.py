@@ -215,7 +215,7 @@ def _ties_head(source: Path, header: Header) -> bool:
         shape = (rows, width // block * size)
         stored.append(np.memmap(source, np.uint8, mode="r", offset=header.starts[name], shape=shape))
     if kinds[0] == kinds[1]:
-        return np.array_equal(*stored)
+        return bool(np.array_equal(stored[0], stored[1]))
     some = slice(None, None, max(rows // SAMPLED, 1))
     first, second = (gguf.dequantize(np.array(part[some]), kind) for part, kind in zip(stored, kinds, strict=True))
     return bool(np.linalg.norm(first - second) < SAME_MATRIX * np.linalg.norm(second))

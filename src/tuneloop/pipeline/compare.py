@@ -135,9 +135,7 @@ def compare_evaluations(
 
 
 def _constant_ahead(
-    loaded: Mapping[str, ScoredAnswers],
-    manifests: Mapping[str, EvaluationManifest],
-    at: Mapping[str, tuple[Path, str]],
+    loaded: Mapping[str, ScoredAnswers], manifests: Mapping[str, EvaluationManifest], at: Mapping[str, tuple[Path, str]]
 ) -> tuple[dict[str, ScoredAnswers], list[Comparison]]:
     """The constant answer that was chosen from the training rows, where it is ahead of a system that is compared with
     the first, and these comparisons: the better one of two systems may still be of no use."""

@@ -59,7 +59,7 @@ def convert(source: Path, folder: Path) -> Path:
     Transformers too, and last `source.json`, which names the source. Raises UserError: another model, or no space."""
     last = folder / "source.json"
     stamp = {"file": source.name, "bytes": source.stat().st_size, "mtime_ns": source.stat().st_mtime_ns, "layout": 1}
-    if _is_converted(last, stamp):
+    if _is_converted(last, stamp, source):
         return folder
 
     def waiting(holder: str) -> None:
@@ -67,7 +67,7 @@ def convert(source: Path, folder: Path) -> Path:
         print(line, file=sys.stderr, flush=True)
 
     with user_errors_of_the_disk(folder), lock_folder(folder, waiting=waiting):
-        if _is_converted(last, stamp):  # by the process that was waited for
+        if _is_converted(last, stamp, source):  # by the process that was waited for
             return folder
         last.unlink(missing_ok=True)
         with _user_errors_of_fields(source):
@@ -76,13 +76,17 @@ def convert(source: Path, folder: Path) -> Path:
     return folder
 
 
-def _is_converted(last: Path, stamp: Mapping[str, Any]) -> bool:
-    """Whether the file written last names the same source."""
+def _is_converted(last: Path, stamp: Mapping[str, Any], source: Path) -> bool:
+    """Whether the file written last names the same source, or another copy of it: environments that share a cache would
+    convert it again at every change of turn otherwise."""
     try:
-        source = json.loads(last.read_text())
+        before = json.loads(last.read_text())
     except (FileNotFoundError, ValueError):
         return False
-    return isinstance(source, dict) and source.items() >= stamp.items()
+    if not isinstance(before, dict) or before.items() >= stamp.items():
+        return isinstance(before, dict)
+    alike = all(before.get(key) == value for key, value in stamp.items() if key != "mtime_ns")
+    return alike and before.get("sha256") == sha256_file(source)
 
 
 def read_tokenizer(source: Path, folder: Path) -> None:

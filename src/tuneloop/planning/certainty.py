@@ -18,7 +18,7 @@ OWN_LOOP = (0.9, 1.1)
 def kind_of(job: TrainingSetup) -> str:
     """A kind of setup that errs alike: whether all weights, adapters or adapters of quantised weights are trained, on
     one card, on several that are linked, or on several that exchange all through the host's memory."""
-    trained = "full" if job.full else "quantised" if job.quant != "none" else "adapter"
+    trained = "all weights" if job.full else "quantised" if job.quant != "none" else "adapter"
     cards = "one card" if job.gpus == 1 else job.sharding if job.gpu.p2p else f"{job.sharding} without links"
     cards = "processor" if job.gpu.is_cpu else cards
     return f"{trained}, {cards}{', experts' if job.shape.experts else ''}"

@@ -225,7 +225,7 @@ def test_measuring_says_that_it_is_a_stand_in_and_a_run_takes_its_baselines(
     assert status in (0, 1)
     assert err.index("smollm2-135m, a small model, is measured in its place") < err.index("baseline ")
     assert found["question"]["model"] == "llama-3.1-8b"
-    assert main(["run", str(mails), "train.max_minutes=0.05", "track.report_to=none", *settings]) == 0
+    assert main(["run", str(mails), "train.max_minutes=0.05", "track.report_to=none", "--verbose", *settings]) == 0
     said = capsys.readouterr().err
     assert "measured before by `tuneloop advise`" in said
     assert "zero-shot:" not in said, "not measured again"

@@ -81,7 +81,7 @@ def test_it_says_how_many_rows_a_second_it_answers(run: Path) -> None:
 def test_the_same_command_repeats_no_stage(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (run / "encoder" / "head.safetensors").stat().st_mtime_ns, sha256_file(run / "eval.json")
     assert main(["run", str(run.parent / "data.jsonl"), "model=minilm", f"output_dir={run}", "data.split.val=0.2",
-                 "data.split.test=0.2", "data.duplicates.near=false"]) == 0  # fmt: skip
+                 "data.split.test=0.2", "data.duplicates.near=false", "--verbose"]) == 0  # fmt: skip
     assert (run / "encoder" / "head.safetensors").stat().st_mtime_ns == before[0]
     assert "already done" in capsys.readouterr().err and sha256_file(run / "eval.json") == before[1]
 

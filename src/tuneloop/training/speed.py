@@ -91,9 +91,11 @@ def _timed(model: Model, rows: Sequence[TrainRow], config: TrainConfig, steps: S
     micros = [micro for step in steps for micro, _ in own_share(step.micro_batches)]
     totals = itertools.accumulate(tokens_of(rows[i]) for i in micros[0])
     few = micros[0][: sum(total < FEW_TOKENS for total in totals) + 1]  # the first rows with so many tokens together
-    # The first pass does what is done once, the first of a size takes new memory: their time counts if it is the only.
-    for micro in (micros[0][:1], few, few, micros[0]):
-        if not fits(micro):
+    # The first pass does what is done once, often for ten times as long: a row is timed again where there is any time
+    # left. The first of a size takes new memory: its time counts if it is the only one.
+    for number, micro in enumerate((micros[0][:1], micros[0][:1], few, few, micros[0])):
+        again = number == 1 and not agreed(time.monotonic() - began > most)
+        if not again and not fits(micro):
             return summed([tokens])[0] / took
         tokens, took = timed_pass(micro)
     whole: list[tuple[int, float]] = []

@@ -58,6 +58,12 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     return re.sub(r"(?<!!)\[([^\]]+)\]\(([^)#\s]+)(#[^)\s]*)?\)", resolved, markdown)
 
 
+def on_post_page(output: str, page: Any, config: Any) -> str:
+    """Name the dialog of the search, which the theme leaves without a name."""
+    dialog = 'data-md-component="search" role="dialog"'
+    return output.replace(dialog, f'{dialog} aria-label="Search"')
+
+
 def on_post_build(config: Any) -> None:
     """Write the documentation for language models next to the pages."""
     for name, text in (("llms.txt", make_llms.index()), ("llms-full.txt", make_llms.full())):

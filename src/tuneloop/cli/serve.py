@@ -21,7 +21,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag, switch
 from tuneloop.core.terminal import drawn
 from tuneloop.core.ui import reporting, say
-from tuneloop.core.units import counted, hours_words
+from tuneloop.core.units import counted, hours_words, usd_words
 from tuneloop.core.urls import masked
 from tuneloop.serving import keys as api_keys
 
@@ -253,6 +253,8 @@ def costs(
 
 def _cost_lines(summary: Costs) -> Iterator[str]:
     number, hours = counted(summary.total.requests, "request"), hours_words(summary.hours)
+    if (month := summary.month_usd) is not None:
+        yield f"At this pace a month costs about {usd_words(month)}."
     yield f"{number} in {hours}; the engine worked {100 * summary.utilisation:.1f} % of that time"
     head = f"{'':<24} {'requests':>9} {'failed':>7} {'refused':>7} {'read':>12} {'written':>12} {'seconds':>9}"
     yield f"{head} {'USD':>10} {'USD/1M':>9} {'USD each':>10}"

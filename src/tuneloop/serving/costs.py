@@ -99,12 +99,21 @@ class Costs:
     hosted: list[Hosted]
     forecast: Forecast | None = None  # of the planner; None: it does not know the model, or there were no answers
 
+    @property
+    def month_usd(self) -> float | None:
+        """What a month costs: the machine's hours, or requests at the pace of this time; None without a price, and
+        where less than a day says little."""
+        if self.usd_per_hour:
+            return MONTH_HOURS * self.usd_per_hour
+        return MONTH_HOURS * self.total.usd / self.hours if self.total.usd and self.hours >= 24 else None
+
     def to_json(self) -> dict[str, Any]:
         """As `--json` prints it."""
         groups = {by: [row.to_json() for row in rows] for by, rows in self.groups.items()}
         return {
             "since": self.since or None, "hours": self.hours, "utilisation": self.utilisation,
-            "usd_per_hour": self.usd_per_hour or None, "total": self.total.to_json(), "by": groups,
+            "usd_per_hour": self.usd_per_hour or None, "month_usd": self.month_usd,
+            "total": self.total.to_json(), "by": groups,
             "hosted": [asdict(each) for each in self.hosted],
             "forecast": asdict(self.forecast) if self.forecast else None,
         }  # fmt: skip

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from datetime import date
 from typing import Any
 
 from starlette.requests import Request
 
-from tuneloop.core.ids import clock, utc
 from tuneloop.core.units import counted, hours_words, usd_words
 from tuneloop.improve.report.charts import day_chart
 from tuneloop.improve.report.command import ledger_of
@@ -23,7 +21,6 @@ from tuneloop.web.sources import Sources
 from tuneloop.web.stores import shown_store
 
 PERIODS = {"0d": "today", "6d": "7 days", "29d": "30 days", "89d": "90 days", "": "all time"}  # sums of whole days
-DAY = 86_400.0
 MOST_ROWS = 40  # of a table
 
 
@@ -35,14 +32,13 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
     costs = costs_of(shown.place, since=begin)
     with opened(shown.place) as store:
         days = by_day(store, begin)
-        cycles, month = _cycles(store), _month(store)
+        cycles = _cycles(store)
     in_usd = any(usd for _, _, usd, _ in days)
     bars = [
         (day, usd if in_usd else float(tokens), f"{day}: {usd_words(usd)}, {counted(tokens, 'token')}")
         for day, _, usd, tokens in days
     ]
     return {
-        "month": month,
         "store": shown, "since": since, "periods": PERIODS, "costs": costs, "usd": usd_words, "hours": hours_words,
         "days": chart_pair(day_chart, bars, "dollars a day, by prices of tokens" if in_usd else "tokens a day"),
         "groups": {by: costs.groups[by][:MOST_ROWS] for by in BY},
@@ -50,18 +46,6 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
         "per_million": costs.total.to_json()["usd_per_million_tokens"] or None, "cycles": cycles,
         "begin": begin,
     }  # fmt: skip
-
-
-def _month(store: Database) -> str:
-    """What a month costs at the pace of the last seven whole days, in a sentence; empty without a price or a day."""
-    now = clock()
-    days = [row for row in by_day(store, utc(now - 7 * DAY)) if row[0] < utc(now)[:10]]
-    usd = sum(dollars for _, _, dollars, _ in days)
-    if not usd:
-        return ""
-    span = (date.fromisoformat(utc(now)[:10]) - date.fromisoformat(days[0][0])).days
-    pace = f"{span} days" if span > 1 else "day"
-    return f"At the pace of the last {pace}, a month costs about {usd_words(usd / span * 30)}."
 
 
 def _cycles(store: Database) -> list[tuple[str, LedgerCycle]]:

@@ -6,6 +6,7 @@ Its answers have the shapes of OpenAI's published API; a test puts the official 
 from __future__ import annotations
 
 import json
+import random
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,33 @@ KEY = "sk-test-4f1d"
 BASE = "gpt-4o-mini-2024-07-18"
 MODEL = f"ft:{BASE}:acme:tickets:AbC123"
 Page = dict[str, Any]
+
+
+WORDS = {
+    "billing": "invoice charged twice refund card payment",
+    "delivery": "parcel late courier tracking lost address",
+    "returns": "broken wrong size exchange label send",
+}
+FILLERS = "the my order please help now again since monday really still today you know"
+
+
+def tickets(n: int, seed: int) -> list[dict[str, object]]:
+    """Rows as OpenAI's fine-tuning takes them; the n-th label is the same for every seed."""
+    rng = random.Random(seed)
+    rows: list[dict[str, object]] = []
+    for i in range(n):
+        label = list(WORDS)[i % 3]
+        text = " ".join(
+            [*rng.choices(WORDS[label].split(), k=4), *rng.choices(FILLERS.split(), k=8), str(rng.random())[2:7]]
+        )
+        system = {"role": "system", "content": "Which queue? billing, delivery or returns."}
+        turns = [system, {"role": "user", "content": text}, {"role": "assistant", "content": label}]
+        rows.append({"messages": turns})
+    return rows
+
+
+def as_lines(rows: list[dict[str, object]]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
 def job(name: str = "ftjob-1", model: str | None = MODEL, **more: Any) -> dict[str, Any]:
@@ -38,7 +66,7 @@ def job(name: str = "ftjob-1", model: str | None = MODEL, **more: Any) -> dict[s
         "training_file": "file-train",
         "hyperparameters": {"n_epochs": 3, "batch_size": 1, "learning_rate_multiplier": 1.8},
         "trained_tokens": 5768 if model else None,
-        "error": {} if model else {"code": "bad", "message": "the file has 3 examples", "param": "training_file"},
+        "error": None if model else {"code": "bad", "message": "the file has 3 examples", "param": "training_file"},
         "seed": 7,
         **more,
     }
@@ -107,7 +135,8 @@ class Service:
         if method == "POST" and path == "/chat/completions":
             if message := self.refuse(json.loads(body)):
                 return 400, {"error": {"message": message, "type": "invalid_request_error"}}
-            return 200, self._answered(json.loads(body))
+            answered = self._answered(json.loads(body))
+            return 200, _streamed(answered) if json.loads(body).get("stream") else answered
         if (trained := self._training(method, path, body, kind)) is not None:
             return trained
         if path in lists:
@@ -215,6 +244,20 @@ class Service:
             "choices": [{**choice, "logprobs": scores if body.get("logprobs") else None}],
             "usage": {"prompt_tokens": 40, "completion_tokens": 2, "total_tokens": 42},
         }  # fmt: skip
+
+
+def _streamed(answer: dict[str, Any]) -> bytes:
+    """A chat completion as server-sent events: its text, why it ended, its usage."""
+    (choice,), head = answer["choices"], {**answer, "object": "chat.completion.chunk"}
+    deltas = [
+        {"delta": choice["message"], "finish_reason": None},
+        {"delta": {}, "finish_reason": choice["finish_reason"]},
+    ]
+    chunks = [{**head, "choices": [{"index": 0, **each}], "usage": None} for each in deltas]
+    return b"".join(
+        b"data: %b\n\n" % each
+        for each in (*(json.dumps(chunk).encode() for chunk in (*chunks, {**head, "choices": []})), b"[DONE]")
+    )
 
 
 @contextmanager

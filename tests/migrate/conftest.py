@@ -3,41 +3,13 @@
 from __future__ import annotations
 
 import base64
-import json
-import random
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from openai_service import BASE, KEY, MODEL, Service, serving
+from openai_service import BASE, KEY, MODEL, Service, as_lines, serving, tickets
 
 from tuneloop.inference import timeouts
-
-WORDS = {
-    "billing": "invoice charged twice refund card payment",
-    "delivery": "parcel late courier tracking lost address",
-    "returns": "broken wrong size exchange label send",
-}
-FILLERS = "the my order please help now again since monday really still today you know"
-
-
-def tickets(n: int, seed: int) -> list[dict[str, object]]:
-    """Rows as OpenAI's fine-tuning takes them; the n-th label is the same for every seed."""
-    rng = random.Random(seed)
-    rows: list[dict[str, object]] = []
-    for i in range(n):
-        label = list(WORDS)[i % 3]
-        text = " ".join(
-            [*rng.choices(WORDS[label].split(), k=4), *rng.choices(FILLERS.split(), k=8), str(rng.random())[2:7]]
-        )
-        system = {"role": "system", "content": "Which queue? billing, delivery or returns."}
-        turns = [system, {"role": "user", "content": text}, {"role": "assistant", "content": label}]
-        rows.append({"messages": turns})
-    return rows
-
-
-def as_lines(rows: list[dict[str, object]]) -> bytes:
-    return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -256,7 +256,15 @@ _SETTINGS = (
     "temperature", "top_p", "seed", "presence_penalty", "frequency_penalty", "tool_choice", "response_format",
     "metadata", "service_tier",
 )  # fmt: skip
-_KEYS = {"role", "content", "tool_calls", "tool_call_id", "name", "refusal", "content_parts", "id", "function_call"}
+# What a row has, or what says nothing of the answer; a further field is named as missing from it.
+_KEYS = {
+    "completion": {"id", "object", "created", "model", "choices", "usage", "tools", "request_id", "system_fingerprint"},
+    "choice": {"index", "message", "finish_reason", "logprobs"},
+    "message": {
+        "role", "content", "tool_calls", "tool_call_id", "name", "refusal", "content_parts", "id", "function_call",
+    },
+}  # fmt: skip
+_WHOLE, _CUT = ("", "stop", "tool_calls", "function_call"), ("length", "content_filter")  # finish reasons
 
 
 def rows_of(stored: Mapping[str, Any], lacking: Counter[str]) -> list[dict[str, Any]]:
@@ -265,12 +273,13 @@ def rows_of(stored: Mapping[str, Any], lacking: Counter[str]) -> list[dict[str, 
 
     Args:
         stored: `completion` and `messages` as the service gives them.
-        lacking: what rows can't express is counted here; `completions.raw.jsonl` has it.
+        lacking: what rows can't express is counted here, once a completion; `completions.raw.jsonl` has it.
     """
-    item, turns = stored["completion"], stored["messages"]
+    item, turns, gaps = stored["completion"], stored["messages"], set[str]()
+    _note_unknown("completion", item, _KEYS["completion"].union(_SETTINGS), gaps)
     choices = [choice for choice in _list(item.get("choices")) if isinstance(choice.get("message"), dict)]
     if not choices:
-        lacking["it holds no answer"] += 1
+        gaps.add("it holds no answer")
     usage = item.get("usage") if isinstance(item.get("usage"), dict) else {}
     about = {
         "origin": OUTPUT, "model": str(item.get("model") or ""), "created": _whole(item.get("created")),
@@ -283,38 +292,49 @@ def rows_of(stored: Mapping[str, Any], lacking: Counter[str]) -> list[dict[str, 
         answer, finish = choice["message"], str(choice.get("finish_reason") or "")
         row = {
             "id": item["id"] if not number else f"{item['id']}-{number}", "completion": item["id"], "choice": number,
-            "messages": [_turn(turn, lacking) for turn in (*turns, {"role": "assistant", **answer})],
+            "messages": [_turn(turn, gaps) for turn in (*turns, {"role": "assistant", **answer})],
             **({"tools": item["tools"]} if item.get("tools") else {}), "finish_reason": finish, **about,
         }  # fmt: skip
+        _note_unknown("choice", choice, _KEYS["choice"], gaps)
         if answer.get("refusal"):
             row["refusal"] = True
-            lacking["it is a refusal: its row has the text of it as the answer, and refusal: true"] += 1
-        if finish in ("length", "content_filter"):
-            lacking[f"its answer was cut off (finish_reason {finish})"] += 1
+            gaps.add("it is a refusal: its row has the text of it as the answer, and refusal: true")
+        if finish in _CUT:
+            gaps.add(f"its answer was cut off (finish_reason {finish})")
+        elif finish not in _WHOLE:
+            gaps.add(f"whether its answer is whole is not known (finish_reason {finish})")
         if choice.get("logprobs"):
-            lacking[f"its log probabilities are in {RAW} alone"] += 1
+            gaps.add(f"its log probabilities are in {RAW} alone")
         rows.append(row)
+    lacking.update(gaps)
     return rows
+
+
+def _note_unknown(kind: str, value: Mapping[str, Any], known: Set[str], gaps: set[str]) -> None:
+    for name in value.keys() - known:
+        if value[name] not in (None, [], {}, ""):
+            gaps.add(f"{name} of a {kind} is in {RAW} alone")
 
 
 def _whole(value: Any) -> int:
     return value if isinstance(value, int) and value > 0 else 0
 
 
-def _turn(turn: Mapping[str, Any], lacking: Counter[str]) -> dict[str, Any]:
+def _turn(turn: Mapping[str, Any], gaps: set[str]) -> dict[str, Any]:
     """A message as a turn: parts of contents joined to a text where all are texts, a refusal as what was said."""
     content = turn.get("content")
     parts = content if isinstance(content, list) else _list(turn.get("content_parts"))
-    if parts and not isinstance(content, str):
+    if parts:
         texts = [part.get("text") if part.get("type") == "text" else part.get("refusal") for part in _list(parts)]
-        others = sorted({str(part.get("type")) for part, text in zip(_list(parts), texts, strict=True) if text is None})
-        content = parts if others else "".join(map(str, texts))
-        for kind in others:
-            lacking[f"a part of the type {kind} is no text: `tuneloop prepare` rejects its row"] += 1
+        others = {str(part.get("type")) for part, text in zip(_list(parts), texts, strict=True) if text is None}
+        joined = content if isinstance(content, str) else "".join(map(str, texts))
+        content = parts if others else joined
+        gaps |= {f"a part of the type {kind} is no text: `tuneloop prepare` rejects its row" for kind in others}
     if content is None:
         content = turn.get("refusal")
-    for name in sorted(name for name in turn.keys() - _KEYS if turn[name] not in (None, [], {}, "")):
-        lacking[f"{name} of a message is in {RAW} alone"] += 1
+    kinds = {str(call.get("type") or "function") for call in _list(turn.get("tool_calls"))} - {"function"}
+    gaps |= {f"a call of the type {kind} is of no function: `tuneloop prepare` rejects its row" for kind in kinds}
+    _note_unknown("message", turn, _KEYS["message"], gaps)
     names = ("tool_calls", "function_call", "tool_call_id", "name")
     said = {"content": content} if content is not None else {}
     return {"role": turn.get("role"), **said, **{name: turn[name] for name in names if turn.get(name) is not None}}

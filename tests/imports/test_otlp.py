@@ -15,7 +15,7 @@ JSON = "application/json"
 
 
 def read(body: bytes, kind: str = PROTOBUF, *, packed: bool = False, most: int = 10_000_000) -> Any:
-    settings = {"kind": kind, "packed": packed, "most": most, "key": "00"}
+    settings = {"kind": kind, "packed": packed, "most": most, "key": "00", "logs": False}
     return json.loads(read_job(json.dumps(settings).encode() + b"\n" + body))
 
 

@@ -1,7 +1,8 @@
-"""`POST /v1/traces` of a server: OpenTelemetry's exporters send their spans here, by OTLP/HTTP as JSON or protobuf.
+"""`POST /v1/traces` and `/v1/logs` of a server: OpenTelemetry's exporters send here, by OTLP/HTTP as JSON or protobuf.
 
 A call takes user and conversation from its own attributes, else from spans around it in the same message: what a later
-message says of them comes too late. A key needs the right `traces`.
+message says of them comes too late. Log records with its texts are kept until its span comes, as exporters send them
+first. A key needs the right `traces`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -29,7 +31,8 @@ from tuneloop.serving.store.users import users_key
 if TYPE_CHECKING:
     from starlette.routing import Route
 
-PATH = "/v1/traces"
+PATH, LOGS = "/v1/traces", "/v1/logs"
+MOST_EVENTS = 64 << 20  # bytes of log records whose spans have not come; the oldest ones go
 SECONDS = 10.0  # of a processor for a message
 MOST_HELD = 8  # times the largest body: bytes of all messages at once, half of them of one key
 SLICE = 200  # requests that are given to the store before others have their turn
@@ -44,20 +47,28 @@ def trace_routes(gateway: Gateway) -> list[Route]:
     with opened(gateway.config.store) as store:
         intake = TraceIntake(gateway, users_key(store))
     config = gateway.config
-    app = RouteApp(intake.receive, config.limits.request_seconds, config.loopback)
-    return [Route(PATH, app, methods=["POST"])]
+    spans = RouteApp(intake.receive, config.limits.request_seconds, config.loopback)
+    logs = RouteApp(partial(intake.receive, logs=True), config.limits.request_seconds, config.loopback)
+    return [Route(PATH, spans, methods=["POST"]), Route(LOGS, logs, methods=["POST"])]
 
 
 @dataclass
 class TraceIntake:
-    """The endpoint of a server; `key`: of its users' pseudonyms; `held`: bytes that are read or worked on now."""
+    """The endpoint of a server.
+
+    Args:
+        key: of its users' pseudonyms. `held`: bytes that are read or worked on now.
+        events: by the name of a key and the end of a request's id what log records say of it, as JSON.
+    """
 
     gateway: Gateway
     key: bytes
     held: Counter[str] = field(default_factory=Counter)
+    events: dict[tuple[str, str], list[bytes]] = field(default_factory=dict)
+    event_bytes: int = 0
 
-    async def receive(self, call: Call) -> None:
-        """Store the calls of a message."""
+    async def receive(self, call: Call, logs: bool = False) -> None:
+        """Store the calls of a message, or keep what its log records say of calls."""
         caller = self.gateway.caller(call.header)
         if "traces" not in caller.rights:
             what = "Traces need a key with the right: tuneloop keys add NAME --rights traces"
@@ -69,12 +80,34 @@ class TraceIntake:
         with self._room(call, caller, most):
             body = await call.body(most, packed=True)
             packed = call.header("content-encoding").strip().lower() == "gzip"
-            settings = {"kind": kind, "packed": packed, "most": most, "key": self.key.hex()}
-            requests, rejected = await _read(json.dumps(settings).encode() + b"\n" + body)
+            settings = {"kind": kind, "packed": packed, "most": most, "key": self.key.hex(), "logs": logs}
+            read = await _read(json.dumps(settings).encode() + b"\n" + body)
             del body
+            for end, values in read.get("events", ()):
+                self._keep((caller.name, end), orjson.dumps(values))
+            requests = [as_request(self._whole(value, caller.name), PATH) for value in read.get("requests", ())]
             for start in range(0, len(requests), SLICE):
                 await self._store([_of_caller(request, caller) for request in requests[start : start + SLICE]])
-        await _reply(call, kind, sum(rejected.values()), ", ".join(f"{why}: {n}" for why, n in rejected.items()))
+        rejected = read["rejected"]
+        reasons = ", ".join(f"{why}: {n}" for why, n in rejected.items())
+        await _reply(call, kind, "log_records" if logs else "spans", sum(rejected.values()), reasons)
+
+    def _keep(self, place: tuple[str, str], event: bytes) -> None:
+        self.events.setdefault(place, []).append(event)
+        self.event_bytes += len(event)
+        while self.event_bytes > MOST_EVENTS:
+            self.event_bytes -= sum(map(len, self.events.pop(next(iter(self.events)))))
+
+    def _whole(self, request: dict[str, Any], caller: str) -> dict[str, Any]:
+        """A request with the texts that log records have of it, where its span has none."""
+        events = self.events.pop((caller, request["id"][14:]), [])
+        self.event_bytes -= sum(map(len, events))
+        added: dict[str, Any] = {}
+        for values in map(orjson.loads, events):
+            turns = [*added.get("prompt", ()), *values.get("prompt", ())]
+            added |= {**{name: value for name, value in values.items() if value}, "prompt": turns}
+        texts = {name: added[name] for name in ("prompt", "completion", "tools", "finish") if added.get(name)}
+        return request | {name: value for name, value in texts.items() if not request.get(name)}
 
     @contextmanager
     def _room(self, call: Call, caller: Caller, most: int) -> Iterator[None]:
@@ -100,10 +133,11 @@ class TraceIntake:
             raise unavailable("The store takes nothing at present", "store") from None
 
 
-async def _read(payload: bytes) -> tuple[list[StoredRequest], dict[str, int]]:
-    """The calls of a message, and how many of its parts can't be stored, by reason; ApiError: it is not read."""
+async def _read(payload: bytes) -> dict[str, Any]:
+    """The calls of a message, or what its log records add to calls, and how many of its parts can't be stored, by
+    reason; ApiError: it is not read."""
     try:
-        reply = orjson.loads(await _READING.result(read_job, payload, seconds=SECONDS))
+        reply: dict[str, Any] = orjson.loads(await _READING.result(read_job, payload, seconds=SECONDS))
     except TooBusy as error:
         raise _busy(f"Spans are not read now: {error}", error.retry_after) from None
     except TooMuchWork:
@@ -112,7 +146,7 @@ async def _read(payload: bytes) -> tuple[list[StoredRequest], dict[str, int]]:
     if "error" in reply:
         status, message, code = reply["error"]
         raise ApiError(status, message, code=code)
-    return [as_request(value, PATH) for value in reply["requests"]], reply["rejected"]
+    return reply
 
 
 def _busy(message: str, wait: float) -> ApiError:
@@ -126,15 +160,17 @@ def _of_caller(request: StoredRequest, caller: Caller) -> StoredRequest:
     return replace(request, key=caller.name, voice=voice, train=train)
 
 
-async def _reply(call: Call, kind: str, rejected: int, reasons: str) -> None:
-    """ExportTraceServiceResponse in the encoding of the request; empty: all is stored."""
+async def _reply(call: Call, kind: str, name: str, rejected: int, reasons: str) -> None:
+    """Export...ServiceResponse in the encoding of the request; empty: all is stored."""
     if kind != PROTOBUF:
-        partial_success = {"partialSuccess": {"rejectedSpans": rejected, "errorMessage": reasons}} if rejected else {}
-        await call.reply(partial_success)
+        field = "rejectedSpans" if name == "spans" else "rejectedLogRecords"
+        await call.reply({"partialSuccess": {field: rejected, "errorMessage": reasons}} if rejected else {})
         return
+    from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
     from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
-    reply = ExportTraceServiceResponse()
+    reply: Any = ExportTraceServiceResponse() if name == "spans" else ExportLogsServiceResponse()
     if rejected:
-        reply.partial_success.rejected_spans, reply.partial_success.error_message = rejected, reasons
+        setattr(reply.partial_success, f"rejected_{name}", rejected)
+        reply.partial_success.error_message = reasons
     await call.reply_bytes(reply.SerializeToString(), PROTOBUF)

@@ -316,6 +316,11 @@ def request_id(trace: str, id_: str, seconds: float) -> str:
     return str(UUID(int=int(seconds * 1000) << 80 | 7 << 76 | (random >> 62) << 64 | 2 << 62 | random & (1 << 62) - 1))
 
 
+def end_of_request_id(trace: str, id_: str) -> str:
+    """What of an imported request's id does not depend on its time."""
+    return request_id(trace, id_, 0.0)[14:]
+
+
 def requests_of(format: TraceFormat, message: Record, key: bytes) -> tuple[list[StoredRequest], list[Fault]]:
     """The calls in one message, joined with the spans around them in it, and why parts of it can't be stored.
 
@@ -355,14 +360,28 @@ def _store(work: _ImportJob, store: Database) -> ImportSummary:
 
 
 def _leave_out_wrappers(work: _ImportJob) -> None:
-    """Spans of frameworks around the call itself say the same again; and traces without any call are named."""
+    """Spans of frameworks around the call itself, or of a client within it, say the same again: of two the one that has
+    texts stays. Traces without any call are named, and what is added to none."""
     work.base.execute("BEGIN IMMEDIATE")
-    work.base.execute("""CREATE TEMP TABLE wrappers AS SELECT DISTINCT around.rowid AS row FROM parts AS within
-        JOIN parts AS around ON around.trace = within.trace AND around.id = within.parent AND around.id != within.id
-        WHERE within.kind = 'call' AND within.parent != '' AND around.kind = 'call'""")
-    work.base.execute("""INSERT INTO faults SELECT source, line, 'wraps_call', id, '' FROM parts
-        WHERE rowid IN (SELECT row FROM wrappers)""")
-    work.base.execute("UPDATE parts SET kind = 'node' WHERE rowid IN (SELECT row FROM wrappers)")
+    work.base.execute("""CREATE TEMP TABLE calls AS SELECT rowid AS row, trace, id, parent,
+        json_extract(CAST(record AS TEXT), '$[0].response') AS response,
+        json_extract(CAST(record AS TEXT), '$[0].prompt', '$[0].completion') != '[null,null]' AS texts
+        FROM parts WHERE kind = 'call'""")
+    work.base.execute("CREATE INDEX temp.calls_by_id ON calls (trace, id)")
+    work.base.execute("""CREATE TEMP TABLE again AS
+        SELECT CASE WHEN around.texts > within.texts THEN within.row ELSE around.row END AS row,
+        CASE WHEN around.texts > within.texts THEN 'same_call' ELSE 'wraps_call' END AS reason FROM calls AS within
+        JOIN calls AS around ON around.trace = within.trace AND around.id = within.parent AND around.id != within.id
+        WHERE within.parent != ''""")
+    work.base.execute("""INSERT INTO again SELECT row, 'same_call' FROM (SELECT row, ROW_NUMBER() OVER
+        (PARTITION BY trace, response ORDER BY texts DESC, row) AS number FROM calls WHERE response IS NOT NULL)
+        WHERE number > 1""")
+    work.base.execute("""INSERT INTO faults SELECT source, line, MAX(reason), id, '' FROM parts
+        JOIN again ON parts.rowid = again.row GROUP BY parts.rowid""")
+    work.base.execute("UPDATE parts SET kind = 'node' WHERE rowid IN (SELECT row FROM again)")
+    work.base.execute("""INSERT INTO faults SELECT source, line, 'no_target', parent, '' FROM parts AS extra
+        WHERE kind = 'extra' AND NOT EXISTS (SELECT 1 FROM parts AS one WHERE one.trace = extra.trace
+        AND one.id = extra.parent AND one.kind = 'call')""")
     work.base.execute("""INSERT INTO faults SELECT source, MIN(line), 'no_call', trace, '' FROM parts
         WHERE kind = 'node' AND trace NOT IN (SELECT trace FROM parts WHERE kind = 'call') GROUP BY source, trace""")
     work.note("joined", "yes")
@@ -377,8 +396,11 @@ def _requests(work: _ImportJob, seen: Counter[str]) -> Iterator[tuple[Item, Stor
         values, faults = orjson.loads(record)
         inherited = _inherited(work, trace, parent) if parent else {}
         if extras:
-            inherited |= _extra(work, trace, id_)
+            added, further = _extra(work, trace, id_)
+            inherited |= added
             values |= {name: inherited[name] for name in ("model",) if name in inherited}
+            known = {"without_prompt": added.get("prompt"), "without_answer": added.get("completion"), **dict(further)}
+            faults = further + [fault for fault in faults if not known.get(fault[0])]
         values = {**inherited, **{name: value for name, value in values.items() if value or name not in inherited}}
         own = {name: value for name, value in values.items() if name in StoredRequest.__dataclass_fields__}
         own = {"model": "unknown", "prompt": [], **own}
@@ -409,14 +431,18 @@ def _inherited(work: _ImportJob, trace: str, parent: str) -> dict[str, Any]:
     return values
 
 
-def _extra(work: _ImportJob, trace: str, id_: str) -> dict[str, Any]:
-    """What rows next to a call add to it: tokens of several are summed."""
+def _extra(work: _ImportJob, trace: str, id_: str) -> tuple[dict[str, Any], list[Fault]]:
+    """What rows next to a call add, and what of them can't be read: tokens of several are summed, turns joined."""
     values: dict[str, Any] = {}
+    faults: list[Fault] = []
     query = "SELECT record FROM parts WHERE trace = ? AND kind = 'extra' AND parent = ? ORDER BY rowid"
     for (record,) in work.base.execute(query, [trace, id_]):
-        for name, value in orjson.loads(record)[0].items():
-            values[name] = values.get(name, 0) + value if isinstance(value, int | float) else value
-    return values
+        added, unreadable = orjson.loads(record)
+        faults += unreadable
+        for name, value in added.items():
+            joined = isinstance(value, int | float) or name == "prompt"
+            values[name] = values[name] + value if joined and name in values else value
+    return values, faults
 
 
 def _feedback(work: _ImportJob, store: Database) -> Iterator[tuple[Item, Feedback]]:

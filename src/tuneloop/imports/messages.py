@@ -45,10 +45,19 @@ def read_prompt(value: Any, tools: Any = None) -> tuple[list[Message], list[dict
     if len(turns) == 1 and isinstance(turns[0], list):
         turns = turns[0]
     try:
-        definitions = read_tools(as_value(tools) or own_tools)
+        definitions = [_definition(tool) for tool in read_tools(as_value(tools) or own_tools)]
     except Refused:
         definitions = []
     return _turns(turns), definitions
+
+
+def _definition(tool: dict[str, Any]) -> dict[str, Any]:
+    """A tool in the form of OpenAI's chats: in its Responses a function has a type, at Anthropic another schema."""
+    function = tool["function"]
+    if isinstance(function, Mapping):
+        names = {"input_schema": "parameters"}
+        function = {names.get(key, key): value for key, value in function.items() if key != "type"}
+    return {**tool, "function": function}
 
 
 def read_answer(value: Any) -> tuple[dict[str, Any] | str, str]:
@@ -180,6 +189,8 @@ def _plain_turns(value: Any) -> Iterator[Any]:
     calls = value.get("tool_calls") or (further.get("tool_calls") if isinstance(further, Mapping) else None)
     if isinstance(parts, Mapping) and not isinstance(parts.get("text"), str):
         parts = json.dumps(parts, ensure_ascii=False)  # values of a template, or data
+    if value.get("parts") == [] and role == "user":
+        raise Refused("missing_field", "a turn without parts: what logged it leaves out what is no text")
     turn = {"role": role, "content": parts or ""}
     if isinstance(parts, str) or not parts:
         turn |= {key: value[key] for key in ("tool_call_id", "name", "reasoning_content") if value.get(key)}
@@ -236,7 +247,8 @@ def _call(value: Any) -> dict[str, Any]:
     names = ("arguments", "args", "input", "parameters", "raw_arguments")
     arguments: Any = next((inner[name] for name in names if inner.get(name) is not None), {})
     name = inner.get("name") or inner.get("raw_name") or inner.get("tool_name")
-    return {"id": _id(value.get("id") or value.get("call_id")), "function": {"name": name, "arguments": arguments}}
+    of = value["tool_call"] if isinstance(value.get("tool_call"), Mapping) else value  # OpenInference
+    return {"id": _id(of.get("id") or of.get("call_id")), "function": {"name": name, "arguments": arguments}}
 
 
 def _result(value: Mapping[str, Any]) -> dict[str, Any]:

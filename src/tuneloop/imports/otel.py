@@ -1,8 +1,8 @@
 """OpenTelemetry: GenAI spans as OTLP JSON, of today's conventions, of earlier ones, and of the libraries around them.
 
-Prompts and answers are looked for in `gen_ai.input.messages` and `gen_ai.output.messages`, in events of the span, in
-the older `gen_ai.prompt` and `gen_ai.completion`, also one attribute a field (OpenLLMetry), in OpenInference's
-`llm.input_messages`, and in what Vercel's SDK writes.
+Prompts and answers are looked for in `gen_ai.input.messages` and `gen_ai.output.messages`, in events of the span and
+log records that name it, in the older `gen_ai.prompt` and `gen_ai.completion`, also one attribute a field
+(OpenLLMetry), in OpenInference's `llm.input_messages`, and in what Vercel's SDK writes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from tuneloop.core.files import content_hash
 from tuneloop.data.formats.sample import as_value, first, objects
 from tuneloop.data.formats.turns import Refused
 from tuneloop.imports.parts import Record, TraceFormat, TracePart, call, call_of, node_of, score, snake_case, text_of
@@ -33,7 +34,8 @@ _FACTS = {
     "llm.token_count.completion",
     "usd": "gen_ai.usage.cost gen_ai.usage.total_cost llm.cost.total gen_ai.cost.amount",
     "ttft_ms": "gen_ai.response.time_to_first_chunk gen_ai.server.time_to_first_token",
-    "finish": "gen_ai.response.finish_reasons",
+    "finish": "gen_ai.response.finish_reasons llm.finish_reason anthropic.message.stop_reason",
+    "response": "gen_ai.response.id",
 }
 _PROMPTS = ("gen_ai.prompt", "llm.prompts", "llm.input_messages")
 _ANSWERS = ("gen_ai.completion", "llm.completions", "llm.output_messages")
@@ -42,8 +44,14 @@ _TEXT_EVENTS = ("gen_ai.client.inference.operation.details", "gen_ai.content.pro
 
 
 def parts(record: Record) -> Iterator[TracePart]:
-    """The parts of `TracesData`, or of one span alone; Refused: it is neither."""
+    """The parts of `TracesData` or `LogsData`, or of one span alone; Refused: it is none of them."""
     record = snake_case(record)
+    for resource in map(snake_case, objects(record.get("resource_logs"))):
+        for scope in map(snake_case, objects(resource.get("scope_logs"))):
+            for event in objects(scope.get("log_records")):
+                yield from event_parts(snake_case(event))
+    if isinstance(record.get("resource_logs"), list):
+        return
     if not isinstance(record.get("resource_spans"), list):
         if "trace_id" not in record or "span_id" not in record:
             raise Refused("wrong_type", "neither resourceSpans nor a span of OpenTelemetry")
@@ -70,7 +78,10 @@ def span_parts(span: Record) -> Iterator[TracePart]:
             part.values["ttft_ms"] *= 1000
         if first(span, "status.code") in (2, "STATUS_CODE_ERROR"):
             part.values["error"] = text_of(first(span, "status.message")) or attributes.get("error.type") or "failed"
-        yield call(part, *_texts(attributes, events))
+        whole = as_value(attributes.get("output.value"))  # OpenInference's copy of the reply
+        if part.values["response"] is None and isinstance(whole, Mapping):
+            part.values["response"] = text_of(whole.get("id"))
+        yield _with_texts(part, *_texts(attributes, events))
     else:
         yield node_of(part)
     for number, (name, of) in enumerate(events):
@@ -78,6 +89,32 @@ def span_parts(span: Record) -> Iterator[TracePart]:
             value = first(of, "gen_ai.evaluation.score.value", "gen_ai.evaluation.score.label")
             title = of.get("gen_ai.evaluation.name")
             yield score(trace, f"{id_}:{number}", id_, title, value, time=part.time, source="otel")
+
+
+def event_parts(record: Record) -> Iterator[TracePart]:
+    """What a log record adds to the call whose span it names: turns of its prompt, its answer, or both."""
+    body, attributes = _any_value(record.get("body")), _attributes(record.get("attributes"))
+    name = text_of(record.get("event_name")) or text_of(attributes.get("event.name")) or ""
+    if not (name in _TEXT_EVENTS or name == "gen_ai.choice" or _TURN_EVENT.fullmatch(name)):
+        return
+    said = {**(body if isinstance(body, Mapping) else {}), **attributes}
+    trace, span = _id(record.get("trace_id")), _id(record.get("span_id"))
+    number = content_hash([name, said, record.get("time_unix_nano")])[:16]
+    part = TracePart("extra", trace, f"{span}:{number}", span)
+    prompt, answer, tools = _texts({}, [(name, said)])
+    _with_texts(part, prompt, answer, tools)
+    missing = {"without_prompt": prompt is None, "without_answer": answer is None}
+    part.faults = [fault for fault in part.faults if not missing.get(fault[0])]
+    yield part
+
+
+def _with_texts(part: TracePart, prompt: Any, answer: Any, tools: Any) -> TracePart:
+    """A call with its texts, of several answers the first one; that there are more is a fault."""
+    further = len(answer) - 1 if isinstance(answer, list) else 0
+    if further > 0 and all("role" in each or "message" in each for each in objects(answer)):
+        answer = answer[0]
+        part.faults.append(("further_answers", f"{further} more, the first one stays"))
+    return call(part, prompt, answer, tools)
 
 
 def _is_call(attributes: Attributes) -> bool:
@@ -116,7 +153,8 @@ def _texts(attributes: Attributes, events: Sequence[tuple[str, Attributes]]) -> 
         answer = {"role": "assistant", "content": attributes.get("ai.response.text") or "", "tool_calls": calls}
     if answer is None:
         answer = first(attributes, "langfuse.observation.output", "output.value")
-    return prompt, answer, as_value(attributes.get("gen_ai.tool.definitions"))
+    schemas = [first(tool, "tool.json_schema") for tool in objects(_nested(attributes, "llm.tools."))]
+    return prompt, answer, as_value(attributes.get("gen_ai.tool.definitions")) or list(map(as_value, schemas))
 
 
 def _logged(attributes: Attributes, names: Sequence[str]) -> Any:
@@ -152,7 +190,7 @@ def _nested(attributes: Attributes, prefix: str) -> Any:
             return value
         if value and all(key.isdigit() for key in value):
             return [listed(value[key]) for key in sorted(value, key=int)]
-        values = {key: listed(each) for key, each in value.items()}
+        values = {"content" if key == "contents" else key: listed(each) for key, each in value.items()}
         return values["message_content"] if values.keys() == {"message_content"} else values
 
     return listed(tree) or None

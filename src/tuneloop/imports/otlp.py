@@ -1,5 +1,5 @@
-"""A message of an OpenTelemetry exporter, read in a process that can be ended: a few compressed bytes may be millions
-of empty spans. They are counted on the wire, before any of them becomes an object."""
+"""A message of an OpenTelemetry exporter, spans or log records, read in a process that can be ended: a few compressed
+bytes may be millions of empty spans. They are counted on the wire, before any of them becomes an object."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 
 import orjson
 
-from tuneloop.imports.importing import requests_of
+from tuneloop.data.formats.turns import Refused
+from tuneloop.imports.importing import end_of_request_id, requests_of
 from tuneloop.imports.otel import FORMAT
 from tuneloop.imports.parts import REASONS
 from tuneloop.serving.store.write_ahead import json_of
@@ -25,17 +26,19 @@ class Unreadable(Exception):
 
 
 def read_job(payload: bytes) -> bytes:
-    """In a process of `core.bounded_work`: the calls in a message, as JSON.
+    """In a process of `core.bounded_work`: the calls in a message, or what its log records add to calls, as JSON.
 
     Args:
-        payload: a line of JSON (`kind` of content, whether it is `packed`, `most` bytes, the `key` of users' pseudonyms
-            as hexadecimal digits) and the message.
+        payload: a line of JSON (`kind` of content, whether it is `packed` and holds `logs`, `most` bytes, the `key` of
+            users' pseudonyms as hexadecimal digits) and the message.
     """
     head, _, body = payload.partition(b"\n")
     settings = json.loads(head)
     try:
         body = _unpacked(body, settings["most"]) if settings["packed"] else body
-        value = _message(body) if settings["kind"] == PROTOBUF else _json(body)
+        value = _message(body, settings["logs"]) if settings["kind"] == PROTOBUF else _json(body)
+        if settings["logs"]:
+            return _events(value)
         requests, faults = requests_of(FORMAT, value, bytes.fromhex(settings["key"]))
         for reason, detail in faults:
             if reason == "wrong_type":
@@ -44,6 +47,17 @@ def read_job(payload: bytes) -> bytes:
         return json.dumps({"error": error.args}).encode()
     rejected = json.dumps(Counter(REASONS[reason] for reason, _ in faults)).encode()
     return b'{"rejected":%b,"requests":[%b]}' % (rejected, b",".join(map(json_of, requests)))
+
+
+def _events(message: dict[str, Any]) -> bytes:
+    """What log records add, each with the end of the id of the request whose span it names."""
+    try:
+        parts = list(FORMAT.parts(message))
+    except (Refused, AttributeError, TypeError, ValueError) as error:
+        raise Unreadable(400, f"Not OTLP: {error}"[:300], "invalid_logs") from None
+    rejected = Counter(REASONS[reason] for part in parts for reason, _ in part.faults)
+    events = [[end_of_request_id(part.trace, part.parent), part.values] for part in parts if part.kind == "extra"]
+    return orjson.dumps({"rejected": rejected, "events": events})
 
 
 def _unpacked(data: bytes, most: int) -> bytes:
@@ -72,7 +86,8 @@ def _json(body: bytes) -> dict[str, Any]:
         part = left.pop()
         fields += len(part)
         if isinstance(part, dict):
-            spans += len(part["spans"]) if isinstance(part.get("spans"), list) else 0
+            lists = [part.get(name) for name in ("spans", "logRecords", "log_records")]
+            spans += sum(len(each) for each in lists if isinstance(each, list))
             part = part.values()
         _check_counts(fields, spans)
         left += [below for below in part if isinstance(below, dict | list)]
@@ -85,20 +100,22 @@ def _check_counts(fields: int, spans: int) -> None:
         raise Unreadable(413, f"A message has at most {limit}: send smaller ones", "too_many_spans")
 
 
-def _message(body: bytes) -> dict[str, Any]:
+def _message(body: bytes, logs: bool) -> dict[str, Any]:
     """A message in protobuf as its JSON."""
     try:
         from google.protobuf.json_format import MessageToDict
         from google.protobuf.message import DecodeError
+        from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
         from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
     except ImportError:
         what = "Spans in protobuf need: pip install 'tuneloop[otel]'; or set OTEL_EXPORTER_OTLP_PROTOCOL=http/json"
         raise Unreadable(415, what, "unsupported_media_type") from None
+    kind: Any = ExportLogsServiceRequest if logs else ExportTraceServiceRequest
     try:
-        _check_wire(body, ExportTraceServiceRequest.DESCRIPTOR)
-        value: dict[str, Any] = MessageToDict(ExportTraceServiceRequest.FromString(body))
+        _check_wire(body, kind.DESCRIPTOR)
+        value: dict[str, Any] = MessageToDict(kind.FromString(body))
     except (DecodeError, ValueError, IndexError) as error:
-        what = f"The body is no ExportTraceServiceRequest: {error}"[:300]
+        what = f"The body is no {kind.DESCRIPTOR.name}: {error}"[:300]
         raise Unreadable(400, what, "invalid_traces") from None
     return value
 
@@ -125,7 +142,7 @@ def _check_wire(data: bytes, kind: Any) -> None:
                 field = kind.fields_by_number.get(tag >> 3)
                 if field is not None and field.message_type is not None:
                     left.append((at, at + size, field.message_type))
-                    spans += field.message_type.name == "Span"
+                    spans += field.message_type.name in ("Span", "LogRecord")
             at += size if tag & 7 else 0
             _check_counts(fields, spans)
         if at != end:

@@ -21,12 +21,14 @@ REASONS = {
     "broken_json": "not JSON", "not_an_object": "not an object", "line_too_long": "a line of more than 16 MiB",
     "wrong_type": "not of this format", "no_id": "no id", "no_time": "no time", "future_time": "a time in the future",
     "duplicate_id": "other content under an id that came before", "no_call": "a trace without a call of a model",
-    "wraps_call": "a span around the call itself, which is imported", "no_target": "feedback on nothing imported",
+    "wraps_call": "a span around the call itself, which is imported",
+    "same_call": "another span of a call that is imported", "no_target": "feedback on nothing imported",
     "bad_feedback": "a score that is no feedback", "refused": "the database can't hold it",
     "without_prompt": "no prompt that can be read", "without_answer": "no answer that can be read",
+    "further_answers": "further answers to the same request",
 }  # fmt: skip
 INHERITED = ("user", "conversation", "release")  # values of a call that the spans around it may have in its place
-STORED_ALL_THE_SAME = ("without_prompt", "without_answer")
+STORED_ALL_THE_SAME = ("without_prompt", "without_answer", "further_answers")
 _EARLIEST = 946_684_800.0  # 2000-01-01: what is earlier is no time at all
 _FINISHES = {
     "max_tokens": "length", "end_turn": "stop", "stop_sequence": "stop", "eos": "stop", "tool_use": "tool_calls",

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from live_server import StubEngine, live
+from openai_service import KEY, Service, serving
 
 from tuneloop.core.errors import UserError
 from tuneloop.inference.protocol import complete
@@ -58,6 +59,25 @@ def test_both_models_answer_by_their_names_and_prices(successor: Path, tmp_path:
     assert price == pytest.approx((100 * read + 1000 * written) / 1e6) and written == 3
     price, read, written = usd[OLD]
     assert price == pytest.approx((read + written) / 1e6)
+
+
+def test_a_service_that_tells_no_tokens_gets_the_turns_as_they_came(
+    successor: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with serving(Service(answer=lambda body: "delivery")) as service:
+        service.models = [{"id": OLD, "object": "model"}]
+        adapters = {OLD: f"{service.url}#{OLD}", "successor": str(successor)}
+        config = ServeConfig.model_validate({"adapters": adapters, "folder": str(tmp_path / "front"), "canaries": 0})
+
+        async def main() -> list[str]:
+            async with _started(config, {}) as gateway:
+                return [(await ask(gateway, name)).text for name in adapters]
+
+        theirs, ours = asyncio.run(main())
+    assert theirs == "delivery" != ours
+    (body,) = service.bodies
+    assert (body["model"], body["messages"]) == (OLD, TURNS)
 
 
 async def ask(gateway: Gateway, model: str) -> Any:

@@ -277,6 +277,12 @@ def can_give_way(engine: ServingEngine) -> bool:
     return bool(getattr(engine, "gives_way", False))
 
 
+def renders_prompts(engine: ServingEngine, adapter: str) -> bool:
+    """Whether it makes tokens of an adapter's prompts; else its server renders turns and texts as they are."""
+    engine_of = getattr(engine, "engine_of", None)
+    return bool(getattr(engine_of(adapter) if engine_of else engine, "renders", True))
+
+
 def named_adapter(request: Request) -> str:
     """The adapter that a request names; the base where it names none."""
     return BASE if request.adapter == ATTACHED else request.adapter

@@ -83,6 +83,10 @@ class SeveralBases:
         engine, name, _ = self._places().get(adapter, (self.first, adapter, None))
         return engine, name
 
+    def engine_of(self, adapter: str) -> ServingEngine:
+        """The engine that answers for an adapter."""
+        return self._place(adapter)[0]
+
     async def start(self) -> None:
         """Start one after the other, the server's own first; UserError: one can't be started, and none is then."""
         try:
@@ -102,7 +106,7 @@ class SeveralBases:
 
     async def tokenize(self, text: str, *, adapter: str = BASE) -> Sequence[int]:
         """Token ids of plain text, by the tokenizer of the adapter's base."""
-        return await self._place(adapter)[0].tokenize(text)
+        return await self.engine_of(adapter).tokenize(text)
 
     async def render(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, object]] = (), *, adapter: str = BASE

@@ -17,7 +17,7 @@ from tuneloop.core.bounded_work import TooBusy, charged_to
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc_now, uuid7
 from tuneloop.core.text import storable
-from tuneloop.inference.protocol import ServingEngine, can_give_way
+from tuneloop.inference.protocol import ServingEngine, can_give_way, renders_prompts
 from tuneloop.inference.request import Request
 from tuneloop.models.adapters import BASE
 from tuneloop.records.completion import Completion
@@ -509,7 +509,7 @@ class Gateway:
         engine = engine or self.engine
         ids, turns = request.ids, prompt.messages
         try:
-            if not getattr(engine, "renders", True):  # the engine takes turns and texts as they are
+            if not renders_prompts(engine, model.adapter):
                 if prompt.tools:
                     what = "tools need the model's tokenizer here: tokenizer=MODEL in serve.yaml"
                     raise ApiError(400, what, param="tools")

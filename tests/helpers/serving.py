@@ -19,8 +19,8 @@ FIELDS = {"input": "Subject: {subject}\n\n{body}", "output": "{answer}", "instru
 
 
 @contextmanager
-def running(*arguments: str, folder: Path, environment: dict[str, str]) -> Iterator[tuple[str, Any]]:
-    """Address and process of `tuneloop serve`; at the end it is stopped by SIGTERM."""
+def running(*arguments: str, folder: Path, environment: dict[str, str], status: int = 0) -> Iterator[tuple[str, Any]]:
+    """Address and process of `tuneloop serve`; at the end it is stopped by SIGTERM. `status`: with which it ends."""
     command = [sys.executable, "-m", "tuneloop", "serve", *arguments, "port=0", f"folder={folder}", "--json", "-q"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None and process.stderr is not None
@@ -35,4 +35,4 @@ def running(*arguments: str, folder: Path, environment: dict[str, str]) -> Itera
         except subprocess.TimeoutExpired:
             process.kill()
             raise
-    assert process.returncode == 0, (process.returncode, said)
+    assert process.returncode == status, (process.returncode, said)

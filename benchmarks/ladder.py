@@ -1,16 +1,19 @@
-"""Four ways to one task with real models: 135M tuned, 0.5B tuned, 1.5B with examples in its prompt, and 135M taught by that 1.5B.
+"""The rungs of one task, from the cheapest up: constant answer, TF-IDF, MiniLM with a trained head, 135M tuned, 0.5B tuned, 1.5B with examples in its prompt, and 135M
+taught by that 1.5B.
 
-    python benchmarks/ladder.py [--data FOLDER] [--out FOLDER] [--each 8] [--further 400] [--rows 200] [--write]
+    python benchmarks/ladder.py [--data FOLDER] [--out FOLDER] [--each 8] [--further 400] [--rows 200] [--small] [--write]
 
 The task is which of banking77's ten intents that begin with "card_" a question has. `--each` rows an intent have labels, `--further` requests have none: the teacher labels these,
 and the control of the same size gets more passes over its labelled rows. The two Qwen2.5-Coder models come with `make models`. For each: accuracy with its 95 % interval, dollars of 1,000 answers at
-$0.05 an hour (rows together, as `evaluate` asks them), resident memory of the process and its children, and the median time of a request alone. What is done already is not done again.
+$0.05 an hour and rows a second (rows together, as `evaluate` asks them), resident memory of the process and its children, and the median time of a request alone. A second call continues. `--small` leaves the Qwen
+models out: 135M is tuned on the same rows, and the rungs that need them are named as not measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import resource
 import statistics
@@ -106,8 +109,30 @@ def measured(rung: Rung, dataset: Path, options: argparse.Namespace) -> dict[str
     (cost,) = evaluation["costs"].values()
     return {
         "name": rung.name, "place": str(place), **evaluation["metrics"]["accuracy"], **json.loads(alone.read_text()),
-        "usd_per_1000": 1000 * cost["usd"] / evaluation["n"], "prompt_tokens": cost["prompt_tokens"] / evaluation["n"],
+        **spent(cost, evaluation["n"]),
     }  # fmt: skip
+
+
+def spent(cost: dict[str, Any], n: int) -> dict[str, float]:
+    """What the answers to `n` rows took."""
+    return {
+        "usd_per_1000": 1000 * cost.get("usd", 0.0) / n,
+        "prompt_tokens": cost.get("prompt_tokens", 0) / n,
+        "rate": n / cost["seconds"] if cost.get("seconds") else math.nan,
+    }
+
+
+def without_models(dataset: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The constant answer, TF-IDF and MiniLM with a trained head: a run of the encoder has measured the other two on the same rows."""
+    run = options.out / "encoder"
+    tuneloop("run", str(dataset), "model=minilm", f"output_dir={run}", f"evaluate.limit={options.rows}", PRICE, "track.report_to=none", "--quiet")  # fmt: skip
+    evaluation = json.loads((run / "eval.json").read_text())
+    unknown = {"seconds": math.nan, "gib": math.nan}
+    cheap = [
+        {"name": name, **metrics["accuracy"], **unknown, **spent(evaluation["costs"].get(name, {}), evaluation["n"])}
+        for name, metrics in evaluation["baselines"].items()
+    ]
+    return [*cheap, measured(Rung("MiniLM with a trained head", str(run)), dataset, options)]
 
 
 def answer_alone(target: str, shots: int, dataset: str) -> None:
@@ -121,13 +146,12 @@ def answer_alone(target: str, shots: int, dataset: str) -> None:
     use_threads()
     data = load_dataset(dataset)
     opened = open_with_task(target)
-    assert opened.model is not None
     examples = choose_examples(data.train, shots, seed=0)
     seconds = []
     for row in data.test[: ALONE + 2]:
         request = Request(messages=prompt_turns(row, examples=examples), max_new_tokens=1, id=row.id)
         began = time.perf_counter()
-        list(opened.model.score([request], data.manifest.labels or []))
+        list(opened.target.score([request], data.manifest.labels or []))
         seconds.append(time.perf_counter() - began)
     opened.close()
     kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
@@ -135,20 +159,21 @@ def answer_alone(target: str, shots: int, dataset: str) -> None:
     print(json.dumps({"seconds": statistics.median(seconds[2:]), "gib": gib}))
 
 
-def table(rows: list[dict[str, Any]], distilled: dict[str, Any], plan: str) -> str:
-    """Markdown: a line for each rung, what `distill` said, and what `distill --plan` had said before."""
+def table(rows: list[dict[str, Any]], notes: list[str]) -> str:
+    """Markdown: a line for each rung, then notes."""
     lines = [
-        "| | accuracy | dollars of 1,000 answers | resident | one request | tokens read |",
-        "|---|---|---|---|---|---|",
+        "| | accuracy | dollars of 1,000 answers | rows a second | resident | one request | tokens read |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
+        memory, alone = f"{row['gib']:.1f} GiB", f"{1000 * row['seconds']:,.0f} ms"
+        if math.isnan(row["gib"]):
+            memory = alone = "not measured alone"
         lines.append(
-            f"| {row['name']} | {row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}] | ${row['usd_per_1000']:.4f} | {row['gib']:.1f} GiB "
-            f"| {1000 * row['seconds']:,.0f} ms | {row['prompt_tokens']:.0f} |"
+            f"| {row['name']} | {row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}] | ${row['usd_per_1000']:.5f} | {row['rate']:,.0f} | {memory} "
+            f"| {alone} | {row['prompt_tokens']:.0f} |"
         )
-    return "\n".join(
-        [*lines, "", f"`distill --plan` before: {plan}", "", f"`distill` after: {' '.join(distilled['words'])}"]
-    )
+    return "\n".join([*lines, *(part for note in notes for part in ("", note))])
 
 
 def main() -> None:
@@ -161,6 +186,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=200, help="test rows")
     parser.add_argument("--shots", type=int, default=20, help="examples in the large model's prompt")
     parser.add_argument("--epochs", type=float, default=3, help="passes of the students and of the 0.5B")
+    parser.add_argument("--small", action="store_true", help="without the Qwen models")
     parser.add_argument("--alone", help=argparse.SUPPRESS)
     parser.add_argument("--write", action="store_true", help="put the table into benchmarks/records/results.md")
     options = parser.parse_args()
@@ -168,6 +194,25 @@ def main() -> None:
         answer_alone(*json.loads(options.alone))
         return
     began, dataset = time.monotonic(), prepared(options)
+    rows = without_models(dataset, options)
+    more, notes = (tuned_alone if options.small else with_models)(dataset, options)
+    text = table([*rows, *more], notes)
+    print(f"{text}\n\n{(time.monotonic() - began) / 60:.1f} minutes")
+    if options.write:
+        put_into_results(HEADING, f"`python benchmarks/ladder.py`\n\n{text}")
+
+
+def tuned_alone(dataset: Path, options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[str]]:
+    """The 135M tuned on the labelled rows, and what is not measured."""
+    run = options.out / "small"
+    settings = [f"train.epochs={options.epochs:g}", "train.rows_per_step=8", "data.allow_errors=true", "track.report_to=none"]  # fmt: skip
+    tuneloop("train", str(dataset), "--model", SMALL, *settings, "--out", str(run), "--quiet")
+    note = "Not measured, for they need the Qwen models: 0.5B tuned, 1.5B with examples, 135M taught by the 1.5B."
+    return [measured(Rung("135M tuned", str(run)), dataset, options)], [note]
+
+
+def with_models(dataset: Path, options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[str]]:
+    """135M and 0.5B tuned, 1.5B with examples, 135M taught by it; and what `distill` said before and after."""
     teacher, middle, out = unpacked("qwen2.5-coder-1.5b"), unpacked("qwen2.5-coder-0.5b"), options.out
     train = [f"train.epochs={options.epochs:g}", "train.rows_per_step=8", "data.allow_errors=true"]
     further = ["--prompts", str(out / "further.jsonl"), "--few-shot", str(options.shots)]
@@ -208,10 +253,7 @@ def main() -> None:
     rows = [measured(rung, dataset, options) for rung in rungs]
     pair = f"{rows[2]['place']},{rows[0]['place']}"
     plan = tuneloop(*command, *further, "--answers", "own", *train, "--plan", "--measured", pair)["expected"]
-    text = table(rows, distilled, plan)
-    print(f"{text}\n\n{(time.monotonic() - began) / 60:.1f} minutes")
-    if options.write:
-        put_into_results(HEADING, f"`python benchmarks/ladder.py`\n\n{text}")
+    return rows, [f"`distill --plan` before: {plan}", f"`distill` after: {' '.join(distilled['words'])}"]
 
 
 if __name__ == "__main__":

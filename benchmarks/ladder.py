@@ -167,10 +167,11 @@ def table(rows: list[dict[str, Any]], notes: list[str]) -> str:
     ]
     for row in rows:
         memory, alone = f"{row['gib']:.1f} GiB", f"{1000 * row['seconds']:,.0f} ms"
+        rate = "–" if math.isnan(row["rate"]) else f"{row['rate']:,.0f}"
         if math.isnan(row["gib"]):
             memory = alone = "not measured alone"
         lines.append(
-            f"| {row['name']} | {row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}] | ${row['usd_per_1000']:.5f} | {row['rate']:,.0f} | {memory} "
+            f"| {row['name']} | {row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}] | ${row['usd_per_1000']:.5f} | {rate} | {memory} "
             f"| {alone} | {row['prompt_tokens']:.0f} |"
         )
     return "\n".join([*lines, *(part for note in notes for part in ("", note))])

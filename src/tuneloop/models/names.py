@@ -114,8 +114,9 @@ def is_local(name: str) -> bool:
     return any((folder / "config.json").is_file() and any(folder.glob("*.safetensors")) for folder in snapshots)
 
 
-def is_encoder(name: str) -> bool:
+def is_encoder(name: str | Path) -> bool:
     """Whether a model's name or folder means an encoder, which has no language to answer in."""
+    name = str(name)
     if name.lower() == MINILM_NAME or name.startswith("sentence-transformers/"):
         return True
     if not name or name.lower() in SHORT_NAMES or name.endswith(".gguf"):

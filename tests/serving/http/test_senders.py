@@ -301,7 +301,8 @@ USERS = 100  # a candidate that is praised by so many is promoted
 def test_only_users_whom_a_believed_key_names_decide_an_experiment(
     tmp_path: Path, rights: list[Right], named: bool, keyed: bool, outcome: str
 ) -> None:
-    settings = {"model": "stub", "candidate": "new", "champion": "old", "shadow": False, "ramp": "50,100"}
+    settings = {"model": "stub", "candidate": "new", "champion": "old", "shadow": False, "ramp": "50,100",
+                "least_days": 0}  # fmt: skip
     with live(tmp_path, feedback={"per_minute": 1000}) as (address, gateway):
         state = start(tmp_path, "try", settings)
         arms = Arms(state)

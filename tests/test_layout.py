@@ -19,6 +19,7 @@ TESTED_IN = {
     "report/test_answer.py": "evaluation.recommended",
     "pipeline/test_encoder.py": "inference.encoder models.encoder records.encoder release.onnx",
     "core/test_terminal.py": "cli.console core.ui",
+    "web/test_access.py": "core.access",
     "serving/batch/test_journal.py": "core.journal",
     "cli/test_errors.py": "cli.doctor",
     "cli/test_parameters.py": "core.flag",

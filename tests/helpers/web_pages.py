@@ -9,7 +9,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.testclient import TestClient
 
-from tuneloop.web.access import Access, of_owner
+from tuneloop.core.access import Access, of_owner
 from tuneloop.web.app import make_app
 from tuneloop.web.serve import make_sources
 from tuneloop.web.sources import Sources

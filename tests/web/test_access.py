@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from tuneloop.core import access
+from tuneloop.core.access import OWNER, TOKEN, of_owner, owners_secret
 from tuneloop.core.errors import UserError
 from tuneloop.serving.config import ServeConfig
 from tuneloop.serving.keys import Keyring, Limits, Right, add_key, revoke_key
@@ -19,8 +21,8 @@ pytest.importorskip("starlette.testclient")
 from starlette.testclient import TestClient
 from web_pages import SECRET, Browser, browser_of
 
-from tuneloop.web import access, app
-from tuneloop.web.access import OWNER, TOKEN, of_keys, of_owner, owners_secret
+from tuneloop.web import app
+from tuneloop.web.access import of_keys
 
 EACH = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 

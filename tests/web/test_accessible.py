@@ -16,6 +16,7 @@ from evaluations import labels_evaluation, written
 from traffic import at, request, traffic
 from tuned_runs import tickets
 
+from tuneloop.core.access import TOKEN
 from tuneloop.core.files import plain
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.prepare import TokenCount, prepare
@@ -23,7 +24,6 @@ from tuneloop.improve.experiment import command as ab
 from tuneloop.improve.experiment.state import add_event
 from tuneloop.improve.monitor.command import EVENT
 from tuneloop.serving.store.store import insert, opened
-from tuneloop.web.access import TOKEN
 from web.conftest import keys, write_run
 from web.pages.test_quality import report
 

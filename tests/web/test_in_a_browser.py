@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tuneloop.web.access import TOKEN
+from tuneloop.core.access import TOKEN
 from web.conftest import accuracy, keys, write_run
 
 pytestmark = [pytest.mark.world, pytest.mark.browser, pytest.mark.slow]

@@ -78,7 +78,8 @@ def test_once_it_is_ready_no_page_of_the_navigation_waits_for_an_import(
     code = """import sys
 from types import SimpleNamespace
 from starlette.testclient import TestClient
-from tuneloop.web import access, app, serve
+from tuneloop.core import access
+from tuneloop.web import app, serve
 idle = SimpleNamespace(start=lambda: None)
 app.threading = SimpleNamespace(Thread=lambda **_: idle)  # what it loads by and by is not there yet
 sources = serve.make_sources(sys.argv[1:], [])

@@ -22,12 +22,13 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response, Stream
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from tuneloop.core.access import Access
 from tuneloop.core.errors import UserError
 from tuneloop.report import facts as f
 from tuneloop.report.html import page_environment, script_part
 from tuneloop.serving.http.api_request import ApiError
 from tuneloop.serving.http.app import Call, refuse_foreign_pages
-from tuneloop.web.access import Access
+from tuneloop.web.access import login
 from tuneloop.web.runs import run_line, run_lines
 from tuneloop.web.sources import BY_NAME, PAGES, NotFound, Page, Sources, module_of
 
@@ -139,7 +140,7 @@ class Guarded:
         if path.startswith("/static/") and asset(path.removeprefix("/static/")):  # nothing of these folders
             return None
         if request.method == "POST" and path == "/login":
-            answer, problem, status = await access.login(request)
+            answer, problem, status = await login(access, request)
             return answer or _login_page(sources, access, problem, status)
         if (opened := access.by_address(request)) is not None:
             return opened

@@ -42,7 +42,7 @@ def ui_routes(config: ServeConfig, gateway: Gateway) -> list[BaseRoute]:
         return []
     folders = tuple(dict.fromkeys((Path(), Path(config.folder))))
     sources = Sources(Index(folders), (str(config.store),), base=BASE, local=config.loopback)
-    pages = LatePages(make_app(sources, of_keys(gateway.keyring, config.keys.open_rights)), sources)
+    pages = LatePages(make_app(sources, of_keys(gateway.keyring, config.keys.open_rights, BASE)), sources)
 
     async def to_the_slash(request: Request) -> Response:
         return RedirectResponse(f"{BASE}/")

@@ -10,6 +10,7 @@ from urllib.parse import urlencode
 
 from pydantic import Field
 
+from tuneloop.core.access import of_owner, owners_secret
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import Config
 from tuneloop.web.index import Index
@@ -64,7 +65,6 @@ def serve_pages(sources: Sources, config: WebConfig, ready: Callable[[str], None
     """
     try:
         from tuneloop.core.http_server import GuardedServer, listen
-        from tuneloop.web.access import of_owner, owners_secret
         from tuneloop.web.app import make_app, warm
     except ImportError as error:
         raise _missing(error) from None

@@ -14,9 +14,12 @@ from typing import Any
 import pytest
 
 from patience import HANG
+from tuneloop.core.access import of_owner
 from tuneloop.evaluation.review.items import ReviewFolder, make_review, read_systems, read_votes
 from tuneloop.evaluation.review.results import results
 from tuneloop.evaluation.review.server import make_app, sides
+
+SECRET = "which-opens-this-review"
 
 
 @pytest.fixture
@@ -28,7 +31,9 @@ def review(two: Path) -> ReviewFolder:
 def client(review: ReviewFolder) -> Any:
     pytest.importorskip("fastapi")
     testing = pytest.importorskip("starlette.testclient")
-    return testing.TestClient(make_app(review), base_url="http://localhost")
+    client = testing.TestClient(make_app(review, of_owner(SECRET)), base_url="http://localhost")
+    client.get("/", params={"token": SECRET})
+    return client
 
 
 def ballot(review: ReviewFolder, n: int = 0, **more: Any) -> dict[str, Any]:
@@ -99,6 +104,22 @@ def test_bad_votes_are_refused_and_leave_no_trace(
     assert not review.votes_path.exists()
 
 
+def test_without_the_secret_nothing_is_shown_and_no_vote_is_taken(client: Any, review: ReviewFolder) -> None:
+    client.cookies.clear()
+    for method, path in (
+        ("GET", "/"), ("GET", "/?token="), ("GET", "/?token=other"), ("GET", "/api/session?reviewer=anna"),
+        ("GET", f"/api/items/{review.items[0].id}?reviewer=anna"), ("POST", "/api/votes"), ("POST", f"/?token={SECRET}"),
+        ("GET", "/nothing"),
+    ):  # fmt: skip
+        answer = client.request(method, path, json=ballot(review) if method == "POST" else None)
+        assert answer.status_code == 401 and "set-cookie" not in answer.headers, (method, path)
+        assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
+    assert not review.votes_path.exists()
+    assert client.get("/", params={"token": SECRET}).status_code == 200
+    assert "httponly" in client.get("/", params={"token": SECRET}, follow_redirects=False).headers["set-cookie"].lower()
+    assert client.post("/api/votes", json=ballot(review)).status_code == 200
+
+
 def test_other_pages_in_the_browser_cannot_vote(client: Any, review: ReviewFolder) -> None:
     body = json.dumps(ballot(review))
     assert client.post("/api/votes", content=body, headers={"content-type": "text/plain"}).status_code == 415
@@ -164,13 +185,20 @@ def test_the_running_page_is_guarded_as_the_server_is(two: Path, cli_environment
     httpx = pytest.importorskip("httpx")
     process, address = served([f"{two}:few_shot", str(two)], two, cli_environment)
     try:
-        page = httpx.get(address)
-        assert page.status_code == 200 and "frame-ancestors 'none'" in page.headers["content-security-policy"]
+        site = address.partition("?")[0]
+        assert httpx.get(site).status_code == 401
+        client = httpx.Client(follow_redirects=True)
+        page = client.get(address)
+        assert (
+            page.url == site
+            and page.status_code == 200
+            and "frame-ancestors 'none'" in page.headers["content-security-policy"]
+        )
         assert "server" not in page.headers and page.headers["x-content-type-options"] == "nosniff"
-        assert httpx.get(address, headers={"host": "evil.example"}).status_code == 400
+        assert client.get(site, headers={"host": "evil.example"}).status_code == 400
         vote = {"content": b"{}", "headers": {"content-type": "text/plain", "origin": "http://evil.example"}}
-        assert httpx.post(f"{address}api/votes", **vote).status_code == 415
-        assert httpx.get(address, headers={"x": "a" * 70_000}).status_code == 431
+        assert client.post(f"{site}api/votes", **vote).status_code == 415
+        assert client.get(site, headers={"x": "a" * 70_000}).status_code == 431
     finally:
         assert end(process)["reviewed"] == 0
 

@@ -8,9 +8,11 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlencode
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tuneloop.core.access import REVIEW_TOKEN, Access, of_owner, owners_secret
 from tuneloop.core.errors import UserError
 from tuneloop.core.ui import say
 from tuneloop.evaluation.review.items import ReviewFolder, append_vote, read_votes, standing
@@ -55,22 +57,24 @@ def sides(item: ReviewItem, reviewer: str, seed: int) -> tuple[int, ...]:
     return (1, 0) if digest[0] & 1 else (0, 1)
 
 
-def make_app(review: ReviewFolder, *, hosts: tuple[str, ...] = LOCAL) -> FastAPI:
+def make_app(review: ReviewFolder, access: Access, *, hosts: tuple[str, ...] = LOCAL) -> FastAPI:
     """The web application over one review; votes are read from disk at each request, so several may run at once.
-    `review`: what is reviewed. `hosts`: names under which it may be called; other pages in the browser can't reach it
-    under theirs."""
+    `review`: what is reviewed. `access`: without its secret nothing is shown or taken. `hosts`: names under which it
+    may be called; other pages in the browser can't reach it under theirs."""
     from fastapi import FastAPI, HTTPException
-    from fastapi.responses import HTMLResponse, JSONResponse
+    from fastapi.responses import HTMLResponse, JSONResponse, Response
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     items = {item.id: item for item in review.items}
     seed = review.manifest.seed
     page = (files("tuneloop.evaluation.review") / "page.html").read_text(encoding="utf-8")
     app = FastAPI(title="tuneloop review", docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
 
-    @app.middleware("http")
-    async def guarded(request: Any, call_next: Callable[[Any], Any]) -> Any:
+    def refusal(request: Any) -> Response | None:
+        if (opened := access.by_address(request)) is not None:
+            return opened
+        if access.admitted(request) is None:
+            return JSONResponse({"detail": "open the address that tuneloop review printed"}, status_code=401)
         # A page elsewhere can send a form here, but not JSON: the browser would ask us first.
         if request.method == "POST":
             kind, length = (request.headers.get(name, "") for name in ("content-type", "content-length"))
@@ -80,10 +84,16 @@ def make_app(review: ReviewFolder, *, hosts: tuple[str, ...] = LOCAL) -> FastAPI
                 return JSONResponse({"detail": "a length is needed"}, status_code=411)
             if int(length) > LONGEST_BODY:
                 return JSONResponse({"detail": "too long"}, status_code=413)
-        response = await call_next(request)
+        return None
+
+    @app.middleware("http")
+    async def guarded(request: Any, call_next: Callable[[Any], Any]) -> Any:
+        response = refusal(request) or await call_next(request)
         response.headers["Cache-Control"] = "no-store"
         response.headers["Content-Security-Policy"] = POLICY
         return response
+
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))  # before all else
 
     def item_of(key: str) -> ReviewItem:
         if key not in items:
@@ -167,13 +177,15 @@ def _ballot_of(vote: Vote, names: list[str]) -> dict[str, Any]:
 
 
 def serve(review: ReviewFolder, *, host: str = "127.0.0.1", port: int = 0) -> None:
-    """Serve the page until interrupted (Ctrl-C, SIGTERM); `say` gets the address when it can be opened. `host`: address
-    to listen on; another than this machine's own lets everyone who reaches it vote; `port`: 0 takes a free one. Raises
-    UserError: the web packages are missing, or the port is taken."""
+    """Serve the page until interrupted (Ctrl-C, SIGTERM); `say` gets the address, with the secret that opens it, in
+    time. `host`: address to listen on; another than this machine's own lets all vote who have the secret; `port`: 0
+    takes a free one. Raises UserError: the web packages are missing, the port is taken, or the secret of the
+    environment is too short."""
+    secret = owners_secret(REVIEW_TOKEN)
     try:
         from tuneloop.core.http_server import GuardedServer, listen
 
-        app = make_app(review, hosts=LOCAL if host in LOCAL else ("*",))
+        app = make_app(review, of_owner(secret), hosts=LOCAL if host in LOCAL else ("*",))
     except ImportError as error:
         next_step = "pip install 'tuneloop[serve]' (FastAPI and uvicorn)"
         raise UserError(f"Missing package {error.name}", next_step=next_step) from None
@@ -184,6 +196,7 @@ def serve(review: ReviewFolder, *, host: str = "127.0.0.1", port: int = 0) -> No
         raise UserError(what, where="--port", next_step="choose another, or leave it out") from None
     address = f"[{host}]" if ":" in host else host
     server = GuardedServer(app, log_level="error")
-    say(f"Review at http://{address}:{listening.getsockname()[1]}/  (Ctrl-C ends it; votes are kept)")
+    url = f"http://{address}:{listening.getsockname()[1]}/?{urlencode({'token': secret})}"
+    say(f"Review at {url}  (Ctrl-C ends it; votes are kept)")
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listening])

@@ -29,6 +29,7 @@ from tuneloop.core.files import (
     read_json,
     read_jsonl,
     read_yaml,
+    sha256_file,
     unquoted_cell,
     user_errors_of_the_disk,
     write_bytes,
@@ -438,3 +439,10 @@ def test_a_refusal_names_the_option_that_moves_its_folder(tmp_path: Path, monkey
         with pytest.raises(UserError) as caught, user_errors_of_the_disk(tmp_path / place):
             raise OSError(errno.EROFS, "Read-only file system", str(tmp_path / place))
         assert option in caught.value.next_step
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes as files here")
+def test_a_pipe_has_no_hash_and_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError):
+        sha256_file(tmp_path / "pipe")

@@ -129,8 +129,9 @@ def parts(value: Any, place: str) -> Iterator[tuple[str, Any]]:
 
 
 def is_time(place: str) -> bool:
-    """Whether a value says how long something took, or a sentence may: two runs may agree on it by chance."""
-    if "words" in place:
+    """Whether a value says how long something took, or how much memory, or a sentence may: two runs may agree on it by
+    chance."""
+    if "words" in place or place.endswith("_gib"):
         return True
     name = place.rpartition("/")[2]
     return "second" in name or "minutes" in name or name.endswith(("_ms", "usd", "_usd"))

@@ -137,7 +137,7 @@ def test_json_prints_exactly_one_object(classified: dict[str, Any]) -> None:
     assert found["path"] == str(classified["folder"])
     for name in ("dataset", "plan", "run", "eval"):
         assert found[name]["version"] == 1, name
-    assert "tuned: accuracy" in classified["stderr"]
+    assert re.search(r"✓ evaluate +accuracy", classified["stderr"])
 
 
 @pytest.mark.parametrize("job", ["classified", "generated"])

@@ -21,7 +21,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tuneloop.core.errors import UserError, did_you_mean
-from tuneloop.core.foreign import file_bytes, lines_of, parse_json, parse_line, parse_yaml
+from tuneloop.core.foreign import file_bytes, lines_of, opened, parse_json, parse_line, parse_yaml
 from tuneloop.core.lock import try_lock
 
 # Context of validation of values that may be another person's; None: Python code made them.
@@ -476,8 +476,8 @@ def _config_error(cls: type[Config], error: ValidationError, where: str) -> User
 
 
 def sha256_file(path: Path | str) -> str:
-    """Hex SHA-256 of a file's bytes."""
-    with open(path, "rb") as file:
+    """Hex SHA-256 of a plain file's bytes. Raises OSError; a pipe or a device is refused, which may never end."""
+    with opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

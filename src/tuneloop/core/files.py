@@ -478,7 +478,7 @@ def _config_error(cls: type[Config], error: ValidationError, where: str) -> User
 def sha256_file(path: Path | str) -> str:
     """Hex SHA-256 of a plain file's bytes. Raises OSError; a pipe or a device is refused, which may never end."""
     with opened(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # it is a buffered reader
 
 
 def content_hash(value: Any) -> str:

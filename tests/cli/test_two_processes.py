@@ -28,7 +28,6 @@ BUSY = (
     "There is",
     "exists",
     "already",
-    "holds other files",  # that the other one has just begun to write
 )  # what a refusal says of the other one
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -364,6 +365,15 @@ def test_another_models_adapter_is_refused(tiny_model: Model, tmp_path: Path) ->
     save_file({key.replace("layers.1.", "layers.9."): value for key, value in state.items()}, state_file)
     with pytest.raises(UserError, match="no place for"):
         load_adapter(tiny_model.net, tmp_path / "deep")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes as files here")
+def test_a_pipe_in_place_of_weights_is_refused_and_not_waited_for(tiny_model: Model, tmp_path: Path) -> None:
+    save(tiny_model, tmp_path)
+    (tmp_path / "adapter_model.safetensors").unlink()
+    os.mkfifo(tmp_path / "adapter_model.safetensors")
+    with pytest.raises(UserError, match="no plain file"):
+        load_adapter(tiny_model.net, tmp_path)
 
 
 def test_a_damaged_or_missing_adapter_says_so(tiny_model: Model, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, read_json, sha256_file, write_bytes
+from tuneloop.core.foreign import opened as plain_file
 from tuneloop.core.threads import use_threads
 from tuneloop.core.ui import without_bars
 from tuneloop.models.load import fingerprint
@@ -178,6 +179,7 @@ def read_head(file: Path, labels: int) -> Head:
     from safetensors.numpy import load_file
 
     try:
+        plain_file(file).close()  # safetensors would wait for a pipe
         tensors = load_file(file)
         head = Head(tensors["weight"], tensors["bias"])
     except (OSError, KeyError, ValueError, SafetensorError) as error:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.core.device import CARD_SHARE, available, backend, cards, cards_with_room, default_dtype, in_use, put
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json_object
+from tuneloop.core.foreign import opened as plain_file
 from tuneloop.core.machine import GIB, processes
 from tuneloop.models.adapters import is_mixed
 from tuneloop.models.families import language_config, module_name, part_of, reads_text
@@ -413,7 +414,7 @@ def opened(file: Path) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with file.open("rb") as beginning:
+        with plain_file(file) as beginning:
             header = int.from_bytes(beginning.read(8), "little")
         if header > MOST_HEADER:  # of a million tensors it is read for minutes
             raise _damaged(f"Its list of tensors has {header:,} bytes, and at most {MOST_HEADER:,} are read", file)

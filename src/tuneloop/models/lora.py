@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tuneloop.core.device import backend, put
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, read_json_object, user_errors_of_the_disk, write_bytes, write_json
+from tuneloop.core.foreign import opened as plain_file
 from tuneloop.core.patterns import foreign_pattern
 from tuneloop.core.threads import adapt_threads
 from tuneloop.models.adapters import ATTACHED, Assignment, assignment, forward_assigned
@@ -666,6 +667,7 @@ def read_adapter(folder: Path, base_fingerprint: str = "") -> tuple[dict[str, An
             raise UserError(what, where=str(own[0]), next_step=step)
         else:
             with user_errors_of_the_disk(path):
+                plain_file(path).close()  # safetensors would wait for a pipe
                 state = load_file(path)
     except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError) as error:
         raise UserError(f"The adapter file is damaged: {error}", where=str(path), next_step=RESTORE) from None

@@ -41,12 +41,9 @@ class Embedder:
 
     @cached_property
     def _tokenizer(self) -> Any:
-        from tokenizers import Tokenizer
+        from tuneloop.evaluation.classical import minilm_tokenizer
 
-        tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        return tokenizer
+        return minilm_tokenizer(self.folder)
 
     @cached_property
     def _embed(self) -> Callable[[Sequence[str]], Any]:

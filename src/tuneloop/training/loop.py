@@ -410,7 +410,11 @@ def _validation_loss(
     """
     state, limit = run.state, budget.limit_of(run.config, run.state)
     if math.isinf(run.ends_at):
-        return mean_loss(run.model, rows, config, base=run.trainable.base)
+        if run.schedule is None or run.config.max_minutes is None:
+            return mean_loss(run.model, rows, config, base=run.trainable.base)
+        # The run that this one follows had a clock, and summed in pieces: another order has other last bits.
+        loss, metrics, _ = loss_in_time(run.model, rows, config, lambda: math.inf, 0.0, base=run.trainable.base)
+        return loss, metrics
     ends_at = run.last_moment
     if state.step < state.total_steps:
         share = budget.CHECKING_SHARE if state.step else budget.FIRST_SHARE

@@ -17,6 +17,7 @@ from tuneloop.core.files import (
     write_bytes,
     write_json,
 )
+from tuneloop.core.foreign import opened_safetensors
 from tuneloop.models import peft_layout as peft
 from tuneloop.models.trained import OWN
 
@@ -101,12 +102,12 @@ class Adapter:
                 raise self._refused(f"{module} has rank {a[0]}, and {peft.SETTINGS} says {rank}", "restore the folder")
 
     def _open(self) -> Any:
-        from safetensors import SafetensorError, safe_open
+        from safetensors import SafetensorError
 
         file = self.folder / peft.WEIGHTS
         try:
             with user_errors_of_the_disk(file):
-                return safe_open(file, "pt")
+                return opened_safetensors(file)
         except SafetensorError as error:
             raise self._refused(f"The adapter file is damaged: {error}", "restore it, or train again") from None
 

@@ -18,7 +18,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import cache_folder, sha256_file, write_bytes
 from tuneloop.core.threads import use_threads
 from tuneloop.core.ui import progress, without_bars
-from tuneloop.evaluation.classical import minilm_folder
+from tuneloop.evaluation.classical import minilm_folder, minilm_tokenizer
 from tuneloop.evaluation.metrics.text import embedder
 from tuneloop.models.load import Model, load_model
 from tuneloop.records.router import Features
@@ -121,12 +121,7 @@ class StaticVectors:
 
     @cached_property
     def _tokenizer(self) -> Any:
-        from tokenizers import Tokenizer
-
-        tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        return tokenizer
+        return minilm_tokenizer(self.folder)
 
     def __call__(self, texts: Sequence[str]) -> Array:
         """Vectors (texts, 384); of a text without a known word, zeros."""

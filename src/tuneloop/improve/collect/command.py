@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import build_config, replacing, write_jsonl
+from tuneloop.core.files import build_config, lock_folder, replacing, write_jsonl
 from tuneloop.data.clean.pii import Redactor
 from tuneloop.data.config import PersonalConfig
 from tuneloop.data.dataset import load_dataset
@@ -43,8 +43,10 @@ def collect_store(
     """
     options = build_config(CollectOptions, settings)
     folder = Path(out)
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / CollectedManifest.file).is_file():
-        raise UserError("The folder holds other files", where=str(folder), next_step="name a new folder with -o")
+    if folder.is_dir() and not (folder / CollectedManifest.file).is_file():
+        own = {".lock", TRAIN, TEST, *(f"{name}.jsonl" for name in FILES)}
+        if any(path.name not in own and path.suffix != ".tmp" for path in folder.iterdir()):
+            raise UserError("The folder holds other files", where=str(folder), next_step="name a new folder with -o")
     # Copies, whose answers no user saw, and requests whose key refuses it are left out.
     where = f"shadow IS NULL{' AND model = ?' if options.model else ''} AND COALESCE(train, '') != 'no'"
     values = [options.model] if options.model else []
@@ -57,25 +59,26 @@ def collect_store(
         raise UserError(f"No request of {len(requests):,} has feedback", where=store_name(place), next_step=step)
     redactor = Redactor(personal or PersonalConfig())
     rows = {name: [redactor(row) for row in getattr(collected, name)] for name in FILES}
-    (folder / CollectedManifest.file).unlink(missing_ok=True)
-    for name, of in rows.items():
-        (folder / f"{name}.jsonl").unlink(missing_ok=True)
-        if of:
-            write_jsonl(folder / f"{name}.jsonl", of)
-    more, task = write_training_rows(run, rows["sft"], rows["heldout"], folder) if run else ({}, "")
-    manifest = CollectedManifest(
-        store=store_name(place),
-        requests=len(requests),
-        with_feedback=collected.with_feedback,
-        counts={name: len(of) for name, of in rows.items()} | more,
-        origins=dict(Counter(str(row["origin"]) for row in [*rows["sft"], *rows["heldout"]])),
-        own=sum("own" in row for row in rows["sft"]),
-        dropped={reason: number for reason, number in collected.dropped.items() if number},
-        task=task,
-        **options.model_dump(include={"since", "until", "heldout_share", "per_user", "own_share"}),
-    )
-    write_record(folder / CollectedManifest.file, manifest)
-    return manifest
+    with lock_folder(folder):
+        (folder / CollectedManifest.file).unlink(missing_ok=True)
+        for name, of in rows.items():
+            (folder / f"{name}.jsonl").unlink(missing_ok=True)
+            if of:
+                write_jsonl(folder / f"{name}.jsonl", of)
+        more, task = write_training_rows(run, rows["sft"], rows["heldout"], folder) if run else ({}, "")
+        manifest = CollectedManifest(
+            store=store_name(place),
+            requests=len(requests),
+            with_feedback=collected.with_feedback,
+            counts={name: len(of) for name, of in rows.items()} | more,
+            origins=dict(Counter(str(row["origin"]) for row in [*rows["sft"], *rows["heldout"]])),
+            own=sum("own" in row for row in rows["sft"]),
+            dropped={reason: number for reason, number in collected.dropped.items() if number},
+            task=task,
+            **options.model_dump(include={"since", "until", "heldout_share", "per_user", "own_share"}),
+        )
+        write_record(folder / CollectedManifest.file, manifest)
+        return manifest
 
 
 @dataclass(frozen=True)

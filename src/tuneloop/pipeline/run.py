@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from tuneloop.core.ui import busy, say, stage
+from tuneloop.core.units import counted
 from tuneloop.pipeline.advise import remind
 from tuneloop.pipeline.baselines import baseline_stage
 from tuneloop.pipeline.context import report_stage
@@ -46,7 +47,8 @@ def run(recipe: Recipe, *, anyway: bool = False) -> Path:
                 baselines = baseline_stage(job, dataset, answered)
                 tell(strongest_words(baselines))
             if job.is_encoder:
-                head_stage(job, dataset)
+                with stage("train", "training a head on the encoder") as tell:
+                    tell(f"a head on {counted(head_stage(job, dataset).rows, 'row')}")
             else:
                 with stage("plan", "planning the training") as tell:
                     tell(plan_words(plan_stage(job, dataset, lambda: limit.choose_training(dataset))))

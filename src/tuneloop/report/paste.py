@@ -46,6 +46,7 @@ def plot_comparison(facts: f.RunFiles, file: Path) -> None:
         axes.plot(scale * score.value, row, "o", color=colour, markersize=8 if line.tuned else 6)
     names = [f"{line.name} ✓" if line.name == recommended else line.name for line in lines]
     axes.set_yticks(range(len(lines)), names)
+    axes.set_ylim(-0.6, len(lines) - 0.4)  # room for whole dots, also where there are two
     for label, line in zip(axes.get_yticklabels(), lines, strict=True):
         label.set_fontweight("bold" if line.tuned else "normal")
     axes.set_xlabel(f"{title_of(metric)}{', %' if scale == 100 else ''} ({facts.evaluation.n:,} rows, 95 % intervals)")
@@ -63,4 +64,5 @@ def summary_markdown(facts: f.RunFiles) -> str:
         step = "name a run or an evaluation with a comparison of one system with others"
         raise UserError("There is no verdict to summarise", where=str(facts.path), next_step=step)
     costs = "; ".join(f"{name} {amount}" for name, amount in answer.costs)
-    return f"**{answer.verdict}.** {answer.sentence} ({answer.statistics}.){f' Costs: {costs}.' if costs else ''}"
+    statistics = answer.statistics.removesuffix(".")
+    return f"**{answer.verdict}.** {answer.sentence} ({statistics}).{f' Costs: {costs}.' if costs else ''}"

@@ -103,7 +103,8 @@ def test_the_cheapest_that_none_is_proven_better_than_is_recommended(
     found = answer(run)
     assert found.recommended == recommended
     assert ("serve" in found.next) == (recommended == "tuned")
-    assert f"Use {recommended}: the cheapest that is not significantly worse" in found.sentence
+    system = "the tuned model" if recommended == "tuned" else recommended
+    assert f"Use {system}: the cheapest that is not significantly worse" in found.sentence
     page = render_report(run)
     assert f"{recommended} ✓" in page and "Quality and cost: " in page and ("1,000 answers", "$0.10") in found.costs
 

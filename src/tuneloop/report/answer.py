@@ -159,7 +159,8 @@ def recommendation(evaluation: EvaluationManifest, recommended: str) -> str:
     if usd is None or len(prices) < 2:
         return ""
     cost = f"{f.usd(usd)} for 1,000 answers"
-    return f" Use {recommended}: the cheapest that is not significantly worse than the best, {cost}."
+    system = "the tuned model" if recommended == "tuned" else recommended
+    return f" Use {system}: the cheapest that is not significantly worse than the best, {cost}."
 
 
 def costs_of(facts: f.RunFiles) -> list[tuple[str, str]]:

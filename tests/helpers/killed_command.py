@@ -129,12 +129,12 @@ def parts(value: Any, place: str) -> Iterator[tuple[str, Any]]:
 
 
 def is_time(place: str) -> bool:
-    """Whether a value says how long something took, or how much memory, or a sentence may: two runs may agree on it by
-    chance."""
+    """Whether a value says how long something took, how fast or with how much memory, or a sentence may: two runs may
+    agree on it by chance."""
     if "words" in place or place.endswith("_gib"):
         return True
     name = place.rpartition("/")[2]
-    return "second" in name or "minutes" in name or name.endswith(("_ms", "usd", "_usd"))
+    return any(measure in name for measure in ("second", "minutes", "speed")) or name.endswith(("_ms", "usd", "_usd"))
 
 
 def rows_of(path: Path) -> Iterator[tuple[str, Any]]:

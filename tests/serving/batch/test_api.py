@@ -311,7 +311,7 @@ def test_a_cancel_is_kept_in_every_state(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_the_server_answers_while_a_large_file_is_checked(tmp_path: Path) -> None:
-    data = b"".join(b'{"custom_id":"%d","body":{"prompt":"a"}}\n' % i for i in range(150_000))
+    data = b"".join(b'{"custom_id":"%d","body":{"prompt":"a"}}\n' % i for i in range(500_000))
     with live(tmp_path, StubEngine(pause=0.05)) as (address, _):
         api, slowest, checks = client(address), 0.0, 0
         file = api.files.create(file=("in.jsonl", data), purpose="batch")

@@ -2,7 +2,8 @@
 
     python docs/make_drawings.py                             # both, from docs/recordings/demo.jsonl
     python docs/make_drawings.py --record tuneloop demo      # runs the command first and records what it prints, and when
-    python docs/make_drawings.py --log FILE                  # takes the lines of a log, the command first, at an even pace
+    python docs/make_drawings.py --log FILE                  # takes the lines of a log, the command first; a stage's end
+                                                             # comes after the time that it says
 
 A recording is one line of JSON for each printed line: seconds since the start, and the text. In the picture the lines appear
 in the recorded order, at a pace of `SECONDS` for the whole run; where motion is not wanted all are there at once.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -23,11 +25,9 @@ from typing import IO
 
 DOCS = Path(__file__).resolve().parent
 IMAGES, RECORDING = DOCS / "images", DOCS / "recordings" / "demo.jsonl"
-COLUMNS, LINE, LEFT, TOP, LETTER = 120, 18, 16, 50, 7.83  # characters; pixels; LETTER: width of one at 13 px
+COLUMNS, LINE, LEFT, TOP, LETTER = 102, 18, 16, 50, 7.83  # characters; pixels; LETTER: width of one at 13 px
 SECONDS = 12.0
-# What the picture of a run leaves out, from a line that begins so to one that begins so, which is shown again: the verdict
-# stands at the end once more, and the rows side by side are what the report is for.
-LEFT_OUT = (("Better than ", "Comparison on "), ("The 95 % interval of ", "Better than "))
+PROGRESS = re.compile(r"[\w -]+(\([^)]*\))?: \d+/\d+ ")
 FONT = "ui-monospace,SFMono-Regular,Menlo,Consolas,'DejaVu Sans Mono',monospace"
 # Names of colours: paper, frame, ink, quiet ink, accent.
 THEMES = {
@@ -46,10 +46,9 @@ STAGES = (
 )
 
 
-def is_kept(text: str) -> bool:
-    """Whether a line of the log stays on the screen: a stage in nine columns and what it says. Progress is overwritten."""
-    stage = text[:9].strip()
-    return len(text) > 10 and text[9] == " " != text[10] and " " not in stage and not stage.endswith("ing")
+def is_stage(text: str) -> bool:
+    """Whether a line says that a stage has ended. What else a log says of progress is overwritten on a screen."""
+    return text.startswith("✓ ")
 
 
 def record(command: list[str], place: Path = RECORDING) -> int:
@@ -59,7 +58,7 @@ def record(command: list[str], place: Path = RECORDING) -> int:
     def read(stream: IO[str], log: bool) -> None:
         for line in stream:
             print(line, end="", flush=True)
-            if not log or is_kept(line.rstrip()):
+            if not log or is_stage(line):
                 lines.append((round(time.monotonic() - began, 1), line.rstrip()))
 
     environment = {**os.environ, "COLUMNS": str(COLUMNS), "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
@@ -72,21 +71,24 @@ def record(command: list[str], place: Path = RECORDING) -> int:
     return process.wait()
 
 
+def read_log(log: Path) -> list[tuple[float, str]]:
+    """The lines of a log that a screen keeps. A stage ends after the seconds or minutes at the end of its line."""
+    lines, now = [], 0.0
+    for text in log.read_text(encoding="utf-8").splitlines():
+        took = re.search(r" ([\d.]+) (s|min)$", text) if is_stage(text) else None
+        if took:
+            now += float(took[1]) * (60 if took[2] == "min" else 1)
+        if took or not PROGRESS.match(text):
+            lines.append((round(now, 1), text.rstrip()))
+    return lines
+
+
 def write(lines: list[tuple[float, str]], place: Path) -> None:
-    """Keep what the picture of a run shows; without blank lines at its end."""
-    shown: list[tuple[float, str]] = []
-    left_out, until = list(LEFT_OUT), ""
-    for seconds, text in lines:
-        if until and not text.startswith(until):
-            continue
-        until = ""
-        if left_out and text.startswith(left_out[0][0]):
-            until, text = left_out.pop(0)[1], "[…]"
-        shown.append((seconds, text))
-    while shown and not shown[-1][1]:
-        shown.pop()
+    """Keep a recording, without blank lines at its end."""
+    while lines and not lines[-1][1]:
+        lines.pop()
     place.parent.mkdir(exist_ok=True)
-    records = ({"seconds": seconds, "text": text} for seconds, text in shown)
+    records = ({"seconds": seconds, "text": text} for seconds, text in lines)
     place.write_text("".join(json.dumps(each, ensure_ascii=False) + "\n" for each in records), encoding="utf-8")
 
 
@@ -95,7 +97,7 @@ def shown_lines(place: Path) -> list[tuple[float, str]]:
     shown = []
     for line in map(json.loads, place.read_text(encoding="utf-8").splitlines()):
         text = line["text"]
-        indent = " " * (10 if is_kept(text) else len(text) - len(text.lstrip()))
+        indent = " " * (12 if is_stage(text) else len(text) - len(text.lstrip()))
         parts = textwrap.wrap(text, COLUMNS, subsequent_indent=indent, drop_whitespace=True) or [""]
         shown += [(line["seconds"], part) for part in parts]
     return shown
@@ -109,7 +111,7 @@ def terminal(lines: list[tuple[float, str]], title: str, theme: str) -> str:
     body = []
     for number, (seconds, text) in enumerate(lines):
         delay = seconds / whole * SECONDS
-        stage, rest = (text[:10], text[10:]) if text[:1].islower() and is_kept(text) else ("", text)
+        stage, rest = (text[:12], text[12:]) if is_stage(text) else ("", text)
         first = f'<tspan class="s">{escape(stage)}</tspan>' if stage else ""
         kind = "l c" if text.startswith("$ ") else "l"
         body.append(
@@ -182,8 +184,7 @@ def main(arguments: list[str]) -> int:
     if arguments[:1] == ["--record"] and (status := record(arguments[1:])) not in (0, 1):
         return status
     if arguments[:1] == ["--log"]:
-        texts = Path(arguments[1]).read_text(encoding="utf-8").splitlines()
-        write([(float(number), text) for number, text in enumerate(texts)], RECORDING)
+        write(read_log(Path(arguments[1])), RECORDING)
     for name, picture in drawings().items():
         (IMAGES / name).write_text(picture, encoding="utf-8")
         print(f"{name}  {len(picture.encode()):,} bytes")

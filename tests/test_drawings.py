@@ -32,25 +32,37 @@ def test_the_pictures_are_up_to_date_and_small(script: dict[str, Any]) -> None:
         assert not re.findall(r"(?:href|src|url\()\W*https?:", picture), name
 
 
-def test_every_recorded_line_up_to_the_evaluation_and_of_the_closing_is_in_the_picture(script: dict[str, Any]) -> None:
-    recorded = [json.loads(line)["text"] for line in script["RECORDING"].read_text(encoding="utf-8").splitlines()]
-    end = next(place for place, line in enumerate(recorded) if line.startswith("evaluate "))
-    closing = recorded[len(recorded) - recorded[::-1].index("") :]
-    assert end > 10 and 5 <= len(closing) <= 12
-    lines = [*recorded[: end + 1], *closing]
+def test_every_recorded_line_is_in_the_picture_and_the_verdict_comes_last(script: dict[str, Any]) -> None:
+    recorded = [json.loads(line) for line in script["RECORDING"].read_text(encoding="utf-8").splitlines()]
+    stages = [line["text"].split()[1] for line in recorded if script["is_stage"](line["text"])]
+    assert stages == ["prepare", "baselines", "plan", "train", "evaluate"]
+    assert recorded[len(stages)]["seconds"] > 60, "a real run takes minutes"
+    assert sum("worth it" in line["text"].lower() for line in recorded[len(stages) + 1 :]) == 1
     root = ElementTree.fromstring(script["drawings"]()["demo-dark.svg"])
-    shown = " ".join("".join(each.itertext()) for each in root.iter("{http://www.w3.org/2000/svg}text"))
-    for line in lines:
-        assert " ".join(line.split()) in " ".join(shown.split()), line
+    shown = " ".join("".join(part.itertext()) for part in root.iter("{http://www.w3.org/2000/svg}text"))
+    for line in recorded:
+        assert " ".join(line["text"].split()) in " ".join(shown.split()), line
 
 
 def test_a_recording_has_the_command_its_lines_and_their_times(script: dict[str, Any], tmp_path: Path) -> None:
     program = (
-        "import sys, time; print('reading: 1/2', file=sys.stderr); print('prepare   1 row', file=sys.stderr, flush=True);"
+        "import sys, time; print('reading: 1/2', file=sys.stderr); print('✓ prepare   1 row', file=sys.stderr, flush=True);"
         "time.sleep(0.3); print('Better.'); raise SystemExit(1)"
     )
     place = tmp_path / "recordings" / "a.jsonl"
     assert script["record"]([sys.executable, "-c", program], place) == 1
     lines = [json.loads(line) for line in place.read_text(encoding="utf-8").splitlines()]
-    assert [line["text"] for line in lines[1:]] == ["prepare   1 row", "Better."]
+    assert [line["text"] for line in lines[1:]] == ["✓ prepare   1 row", "Better."]
     assert lines[0]["text"].startswith("$ ") and lines[2]["seconds"] >= lines[1]["seconds"] + 0.2
+
+
+def test_a_log_keeps_stages_and_the_verdict_at_the_times_that_it_says(script: dict[str, Any], tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    log.write_text(
+        "$ tuneloop run a\n✓ prepare   9 rows   3 s\nzero-shot: 1/2  4/s  1 s left\nfew-shot (8 examples): 3/6  1/s\n"
+        "✓ train     5 steps   1.5 min\n\nWorth it. order: 98 %\n\n"
+    )
+    texts = {text: seconds for seconds, text in script["read_log"](log) if text}
+    assert texts == {
+        "$ tuneloop run a": 0, "✓ prepare   9 rows   3 s": 3, "✓ train     5 steps   1.5 min": 93, "Worth it. order: 98 %": 93
+    }  # fmt: skip

@@ -109,6 +109,22 @@ def test_the_cheapest_that_none_is_proven_better_than_is_recommended(
     assert f"{recommended} ✓" in page and "Quality and cost: " in page and ("1,000 answers", "$0.10") in found.costs
 
 
+@pytest.mark.parametrize(("deciding", "recommended"), [("worse", FOREST), ("better", "tuned")])
+def test_where_metrics_disagree_the_one_that_decides_recommends_and_is_named(
+    make_run: MakeRun, deciding: Outcome, recommended: str
+) -> None:
+    entry = {"metric": "accuracy", "value": 0.8, "low": 0.7, "high": 0.9, "gain": None, "gain_low": None, "gain_high": None,
+             "p": None, "verdict": "", "training_seconds": 1, "training_usd": 0, "prompt_tokens": 5, "tokens": 5}  # fmt: skip
+    prices = {"tuned": ("tuned", 0.1), FOREST: ("classical", 1e-5)}
+    board = [entry | {"name": name, "kind": kind, "usd_per_1000": usd} for name, (kind, usd) in prices.items()]
+    mixed = standing("mixed", FOREST, "classical")
+    mixed["claims"][0]["outcome"] = deciding
+    run = run_with(make_run(), mixed, leaderboard=board)
+    found = answer(run)
+    assert found.recommended == recommended and "By accuracy, use " in found.sentence
+    assert from_evaluation(read_run(run).evaluation, str(run)).recommended == recommended
+
+
 def test_what_is_cheaper_and_far_below_the_best_is_not_recommended_and_advise_agrees(make_run: MakeRun) -> None:
     minilm = "MiniLM + logistic regression"
     entry = {"metric": "accuracy", "value": 0.8, "low": 0.7, "high": 0.9, "gain": None, "gain_low": None, "gain_high": None,

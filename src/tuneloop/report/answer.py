@@ -160,7 +160,12 @@ def recommendation(evaluation: EvaluationManifest, recommended: str) -> str:
         return ""
     cost = f"{f.usd(usd)} for 1,000 answers"
     system = "the tuned model" if recommended == "tuned" else recommended
-    return f" Use {system}: the cheapest that is not significantly worse than the best, {cost}."
+    verdict = evaluation.verdict
+    if verdict and any(standing.outcome == "mixed" for standing in verdict.standings):  # another metric may disagree
+        use = f"By {title_of(verdict.metric)}, use"
+    else:
+        use = "Use"
+    return f" {use} {system}: the cheapest that is not significantly worse than the best, {cost}."
 
 
 def costs_of(facts: f.RunFiles) -> list[tuple[str, str]]:

@@ -81,6 +81,8 @@ class TrainSettings(TypedDict, total=False):
     earlier_reasoning: Literal["drop", "keep"]
     reasoning_weight: float
     beta: float
+    desirable_weight: float
+    undesirable_weight: float
     kl: float
     l2_start: float
     learning_rate: float

@@ -116,6 +116,8 @@ class TrainConfig(DistilSettings, FullSettings, PrefixSettings, LoraSettings, Wh
         1.0, ge=0, le=1, description="weight of the tokens of reasoning in the loss; 0: the answer alone is trained"
     )
     beta: float = Field(0.1, gt=0, description="how closely DPO and KTO hold the model to where it started")
+    desirable_weight: float = Field(1.0, ge=0, description="weight of thumbs up in KTO")
+    undesirable_weight: float = Field(1.0, ge=0, description="weight of thumbs down in KTO")
     kl: float = Field(
         0.0, ge=0, description="against forgetting: weight of the divergence from the base on the supervised tokens"
     )

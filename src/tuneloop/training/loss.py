@@ -271,14 +271,15 @@ def dpo(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
 def kto(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     """1 - sigmoid of how much likelier good answers (less likely bad ones) have become, beyond a general move. Source:
     Ethayarajh et al. 2024, arXiv 2402.01306, equation 7."""
-    rated, beta = batch.rows, batch.config.beta
+    rated, config = batch.rows, batch.config
     now = log_likelihoods(batch.model, [row.answer for row in rated])
     good = put(torch.tensor([row.good for row in rated]), now.device)
     ratio = now - put(torch.tensor([row.reference[0] for row in rated]), now.device)
     signed = torch.where(good, ratio - batch.constant, batch.constant - ratio)
-    losses = 1 - torch.sigmoid(beta * signed)
+    weight = torch.where(good, config.desirable_weight, config.undesirable_weight)
+    losses = weight * (1 - torch.sigmoid(config.beta * signed))
     # What a row's thumb asks for, in units of reward; its mean is the margin of a balanced batch.
-    margins = 2 * beta * torch.where(good, ratio, -ratio)
+    margins = 2 * config.beta * torch.where(good, ratio, -ratio)
     metrics = {"reward_margin": margins, "reward_accuracy": (signed > 0).float()}
     return losses.sum() * batch.share, _summed(metrics, batch.share)
 

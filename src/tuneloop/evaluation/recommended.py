@@ -12,8 +12,9 @@ def recommended_system(evaluation: EvaluationManifest) -> str:
     """The cheapest of the systems that none is proven to be better than, as far as they were compared; else the best.
 
     Where the evaluation's own system is proven to be better than all others it is that one. The others were compared
-    with that one only; of them those are left out whose interval is wholly below that of the best. The metric that decides
-    says which is better, also where another headline metric says the opposite. Constant answers are never recommended.
+    with that one only; of them those are left out whose interval is wholly below that of the best. The metric that
+    decides says which is better, also where another headline metric says the opposite. Constant answers are never
+    recommended.
     """
     verdict = evaluation.verdict
     if verdict is None:

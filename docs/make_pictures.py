@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES, TUTORIAL = ROOT / "docs" / "images", ROOT / "docs" / "tutorial.md"
-WIDTH, COLOURS, MOST_BYTES = 1000, 48, 150_000
+WIDTH, COLOURS, MOST_BYTES = 1000, 160, 150_000  # colours: so that a few red dots stay red
 
 
 class Picture(NamedTuple):
@@ -69,7 +69,6 @@ UI: dict[str, tuple[str, ...]] = {
     "costs": ("/costs",),
 }
 UI_WIDTH, UI_HEIGHT, SETTLED = 1100, 700, 1500  # pixels; milliseconds until what comes later is there
-UI_COLOURS = 160  # so that a few red dots stay red
 
 
 def tutorial_commands() -> list[str]:
@@ -107,12 +106,12 @@ def take(browser: Any, file: Path, picture: Picture) -> bytes:
     return with_palette(shot, f"{file.name} {picture.part}")
 
 
-def with_palette(shot: bytes, name: str, colours: int = COLOURS) -> bytes:
+def with_palette(shot: bytes, name: str) -> bytes:
     """A screenshot with few colours, small enough to be shipped."""
     from PIL import Image
 
     small = io.BytesIO()
-    Image.open(io.BytesIO(shot)).convert("RGB").quantize(colours, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)  # fmt: skip
+    Image.open(io.BytesIO(shot)).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)  # fmt: skip
     if small.tell() > MOST_BYTES:
         sys.exit(f"{name}: {small.tell():,} bytes; take less height")
     return small.getvalue()
@@ -136,7 +135,7 @@ def take_ui(browser: Any, folder: Path, only: Sequence[str]) -> Iterator[tuple[s
                     page.locator(selector).first.click()
                 page.wait_for_timeout(SETTLED)
                 page.wait_for_selector("[hx-get]", state="detached")  # the registry, or a folder, is still being read
-                yield f"ui-{name}-{theme}", with_palette(page.screenshot(), name, UI_COLOURS)
+                yield f"ui-{name}-{theme}", with_palette(page.screenshot(), name)
                 page.close()
         finally:
             process.terminate()

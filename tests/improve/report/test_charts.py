@@ -9,7 +9,7 @@ from datetime import date, timedelta
 import pytest
 
 from tuneloop.improve.monitor.record import QualityEstimate
-from tuneloop.improve.report.charts import LineageNode, accuracy_chart, day_chart, lineage_chart
+from tuneloop.improve.report.charts import LineageNode, accuracy_chart, day_chart, latency_chart, lineage_chart
 
 
 def test_a_lineage_has_a_box_each_and_lines_between_columns_that_are_there() -> None:
@@ -38,6 +38,19 @@ def test_a_day_without_a_value_is_a_gap_and_the_last_label_stands_under_the_last
     end = float(re.findall(r'<text x="([\d.]+)"[^>]*>2026-01-09<', svg)[0])
     assert last < end < last + (second - first)
     assert "2026-01-01 to 2026-01-02</text>" in str(day_chart(days[:2], "requests by day"))
+
+
+def test_after_a_long_pause_the_axis_begins_at_the_first_day_shown_and_latencies_stand_under_their_bars() -> None:
+    first = date(2026, 9, 1)
+    days = ["2026-01-01", *(str(first + timedelta(i)) for i in range(40))]
+    bars = str(day_chart([(day, 5.0, day) for day in days], "requests by day"))
+    dots = str(latency_chart([(day, 900.0, 2000.0) for day in days]))
+    lefts = [float(x) for x in re.findall(r'<rect class="bar" x="([\d.]+)"', bars)]
+    xs = [float(x) for x in re.findall(r'cx="([\d.]+)"', dots)]
+    assert len(lefts) == len(xs) == 40 and "2026-01-01" not in bars + dots
+    step = lefts[1] - lefts[0]
+    assert lefts[0] < float(re.findall(r'<text x="([\d.]+)"[^>]*>2026-09-01<', bars)[0]) + step
+    assert all(left < x < left + step for left, x in zip(lefts, xs, strict=True))
 
 
 def test_accuracy_is_drawn_where_it_is_known() -> None:

@@ -33,15 +33,13 @@ def day_chart(values: Sequence[DayBar | tuple[str, float, str]], legend: str, wi
     if not values:
         return Markup("")
     bars = [DayBar(*value) for value in values]
-    last = date.fromisoformat(bars[-1].day)
-    ages = [(last - date.fromisoformat(bar.day)).days for bar in bars]
-    number = min(ages[0] + 1, 31 if width < 500 else MOST_BARS)
-    bars = [bar for bar, age in zip(bars, ages, strict=True) if age < number]
+    ages = _ages([bar.day for bar in bars], width)
+    bars, number = bars[-len(ages) :], ages[0] + 1
     left, right, top, bottom = 52.0, width - 8, 26.0, 150.0
     y = axis([0.0, *(bar.value for bar in bars)], bottom, top, steps=3, log=False)
     body = grid(y, left, right, across=True)
     step = min((right - left) / number, MOST_BAR)
-    for bar, age in zip(bars, ages[-len(bars) :], strict=True):
+    for bar, age in zip(bars, ages, strict=True):
         box = f'x="{left + step * (number - 1 - age + 0.12):.1f}" width="{max(step * 0.76, 0.8):.1f}"'
         parts = [f'<rect class="bar" {box} y="{y(bar.value):.1f}" height="{bottom - y(bar.value):.1f}"/>']
         if bar.failed:
@@ -50,24 +48,35 @@ def day_chart(values: Sequence[DayBar | tuple[str, float, str]], legend: str, wi
         body.append(f'<a href="{escape(bar.href)}" tabindex="-1">{drawn}</a>' if bar.href else f"<g>{drawn}</g>")
     ends, end = (bars[0].day, bars[-1].day), left + step * number
     body.append(svg_text(left, 12, legend, "legend"))
-    if end - left > 150:  # room for two
-        body += [svg_text(left, bottom + 17, ends[0], "tick"), svg_text(end, bottom + 17, ends[1], "tick", "end")]
-    else:
-        body.append(svg_text(left, bottom + 17, " to ".join(dict.fromkeys(ends)), "tick"))
+    body += _ends(*ends, left, end, bottom + 17)
     role = "group" if any(bar.href for bar in bars) else "img"
     return svg_chart(width, bottom + 24, f"{legend}, {ends[0]} to {ends[1]}", body, "days", role=role)
 
 
+def _ages(days: Sequence[str], width: float) -> list[int]:
+    """Days before the last one, of those that a chart shows; all charts of a page show the same ones."""
+    last = date.fromisoformat(days[-1])
+    ages = ((last - date.fromisoformat(day)).days for day in days)
+    return [age for age in ages if age < (31 if width < 500 else MOST_BARS)]
+
+
+def _ends(first: str, last: str, left: float, right: float, y: float) -> list[str]:
+    """The first and the last day below an axis, as one text where there is no room for two."""
+    if right - left > 150:
+        return [svg_text(left, y, first, "tick"), svg_text(right, y, last, "tick", "end")]
+    return [svg_text(left, y, " to ".join(dict.fromkeys((first, last))), "tick")]
+
+
 def latency_chart(days: Sequence[tuple[str, float, float]], width: float = WIDE) -> Markup:
     """Median and 99th percentile of the time to a whole answer by day: (day, both in milliseconds)."""
-    days = days[-(31 if width < 500 else MOST_BARS) :]
-    if len(days) < 2:
+    ages = _ages([day for day, _, _ in days], width) if days else []
+    if len(ages) < 2:
         return Markup("")
+    days = days[-len(ages) :]
     left, right, top, bottom = 52.0, width - 8, 26.0, 110.0
     y = axis([0.0, *(slow / 1000 for _, _, slow in days)], bottom, top, steps=3, log=False)
-    first, last = (date.fromisoformat(days[at][0]) for at in (0, -1))
-    step = (right - left) / ((last - first).days or 1)
-    xs = [left + step * (date.fromisoformat(day) - first).days for day, _, _ in days]
+    step = min((right - left) / (ages[0] + 1), MOST_BAR)  # as in `day_chart`: a day stands under its bar
+    xs = [left + step * (ages[0] - age + 0.5) for age in ages]
     body = grid(y, left, right, across=True)
     medians, slowest = [y(median / 1000) for _, median, _ in days], [y(slow / 1000) for _, _, slow in days]
     body += [svg_path([*zip(xs, slowest, strict=True)], "val"), svg_path([*zip(xs, medians, strict=True)], "train")]
@@ -75,7 +84,7 @@ def latency_chart(days: Sequence[tuple[str, float, float]], width: float = WIDE)
         tip = f"{day}: half within {median / 1000:.2f} s, 99 of 100 within {slow / 1000:.2f} s"
         body.append(f'<circle class="shape0" cx="{x:.1f}" cy="{level:.1f}" r="2.5"><title>{tip}</title></circle>')
     body.append(svg_text(left, 12, fit("seconds to an answer: median, and 99 of 100", right - left), "legend"))
-    body += [svg_text(left, bottom + 17, days[0][0], "tick"), svg_text(right, bottom + 17, days[-1][0], "tick", "end")]
+    body += _ends(days[0][0], days[-1][0], left, left + step * (ages[0] + 1), bottom + 17)
     return svg_chart(width, bottom + 24, f"Seconds to an answer, {days[0][0]} to {days[-1][0]}", body, "latency")
 
 

@@ -148,8 +148,9 @@ def statistics_line(evaluation: EvaluationManifest, about: Standing) -> str:
         [f"95 % interval {change(claim.low)} to {change(claim.high)}"] if math.isfinite(claim.low + claim.high) else []
     )
     evidence += [f.p_value(claim.p)] + ([f"corrected for {claim.tests} comparisons"] if claim.tests > 1 else [])
-    points = " points" if share else ""
-    return f"{rows} · {title_of(metric.name)} {change(claim.gain)}{points} over {about.against} ({', '.join(evidence)})"
+    gain = change(claim.gain) + (" points" if share else "")
+    over = "over" if claim.gain >= 0 else "against"
+    return f"{rows} · {title_of(metric.name)} {gain} {over} {about.against} ({', '.join(evidence)})"
 
 
 def recommendation(evaluation: EvaluationManifest, recommended: str) -> str:

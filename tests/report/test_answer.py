@@ -65,6 +65,7 @@ def test_the_verdict_has_at_most_six_words(
 ) -> None:
     found = answer(run_with(make_run(), standing(outcome, against, kind, gain)))
     assert found.verdict == words and len(words.split()) <= 6
+    assert f" {'over' if gain > 0 else 'against'} {against} " in found.statistics
 
 
 def test_labels_that_are_never_given_are_in_the_words(make_run: MakeRun) -> None:

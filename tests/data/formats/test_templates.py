@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 from format_records import parse, reason, turns
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tuneloop.core.errors import UserError
-from tuneloop.data.formats import Rejection, error_answer, template_columns
+from tuneloop.data.formats import Parsed, Rejection, error_answer, template_columns
+from tuneloop.models.reasoning import TAGS
 
 CARD = {"input": "{text}", "output": "Queue: {queue}\n{summary}"}
 
@@ -48,6 +49,7 @@ def test_a_malformed_template_is_a_user_error(template: str) -> None:
 
 @given(text=st.text(max_size=20), value=st.text(min_size=1, max_size=20))
 def test_values_enter_templates_unchanged_whatever_they_hold(text: str, value: str) -> None:
+    assume(not any(tag in text + value for tags in TAGS for tag in tags))  # reasoning: the next test
     literal = text.replace("{", "{{").replace("}", "}}")
     record = {"q": "x", "v": value}
     parsed = parse(record, input="{q}", output=literal + "{v}")
@@ -57,6 +59,14 @@ def test_values_enter_templates_unchanged_whatever_they_hold(text: str, value: s
         assert turns(parsed)[-1] == ("assistant", text + value)
     else:
         assert reason(parsed) == "empty_output"
+
+
+def test_reasoning_in_a_value_is_read_as_reasoning() -> None:
+    def answered(value: str) -> Parsed | Rejection:
+        return parse({"q": "x", "v": value}, input="{q}", output="{v}")
+
+    assert turns(answered("<think>a</think>b"))[-1] == ("assistant", "b")
+    assert reason(answered("<think>")) == "cut_reasoning" and reason(answered("<think></think>")) == "empty_output"
 
 
 def test_objects_and_lists_become_compact_json_in_the_order_of_their_keys() -> None:

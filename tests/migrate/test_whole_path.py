@@ -1,4 +1,4 @@
-"""The whole way from a hosted fine-tune to a successor in its place. Each long stage is killed, and the same command continues."""
+"""From a hosted fine-tune to a successor in its place. Each long stage is killed, and the same command continues."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_from_the_list_to_the_switch_with_a_kill_at_each_stage(
     service.truth |= {str(row[1]["content"]): str(row[2]["content"]) for row in rows}
     users = iter(enumerate(rows))
 
-    def ask(address: str, votes: bool = True) -> str:
+    def ask(address: str) -> str:
         number, (*turns, reference) = next(users)
         body = {"model": MODEL, "messages": turns, "user": f"u{number}", "max_tokens": 8}
         sent = httpx.post(f"{address}/v1/chat/completions", json=body)
@@ -147,8 +147,7 @@ def test_from_the_list_to_the_switch_with_a_kill_at_each_stage(
         reply = sent.json()
         answer = str(reply["choices"][0]["message"]["content"])
         vote = {"request": reply["id"], "kind": "thumbs", "value": answer == reference["content"], "user": f"u{number}"}
-        if votes:
-            httpx.post(f"{address}/v1/feedback", json=vote).raise_for_status()
+        httpx.post(f"{address}/v1/feedback", json=vote).raise_for_status()
         return answer
 
     def copies() -> int:
@@ -175,11 +174,11 @@ def test_from_the_list_to_the_switch_with_a_kill_at_each_stage(
         assert status == 0 and "Promoted" in "".join(capsys.readouterr())
         assert main(["ab", "replay", "leave"]) == 0
         with opened("serve") as store:
-            seen = [one for one in read_requests(store) if one.arm]
-        assert all((one.usd > 0) == (one.arm == "champion") for one in seen if one.usd is not None)
-        assert {one.arm for one in seen} == {"champion", "candidate"}
+            seen = [request for request in read_requests(store) if request.arm]
+        assert all((r.usd > 0) == (r.arm == "champion") for r in seen if r.usd is not None)
+        assert {request.arm for request in seen} == {"champion", "candidate"}
 
-        # Switch: the successor answers by the old name, and the service is asked no more.
+        # Switch: the successor answers by the old name, and the service gets no more requests.
         said(capsys, "export", str(RUN), "--format", "adapter", "--out", "artifacts/successor")
         said(capsys, "models", "register", "artifacts/successor", "--name", "tickets")
         said(capsys, "models", "promote", "tickets")

@@ -41,6 +41,13 @@ def run_with(run: Path, *standings: dict[str, Any], **more: Any) -> Path:
     return run
 
 
+def priced(prices: dict[str, tuple[str, float]]) -> list[dict[str, Any]]:
+    """A leaderboard: name of a system to its kind and the price of 1,000 answers."""
+    entry = {"metric": "accuracy", "value": 0.8, "low": 0.7, "high": 0.9, "gain": None, "gain_low": None, "gain_high": None,
+             "p": None, "verdict": "", "training_seconds": 1, "training_usd": 0, "prompt_tokens": 5, "tokens": 5}  # fmt: skip
+    return [entry | {"name": name, "kind": kind, "usd_per_1000": usd} for name, (kind, usd) in prices.items()]
+
+
 def answer(run: Path) -> Answer:
     found = answer_of(read_run(run))
     assert found is not None
@@ -94,11 +101,7 @@ def test_the_sentence_is_in_per_cent_and_the_statistics_stand_apart(make_run: Ma
 def test_the_cheapest_that_none_is_proven_better_than_is_recommended(
     make_run: MakeRun, outcome: Outcome, recommended: str
 ) -> None:
-    entry = {"metric": "accuracy", "value": 0.8, "low": 0.7, "high": 0.9, "gain": None, "gain_low": None, "gain_high": None,
-             "p": None, "verdict": "", "training_seconds": 1, "training_usd": 0, "prompt_tokens": 5, "tokens": 5}  # fmt: skip
-    board = [entry | {"name": "tuned", "kind": "tuned", "usd_per_1000": 0.1}]
-    board += [entry | {"name": FOREST, "kind": "classical", "usd_per_1000": 0.00001}]
-    board += [entry | {"name": "majority class", "kind": "constant", "usd_per_1000": 0.0}]
+    board = priced({"tuned": ("tuned", 0.1), FOREST: ("classical", 1e-5), "majority class": ("constant", 0.0)})
     constant = standing("not enough evidence", "majority class", "constant")
     run = run_with(make_run(), standing(outcome, FOREST, "classical"), constant, leaderboard=board)
     found = answer(run)
@@ -114,10 +117,7 @@ def test_the_cheapest_that_none_is_proven_better_than_is_recommended(
 def test_where_metrics_disagree_the_one_that_decides_recommends_and_is_named(
     make_run: MakeRun, deciding: Outcome, recommended: str
 ) -> None:
-    entry = {"metric": "accuracy", "value": 0.8, "low": 0.7, "high": 0.9, "gain": None, "gain_low": None, "gain_high": None,
-             "p": None, "verdict": "", "training_seconds": 1, "training_usd": 0, "prompt_tokens": 5, "tokens": 5}  # fmt: skip
-    prices = {"tuned": ("tuned", 0.1), FOREST: ("classical", 1e-5)}
-    board = [entry | {"name": name, "kind": kind, "usd_per_1000": usd} for name, (kind, usd) in prices.items()]
+    board = priced({"tuned": ("tuned", 0.1), FOREST: ("classical", 1e-5)})
     mixed = standing("mixed", FOREST, "classical")
     mixed["claims"][0]["outcome"] = deciding
     run = run_with(make_run(), mixed, leaderboard=board)
@@ -128,10 +128,7 @@ def test_where_metrics_disagree_the_one_that_decides_recommends_and_is_named(
 
 def test_what_is_cheaper_and_far_below_the_best_is_not_recommended_and_advise_agrees(make_run: MakeRun) -> None:
     minilm = "MiniLM + logistic regression"
-    entry = {"metric": "accuracy", "value": 0.8, "low": 0.7, "high": 0.9, "gain": None, "gain_low": None, "gain_high": None,
-             "p": None, "verdict": "", "training_seconds": 1, "training_usd": 0, "prompt_tokens": 5, "tokens": 5}  # fmt: skip
-    prices = {"tuned": ("tuned", 0.1), FOREST: ("classical", 1e-5), minilm: ("classical", 1e-4)}
-    board = [entry | {"name": name, "kind": kind, "usd_per_1000": usd} for name, (kind, usd) in prices.items()]
+    board = priced({"tuned": ("tuned", 0.1), FOREST: ("classical", 1e-5), minilm: ("classical", 1e-4)})
     both = standing("worse", minilm, "classical", -0.3), standing("worse", FOREST, "classical", -0.05)
     run = run_with(make_run(), *both, leaderboard=board)
     evaluation = json.loads((run / "eval.json").read_text())

@@ -8,7 +8,7 @@ import sys
 import tuneloop
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.formats import Draft, Format, FormatGuess, Refused, add_format, checked_parser, filled
-from tuneloop.data.formats.sample import Record, RecordSample
+from tuneloop.data.formats.draft import Record, RecordSample
 from tuneloop.data.formats.turns import assistant, user
 
 

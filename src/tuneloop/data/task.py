@@ -20,8 +20,8 @@ from tuneloop.core.migration import JsonSteps, upgraded
 from tuneloop.data.clean.pii import pseudonym_key
 from tuneloop.data.config import PersonalConfig, PrepareConfig, RepairConfig
 from tuneloop.data.formats import ROLES, FormatGuess, Rejection, parse_record, template_columns
-from tuneloop.data.formats.conversation import TURN_COLUMNS
-from tuneloop.data.formats.sample import TEXT_NAMES, as_value
+from tuneloop.data.formats.draft import TEXT_NAMES, as_value
+from tuneloop.data.formats.shapes import TURN_COLUMNS
 from tuneloop.data.formats.turns import PLAIN_KEYS, TurnKeys
 from tuneloop.records.dataset import SourceFormat
 from tuneloop.records.rows import Dataset, Message

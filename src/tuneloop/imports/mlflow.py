@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.data.formats.sample import as_value, first, objects
+from tuneloop.data.formats.draft import as_value, first, objects
 from tuneloop.data.formats.turns import Refused
 from tuneloop.imports.otel import span_parts
 from tuneloop.imports.parts import Record, TraceFormat, TracePart, call, call_of, facts, score, text_of, version_of

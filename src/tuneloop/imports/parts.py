@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from tuneloop.data.formats.sample import as_value, first
+from tuneloop.data.formats.draft import as_value, first
 from tuneloop.data.formats.turns import Refused
 from tuneloop.imports.messages import read_answer, read_prompt
 

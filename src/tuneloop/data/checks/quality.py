@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from tuneloop.data.clean import repair
 from tuneloop.data.clean.pii.credentials import keys
-from tuneloop.data.formats.answers import error_answer
+from tuneloop.data.formats.turns import error_answer
 from tuneloop.records.rows import Message
 
 FLAGS = (

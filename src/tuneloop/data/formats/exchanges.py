@@ -13,8 +13,17 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from tuneloop.data.config import PrepareConfig
-from tuneloop.data.formats.draft import Draft, Format, checked_parser
-from tuneloop.data.formats.sample import FormatGuess, Record, RecordSample, as_value, mostly, objects
+from tuneloop.data.formats.draft import (
+    Draft,
+    Format,
+    FormatGuess,
+    Record,
+    RecordSample,
+    as_value,
+    checked_parser,
+    mostly,
+    objects,
+)
 from tuneloop.data.formats.turns import (
     REASONING,
     ROLES,
@@ -491,4 +500,4 @@ def _find_logs(sample: RecordSample, config: PrepareConfig) -> FormatGuess | Non
     return None
 
 
-FORMAT = Format("logs", "request and response", checked_parser(logs), _find_logs)
+LOGS = Format("logs", "request and response", checked_parser(logs), _find_logs)

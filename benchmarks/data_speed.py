@@ -263,11 +263,12 @@ def stages(source: Path, out: Path) -> dict[str, float]:
         source: what was prepared.
         out: the data set that was made of it; its checks and its report are made again.
     """
-    from tuneloop.data.checks import overview_of, quality, run_checks
+    from tuneloop.data.checks import overview_of, run_checks
+    from tuneloop.data.checks.overview import flags
     from tuneloop.data.clean import language, pii, repair
     from tuneloop.data.config import DuplicatesConfig, PersonalConfig, PrepareConfig, RepairConfig
     from tuneloop.data.dataset import load_dataset
-    from tuneloop.data.dedup import candidate_pairs, minhash
+    from tuneloop.data.dedup import duplicates, minhash
     from tuneloop.data.formats import Parsed, detect, parse_record
     from tuneloop.data.sources.chunks import chunks
     from tuneloop.data.sources.parse import SourceRecord, parse_chunk
@@ -294,13 +295,13 @@ def stages(source: Path, out: Path) -> dict[str, float]:
     timed("repair", lambda: [repair.repair_text(text, RepairConfig()) for text in texts])
     timed("personal data", lambda: [pii.find(text, PersonalConfig()) for text in texts])
     timed("language", lambda: [language.detect_language(text) for text in texts])
-    timed("quality flags", lambda: [quality.flags(row.messages, row.label) for row in made])
+    timed("quality flags", lambda: [flags(row.messages, row.label) for row in made])
     cut = timed("texts to compare", lambda: [minhash.texts_of(row) for row in made])
     columns = timed("sketches", lambda: minhash.sketch(cut, near))
     order = np.arange(len(cut))
     timed(
         "candidates compared",
-        lambda: candidate_pairs.find_alike(columns, lambda some: [cut[i] for i in some], near.threshold, rows=order),
+        lambda: duplicates.find_alike(columns, lambda some: [cut[i] for i in some], near.threshold, rows=order),
     )
     timed("lines written", lambda: (out / "lines").write_bytes(b"\n".join(orjson.dumps(row.to_json()) for row in made)))
     overview = overview_of(load_dataset(out))

@@ -20,7 +20,7 @@ LEFT_OUT = (
     "examples/tickets/",
     "examples/mails/make_mails.py",
     "src/tuneloop/evaluation/judge.yaml",
-    "src/tuneloop/data/dedup/short_texts.py",
+    "src/tuneloop/data/dedup/minhash.py",
     "docs/style.md",  # its table shows them
 )
 

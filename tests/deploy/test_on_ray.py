@@ -156,7 +156,7 @@ def test_both_passes_give_the_hash_of_one_process_and_a_killed_worker_costs_noth
         raise AssertionError("texts were compared in this process")
 
     monkeypatch.setattr("tuneloop.data.prepare.process_chunk", process_or_die)
-    monkeypatch.setattr("tuneloop.data.dedup.candidate_pairs.verify", here)
+    monkeypatch.setattr("tuneloop.data.dedup.duplicates.verify", here)
     monkeypatch.setattr("tuneloop.data.prepare.measured_if_long", here)
     far = prepared("ray", "far")
     assert (tmp_path / "killed").exists()

@@ -104,7 +104,7 @@ def _prove(model: str, source: str, settings: Sequence[str]) -> Result:
 
 
 def _read_production(against: str, manifest: DatasetManifest) -> list[Row]:
-    from tuneloop.data.checks.production import as_prepared, read_production
+    from tuneloop.data.checks.drift import as_prepared, read_production
 
     rows, without = read_production([against], as_prepared(manifest, [against]))
     note = f"; {counted(without, 'record')} without a user's text were passed over" if without else ""

@@ -21,7 +21,7 @@ from tuneloop.core.units import counted, verb
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tuneloop.data.erase.forget import Descendant, Forgotten, SubjectRows
+    from tuneloop.data.erase import Descendant, Forgotten, SubjectRows
 
 MOST = 20  # rows that are shown
 
@@ -59,8 +59,7 @@ def command(
         return _from_store(dataset, match, more, dry_run=dry_run, yes=yes)
 
     from tuneloop.data.clean.pii import hidden
-    from tuneloop.data.erase.forget import descendants, find_rows, forget, personal_settings
-    from tuneloop.data.erase.subject_match import Matcher, pseudonyms
+    from tuneloop.data.erase import Matcher, descendants, find_rows, forget, personal_settings, pseudonyms
     from tuneloop.pipeline.prepare import measure_of
     from tuneloop.report.data_html import write_data_report
     from tuneloop.serving.store.forget import versions_of
@@ -118,7 +117,7 @@ def _confirmed(rows: SubjectRows) -> bool:
 def _print_rows(rows: SubjectRows, console: Console, made: Sequence[Descendant] = ()) -> None:
     from rich.text import Text
 
-    from tuneloop.data.erase.forget import personal_settings
+    from tuneloop.data.erase import personal_settings
     from tuneloop.report.facts import clean
 
     if rows.resumed:

@@ -29,8 +29,8 @@ from tuneloop.data.clean.pii import pseudonym_key
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.dataset import load_dataset, prepare_key
 from tuneloop.data.dedup import duplicates, minhash
-from tuneloop.data.dedup.candidate_pairs import Alike, find_alike
 from tuneloop.data.dedup.contamination import index_of
+from tuneloop.data.dedup.duplicates import Alike, find_alike
 from tuneloop.data.formats import FormatGuess, Rejection
 from tuneloop.data.patch import read_patch
 from tuneloop.data.process_record import (

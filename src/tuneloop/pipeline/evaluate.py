@@ -453,7 +453,7 @@ def _key(recipe: Recipe, dataset: Dataset, question: Question) -> str:
 
 def _production(work: EvalJob) -> list[Row]:
     """What users sent, with personal data replaced: words of it are shown."""
-    from tuneloop.data.checks.production import read_production
+    from tuneloop.data.checks.drift import read_production
 
     rows, redactor = read_production([work.question.options.production])[0], work.redactor
     return [replace(row, messages=redactor(row.messages)) for row in rows]

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from tickets import by_name, dataset, row, tickets
 
-from tuneloop.data.checks import production
+from tuneloop.data.checks import drift as production
 from tuneloop.data.checks.drift import Drift
 from tuneloop.records.rows import Row
 

@@ -1,10 +1,10 @@
-"""Which answers are cut off, by how the others of a data set end: `Endings` of `data/checks/quality.py`."""
+"""Which answers are cut off, by how the others of a data set end: `Endings` of `data/checks/overview.py`."""
 
 from __future__ import annotations
 
 import pytest
 
-from tuneloop.data.checks.quality import Endings, flags
+from tuneloop.data.checks.overview import Endings, flags
 from tuneloop.records.rows import Message
 
 LEARNT = Endings.of(

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuneloop.data.checks.features import folds, groups, sample, sketch, tfidf
+from tuneloop.data.checks.drift import folds, groups, sample, sketch, tfidf
 
 TEXTS = ["My card is lost", "my CARD  is lost", "the lost card", "transfer pending", "is my transfer pending", "xyzzy"]
 

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 from tickets import WORDS, by_name, dataset, levels, row, tickets
 
-from tuneloop.data.checks import find_suspects, labels, overview_of, run_checks, suspect_records
+from tuneloop.data import checks
+from tuneloop.data.checks import find_suspects, overview_of, run_checks, suspect_records
 from tuneloop.records.rows import Dataset
 
 
@@ -55,9 +56,9 @@ def test_wrong_labels_are_found_at_each_level() -> None:
     check = by_name(flipped(20))["label_errors"]
     assert check["level"] == "warn" and 15 <= check["rows"] <= 20
     assert {e["line"] for e in check["examples"]} <= set(range(1, 21)) and "suggested" in check["examples"][0]
-    many = labels.doubted_labels(
+    many = checks.doubted_labels(
         overview_of(flipped(0)),
-        labels.Suspects([labels.LabelError(i, "a", "b", 0.0, i < 150) for i in range(600)], 600),
+        checks.Suspects([checks.LabelError(i, "a", "b", 0.0, i < 150) for i in range(600)], 600),
     )
     assert many.level == "error"
 
@@ -68,8 +69,8 @@ def test_suspects_are_listed_for_people_and_a_sample_is_said_to_be_one(monkeypat
     overview = overview_of(dataset(rows))
     first = suspect_records(overview, find_suspects(overview))[0]
     assert first.line == 6 and first.text == rows[5].messages[0]["content"] and first.split == "train"
-    monkeypatch.setattr(labels, "ALL_LABELS", 300)
-    monkeypatch.setattr(labels, "SOME_LABELS", 200)
+    monkeypatch.setattr(checks, "ALL_LABELS", 300)
+    monkeypatch.setattr(checks, "SOME_LABELS", 200)
     suspects = find_suspects(overview)
     assert (len(suspects.errors), suspects.of) == (200, 400)
     message = next(c for c in run_checks(overview, suspects=lambda: suspects) if c["name"] == "label_errors")["message"]

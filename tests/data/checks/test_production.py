@@ -9,7 +9,7 @@ from manifests import manifest_of
 
 from places import DATA_SETS
 from tuneloop.core.errors import UserError
-from tuneloop.data.checks.production import as_prepared, read_production
+from tuneloop.data.checks.drift import as_prepared, read_production
 
 DATA = DATA_SETS
 

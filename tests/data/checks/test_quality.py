@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from places import DATA_SETS
-from tuneloop.data.checks.quality import FLAGS, Endings, as_bits, bit, contradicts, flags
+from tuneloop.data.checks.overview import FLAGS, Endings, as_bits, bit, contradicts, flags
 from tuneloop.records.rows import Message
 
 DATA = DATA_SETS

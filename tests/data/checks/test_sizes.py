@@ -6,7 +6,8 @@ import pytest
 from manifests import manifest_of
 from tickets import dataset, essays, levels, tickets
 
-from tuneloop.data.checks import labels, overview_of
+from tuneloop.data import checks
+from tuneloop.data.checks import overview_of
 from tuneloop.records.rows import Dataset
 
 
@@ -15,7 +16,7 @@ from tuneloop.records.rows import Dataset
 )  # fmt: skip
 def test_the_number_of_rows_is_judged_by_what_it_is_good_for(n: int, level: str, word: str) -> None:
     overview = overview_of(Dataset("d", manifest_of(task="chat"), essays(n), [], []))
-    check = labels.enough_rows(overview)
+    check = checks.enough_rows(overview)
     assert check.level == level and word in check.message
 
 
@@ -27,5 +28,5 @@ def test_a_small_test_split_is_a_warning() -> None:
 @pytest.mark.parametrize(("rows", "half"), [(18, "23"), (2_000, "2.2"), (40_000, "0.5"), (100_000, "0.3")])
 def test_what_a_test_split_can_tell_is_never_said_to_be_exact(rows: int, half: str) -> None:
     split = essays(1)[:1] * rows
-    check = labels.test_size(overview_of(Dataset("d", manifest_of(task="chat"), essays(1), [], split)))
+    check = checks.test_size(overview_of(Dataset("d", manifest_of(task="chat"), essays(1), [], split)))
     assert f"± {half} points" in check.message

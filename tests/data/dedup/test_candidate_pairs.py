@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tuneloop.data.config import DuplicatesConfig
-from tuneloop.data.dedup import candidate_pairs
-from tuneloop.data.dedup.candidate_pairs import Alike, find_alike
+from tuneloop.data.dedup import duplicates
+from tuneloop.data.dedup.duplicates import Alike, find_alike
 from tuneloop.data.dedup.minhash import RowTexts, prompt_similarity, shape_of, sketch
 
 
@@ -41,8 +41,8 @@ def test_the_number_of_processes_and_the_size_of_batches_change_nothing(monkeypa
     texts = questions(800, 300)
     first = alike(texts)
     assert len(first.one) > 100
-    monkeypatch.setattr(candidate_pairs, "BATCH", 64)
-    monkeypatch.setattr(candidate_pairs, "_AT_ONCE", 50)
+    monkeypatch.setattr(duplicates, "BATCH", 64)
+    monkeypatch.setattr(duplicates, "_CANDIDATES_AT_ONCE", 50)
     second = alike(texts, workers=2)
     for name in ("one", "other", "prompt", "whole", "together", "crowded"):
         assert np.array_equal(getattr(first, name), getattr(second, name)), name
@@ -73,21 +73,21 @@ def test_rows_with_too_many_candidates_are_left_to_their_turn() -> None:
 def test_no_key_that_comes_again_is_overlooked(numbers: list[int]) -> None:
     keys = np.array(numbers, dtype=np.uint32)
     again = np.array([numbers.count(number) > 1 for number in numbers])
-    assert candidate_pairs._maybe_shared(keys)[again].all()
+    assert duplicates._maybe_shared(keys)[again].all()
 
 
 def test_hardly_any_single_key_is_looked_at_again() -> None:
     keys = np.random.default_rng(0).permutation(2**32 // 5003 * np.arange(5000)).astype(np.uint32)
-    assert candidate_pairs._maybe_shared(keys).mean() < 0.2
+    assert duplicates._maybe_shared(keys).mean() < 0.2
 
 
 def test_rows_without_answers_are_looked_for_once_and_the_same_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = Texts([cut._replace(apart="ab"[n % 2]) for n, cut in enumerate(questions(400, 300))])
-    assert candidate_pairs._sketch_names(sketch(texts, DuplicatesConfig())) == ("prompt",)
+    assert duplicates._sketch_names(sketch(texts, DuplicatesConfig())) == ("prompt",)
     answered = Texts([*texts, texts[0]._replace(answer="Thank you for asking.")])
-    assert candidate_pairs._sketch_names(sketch(answered, DuplicatesConfig())) == ("whole", "prompt")
+    assert duplicates._sketch_names(sketch(answered, DuplicatesConfig())) == ("whole", "prompt")
     once = alike(texts)
-    monkeypatch.setattr(candidate_pairs, "_sketch_names", lambda columns: ("whole", "prompt"))
+    monkeypatch.setattr(duplicates, "_sketch_names", lambda columns: ("whole", "prompt"))
     both = alike(texts)
     assert len(once.one) > 20
     for name in ("one", "other", "prompt", "whole", "together", "crowded"):

@@ -410,12 +410,12 @@ def test_semantic_duplicates_are_like_a_kept_row_of_their_kind(count: int, seed:
     order = draw.permutation(count + 5)
     rows = np.sort(draw.permutation(count + 5)[:count])
     place = {row: number for number, row in enumerate(rows.tolist())}
-    original = duplicates._AT_ONCE
+    original = duplicates._ROWS_AT_ONCE
     try:
-        duplicates._AT_ONCE = 7  # several blocks
+        duplicates._ROWS_AT_ONCE = 7  # several blocks
         found = semantic_duplicates(vectors, 0.9, rows=rows, order=order, apart=apart)
     finally:
-        duplicates._AT_ONCE = original
+        duplicates._ROWS_AT_ONCE = original
     of = as_dict(found)
     rank = np.argsort(order)
     for i, j in of.items():

@@ -8,8 +8,17 @@ import pytest
 from tuneloop.data.config import DuplicatesConfig
 from tuneloop.data.dedup.contamination import find_contamination, index_of
 from tuneloop.data.dedup.duplicates import find_duplicates, preference
-from tuneloop.data.dedup.minhash import RowTexts, folded_words, prompt_similarity, shape_of, sketch
-from tuneloop.data.dedup.short_texts import one_edit_apart, same_meaning, short_similarity, without_courtesies
+from tuneloop.data.dedup.minhash import (
+    RowTexts,
+    folded_words,
+    one_edit_apart,
+    prompt_similarity,
+    same_meaning,
+    shape_of,
+    short_similarity,
+    sketch,
+    without_courtesies,
+)
 
 COPIES = [
     ("I lost my card", "I lost my crd"),

@@ -17,11 +17,10 @@ from prepared import Splits, row, tickets, write_dataset
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import lock_folder, read_json, read_jsonl, sha256_file, write_json, write_jsonl
+from tuneloop.data import erase as forgetting
 from tuneloop.data.config import PersonalConfig, PrepareConfig
 from tuneloop.data.dataset import dataset_hash, label_counts, load_dataset, token_statistics
-from tuneloop.data.erase import forget as forgetting
-from tuneloop.data.erase.forget import SubjectRows, descendants, find_rows, forget
-from tuneloop.data.erase.subject_match import Matcher, folded, pseudonyms
+from tuneloop.data.erase import Matcher, SubjectRows, descendants, find_rows, folded, forget, pseudonyms
 from tuneloop.data.prepare import TokenCount
 from tuneloop.records.dataset import Check
 from tuneloop.records.rows import Dataset, Row
@@ -424,7 +423,7 @@ def test_what_a_killed_rehearsal_leaves_goes_with_the_next_removal(tmp_path: Pat
 
 
 def test_an_expression_that_never_ends_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tuneloop.data.erase.subject_match.SEARCH_SECONDS", 0.05)
+    monkeypatch.setattr("tuneloop.data.erase.SEARCH_SECONDS", 0.05)
     with pytest.raises(UserError, match="takes more than"):
         Matcher("(.*a){12}b", regex=True).finds({"text": "a" * 3000})
     assert Matcher("a{3}!", regex=True).finds({"text": "a" * 3000 + "!"})

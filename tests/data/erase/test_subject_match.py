@@ -6,7 +6,7 @@ import pytest
 from prepared import row
 
 from tuneloop.core.errors import UserError
-from tuneloop.data.erase.subject_match import Matcher
+from tuneloop.data.erase import Matcher
 
 
 @pytest.mark.parametrize(

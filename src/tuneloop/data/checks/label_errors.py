@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from tuneloop.data.checks.features import groups, one_thread, sketch, tfidf
+from tuneloop.data.checks.drift import groups, one_thread, sketch, tfidf
 
 Embed = Callable[[Sequence[str]], Any]  # texts -> float array, one row a text
 

@@ -64,7 +64,7 @@ def index_of(test: Sequence[minhash.RowTexts], config: DuplicatesConfig) -> Test
     sketches = minhash.sketched(columns, "prompt", np.arange(len(test)))
     bands = np.concatenate(_keys_by_band(sketches.bands))
     masked = _Keys.of(*_masked(columns))
-    rows, passages = _distinct(*_passages([shape.prompt for shape in shapes]))
+    rows, passages = _different(*_passages([shape.prompt for shape in shapes]))
     _, place, counts = np.unique(passages, return_inverse=True, return_counts=True)
     rare = counts[place] <= max(COMMON, COMMON_SHARE * len(test))
     rows, passages = rows[rare], passages[rare]
@@ -157,7 +157,7 @@ def _passages(texts: Sequence[Sequence[str]]) -> tuple[Array, Array]:
     return np.repeat(np.array(long, dtype=np.int64), counts), hashed
 
 
-def _distinct(owners: Array, hashes: Array) -> tuple[Array, Array]:
+def _different(owners: Array, hashes: Array) -> tuple[Array, Array]:
     order = np.lexsort((hashes, owners))
     owners, hashes = owners[order], hashes[order]
     new = np.ones(len(order), dtype=bool)
@@ -176,7 +176,7 @@ def _overlaps(texts: Sequence[minhash.RowTexts], index: TestIndex) -> list[tuple
     owners, hashes = _passages(words)
     first = np.minimum(np.searchsorted(passages, hashes), len(passages) - 1)
     hit = passages[first] == hashes
-    owners, hashes = _distinct(owners[hit] // 2, hashes[hit])
+    owners, hashes = _different(owners[hit] // 2, hashes[hit])
     begin, end = np.searchsorted(passages, hashes), np.searchsorted(passages, hashes, side="right")
     rows = np.repeat(owners, end - begin)
     test_rows = index.passages.rows[np.repeat(begin, end - begin) + minhash.counted(end - begin)]

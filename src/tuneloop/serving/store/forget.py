@@ -25,8 +25,7 @@ from tuneloop.core.ids import uuid7
 from tuneloop.core.ui import quiet, say
 from tuneloop.data.clean.pii import hidden
 from tuneloop.data.config import PersonalConfig
-from tuneloop.data.erase.forget import Descendant, SubjectRows, find_rows, forget, personal_settings
-from tuneloop.data.erase.subject_match import Matcher, pseudonyms
+from tuneloop.data.erase import Descendant, Matcher, SubjectRows, find_rows, forget, personal_settings, pseudonyms
 from tuneloop.pipeline.prepare import measure_of
 from tuneloop.records.artifact import ARTIFACT
 from tuneloop.records.dataset import MANIFEST

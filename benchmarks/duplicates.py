@@ -23,10 +23,11 @@ from typing import Any
 import numpy as np
 
 from tuneloop.data.config import DuplicatesConfig, SplitConfig
+from tuneloop.data.dataset import SPLITS, key64, prompt_key
 from tuneloop.data.dedup.contamination import find_contamination, index_of
 from tuneloop.data.dedup.duplicates import find_conflicts, find_duplicates, find_links, preference
 from tuneloop.data.dedup.minhash import RowTexts, sketch, texts_of
-from tuneloop.data.split import SPLITS, SplitFacts, assign_splits, key64, prompt_key
+from tuneloop.data.prepare import SplitFacts, assign_splits
 from tuneloop.records.rows import Row
 
 CHUNK = 1000  # rows that are sketched at once

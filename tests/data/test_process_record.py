@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 
 from tuneloop.data.clean import pii, repair
 from tuneloop.data.config import PersonalConfig, RepairConfig
-from tuneloop.data.dataset import meta_key
+from tuneloop.data.dataset import key64, meta_key
 from tuneloop.data.process_record import is_quiet
-from tuneloop.data.split import key64
 from tuneloop.records.rows import Row
 
 PIECES = (

@@ -13,21 +13,8 @@ from manifests import manifest_of
 
 from tuneloop.core.errors import UserError
 from tuneloop.data.config import SplitConfig
-from tuneloop.data.split import (
-    LEAK,
-    SPLITS,
-    TEST,
-    TRAIN,
-    UNDECIDED,
-    VAL,
-    SplitFacts,
-    assign_splits,
-    frozen_splits,
-    key64,
-    keyed_hash,
-    normalised,
-    prompt_key,
-)
+from tuneloop.data.dataset import LEAK, SPLITS, TEST, TRAIN, UNDECIDED, VAL, key64, keyed_hash, normalised, prompt_key
+from tuneloop.data.prepare import SplitFacts, assign_splits, frozen_splits
 from tuneloop.records.rows import Dataset, Message, Row
 
 SHARES = {"val": st.sampled_from([0.0, 0.1, 0.25, 0.5]), "test": st.sampled_from([0.0, 0.1, 0.2, 0.49])}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tuneloop.core.files import plain, read_jsonl
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.prepare import TokenCount, prepare
-from tuneloop.data.too_long import parts, shortened
+from tuneloop.data.process_record import parts, shortened
 from tuneloop.records.rows import Dataset, Message, Row
 
 TEXTS = st.text(st.sampled_from("ab .\n。!é "), max_size=120)

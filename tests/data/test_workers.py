@@ -13,7 +13,7 @@ import pytest
 
 from patience import slowness
 from tuneloop.core.errors import UserError
-from tuneloop.data.split import keyed_hash
+from tuneloop.data.dataset import keyed_hash
 from tuneloop.data.workers import AHEAD, ordered_map, run_in_background
 
 

@@ -1,6 +1,7 @@
 """A data set on disk: the splits, and `dataset.json`, which is written last and makes the folder complete.
 
-Also the words of `rejects.jsonl` and `repairs.jsonl` and what each means: a fixed list, for people and programs.
+Also the words of `rejects.jsonl` and `repairs.jsonl` and what each means, a fixed list for people and programs; and the
+hashes by which rows, questions and data sets are the same.
 """
 
 from __future__ import annotations
@@ -11,20 +12,33 @@ import hashlib
 import itertools
 import json
 import struct
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 import orjson
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, inside, read_jsonl, sha256_file
+from tuneloop.core.lazy import np
 from tuneloop.data.config import NO_CONTENT, PrepareConfig
 from tuneloop.data.sources.read import entry_of, find_files
-from tuneloop.data.split import SPLITS, key64
 from tuneloop.records.dataset import AGAIN, MANIFEST, Mix, read_manifest
 from tuneloop.records.rows import Dataset, Row
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Array: TypeAlias = "NDArray[Any]"
+Columns: TypeAlias = "Mapping[str, Array]"  # values by row, by the column's name
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+TRAIN, VAL, TEST = range(3)  # indices into SPLITS
+UNDECIDED = -1  # of a row that no earlier data set holds
+LEAK = -2  # of a row that belongs together with a test row, but may not be one
 
 REASONS = {
     "bad_encoding": "bytes of a text or a table that are no UTF-8, or half of a surrogate pair",
@@ -121,6 +135,56 @@ def sha256_of_source(path: Path) -> str:
     except OSError as error:
         what, step = f"Can't read the file: {error.strerror or error}", "check the file's permissions"
         raise UserError(what, where=str(path), next_step=step) from None
+
+
+def normalised(text: str) -> str:
+    """Text up to Unicode form (NFC), white space and case: what makes two rows the same."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", text)
+    return " ".join(text.split()).casefold()
+
+
+normalised_often = functools.lru_cache(maxsize=1 << 10)(normalised)  # for what comes again and again
+
+
+def prompt_key(row: Row) -> str:
+    """The prompt of a row: the normalised system and user turns (in some data the task is in the system turn, under one
+    and the same user turn); without a user turn, all turns.
+    """
+    has_question = any(message["role"] == "user" for message in row.messages)
+    turns = []
+    for message in row.messages:
+        if message["role"] == "system" and has_question:
+            turns.append("system: " + normalised_often(message["content"]))
+        elif message["role"] == "user" or not has_question:
+            turns.append(f"{message['role']}: {normalised(message['content'])}")
+    return "\n".join(turns)
+
+
+def key64(text: str | bytes) -> int:
+    """The text's hash as a number of 64 bits, never 0: among a million texts two agree once in 10^7 times."""
+    raw = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little") or 1
+
+
+def keyed_hash(text: str, seed: int) -> bytes:
+    """Eight bytes that depend on the text and the seed only: the order in which rows are dealt."""
+    raw, key = text.encode("utf-8", "surrogatepass"), seed.to_bytes(16, "little", signed=False)
+    return hashlib.blake2b(raw, digest_size=8, key=key).digest()
+
+
+def shuffled(ids: Array, seed: int) -> Array:
+    """Keys that put rows in another order for each seed, whatever the order of the sources."""
+    return mixed_bits(ids ^ np.uint64((seed * 0x9E3779B97F4A7C15) % 2**64))
+
+
+def mixed_bits(numbers: Array) -> Array:
+    """A hash of numbers of 64 bits (the finaliser of SplitMix64, Steele et al. 2014, doi 10.1145/2714064.2660195)."""
+    mixed = numbers.astype(np.uint64)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    hashed: Array = mixed ^ (mixed >> np.uint64(31))
+    return hashed
 
 
 def meta_key(row: Row) -> int:

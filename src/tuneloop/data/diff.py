@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import flat
 from tuneloop.core.stats.tests import holm
+from tuneloop.data.dataset import normalised, prompt_key
 from tuneloop.data.mix import GENERAL_FILE
-from tuneloop.data.split import normalised, prompt_key
 from tuneloop.records.dataset import AGAIN, MANIFEST, DatasetManifest, read_manifest
 from tuneloop.records.rows import Row
 

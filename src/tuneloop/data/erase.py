@@ -27,13 +27,12 @@ from tuneloop.data.checks import check_dataset
 from tuneloop.data.clean import language
 from tuneloop.data.clean.pii import KINDS, find, pseudonym_key, redact
 from tuneloop.data.config import PersonalConfig, PrepareConfig
-from tuneloop.data.dataset import dataset_hash, label_counts, read_rows, token_statistics
+from tuneloop.data.dataset import SPLITS, dataset_hash, label_counts, read_rows, token_statistics
 from tuneloop.data.diff import dataset_folder, read_lines, split_files
 from tuneloop.data.formats import FormatGuess, with_whole_texts
 from tuneloop.data.mix import GENERAL_FILE
 from tuneloop.data.process_record import LANGUAGES_EVERY, Measure, question_text
 from tuneloop.data.sources.read import read_records
-from tuneloop.data.split import SPLITS
 from tuneloop.records import dataset as records
 from tuneloop.records.dataset import AGAIN, MANIFEST, Check, DatasetManifest, Mix, SplitFile, read_manifest
 from tuneloop.records.evaluation import EVALUATION

@@ -16,7 +16,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_jsonl
 from tuneloop.core.units import counted, verb
 from tuneloop.data.config import MixConfig
-from tuneloop.data.split import Split, keyed_hash, normalised, prompt_key
+from tuneloop.data.dataset import Split, keyed_hash, normalised, prompt_key
 from tuneloop.records.dataset import MANIFEST, Check, Mix, MixSource, RowsAndTokens
 from tuneloop.records.rows import Row
 

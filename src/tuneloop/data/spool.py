@@ -24,14 +24,13 @@ from tuneloop.core.machine import trim_memory
 from tuneloop.core.text import json_bytes, json_value
 from tuneloop.data.checks.label_errors import Embed
 from tuneloop.data.config import PrepareConfig
-from tuneloop.data.dataset import REASONS, meta_key
+from tuneloop.data.dataset import REASONS, Array, Columns, Split, key64, meta_key
 from tuneloop.data.dedup.minhash import NO_FRAME, PromptFrame, RowTexts, shared_frame, texts_of
 from tuneloop.data.formats import FormatGuess, Parsed, check_columns, detect, parse_record
 from tuneloop.data.process_record import NAMED, ChunkFacts, RepairLine, RowProcessor
 from tuneloop.data.sources.chunks import chunks
 from tuneloop.data.sources.parse import SourceFile, SourceRecord, parse_chunk
 from tuneloop.data.sources.read import entry_of
-from tuneloop.data.split import Array, Columns, Split, key64
 from tuneloop.records.rows import Row
 
 RELEASED = 16 << 20  # bytes of a column from which its pieces are given back to the system at once

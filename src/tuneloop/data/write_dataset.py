@@ -23,12 +23,12 @@ from tuneloop.core.version import __version__
 from tuneloop.data import checks, dataset
 from tuneloop.data.checks.label_errors import Embed
 from tuneloop.data.config import NO_CONTENT, PrepareConfig
+from tuneloop.data.dataset import SPLITS, TEST, Array, Split, shuffled
 from tuneloop.data.mix import GENERAL_FILE, GeneralRows, Mixed, MixSize, dataset_rows, interleaved, mix_rows
 from tuneloop.data.process_record import NO_ROW, ProcessedRow, process_record, reject_line
 from tuneloop.data.sources.chunks import chunks
 from tuneloop.data.sources.parse import parse_chunk
 from tuneloop.data.sources.read import find_files
-from tuneloop.data.split import SPLITS, TEST, Array, Split, shuffled
 from tuneloop.data.spool import PrepareContext, Table, detect_format
 from tuneloop.data.task import format_facts
 from tuneloop.data.workers import run_in_background

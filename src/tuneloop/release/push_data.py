@@ -6,8 +6,7 @@ from pathlib import Path
 
 from tuneloop.core.units import counted
 from tuneloop.core.urls import masked
-from tuneloop.data.dataset import load_dataset
-from tuneloop.data.split import SPLITS
+from tuneloop.data.dataset import SPLITS, load_dataset
 from tuneloop.records.rows import Dataset
 from tuneloop.release.hub import Push, repository_of, upload
 

@@ -11,7 +11,7 @@ from places import DATA_SETS
 from tuneloop.data.checks import label_errors
 from tuneloop.data.checks.drift import groups, tfidf
 from tuneloop.data.checks.label_errors import confident_errors, find_label_errors
-from tuneloop.data.split import normalised
+from tuneloop.data.dataset import normalised
 
 DATA = DATA_SETS
 WORDS = {

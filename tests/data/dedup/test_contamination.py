@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from places import DATA_SETS
 from tuneloop.data.config import DuplicatesConfig
+from tuneloop.data.dataset import normalised
 from tuneloop.data.dedup.contamination import Leak, find_contamination, index_of
 from tuneloop.data.dedup.minhash import RowTexts, prompt_similarity, shape_of, sketch
-from tuneloop.data.split import normalised
 
 DATA = DATA_SETS
 CONFIG = DuplicatesConfig()

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from places import DATA_SETS
 from tuneloop.data.config import DuplicatesConfig
+from tuneloop.data.dataset import key64
 from tuneloop.data.dedup import duplicates, minhash
 from tuneloop.data.dedup.duplicates import (
     Duplicates,
@@ -35,7 +36,6 @@ from tuneloop.data.dedup.minhash import (
     sketch,
     texts_of,
 )
-from tuneloop.data.split import key64
 from tuneloop.records.rows import Message, Row
 
 DATA = DATA_SETS

@@ -36,8 +36,7 @@ from tuneloop.data.checks.overview import (
     share_of,
 )
 from tuneloop.data.clean.language import foreign
-from tuneloop.data.dataset import HARMLESS
-from tuneloop.data.split import SPLITS, TEST, TRAIN, VAL, Array, normalised
+from tuneloop.data.dataset import HARMLESS, SPLITS, TEST, TRAIN, VAL, Array, normalised
 from tuneloop.records.dataset import Check, LongRows
 from tuneloop.records.rows import Dataset, DoubtfulLabel, FlaggedRow, Row
 

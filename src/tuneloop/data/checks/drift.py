@@ -24,11 +24,11 @@ from tuneloop.data.checks.overview import CheckRows, Finding, Overview, question
 from tuneloop.data.clean.pii import hidden
 from tuneloop.data.clean.repair import repair_text
 from tuneloop.data.config import PrepareConfig, RepairConfig
+from tuneloop.data.dataset import TRAIN, keyed_hash, mixed_bits, normalised
 from tuneloop.data.formats import TEXT_NAMES, FormatGuess, Parsed, detect, parse_record
 from tuneloop.data.formats.turns import ROLES
 from tuneloop.data.sources.parse import SourceRecord
 from tuneloop.data.sources.read import read_records
-from tuneloop.data.split import TRAIN, keyed_hash, mixed_bits, normalised
 from tuneloop.records.dataset import DatasetManifest
 from tuneloop.records.evaluation import Estimate
 from tuneloop.records.rows import Message, Row

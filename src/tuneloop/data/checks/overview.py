@@ -19,11 +19,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from tuneloop.core.units import counted
-from tuneloop.data.clean import repair
 from tuneloop.data.clean.language import detect_language
 from tuneloop.data.clean.pii.credentials import keys
+from tuneloop.data.dataset import SPLITS, Array, Columns, key64, prompt_key
 from tuneloop.data.formats.turns import error_answer
-from tuneloop.data.split import SPLITS, Array, Columns, key64, prompt_key
 from tuneloop.records.dataset import Check, LongRows
 from tuneloop.records.rows import Dataset, Message, Row
 
@@ -90,6 +89,16 @@ _LETTERS = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _VOWELS = b"aeiouyAEIOUY"
 _DIGITS_AND_SPACES = b"0123456789 \t\n"
 
+# A question mark between word characters is common in addresses ("page?id=1"); before the ending of an
+# English contraction it is an apostrophe that an ASCII encoder replaced.
+_LOST_APOSTROPHE = re.compile(
+    r"\b(?:\w*n\?t|I\?(?:m|ve|ll|d)|\w+\?(?:re|ve|ll)|(?:it|that|what|there|he|she|let)\?s)\b(?![=/&])", re.I
+)
+# What nearly no text holds, and is many times faster to look for than the words around it.
+_MARK_INSIDE = re.compile(r"\?[tmvldrs]", re.I)
+# The first two of the three characters of a quotation mark or dash in Windows-1252, Mac, DOS and
+# Windows-1251, and the lead byte of an accented letter in the middle of a word.
+_REMAINS = re.compile(r"â€|‚Ä|ΓÇ|ÔÇ|вЂ|ï¿½|[a-z][ÃÂ](?=[^\w\s]|[a-z])")
 _NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?")
 # "The answer is X.", "final answer: X", \boxed{X}, and "#### X" as GSM8K has it.
 _CONCLUSION = re.compile(
@@ -123,7 +132,7 @@ def flags(messages: Sequence[Message], label: str | None) -> tuple[str, ...]:
     signs: list[str] = []
     if question and not (turns > 1 and len(question) < 4):  # "y" can continue a conversation, not begin it
         _prompt_flags(question, signs)
-    if repair.garbled(text) is not None:
+    if is_garbled(text):
         signs.append("garbled")
     tag = "<" in text and "```" not in text and _TAG.search(text) and "html" not in text.lower()
     if tag or ("&" in text and ";" in text and _ENTITY.search(text)):
@@ -146,6 +155,13 @@ def flags(messages: Sequence[Message], label: str | None) -> tuple[str, ...]:
         if contradicts(thought, answer):
             signs.append("reasoning_contradicts")
     return tuple(sorted(signs))
+
+
+def is_garbled(text: str) -> bool:
+    """Whether characters of a repaired text are lost for good: U+FFFD, mojibake that lost a byte, "isn?t"."""
+    if not text.isascii() and ("\ufffd" in text or _REMAINS.search(text)):
+        return True
+    return "?" in text and _MARK_INSIDE.search(text) is not None and _LOST_APOSTROPHE.search(text) is not None
 
 
 def contradicts(reasoning: str, answer: str) -> bool:

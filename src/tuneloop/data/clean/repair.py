@@ -1,7 +1,7 @@
 """Repair of texts: wrong encodings, HTML entities, invisible characters, Unicode form, white space, control tokens.
 
 Each step leaves a text alone that has no sign of its defect, and the whole is idempotent: a repaired
-text is never changed again. What can't be repaired is named by `garbled`, not guessed at.
+text is never changed again. What can't be repaired is not guessed at: it is the flag `garbled` of the row.
 """
 
 from __future__ import annotations
@@ -47,34 +47,6 @@ def is_plain(text: str) -> bool:
     if not text.isascii() or not text.isprintable():
         return False
     return "&" not in text and "<" not in text and "[" not in text and text[:1] != " " and text[-1:] != " "
-
-
-def garbled(text: str) -> str | None:
-    """What shows that characters of a text are lost for good; None if nothing does.
-
-    Meant for a repaired text: replacement characters (U+FFFD), the remains of mojibake that lost a byte, question marks
-    where an apostrophe was ("isn?t").
-    """
-    if not text.isascii():
-        if n := text.count("\ufffd"):
-            return f"{n} replacement {'character' if n == 1 else 'characters'} (U+FFFD)"
-        if match := _REMAINS.search(text):
-            return f"remains of mojibake: {match[0]!r}"
-    if "?" in text and _MARK_INSIDE.search(text) and (match := _LOST_APOSTROPHE.search(text)):
-        return f"a question mark inside a word: {match[0]!r}"
-    return None
-
-
-# A question mark between word characters is common in addresses ("page?id=1"); before the ending of an
-# English contraction it is an apostrophe that an ASCII encoder replaced.
-_LOST_APOSTROPHE = re.compile(
-    r"\b(?:\w*n\?t|I\?(?:m|ve|ll|d)|\w+\?(?:re|ve|ll)|(?:it|that|what|there|he|she|let)\?s)\b(?![=/&])", re.I
-)
-# What nearly no text holds, and is many times faster to look for than the words around it.
-_MARK_INSIDE = re.compile(r"\?[tmvldrs]", re.I)
-# The first two of the three characters of a quotation mark or dash in Windows-1252, Mac, DOS and
-# Windows-1251, and the lead byte of an accented letter in the middle of a word.
-_REMAINS = re.compile(r"â€|‚Ä|ΓÇ|ÔÇ|вЂ|ï¿½|[a-z][ÃÂ](?=[^\w\s]|[a-z])")
 
 
 @cache

@@ -13,8 +13,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from tuneloop.data.config import DuplicatesConfig
+from tuneloop.data.dataset import Array, Columns, normalised
 from tuneloop.data.dedup import minhash
-from tuneloop.data.split import Array, Columns, normalised
 
 GRAM = 13  # words of a passage (Brown et al. 2020, appendix C)
 OVERLAP = 0.5  # share of the passages of a test question from which a row gives it away

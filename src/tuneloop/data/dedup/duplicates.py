@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tuneloop.data.config import DuplicatesConfig
+from tuneloop.data.dataset import Array, Columns
 from tuneloop.data.dedup import minhash
 from tuneloop.data.dedup.minhash import Name
-from tuneloop.data.split import Array, Columns
 from tuneloop.data.workers import ordered_map
 
 Texts = Callable[[Sequence[int]], Sequence[minhash.RowTexts]]

@@ -27,7 +27,7 @@ import orjson
 
 from tuneloop.data.clean.language import LANGUAGES, detect_language, frequency, known_words
 from tuneloop.data.config import DuplicatesConfig
-from tuneloop.data.split import Array, Columns, normalised, normalised_often
+from tuneloop.data.dataset import Array, Columns, normalised, normalised_often
 from tuneloop.records.rows import Row
 
 SHORT = 12  # words up to which texts are compared here: from some 30 letters on, Jaccard similarity sees past one typo

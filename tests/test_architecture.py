@@ -29,15 +29,12 @@ HEAVY = {"torch", "transformers", "mlflow", "sklearn", "polars", "pyarrow", "sci
          "tokenizers", "safetensors", "gguf", "huggingface_hub", "numpy"}  # fmt: skip
 OF_ONE_SYSTEM = {"fcntl", "msvcrt", "resource"}  # other systems lack them, so that they can't be imported at the top
 DATA_TABLES = (
-    "checks.answers",
-    "checks.labels",
+    "checks",
     "checks.overview",
     "checks.drift",
-    "dedup.duplicates",
-    "checks.features",
     "checks.label_errors",
+    "dedup.duplicates",
     "dedup.contamination",
-    "dedup.candidate_pairs",
     "prepare",
     "write_dataset",
     "process_record",

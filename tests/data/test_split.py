@@ -1,3 +1,5 @@
+"""Rows are dealt to splits by content: order does not matter, what belongs together stays together."""
+
 from __future__ import annotations
 
 import random

@@ -1,21 +1,43 @@
+"""Whether two sides' texts differ: texts as numbers, the comparison, and production against the training rows."""
+
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from manifests import manifest_of
 from scipy import stats
+from tickets import by_name, dataset, row, tickets
 
+from places import DATA_SETS
+from tuneloop.core.errors import UserError
+from tuneloop.data.checks import drift as production
 from tuneloop.data.checks.drift import (
+    Drift,
+    as_prepared,
     auc_estimate,
     chi_square,
     compare_with,
+    folds,
+    groups,
     kolmogorov_smirnov,
     level_of,
+    read_production,
+    sample,
+    sketch,
+    tfidf,
     total_variation,
 )
 from tuneloop.records.evaluation import Estimate
+from tuneloop.records.rows import Row
 
 CARD = ["card", "pin", "chip", "lost", "stolen", "blocked", "expired"]
 LOAN = ["loan", "mortgage", "rate", "credit", "house", "interest", "years"]
@@ -105,3 +127,175 @@ def test_the_tests_agree_with_scipy() -> None:
 def test_total_variation_is_the_share_that_must_change() -> None:
     assert total_variation(Counter("aab"), Counter("aab" * 3)) == 0
     assert total_variation(Counter("a"), Counter("b")) == 1
+
+
+TEXTS = ["My card is lost", "my CARD  is lost", "the lost card", "transfer pending", "is my transfer pending", "xyzzy"]
+
+
+def test_rows_have_unit_length_and_like_texts_are_near() -> None:
+    table = tfidf(TEXTS)
+    likeness = (table @ table.T).toarray()
+    assert np.allclose(likeness.diagonal()[:5], 1, atol=1e-5)
+    assert likeness[0, 1] > 0.999 > likeness[0, 2] > likeness[0, 3]
+    assert table[5].nnz == 0  # what stands in one text only says nothing about another
+
+
+def test_a_sketch_keeps_inner_products() -> None:
+    table = tfidf(TEXTS)
+    dense = sketch(table, 4096)
+    assert np.allclose(dense @ dense.T, (table @ table.T).toarray(), atol=0.1)
+
+
+@given(st.lists(st.text(), min_size=1, max_size=8))
+def test_any_texts_become_rows_of_unit_length_or_zero(texts: list[str]) -> None:
+    table = tfidf(texts)
+    lengths = np.sqrt(table.multiply(table).sum(axis=1))
+    assert table.shape[0] == len(texts) and np.all(lengths < 1.0001)
+
+
+def test_equal_texts_are_one_group_in_one_fold() -> None:
+    assert groups(TEXTS).tolist() == [0, 0, 1, 2, 3, 4]
+    fold = folds(TEXTS, 5, 1)
+    assert fold[0] == fold[1] and fold.max() < 5
+
+
+def test_a_sample_depends_on_the_texts_alone() -> None:
+    texts = [f"text {i}" for i in range(50)]
+    chosen = {texts[i] for i in sample(texts, 10, 0)}
+    assert chosen == {texts[::-1][i] for i in sample(texts[::-1], 10, 0)} and len(chosen) == 10
+    assert sample(texts, 50, 0) == list(range(50))
+
+
+DATA = DATA_SETS
+
+
+def asked(tmp_path: Path, *records: Any) -> tuple[list[list[str]], int]:
+    path = tmp_path / "log.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    rows, without = read_production([str(path)])
+    assert all(row.messages[-1] == {"role": "assistant", "content": ""} for row in rows)
+    return [[m["content"] for m in row.prompt] for row in rows], without
+
+
+TURNS = [
+    {"role": "system", "content": "Be kind."},
+    {"role": "user", "content": "Where is it?"},
+    {"role": "assistant", "content": "Which one?"},
+    {"role": "user", "content": "The red one."},
+]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"messages": TURNS},
+        {"messages": [*TURNS, {"role": "assistant", "content": "On its way."}]},
+        {"request": {"body": {"model": "m", "messages": TURNS}}, "response": {"id": "r"}},
+        {"conversations": [{"from": {"user": "human", "assistant": "gpt"}.get(t["role"], "system"), "value": t["content"]} for t in TURNS]},
+        {"messages": [{"role": t["role"], "content": [{"type": "text", "text": t["content"]}]} for t in TURNS]},
+    ],
+)  # fmt: skip
+def test_the_users_turns_of_conversations_are_taken(tmp_path: Path, record: dict[str, Any]) -> None:
+    assert asked(tmp_path, record) == ([["Where is it?", "The red one."]], 0)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"text": "Where is it?"},
+        {"id": "7", "created": "2024-05-01", "message": "Where is it?"},
+        {"prompt": "Where is it?", "latency": 0.2},
+        {"Anfrage": "Where is it?", "n": 3},
+        {"log": {"prompt": "Where is it?"}},
+    ],
+)
+def test_the_text_column_is_taken(tmp_path: Path, record: dict[str, Any]) -> None:
+    assert asked(tmp_path, record, record)[0] == [["Where is it?"]] * 2
+
+
+def test_training_records_give_what_is_asked_and_not_what_is_answered(tmp_path: Path) -> None:
+    assert asked(tmp_path, *[{"prompt": f"Where is {i}?", "completion": "There."} for i in range(5)])[0][1] == ["Where is 1?"]  # fmt: skip
+
+
+def test_records_that_say_nothing_are_counted(tmp_path: Path) -> None:
+    rows, without = asked(tmp_path, {"text": "hello"}, {"text": " "}, {"text": None}, {"n": 1})
+    assert (rows, without) == ([["hello"]], 3)
+    with pytest.raises(UserError, match="No record of 1"):
+        asked(tmp_path, {"n": 1})
+
+
+def test_real_logs_are_read() -> None:
+    path = DATA / "taskmaster4_feedback" / "all.jsonl"
+    if not path.is_file():
+        pytest.skip("the shared data sets are not here")
+    rows, without = read_production([str(path)])
+    assert len(rows) + without == sum(1 for _ in path.open()) and without < 0.01 * len(rows)
+
+
+def test_records_are_read_by_the_columns_of_the_data_set_and_keep_their_labels(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    records = [{"id": f"n{i}", "body": f"Where is it {i}?", "kind": "ask", "other": f"x {i}"} for i in range(20)]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    form = {"name": "text_label", "columns": {"text": "body", "label": "kind"}}
+    manifest = manifest_of(format=form, config={"text": None})
+    rows, _ = read_production([str(path)], as_prepared(manifest, [str(path)]))
+    assert [(r.messages[0]["content"], r.label) for r in rows[:1]] == [("Where is it 0?", "ask")]
+    path.write_text("".join(json.dumps({"body": r["body"], "other": r["other"]}) + "\n" for r in records))
+    rows, _ = read_production([str(path)], as_prepared(manifest, [str(path)]))
+    assert [(r.messages[0]["content"], r.label) for r in rows[:1]] == [("Where is it 0?", None)]
+
+
+def test_templates_of_the_data_set_make_the_same_question(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text(json.dumps({"text": "hello", "queue": "a"}) + "\n")
+    config = {"input": "Ticket: {text}", "output": "{queue}"}
+    manifest = manifest_of(format={"name": "fields", "columns": {}}, config=config)
+    rows, _ = read_production([str(path)], as_prepared(manifest, [str(path)]))
+    assert rows[0].messages[0]["content"] == "Ticket: hello"
+
+
+def test_production_is_held_against_train() -> None:
+    data = dataset(tickets(600))
+    like = [
+        replace(r, messages=[*r.messages[:1], {"role": "assistant", "content": ""}])
+        for r in tickets(300, seed=9, start=3000)
+    ]
+    assert by_name(data, against=like)["production"]["level"] == "ok"
+    rng = random.Random(0)
+    loans = ["mortgage", "interest", "house", "credit", "instalment", "years"]
+    other = [row(5000 + i, f"i want a {' '.join(rng.sample(loans, 4))} of {i}", "") for i in range(200)]
+    check = by_name(data, against=other)["production"]
+    assert (check["level"] == "error" and "'mortgage'" in check["message"]) or "more of" in check["message"]
+    assert len(check["examples"]) == 10 and check["examples"][0]["line"] > 5000
+    assert "too few" in by_name(data, against=other[:5])["production"]["message"]
+    assert "production" not in by_name(data)
+
+
+def test_personal_data_of_production_is_neither_a_difference_nor_shown() -> None:
+    def asked(i: int, contact: str) -> Row:
+        return row(4000 + i, f"{tickets(600)[i].messages[0]['content']} write to {contact}", "card", "card")
+
+    known = [asked(i, "<EMAIL>") for i in range(300)]
+    new = [asked(300 + i, f"jane.doe{i}@example.org") for i in range(300)]
+    assert by_name(dataset(known), against=new)["production"]["level"] == "ok"
+    loans = [row(5000 + i, f"a loan of {i * 17} for a house, ask jane.doe{i}@example.org", "") for i in range(300)]
+    check = by_name(dataset(known), against=loans)["production"]
+    assert check["level"] == "error" and "'loan'" in check["message"] and "doe" not in str(check)
+    assert all("house, ask <EMAIL>" in example["text"] for example in check["examples"])
+
+
+def test_general_rows_are_no_part_of_what_production_is_held_against() -> None:
+    general = [replace(r, meta={**r.meta, "mix": "general.jsonl"}) for r in tickets(300, seed=9, start=3000)]
+    loans = [row(5000 + i, f"i want a loan of {i} for {i % 17} years", "") for i in range(200)]
+    like = tickets(200, seed=9, start=7000)
+    assert by_name(dataset([*loans, *general]), against=like)["production"]["level"] == "error"
+
+
+def test_the_drift_sentence_names_every_figure() -> None:
+    estimate = production.compare_with([], []).auc
+    drift = Drift("warn", type(estimate)(0.7, 0.6, 0.8), (9, 9), 2.0, 0.25, 0.4, 0.1, ["card"], ["loan"], [])
+    assert production.drift_message(drift) == (
+        "a classifier tells production from train with AUC 0.70 (0.60 to 0.80; 0.5: alike); texts are 2.0 times as long; "
+        "40% of the words are new to train (of train's own 10%); 25% of the labels would have to change; "
+        "production has more of 'loan'; train has more of 'card'"
+    )

@@ -1,4 +1,4 @@
-"""Short texts: what is a copy but for a typo or a courtesy, and what looks like one and says something else."""
+"""Short texts are compared word by word."""
 
 from __future__ import annotations
 

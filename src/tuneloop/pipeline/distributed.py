@@ -17,6 +17,7 @@ from tuneloop.core.machine import is_first, processes, rank
 from tuneloop.core.object_store import open_store
 from tuneloop.core.ui import busy, quiet, say
 from tuneloop.core.units import counted
+from tuneloop.data.dataset import load_dataset
 from tuneloop.data.mix import GENERAL_FILE
 from tuneloop.inference.local.target import LocalTarget, SharedWork
 from tuneloop.models.load import needs_several_cards
@@ -178,7 +179,6 @@ def distributed_run(job: RunContext, part: RunPart) -> Any:
 
 def _take_part(job: RunContext, part: RunPart) -> Any:
     """A process's share of a part: a speed, a range test or what training came to."""
-    from tuneloop.data.dataset import load_dataset
     from tuneloop.training.loop import TrainingJob, train
     from tuneloop.training.speed import measure_speed, range_test
 

@@ -73,10 +73,8 @@ __all__ = [
 ]  # fmt: skip
 IN_TURNS = ("turns", "prompt", "completion", "chosen", "rejected", "answers")
 
-FORMATS.update({
-    form.name: form
-    for form in (PREFERENCE, LOGS, SHAREGPT, MESSAGES, ALPACA, PAIR, TEXT_LABEL, TEXT, THUMBS, FIELDS)
-})  # fmt: skip
+_OURS = (PREFERENCE, LOGS, SHAREGPT, MESSAGES, ALPACA, PAIR, TEXT_LABEL, TEXT, THUMBS, FIELDS)
+FORMATS.update((form.name, form) for form in _OURS)
 
 
 def parse_record(value: Any, guess: FormatGuess, config: PrepareConfig) -> Parsed | Rejection:

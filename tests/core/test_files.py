@@ -1,4 +1,4 @@
-"""Configuration building, atomic writes, reading back, locks."""
+"""Files are whole or not there, settings are strict, and a folder belongs to one process."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ import multiprocessing
 import os
 import shutil
 import stat
+import subprocess
+import sys
+import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,8 +34,10 @@ from tuneloop.core.files import (
     read_jsonl,
     read_yaml,
     sha256_file,
+    try_lock,
     unquoted_cell,
     user_errors_of_the_disk,
+    wait_for_lock,
     write_bytes,
     write_json,
     write_jsonl,
@@ -446,3 +452,39 @@ def test_a_pipe_has_no_hash_and_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(OSError):
         sha256_file(tmp_path / "pipe")
+
+
+@pytest.fixture
+def two(tmp_path):
+    """Two descriptors of a file, as two processes have them."""
+    descriptors = [os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT) for _ in range(2)]
+    yield descriptors
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+def test_a_locked_file_is_refused_until_it_is_closed(tmp_path, two):
+    holder = os.open(tmp_path / "file", os.O_RDWR)
+    assert try_lock(holder)
+    assert not try_lock(two[0])
+    os.close(holder)
+    assert try_lock(two[0])
+
+
+def test_waiting_ends_when_the_holder_lets_go(tmp_path, two):
+    holder = os.open(tmp_path / "file", os.O_RDWR)
+    assert try_lock(holder)
+    threading.Timer(0.2, os.close, [holder]).start()
+    started = time.monotonic()
+    wait_for_lock(two[0])
+    assert time.monotonic() - started > 0.1
+
+
+def test_a_killed_process_lets_go(tmp_path, two):
+    code = "import os, sys, time; from tuneloop.core.files import try_lock; print(try_lock(os.open(sys.argv[1], 2)), flush=True); time.sleep(99)"
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "file")], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"True\n"
+    assert not try_lock(two[0])
+    process.kill()
+    process.wait()
+    assert try_lock(two[0])

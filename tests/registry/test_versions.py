@@ -18,11 +18,11 @@ from stored import unpacked
 from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, sha256_file, write_json
-from tuneloop.core.migration import JsonSteps, MigrationStep
 from tuneloop.core.ui import reporting
 from tuneloop.models.load import load_model
 from tuneloop.models.trained import load_trained
 from tuneloop.pipeline.targets import open_with_task
+from tuneloop.records.record import JsonSteps, MigrationStep
 from tuneloop.registry import versions
 from tuneloop.registry.record import RegistryEvent
 from tuneloop.registry.registered import evaluation_place, local_name, open_registry, registered_name

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import user_errors_of_the_disk
-from tuneloop.core.lock import try_lock
+from tuneloop.core.files import try_lock, user_errors_of_the_disk
 
 
 @dataclass

@@ -16,7 +16,6 @@ from pydantic import Field, ValidationError
 
 from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.core.files import Config
-from tuneloop.core.migration import JsonSteps, upgraded
 from tuneloop.data.clean.pii import pseudonym_key
 from tuneloop.data.config import PersonalConfig, PrepareConfig, RepairConfig
 from tuneloop.data.formats import ROLES, FormatGuess, Rejection, parse_record, template_columns
@@ -24,6 +23,7 @@ from tuneloop.data.formats.draft import TEXT_NAMES, as_value
 from tuneloop.data.formats.shapes import TURN_COLUMNS
 from tuneloop.data.formats.turns import PLAIN_KEYS, TurnKeys
 from tuneloop.records.dataset import SourceFormat
+from tuneloop.records.record import JsonSteps, upgraded
 from tuneloop.records.rows import Dataset, Message
 
 STEPS: JsonSteps = ()  # from what earlier versions wrote to `TaskSpec`

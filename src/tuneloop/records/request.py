@@ -8,8 +8,7 @@ from typing import Any, ClassVar
 
 from pydantic import TypeAdapter
 
-from tuneloop.core.migration import JsonSteps
-from tuneloop.records.record import checked
+from tuneloop.records.record import JsonSteps, checked
 from tuneloop.records.rows import Message
 
 NOT_LOADED = "the candidate is not loaded"  # a fallback that says nothing of it, as just after a server's start

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from tuneloop.core.migration import JsonSteps
 from tuneloop.records.artifact import GateRecord
-from tuneloop.records.record import Part, Record
+from tuneloop.records.record import JsonSteps, Part, Record
 
 Action = Literal["register", "promote", "rollback"]
 

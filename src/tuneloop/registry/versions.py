@@ -22,12 +22,11 @@ from urllib.parse import unquote, urlparse
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import cache_folder, content_hash, lock_folder, plain, sha256_file
-from tuneloop.core.migration import latest, upgraded
 from tuneloop.core.ui import say
 from tuneloop.core.urls import masked
 from tuneloop.records.artifact import ARTIFACT, EVALS, ArtifactManifest, GateRecord
 from tuneloop.records.evaluation import GateResult
-from tuneloop.records.record import as_record
+from tuneloop.records.record import as_record, latest, upgraded
 from tuneloop.registry.integrity import read_artifact, read_intact
 from tuneloop.registry.record import LINEAGE_STEPS, Action, Lineage, RegisteredModel, RegisteredVersion, RegistryEvent
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.migration import JsonSteps, MigrationStep
+from tuneloop.records.record import JsonSteps, MigrationStep
 from tuneloop.serving.batch.file import ANSWERED, REFUSED, WAITING, BatchFile, Journal, Line, encoded
 
 DONE = {"custom_id": "a", "response": {"status_code": 200, "request_id": None, "body": {}}, "error": None}

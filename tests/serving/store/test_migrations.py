@@ -22,8 +22,8 @@ from places import ROOT
 from stored import request, unpacked
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import lock_folder
-from tuneloop.core.migration import MigrationStep
 from tuneloop.core.ui import reporting
+from tuneloop.records.record import MigrationStep
 from tuneloop.serving.store import forget, migrations
 from tuneloop.serving.store.database import Database, DatabaseError
 from tuneloop.serving.store.erase_files import expire_files

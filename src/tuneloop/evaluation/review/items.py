@@ -17,8 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import content_hash, lock_folder, sha256_file, user_errors_of_the_disk, write_jsonl
-from tuneloop.core.lock import wait_for_lock
+from tuneloop.core.files import (
+    content_hash,
+    lock_folder,
+    sha256_file,
+    user_errors_of_the_disk,
+    wait_for_lock,
+    write_jsonl,
+)
 from tuneloop.evaluation.metrics.text import token_f1
 from tuneloop.evaluation.results import read_evaluation
 from tuneloop.records import review as records

@@ -29,7 +29,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import user_errors_of_the_disk
 from tuneloop.core.journal import JournalFile
 from tuneloop.core.json_schema import MOST_DEPTH, too_deep
-from tuneloop.core.migration import JsonSteps, latest, upgraded
+from tuneloop.records.record import JsonSteps, latest, upgraded
 from tuneloop.serving.http.contract import BatchEndpoint
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from functools import partial
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.migration import MigrationStep, latest, missing
 from tuneloop.core.ui import say
+from tuneloop.records.record import MigrationStep, latest, missing
 from tuneloop.records.request import REFUSED
 from tuneloop.serving.store.database import Database
 

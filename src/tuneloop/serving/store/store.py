@@ -19,10 +19,9 @@ import orjson
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import make_private, user_errors_of_the_disk
-from tuneloop.core.migration import latest
 from tuneloop.core.text import storable
 from tuneloop.records.feedback import Feedback
-from tuneloop.records.record import read_record
+from tuneloop.records.record import latest, read_record
 from tuneloop.records.request import StoredRequest
 from tuneloop.records.server import Decision, ServerState
 from tuneloop.serving.store import database

@@ -21,9 +21,8 @@ import orjson
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import user_errors_of_the_disk
-from tuneloop.core.migration import latest
 from tuneloop.records.feedback import Feedback
-from tuneloop.records.record import as_record
+from tuneloop.records.record import as_record, latest
 from tuneloop.records.request import StoredRequest, as_request
 from tuneloop.records.server import Decision
 from tuneloop.serving.batch.file import journaled

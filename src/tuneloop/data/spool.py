@@ -172,8 +172,9 @@ class Table:
                 before.clear()
                 trim_memory()
         self._parts.clear()
-        trim_memory()
         n = len(self)
+        if n * len(self.columns) * 8 > RELEASED:  # most columns have eight bytes a row
+            trim_memory()
         self.fate = np.zeros(n, dtype=np.int16)  # an index into REASON_WORDS
         self.because = np.full(n, -1, dtype=np.int64)  # the row that it is a copy of, or -1
         self.similarity = np.ones(n, dtype=np.float32)  # how similar both are

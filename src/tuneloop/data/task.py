@@ -49,13 +49,8 @@ class TurnsSpec(Config):
     separate_calls: bool = False
     greetings: list[str] = Field([])
 
-    @staticmethod
-    def of(keys: TurnKeys) -> TurnsSpec:
-        """The record of a format's keys."""
-        return TurnsSpec.model_validate(vars(keys) | {"usual": sorted(keys.usual), "greetings": sorted(keys.greetings)})
-
     def keys(self) -> TurnKeys:
-        """The inverse of `of`."""
+        """As the formats take them."""
         usual, greetings = frozenset(self.usual), frozenset(self.greetings)
         return TurnKeys(self.role, self.content, self.roles, usual, self.separate_calls, greetings)
 
@@ -94,17 +89,6 @@ class TaskSpec(Config):
     def is_conversation(self) -> bool:
         """Whether the training records were conversations, so that a bare text is a user turn."""
         return "turns" in self.columns or "request" in self.columns or "chosen" in self.columns
-
-
-def format_facts(guess: FormatGuess) -> dict[str, Any]:
-    """What `dataset.json` says of the records' format."""
-    further = {
-        "turns": TurnsSpec.of(guess.keys).model_dump(mode="json") if guess.keys != PLAIN_KEYS else None,
-        "texts": sorted(guess.texts),
-        "many_labels": guess.many_labels,
-    }
-    facts = {"name": guess.name, "columns": guess.columns, "reason": guess.reason}
-    return facts | {name: value for name, value in further.items() if value}
 
 
 def task_spec(

@@ -30,7 +30,6 @@ from tuneloop.data.sources.chunks import chunks
 from tuneloop.data.sources.parse import parse_chunk
 from tuneloop.data.sources.read import find_files
 from tuneloop.data.spool import PrepareContext, Table, detect_format
-from tuneloop.data.task import format_facts
 from tuneloop.data.workers import run_in_background
 from tuneloop.records.dataset import MANIFEST, DatasetManifest
 from tuneloop.records.record import write_record
@@ -75,7 +74,7 @@ def write_dataset(job: PrepareContext, identity: Mapping[str, Any], template_add
         **identity,
         "tool_version": __version__,
         "task": overview.task,
-        "format": format_facts(job.guess),
+        "format": job.guess.to_json(),
         **({"labels": config.labels or list(labels)} if overview.task == "classification" else {}),
         "sources": _sources(job),
         "config": config.model_dump(mode="json", exclude=NO_CONTENT),

@@ -84,15 +84,14 @@ def refuse_missing_path(name: str) -> None:
     UserError: it is such a name; the nearest existing one is named."""
     path = Path(name).expanduser()
     first = path.parts[0] if path.parts else ""
-    near = nearest_path(path)
     is_path = (
         name.startswith((".", "/", "~"))
         or name.count("/") > 1
         or name.lower().endswith(PATH_ENDINGS)
-        or ("/" in name and (first in USUAL_FOLDERS or near.startswith("did you mean")))
+        or ("/" in name and (first in USUAL_FOLDERS or nearest_path(path).startswith("did you mean")))
     )
     if is_path and not path.exists():
-        raise UserError("No such file or folder", where=name, next_step=near)
+        raise UserError("No such file or folder", where=name, next_step=nearest_path(path))
 
 
 def is_local(name: str) -> bool:

@@ -28,7 +28,7 @@ from tuneloop.records.record import R, Record, read_record
 from tuneloop.records.rows import Dataset, Row
 from tuneloop.records.run import RUN, RunManifest
 from tuneloop.report.html import write_page
-from tuneloop.training.rows import TrainRow, as_trained, is_usable, training_rows
+from tuneloop.training.rows import TrainRow, is_usable, training_rows
 
 if TYPE_CHECKING:
     from tuneloop.inference.local.target import Workers
@@ -57,7 +57,9 @@ class RunContext:
     @cached_property
     def template(self) -> Template:
         """Tokenizer and chat template of the base model, as the recipe has reasoning in it."""
-        return as_trained(load_tokenizer(self.recipe.model), self.recipe.train)
+        config = self.recipe.train
+        on = None if config.reasoning == "auto" else config.reasoning == "on"
+        return load_tokenizer(self.recipe.model).with_reasoning(on=on, keep=config.earlier_reasoning == "keep")
 
     @cached_property
     def fingerprint(self) -> str:

@@ -59,7 +59,7 @@ def recipe_of(source: str, settings: list[str], *, model: str = "", out: str = "
 
 def refuse_missing_source(source: str) -> None:
     """Refuse a place that is no file, folder or pattern of files; the nearest name is suggested."""
-    from tuneloop.data.sources.excel import named_sheet
+    from tuneloop.data.sources.read import named_sheet
 
     path, _ = named_sheet(source)
     if source != "-" and not os.path.exists(os.path.expanduser(path)) and not glob.glob(path):

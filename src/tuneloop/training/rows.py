@@ -100,12 +100,6 @@ def row_kind(config: TrainConfig) -> RowKind:
     return SHIPPED.get(config.loss) or LOSSES[config.loss].rows or CONVERSATIONS
 
 
-def as_trained(template: Template, config: TrainConfig) -> Template:
-    """A chat template with what the settings say about reasoning."""
-    on = None if config.reasoning == "auto" else config.reasoning == "on"
-    return template.with_reasoning(on=on, keep=config.earlier_reasoning == "keep")
-
-
 def _conversations(rows: Sequence[Row], template: Template, config: TrainConfig) -> list[TrainRow]:
     rendered = (template.render(row.messages, row.tools, reasoning=config.reasoning_weight) for row in rows)
     return [_learned(row, config.train_on) for row in rendered]

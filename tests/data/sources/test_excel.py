@@ -14,8 +14,7 @@ from ticket_files import measure
 from tuneloop.core.errors import UserError
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.prepare import prepare
-from tuneloop.data.sources.excel import named_sheet
-from tuneloop.data.sources.read import read_records
+from tuneloop.data.sources.read import named_sheet, read_records
 from tuneloop.records.rows import Reject
 
 HEADER = ["text", "label", "", "when"]

@@ -63,6 +63,14 @@ class FormatGuess:
     objects: frozenset[str] = frozenset()  # columns with objects or arrays, or JSON, in nearly all: all else is refused
     labelled: bool = False  # the answers are few, short and repeated: labels, whatever the format
 
+    def to_json(self) -> dict[str, Any]:
+        """What `dataset.json` says of the records' format."""
+        keys, facts = self.keys, {"name": self.name, "columns": self.columns, "reason": self.reason}
+        written = {**vars(keys), "usual": sorted(keys.usual), "greetings": sorted(keys.greetings)}
+        further = {"texts": sorted(self.texts), "many_labels": self.many_labels}
+        further |= {"turns": written} if keys != PLAIN_KEYS else {}
+        return facts | {name: value for name, value in further.items() if value}
+
     @functools.cached_property
     def used(self) -> frozenset[str]:
         """Columns that go into the conversation. Thumbs and class ids are further facts about it."""

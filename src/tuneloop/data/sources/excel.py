@@ -19,13 +19,6 @@ ROWS = 2000  # of a chunk
 MOST_UNPACKED = 1 << 30  # bytes of a file's parts: a sheet is read as a whole
 
 
-def named_sheet(source: str) -> tuple[str, str]:
-    """A source and the sheet that it names, as in `tickets.xlsx#March`; "": it names none."""
-    path, sign, sheet = source.rpartition("#")
-    is_sheet = sign and path.lower().endswith(KINDS) and not os.path.exists(source)
-    return (path, sheet) if is_sheet else (source, "")
-
-
 def excel_chunks(file: parse.SourceFile, max_expansion: float) -> Iterator[parse.Chunk]:
     """The rows below the header of a sheet, as records by the header's names; line: the row's number in the sheet.
 

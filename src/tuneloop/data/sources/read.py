@@ -76,12 +76,19 @@ def find_files(sources: Sequence[str], max_expansion: float = MAX_EXPANSION) -> 
         elif is_url(source):
             of_source = fetched_files(source)
         else:
-            source, sheet = excel.named_sheet(source)
+            source, sheet = named_sheet(source)
             of_source = [replace(_readable(path), sheet=sheet) for path in _expand(source)]
         for file in of_source:
             refuse_outside(file.path)
             files.setdefault((file.path.resolve(), file.sheet), replace(file, max_expansion=max_expansion))
     return list(files.values())
+
+
+def named_sheet(source: str) -> tuple[str, str]:
+    """A source and the sheet that it names, as in `tickets.xlsx#March`; "": it names none."""
+    path, sign, sheet = source.rpartition("#")
+    is_sheet = sign and path.lower().endswith(excel.KINDS) and not os.path.exists(source)
+    return (path, sheet) if is_sheet else (source, "")
 
 
 def _readable(path: Path) -> SourceFile:

@@ -27,14 +27,6 @@ SCHEMAS = {
         f"{RAW}/compose-spec/compose-spec/170098ba07d9f53c383a41bfd4c5166b0a4529a6/schema/compose-spec.json",
         "1f91e091f16b2dd50ab8860e02bb391d22df553d91c145eacedb1b6eff9c3f0e",
     ),
-    "production-stack-values.json": (
-        f"{RAW}/vllm-project/production-stack/a6c01db05f65f556235413ba8dbcfb0c01132fff/helm/values.schema.json",
-        "c6f98c9146c09e4ef01609afb9a1667da1694de3ca4d84247c942d875622a86a",
-    ),
-    "production-stack-adapter.yaml": (
-        f"{RAW}/vllm-project/production-stack/a6c01db05f65f556235413ba8dbcfb0c01132fff/helm/crds/crd-lora-adapter.yaml",
-        "ba99ee838678b357c1911b6f281c3b3d85b035b6d6085d440fc1dc4a0af95b54",
-    ),
     "inference-pool.yaml": (
         f"{RAW}/kubernetes-sigs/gateway-api-inference-extension/992e5c292afb248801ce8d9234eb5b9d28eea231/config/crd/bases/inference.networking.k8s.io_inferencepools.yaml",
         "55e0dbf39c50c4bbdd60106493a4573df4bb44479f9ce46762f1af718883e5cd",

@@ -21,7 +21,7 @@ from tuneloop.deploy.project_text import readme, request_text
 
 NAMES = [
     "runpod", "modal", "baseten", "replicate", "together", "fireworks", "huggingface", "sagemaker", "skypilot",
-    "kubernetes", "production-stack", "compose", "ollama",
+    "kubernetes", "compose", "ollama",
 ]  # fmt: skip
 
 
@@ -228,19 +228,6 @@ def test_compose_files_fit_the_specification(tmp_path: Path, form: Form) -> None
     jsonschema.validate(
         yaml.safe_load(files["compose.yaml"].read_text()), json.loads(schema("compose.json").read_text())
     )
-
-
-@pytest.mark.parametrize("form", ["merged", "adapter"])
-def test_the_stack_s_chart_and_definition_accept_the_files(tmp_path: Path, form: Form) -> None:
-    files = written("production-stack", form, tmp_path)
-    rules = json.loads(schema("production-stack-values.json").read_text())
-    values = yaml.safe_load(files["values.yaml"].read_text())
-    jsonschema.validate(values, rules)
-    engine = rules["properties"]["servingEngineSpec"]["properties"]["modelSpec"]["items"]["properties"]
-    assert values["servingEngineSpec"]["modelSpec"][0].keys() <= engine.keys()
-    assert values["servingEngineSpec"]["modelSpec"][0]["vllmConfig"].keys() <= engine["vllmConfig"]["properties"].keys()
-    if form == "adapter":
-        check_resource(schema("production-stack-adapter.yaml"), yaml.safe_load(files["adapter.yaml"].read_text()))
 
 
 @pytest.mark.parametrize(("form", "cards"), [("merged", 1), ("adapter", 1), ("merged", 4)])

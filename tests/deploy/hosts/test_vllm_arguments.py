@@ -99,16 +99,6 @@ def from_sagemaker(files: dict[str, str]) -> Any:
     return words
 
 
-def from_chart(files: dict[str, str]) -> Any:
-    """As the chart's template of an engine writes its command."""
-    (engine,) = yaml.safe_load(files["values.yaml"])["servingEngineSpec"]["modelSpec"]
-    config = engine["vllmConfig"]
-    words = [engine["modelURL"], *(["--enable-lora"] if engine.get("enableLoRA") else [])]
-    words += ["--enable-prefix-caching" if config.get("enablePrefixCaching") else "--no-enable-prefix-caching"]
-    words += ["--max-model-len", str(config["maxModelLen"]), "--dtype", config["dtype"]]
-    return [*words, "--tensor-parallel-size", str(config["tensorParallelSize"]), *config["extraArgs"]]
-
-
 def container(files: dict[str, str]) -> Any:
     documents = yaml.safe_load_all(files["service.yaml"])
     pod = next(each for each in documents if each["kind"] == "Deployment")["spec"]["template"]["spec"]
@@ -121,7 +111,6 @@ ARGUMENTS: dict[str, Callable[[dict[str, str]], Any]] = {
     "replicate": from_replicate,
     "runpod": from_runpod,
     "sagemaker": from_sagemaker,
-    "production-stack": from_chart,
     "kubernetes": container,
     "baseten": lambda files: shlex.split(yaml.safe_load(files["config.yaml"])["docker_server"]["start_command"])[2:],
     "huggingface": lambda files: json.loads(files["endpoint.json"])["container_args"],
@@ -169,7 +158,7 @@ def test_vllm_understands_the_arguments_of_every_project(version: str) -> None:
         if adapter:
             assert (read["max_lora_rank"], read["max_loras"]) == (32, LORA_SLOTS), name
             assert read["tokenizer"] == where, "else the base's chat template and end of turn apply"
-            if name not in ("production-stack", "replicate"):  # which load it by other means
+            if name != "replicate":  # which loads it by other means
                 assert read["lora_modules"] == [["tickets", where]], name
         if "served_model_name" in read and name != "sagemaker":
             assert read["served_model_name"] == ["base" if adapter else "tickets"], name

@@ -139,7 +139,6 @@ class EvaluateSettings(TypedDict, total=False):
     canaries: str | None
     consistency: int
     consistency_rows: int
-    consistency_temperature: float
     bootstrap: int
 
 

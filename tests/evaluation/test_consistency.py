@@ -1,4 +1,4 @@
-"""Who always says the same agrees with itself in full, who guesses does not, and format and likeness are what they are called."""
+"""Who always says the same agrees with itself in full, who guesses does not."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from tuneloop.core.errors import UserError
 from tuneloop.evaluation.config import EvaluateConfig
-from tuneloop.evaluation.consistency import AS_IT_IS, DRAWN, Consistency, Way, measure_consistency, ways_of
+from tuneloop.evaluation.consistency import AS_IT_IS, Consistency, Way, measure_consistency, ways_of
 from tuneloop.recipe import make_recipe
 from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Row
@@ -33,8 +33,8 @@ def labelled(n: int = 40) -> list[Row]:
 Answerer = Callable[[Way], Completion]
 
 
-def measured(rows: Sequence[Row], task: str = "classification", drawn: bool = True, **who: Answerer) -> Consistency:
-    ways = ways_of(rows, 5, draws=drawn, temperature=0.7, labels=LABELS)
+def measured(rows: Sequence[Row], task: str = "classification", **who: Answerer) -> Consistency:
+    ways = ways_of(rows, 5, labels=LABELS)
     answers = {name: [answer(way) for each in ways for way in each] for name, answer in who.items()}
     return measure_consistency(
         ways, answers, subject=next(iter(who)), task=task, labels=LABELS if task == "classification" else None, config=CONFIG, seed=0
@@ -54,41 +54,29 @@ def right(way: Way) -> Completion:
     return Completion(way.row.answer)
 
 
-def test_each_row_is_asked_as_it_is_in_other_words_and_drawn() -> None:
-    for each in ways_of(labelled(10), 5, draws=True, temperature=0.7, labels=LABELS):
-        assert [way.kind for way in each].count(DRAWN) == 1 and each[0].kind == AS_IT_IS and len(each) == 5
-        assert len({way.kind for way in each}) == 5
-        assert len({way.row.messages[0]["content"] for way in each}) == 4, "the drawn one is asked as it is"
+def test_each_row_is_asked_as_it_is_and_in_other_words() -> None:
+    for each in ways_of(labelled(10), 5, labels=LABELS):
+        assert each[0].kind == AS_IT_IS and len({way.kind for way in each}) == len(each) == 5
+        assert len({way.row.messages[0]["content"] for way in each}) == 5
         assert {way.row.answer for way in each} == {each[0].row.answer}
-        assert [way.sampling.temperature for way in each if way.kind == DRAWN] == [0.7]
-    seeds = [way.sampling.seed for each in ways_of(labelled(10), 8, draws=True, temperature=1.0) for way in each[-2:]]
-    assert len(set(seeds)) == 20, "each draw has random numbers of its own"
 
 
-def test_scored_labels_are_not_drawn_and_programs_are_only_drawn() -> None:
-    assert DRAWN not in {way.kind for each in ways_of(labelled(9), 5, draws=False, temperature=1.0) for way in each}
+def test_programs_are_not_reworded() -> None:
     program = Row("p", [{"role": "user", "content": "def f(x):\n    pass"}, {"role": "assistant", "content": "return"}])
-    assert [way.kind for way in ways_of([program], 4, draws=True, temperature=1.0)[0]] == [
-        AS_IT_IS,
-        DRAWN,
-        DRAWN,
-        DRAWN,
-    ]
-    assert len(ways_of([program], 4, draws=False, temperature=1.0)[0]) == 1
+    assert len(ways_of([program], 4)[0]) == 1
 
 
 def test_the_same_rows_are_asked_the_same_ways_whatever_their_order() -> None:
     rows = labelled(12)
-    ways = ways_of(rows, 5, draws=True, temperature=0.7)
-    assert ways_of(rows[::-1], 5, draws=True, temperature=0.7) == ways[::-1]
+    ways = ways_of(rows, 5)
+    assert ways_of(rows[::-1], 5) == ways[::-1]
 
 
 def test_a_constant_answerer_agrees_with_itself_in_full_and_is_said_to_be_worthless() -> None:
     found = measured(labelled(), tuned=constant, few_shot=guessing(1))
     tuned = found.systems["tuned"]
-    assert tuned["agreement"].value == tuned["unanimous"].value == tuned["format"].value == 1.0
+    assert tuned["agreement"].value == 1.0
     assert tuned["always_right"].value == pytest.approx(0.25)
-    assert 0.9 < tuned["unanimous"].low < 1.0, "40 rows prove no certainty"
     assert "one and the same answer to all rows" in " ".join(found.words)
 
 
@@ -97,8 +85,7 @@ def test_a_guessing_answerer_agrees_as_chance_does_and_loses_the_comparison() ->
     for name in ("few_shot", "zero_shot"):
         agreement = found.systems[name]["agreement"]
         assert agreement.low < 0.25 < agreement.high and agreement.value < 0.35
-        assert found.systems[name]["unanimous"].value < 0.1
-    assert found.systems["tuned"]["always_right"].value == 1.0
+    assert found.systems["tuned"]["always_right"].value == 1.0 > found.systems["tuned"]["always_right"].low > 0.9
     assert [(c.a, c.b, c.metric, c.verdict) for c in found.comparisons] == [
         (name, "tuned", metric, "better")
         for metric in ("agreement", "always_right")
@@ -116,22 +103,21 @@ def test_a_less_consistent_model_is_called_that_and_alike_ones_are_not_told_apar
     assert "not enough evidence" in alike.words[1]
 
 
-def test_answers_outside_the_labels_break_the_format_and_agree_only_word_by_word() -> None:
+def test_answers_outside_the_labels_agree_only_word_by_word() -> None:
     def rambling(way: Way) -> Completion:
-        return Completion("I think it is late" if way.kind in (AS_IT_IS, DRAWN) else f"Well, {way.kind}")
+        return Completion("I think it is late" if way.kind in (AS_IT_IS, "case") else f"Well, {way.kind}")
 
     found = measured(labelled(8), tuned=rambling)
-    assert found.systems["tuned"]["format"].value == 0.0
-    assert found.systems["tuned"]["agreement"].value == pytest.approx(1 / 10)  # one pair of ten
-    assert found.same_as_plain["tuned"][DRAWN] == 1.0 and found.same_as_plain["tuned"]["typo"] == 0.0
+    assert 0.0 < found.systems["tuned"]["agreement"].value <= 1 / 10  # one pair of ten, where a row has the kind
+    assert found.same_as_plain["tuned"]["case"] == 1.0 and found.same_as_plain["tuned"]["typo"] == 0.0
 
 
 def test_spelling_of_a_label_is_no_disagreement() -> None:
-    found = measured(labelled(8), tuned=lambda way: Completion("Billing." if way.kind == DRAWN else "billing"))
+    found = measured(labelled(8), tuned=lambda way: Completion("Billing." if way.kind == "case" else "billing"))
     assert found.systems["tuned"]["agreement"].value == 1.0
 
 
-def test_json_is_compared_by_fields_and_keeps_its_keys() -> None:
+def test_json_is_compared_by_its_fields() -> None:
     rows = [row(i, json.dumps({"name": f"Anna {i}", "day": i})) for i in range(10)]
 
     def shuffled(way: Way) -> Completion:
@@ -139,38 +125,28 @@ def test_json_is_compared_by_fields_and_keeps_its_keys() -> None:
         return Completion(json.dumps(dict(reversed(value.items())) if way.kind == "typo" else value))
 
     def careless(way: Way) -> Completion:
-        value = json.loads(way.row.answer)
-        if way.kind == DRAWN:
-            return Completion("{" + way.row.answer)
-        return Completion(
-            json.dumps({**value, "day": -1} if way.kind == "typo" else value | ({"x": 1} if way.kind == "case" else {}))
-        )
+        return Completion("{" + way.row.answer if way.kind == "typo" else way.row.answer)
 
     found = measured(rows, "generation", tuned=shuffled, few_shot=careless)
     assert found.metric == "agreement"
-    assert found.systems["tuned"]["agreement"].value == found.systems["tuned"]["format"].value == 1.0
-    assert found.systems["tuned"]["similarity"].value == 1.0
-    loose = found.systems["few_shot"]
-    assert loose["format"].value < 1.0 and 0.3 < loose["similarity"].value < 1.0
+    assert found.systems["tuned"]["agreement"].value == 1.0 > found.systems["few_shot"]["agreement"].value
 
 
-def test_free_texts_are_compared_by_their_likeness_and_must_end() -> None:
+def test_free_texts_are_compared_by_their_similarity() -> None:
     rows = [row(i, "The parcel comes on Monday morning.") for i in range(10)]
 
     def wordy(way: Way) -> Completion:
-        text = f"The parcel comes on Monday{' or later' if way.kind == 'typo' else ''}."
-        return Completion(text, finish="length" if way.kind == DRAWN else "stop")
+        return Completion(f"The parcel comes on Monday{' or later' if way.kind == 'typo' else ''}.")
 
     found = measured(rows, "generation", tuned=lambda way: Completion("The parcel comes."), few_shot=wordy)
     assert found.metric == "similarity"
-    assert found.systems["tuned"]["similarity"].value == 1.0 == found.systems["tuned"]["format"].value
-    assert found.systems["few_shot"]["format"].value == pytest.approx(0.8)
+    assert found.systems["tuned"]["similarity"].value == 1.0
     assert found.systems["few_shot"]["agreement"].value < found.systems["few_shot"]["similarity"].value < 1.0
 
 
-def test_empty_answers_agree_and_keep_no_format() -> None:
+def test_empty_answers_agree() -> None:
     found = measured([row(i, "Text.") for i in range(4)], "generation", tuned=lambda way: Completion(""))
-    assert (found.systems["tuned"]["similarity"].value, found.systems["tuned"]["format"].value) == (1.0, 0.0)
+    assert found.systems["tuned"]["similarity"].value == 1.0
 
 
 def test_rows_that_contradict_themselves_are_shown_with_each_way() -> None:
@@ -196,7 +172,7 @@ def test_three_rows_prove_nothing() -> None:
 
 def test_nothing_to_ask_again_and_lost_answers_are_told() -> None:
     program = Row("p", [{"role": "user", "content": "def f(x):"}, {"role": "assistant", "content": "return"}], "refund")
-    ways = ways_of([program], 5, draws=False, temperature=1.0)
+    ways = ways_of([program], 5)
     with pytest.raises(UserError, match="another way"):
         measure_consistency(
             ways,
@@ -207,7 +183,7 @@ def test_nothing_to_ask_again_and_lost_answers_are_told() -> None:
             config=CONFIG,
             seed=0,
         )
-    ways = ways_of(labelled(2), 5, draws=True, temperature=1.0)
+    ways = ways_of(labelled(2), 5)
     with pytest.raises(UserError, match="1 answers came back for 10"):
         measure_consistency(
             ways,
@@ -228,7 +204,7 @@ def test_one_way_is_refused() -> None:
 def test_texts_with_a_field_agree_by_it_and_answers_that_lack_it_only_word_by_word() -> None:
     rows = [row(i, f"Queue: q{i % 3}\nIssue: late") for i in range(12)]
     config = EvaluateConfig(consistency=5, bootstrap=200, fields={"queue": r"^Queue: (.+)$"})
-    ways = ways_of(rows, 5, draws=True, temperature=0.7)
+    ways = ways_of(rows, 5)
 
     def card(way: Way) -> Completion:
         return Completion(f"{way.row.answer}, said in {way.kind}")
@@ -243,5 +219,5 @@ def test_texts_with_a_field_agree_by_it_and_answers_that_lack_it_only_word_by_wo
     assert found.systems["tuned"]["agreement"].value == 1.0
     assert found.systems["zero-shot"]["agreement"].value < 0.2, "lacking the queue is no agreement"
     assert "gives the same queue in 100.0 %" in found.words[0] and found.metric == "agreement"
-    assert found.words[1].startswith("It is more consistent than zero-shot") and found.words[2].startswith("As texts")
+    assert found.words[1].startswith("It is more consistent than zero-shot")
     assert "worthless" not in " ".join(found.words)

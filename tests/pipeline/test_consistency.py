@@ -13,9 +13,8 @@ from manifests import manifest_of
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_jsonl
 from tuneloop.core.ui import reporting
-from tuneloop.inference.request import Sampling
 from tuneloop.pipeline.answers import ask
-from tuneloop.pipeline.consistency import ANSWERS, consistency_part, is_drawn, prompt_systems, tuned_system
+from tuneloop.pipeline.consistency import ANSWERS, consistency_part, prompt_systems, tuned_system
 from tuneloop.pipeline.context import RunContext, attach_trained
 from tuneloop.pipeline.evaluate import base_model
 from tuneloop.pipeline.scoring import SystemAnswers
@@ -37,12 +36,11 @@ def rows(n: int, text: str = "Where is the parcel that you wanted to deliver on 
     ]
 
 
-def asked(questions: Sequence[Row], sampling: Sequence[Sampling]) -> dict[str, SystemAnswers]:
-    assert len(questions) == len(sampling)
+def asked(questions: Sequence[Row]) -> dict[str, SystemAnswers]:
     return {"tuned": SystemAnswers([Completion("late") for _ in questions], 2.0)}
 
 
-def refused(questions: Sequence[Row], sampling: Sequence[Sampling]) -> dict[str, SystemAnswers]:
+def refused(questions: Sequence[Row]) -> dict[str, SystemAnswers]:
     raise UserError("1 of 4 prompts are too long", where="row r0")
 
 
@@ -51,7 +49,7 @@ def part_of(folder: Path, said: list[str], given: list[Row], asks: Any, *setting
     dataset = Dataset("d", manifest_of(task="classification", labels=LABELS), [], [], given)
     costs = {"tuned": {"seconds": 30.0}, "TF-IDF": {"seconds": 1000.0}}
     with reporting(say=said.append):
-        return consistency_part(job, folder, dataset, given, asks, name="tuned", sampled=False, costs=costs)
+        return consistency_part(job, folder, dataset, given, asks, name="tuned", costs=costs)
 
 
 def test_it_is_off_unless_asked_for(tmp_path: Path) -> None:
@@ -95,17 +93,12 @@ def test_a_run_is_asked_beside_the_prompts_of_its_base(
     dataset = Dataset("d", manifest, rows(4, "Once more: where is parcel {}, please?"), [], rows(3))
     attach_trained(job)
     asks = [tuned_system(job, dataset), prompt_systems(job, dataset, lambda: base_model(job))]
-    drawn = is_drawn(job, dataset)
-    part = consistency_part(job, tmp_path, dataset, dataset.test, asks, name="tuned", sampled=drawn, costs={})[
-        "consistency"
-    ]
-    prompts = {"zero-shot", "few-shot"} | ({f"{n}-shot calibrated" for n in ("zero", "few")} if not drawn else set())
-    assert set(part.systems) == {"tuned", *prompts} and ("drawn" in part.asked) == drawn == (task == "generation")
+    part = consistency_part(job, tmp_path, dataset, dataset.test, asks, name="tuned", costs={})["consistency"]
+    prompts = {"zero-shot", "few-shot"}
+    prompts |= {f"{n}-shot calibrated" for n in ("zero", "few")} if task == "classification" else set()
+    assert set(part.systems) == {"tuned", *prompts}
     kept = read_jsonl(tmp_path / ANSWERS)
     assert any(each["answers"]["tuned"] != each["answers"]["zero-shot"] for each in kept), "the base answers for itself"
-    greedy = [each for each in kept if each["seed"] is None]
-    questions = [
-        replace(dataset.test[0], messages=[*each["messages"], dataset.test[0].messages[-1]]) for each in greedy
-    ]
+    questions = [replace(dataset.test[0], messages=[*each["messages"], dataset.test[0].messages[-1]]) for each in kept]
     again = ask(job.model, dataset, questions, job.recipe.evaluate)[""].completions
-    assert [answer.text for answer in again] == [each["answers"]["tuned"] for each in greedy], "the run is as it was"
+    assert [answer.text for answer in again] == [each["answers"]["tuned"] for each in kept], "the run is as it was"

@@ -180,8 +180,8 @@ def test_all_commands_ask_llamacpp_for_it(make_tuned: MakeTuned) -> None:
         samples = [json.loads(line) for line in (found.folder / "samples.jsonl").read_text().splitlines()]
         assert {sample["completion"]["engine"] for sample in samples} == {"llama.cpp"}
         assert read_json(found.folder / "eval.json")["n"] == len(samples) > 3
-    with pytest.raises(UserError, match="likeliest answers only"):
-        evaluate_target(str(file), EvalOptions(dataset=str(run / "dataset")), ["consistency=2"])
+    several = evaluate_target(str(file), EvalOptions(dataset=str(run / "dataset"), out="ways"), ["consistency=2"])
+    assert read_json(several.folder / "eval.json")["consistency"]["ways"] == 2
 
 
 @pytest.mark.slow

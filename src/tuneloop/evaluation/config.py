@@ -60,13 +60,9 @@ class EvaluateConfig(Config):
         "file of canaries planted in the training data: how far they have come out"
     )
     consistency: int = option(
-        "put a sample of rows in so many ways (reworded, drawn): how often answers agree; 0: not, 5: good",
-        0,
-        ge=0,
-        le=20,
+        "put a sample of rows in so many ways: how often answers agree; 0: not, 5: good", 0, ge=0, le=20
     )
     consistency_rows: int = Field(50, ge=2, description="rows of that sample (seeded)")
-    consistency_temperature: float = Field(0.7, gt=0, le=2, description="of its drawn answers")
     bootstrap: int = Field(2000, ge=100, description="resamples for intervals and paired tests")
 
     @field_validator("scorers")

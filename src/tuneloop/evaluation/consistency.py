@@ -1,13 +1,12 @@
-"""Whether a question in other words gets the same answer, and whether answers keep their format.
+"""Whether a question in other words gets the same answer.
 
-Each row of a sample has several ways: as it is, with small rewordings, and drawn with a temperature where answers are
-written freely. They are the same for all systems, which are compared row by row.
+Each row of a sample has several wordings: as it is, and with small rewordings. They are the same for all systems, which
+are compared row by row.
 """
 
 from __future__ import annotations
 
 import math
-import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,20 +22,18 @@ from tuneloop.evaluation.config import EvaluateConfig
 from tuneloop.evaluation.evaluate import cluster_keys
 from tuneloop.evaluation.metrics.custom import compile_fields, extract
 from tuneloop.evaluation.metrics.labels import label_lists, label_matcher, label_reader, vocabulary
-from tuneloop.evaluation.metrics.structured import are_structured, leaves, parse, parses, structured_statistics
-from tuneloop.evaluation.metrics.text import LONGEST_SCORED, is_latin, rouge, token_f1
+from tuneloop.evaluation.metrics.structured import are_structured, leaves, parse
+from tuneloop.evaluation.metrics.text import LONGEST_SCORED, token_f1
 from tuneloop.evaluation.rewording import rewordings
-from tuneloop.inference.request import GREEDY, Sampling
 from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import Estimate
 from tuneloop.records.metric import number_words
 from tuneloop.records.rows import Row, last_user_turn, references_of
 from tuneloop.records.side_effects import AskedWay, Consistency, ContradictedRow, Difference
 
-AS_IT_IS, DRAWN = "as it is", "drawn"
+AS_IT_IS = "as it is"
 FEWEST_WAYS = 2
 MOST_EXAMPLES = 5
-BOTH_RIGHT = frozenset({"unanimous", "always_right"})  # 0 or 1 in each row
 
 
 @dataclass(frozen=True)
@@ -45,93 +42,61 @@ class Way:
 
     kind: str
     row: Row  # with its question in these words
-    sampling: Sampling = GREEDY  # how the answer is drawn
 
 
-def ways_of(
-    rows: Sequence[Row], ways: int, *, draws: bool, temperature: float, labels: Sequence[str] = (), seed: int = 0
-) -> list[list[Way]]:
-    """The ways to put each row's question, the first as it is.
-
-    A third of the others are drawn with the temperature, where answers can be; the rest are rewordings of the last user
-    turn, of kinds that differ. Where a text allows fewer of them, more are drawn, or there are fewer ways.
-
-    `draws`: whether answers are written token by token; of scored labels there is nothing to draw. `labels`: names that
-    no rewording touches. `seed`: of the draws; rewordings depend on the row alone.
-    """
+def ways_of(rows: Sequence[Row], ways: int, *, labels: Sequence[str] = ()) -> list[list[Way]]:
+    """The ways to put each row's question, the first as it is, the others rewordings of the last user turn, of kinds
+    that differ; fewer where a text allows fewer. `labels`: names that no rewording touches."""
     all_ways = []
     for row in rows:
         turns = [i for i, turn in enumerate(row.prompt) if turn["role"] == "user" and turn.get("content")]
         text = str(row.prompt[turns[-1]]["content"]) if turns else ""
-        each = [Way(AS_IT_IS, row)]
-        for kind, new in rewordings(text, row.id, labels)[: ways - 1 - ((ways - 1) // 3 if draws else 0)]:
+        row_ways = [Way(AS_IT_IS, row)]
+        for kind, new in rewordings(text, row.id, labels)[: ways - 1]:
             messages = [message.copy() for message in row.messages]
             messages[turns[-1]]["content"] = new
-            each.append(Way(kind, replace(row, messages=messages)))
-        if draws:
-            numbers = random.Random(f"drawn:{seed}:{row.id}")
-            samplings = (Sampling(temperature, seed=numbers.getrandbits(31)) for _ in range(ways - len(each)))
-            each += [Way(DRAWN, row, sampling) for sampling in samplings]
-        all_ways.append(each)
+            row_ways.append(Way(kind, replace(row, messages=messages)))
+        all_ways.append(row_ways)
     return all_ways
 
 
-@dataclass(frozen=True)
-class _Statement:
-    key: object  # what it is compared by
-    keeps: bool  # whether it keeps the format
-
-
-Reader = Callable[[Row, Completion], _Statement]
+Reader = Callable[[str], object]  # what an answer is compared by
 
 
 def _reader(rows: Sequence[Row], task: str, labels: Sequence[str] | None, config: EvaluateConfig) -> tuple[Reader, str]:
+    """How answers are read, and whether they are `labels`, `fields` of texts, `json` or `texts`."""
     if task == "classification" and label_lists(rows) is not None:
         read = label_reader(vocabulary(rows, labels))
 
-        def several(row: Row, answer: Completion) -> _Statement:
-            reply = read(answer.text)
+        def label_set(text: str) -> object:
+            reply = read(text)
             outside = reply.outside or not (reply.labels or reply.none)
-            return _Statement(_folded(answer.text) if outside else reply.labels, not outside)
+            return _folded(text) if outside else reply.labels
 
-        return several, "labels"
+        return label_set, "labels"
     if task == "classification":
         names = sorted(set(labels or ()) | {str(row.label) for row in rows})
         match = label_matcher(names, {row.answer: row.label for row in rows if row.label is not None})
-
-        def one(row: Row, answer: Completion) -> _Statement:
-            label = match(answer.text)
-            return _Statement(("label", label) if label is not None else _folded(answer.text), label is not None)
-
-        return one, "labels"
+        return lambda text: _folded(text) if (label := match(text)) is None else ("label", label), "labels"
     references = [references_of(row) for row in rows]
     if config.structured is True or (config.structured == "auto" and are_structured(references)):
-        return _json_answer, "json"
+        return _json_fields, "json"
     patterns = list(compile_fields(config.fields).values())
 
-    def text(row: Row, answer: Completion) -> _Statement:
-        fields = [extract(pattern, answer.text[:LONGEST_SCORED]) for pattern in patterns]
-        whole = None not in fields  # answers without a field do not agree in what they lack
-        key: object = tuple(map(_folded, map(str, fields))) if patterns and whole else _folded(answer.text)
-        return _Statement(key, answer.finished and bool(answer.text.strip()) and whole)
+    def field_values(text: str) -> object:
+        fields = [extract(pattern, text[:LONGEST_SCORED]) for pattern in patterns]
+        # Answers without a field do not agree in what they lack.
+        return _folded(text) if None in fields else tuple(map(_folded, map(str, fields)))
 
-    return text, "texts"
+    return (field_values, "fields") if patterns else (_folded, "texts")
 
 
-def _json_answer(row: Row, answer: Completion) -> _Statement:
-    """JSON is compared by its fields, their order and case aside; the format is the reference's top-level keys."""
+def _json_fields(text: str) -> object:
+    """JSON is compared by its fields, their order and case aside."""
     try:
-        value = parse(answer.text)
-        fields = Counter((place, _folded(leaf)) for place, leaf in leaves(value))
+        return frozenset(Counter((place, _folded(leaf)) for place, leaf in leaves(parse(text))).items())
     except (ValueError, RecursionError):
-        return _Statement(_folded(answer.text), False)
-    reference = parse(row.answer) if parses(row.answer) else None
-    same = _keys(value) == _keys(reference) if isinstance(reference, dict | list) else True
-    return _Statement(frozenset(fields.items()), same)
-
-
-def _keys(value: object) -> object:
-    return sorted(value) if isinstance(value, dict) else type(value)
+        return _folded(text)
 
 
 def _folded(text: str) -> str:
@@ -139,35 +104,12 @@ def _folded(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def _similarity_metric(kind: str, rows: Sequence[Row]) -> str:
-    if kind == "json":
-        return "field F1"
-    return "ROUGE-L" if is_latin([row.answer for row in rows]) else "token F1"  # ROUGE-L reads a-z only
-
-
-def _similarity(measure: str, answers: Sequence[Sequence[Completion]]) -> list[float]:
-    pairs = [(i, a.text, b.text) for i, row in enumerate(answers) for a, b in combinations(row, 2)]
-    firsts = [[a[:LONGEST_SCORED]] for _, a, _ in pairs]
-    others = [b[:LONGEST_SCORED] for _, _, b in pairs]
-    if measure == "field F1":
-        scores = list(structured_statistics(firsts, others, None).row_scores["field_f1"])
-    elif measure == "ROUGE-L":
-        scores = rouge(firsts, others, ["rougeL"])["rougeL"]
-    else:
-        scores = [token_f1(a, b) for a, b in zip(firsts, others, strict=True)]
-    sums, counts = [0.0] * len(answers), [0] * len(answers)
-    for (i, a, b), score in zip(pairs, scores, strict=True):
-        sums[i] += 1.0 if _folded(a) == _folded(b) else score  # of no words at all, too
-        counts[i] += 1
-    return [total / n if n else math.nan for total, n in zip(sums, counts, strict=True)]
-
-
 @dataclass(frozen=True)
 class _SystemAnswers:
-    """One system's answers, by row and way, with what they say and what that comes to."""
+    """One system's answers, by row and way, what they are compared by, and what that comes to."""
 
     answers: list[list[Completion]]
-    statements: list[list[_Statement]]
+    keys: list[list[object]]
     scores: dict[str, list[float]]
     values: dict[str, Estimate]
     draws: Mapping[str, Array]
@@ -175,7 +117,7 @@ class _SystemAnswers:
     @property
     def constant(self) -> bool:
         """Whether it says the same to all rows."""
-        return len(self.statements) > 1 and len({s.key for each in self.statements for s in each}) == 1
+        return len(self.keys) > 1 and len({key for row_keys in self.keys for key in row_keys}) == 1
 
 
 def measure_consistency(
@@ -188,21 +130,19 @@ def measure_consistency(
     config: EvaluateConfig,
     seed: int,
 ) -> Consistency:
-    """How often answers to the same row agree and keep the format, for each system, with intervals and paired tests.
+    """How often answers to the same row agree, for each system, with intervals and paired tests.
 
     Intervals are bootstrapped over rows, or over the clusters that rows form.
 
     `ways`: of each row (`ways_of`). `answers`: system -> its answers to all ways of all rows, one after the other.
     `subject`: the system that the evaluation is about. Raises UserError: no row has two ways.
     """
-    questions = [list(each) for each in ways if len(each) >= FEWEST_WAYS]
+    questions = [list(row_ways) for row_ways in ways if len(row_ways) >= FEWEST_WAYS]
     if not questions:
         what = "None of the rows can be put in another way (programs, empty and very long texts are not reworded)"
-        step = "leave it at 0, or set evaluate.answer=generate: then answers are drawn"
-        raise UserError(what, where="evaluate.consistency", next_step=step)
-    rows = [each[0].row for each in questions]
+        raise UserError(what, where="evaluate.consistency", next_step="leave it at 0")
+    rows = [row_ways[0].row for row_ways in questions]
     read, kind = _reader(rows, task, labels, config)
-    fields = list(config.fields or {}) if kind == "texts" else []
     clusters, measured = u.cluster_numbers(cluster_keys(rows, config.cluster)), {}
     questions_in_all = sum(map(len, ways))
     for name, replies in answers.items():
@@ -211,49 +151,40 @@ def measure_consistency(
             raise UserError(what, next_step="evaluate again")
         left = iter(replies)
         by_row = [each for each in ([next(left) for _ in each] for each in ways) if len(each) >= FEWEST_WAYS]
-        statements = [[read(row, answer) for answer in each] for row, each in zip(rows, by_row, strict=True)]
-        scores = _scores(rows, by_row, statements, kind, read)
-        statistics = mean_statistics(scores, right_or_wrong=sorted(BOTH_RIGHT & scores.keys()))
+        keys = [[read(answer.text) for answer in row_answers] for row_answers in by_row]
+        scores = {"agreement": [_share_of_pairs(row_keys, lambda a, b: float(a == b)) for row_keys in keys]}
+        if kind == "labels":
+            right = [read(row.answer) for row in rows]
+            scores["always_right"] = [float(set(row_keys) == {key}) for row_keys, key in zip(keys, right, strict=True)]
+        elif kind == "texts":
+            scores["similarity"] = [_share_of_pairs([a.text for a in row_answers], _similar) for row_answers in by_row]
+        statistics = mean_statistics(scores, right_or_wrong=sorted({"always_right"} & scores.keys()))
         draws = u.bootstrap([statistics], len(rows), resamples=config.bootstrap, seed=seed, clusters=clusters)
-        measured[name] = _SystemAnswers(by_row, statements, scores, _estimates(statistics, draws), draws)
-    metric = "similarity" if kind == "texts" and not fields else "agreement"
+        measured[name] = _SystemAnswers(by_row, keys, scores, _estimates(statistics, draws), draws)
+    metric = "similarity" if kind == "texts" else "agreement"
     compared = [name for name in (metric, "always_right") if name in measured[subject].scores]
     parts: dict[str, Any] = {
         "rows": len(rows), "ways": max(map(len, questions)),
-        "asked": dict(Counter(way.kind for each in questions for way in each).most_common()),
-        "temperature": config.consistency_temperature, "metric": metric,
-        "similarity_metric": "" if kind == "labels" else _similarity_metric(kind, rows),
-        "systems": {name: each.values for name, each in measured.items()},
-        "same_as_plain": {name: _same_as_plain(questions, each.statements) for name, each in measured.items()},
+        "asked": dict(Counter(way.kind for row_ways in questions for way in row_ways).most_common()), "metric": metric,
+        "systems": {name: system.values for name, system in measured.items()},
+        "same_as_plain": {name: _same_as_plain(questions, system.keys) for name, system in measured.items()},
         "comparisons": [pair for name in compared for pair in _differences(measured, subject, name, clusters)],
         "seconds": {}, "examples": _examples(questions, measured[subject]),
     }  # fmt: skip
     result = Consistency(**parts)
-    scored = all(answer.label_scores is not None for each in measured[subject].answers for answer in each)
-    constant = [name for name, each in measured.items() if each.constant]
-    return replace(result, words=_words(result, subject, scored=scored, constant=constant, fields=fields))
+    constant = [name for name, system in measured.items() if system.constant]
+    fields = list(config.fields or {}) if kind == "fields" else []
+    return replace(result, words=_words(result, subject, constant=constant, fields=fields))
 
 
-def _scores(
-    rows: Sequence[Row],
-    answers: Sequence[Sequence[Completion]],
-    statements: Sequence[Sequence[_Statement]],
-    kind: str,
-    read: Reader,
-) -> dict[str, list[float]]:
-    pairs = [list(combinations(each, 2)) for each in statements]
-    keys = [{statement.key for statement in each} for each in statements]
-    scores = {
-        "agreement": [sum(a.key == b.key for a, b in each) / len(each) for each in pairs],
-        "unanimous": [float(len(each) == 1) for each in keys],
-        "format": [sum(s.keeps for s in each) / len(each) for each in statements],
-    }
-    if kind == "labels":
-        right = [read(row, Completion(row.answer)).key for row in rows]
-        scores["always_right"] = [float(each == {key}) for each, key in zip(keys, right, strict=True)]
-    else:
-        scores["similarity"] = _similarity(_similarity_metric(kind, rows), answers)
-    return scores
+def _share_of_pairs(values: Sequence[Any], alike: Callable[[Any, Any], float]) -> float:
+    pairs = list(combinations(values, 2))
+    return sum(alike(a, b) for a, b in pairs) / len(pairs)
+
+
+def _similar(a: str, b: str) -> float:
+    a, b = a[:LONGEST_SCORED], b[:LONGEST_SCORED]
+    return 1.0 if _folded(a) == _folded(b) else token_f1([a], b)  # of no words at all, too
 
 
 def _estimates(statistics: Statistics, draws: Mapping[str, Array]) -> dict[str, Estimate]:
@@ -266,11 +197,11 @@ def _estimates(statistics: Statistics, draws: Mapping[str, Array]) -> dict[str, 
     return estimates
 
 
-def _same_as_plain(ways: Sequence[Sequence[Way]], statements: Sequence[Sequence[_Statement]]) -> dict[str, float]:
+def _same_as_plain(ways: Sequence[Sequence[Way]], keys: Sequence[Sequence[object]]) -> dict[str, float]:
     same: dict[str, list[int]] = {}
-    for each, (first, *others) in zip(ways, statements, strict=True):
-        for way, statement in zip(each[1:], others, strict=True):
-            same.setdefault(way.kind, []).append(int(statement.key == first.key))
+    for row_ways, (first, *others) in zip(ways, keys, strict=True):
+        for way, key in zip(row_ways[1:], others, strict=True):
+            same.setdefault(way.kind, []).append(int(key == first))
     return {kind: sum(equal) / len(equal) for kind, equal in sorted(same.items())}
 
 
@@ -301,7 +232,7 @@ def _differences(
 
 
 def _examples(ways: Sequence[Sequence[Way]], system: _SystemAnswers) -> list[ContradictedRow]:
-    different = [len({s.key for s in each}) for each in system.statements]
+    different = [len(set(row_keys)) for row_keys in system.keys]
     examples = []
     for i in sorted(range(len(ways)), key=lambda i: (-different[i], i))[:MOST_EXAMPLES]:
         if different[i] > 1:
@@ -311,36 +242,25 @@ def _examples(ways: Sequence[Sequence[Way]], system: _SystemAnswers) -> list[Con
     return examples
 
 
-def _words(
-    result: Consistency, system: str, *, scored: bool, constant: Sequence[str], fields: Sequence[str]
-) -> list[str]:
-    """Sentences; `scored`: labels were, so that every answer is one; `constant`: who says the same to all rows."""
+def _words(result: Consistency, system: str, *, constant: Sequence[str], fields: Sequence[str]) -> list[str]:
+    """Sentences; `constant`: the systems that say the same to all rows; `fields`: those of texts that are compared."""
     metric, rows = result.metric, f"on {counted(result.rows, 'row')}"
-    counts = result.asked
-    kinds = ["as it is", "in other words" if set(counts) - {AS_IT_IS, DRAWN} else ""]
-    kinds += [f"drawn with temperature {result.temperature:g}"] if counts.get(DRAWN) else []
     model = "the tuned model" if system == "tuned" else system
-    opening = f"Asked {counted(result.ways, 'way')} ({', '.join(filter(None, kinds))}), {model}"
-    texts = f"answers to a row {{}} a {result.similarity_metric} of"
+    opening = f"Asked {counted(result.ways, 'way')} ({AS_IT_IS}, in other words), {model}"
     if metric == "agreement":
         names = [field.replace("_", " ") for field in fields]
         listed = " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
-        what = f"gives the same {listed} in" if fields else "has the same answer in"
-        sentences = [f"{opening} {what} {_amounts(result, system, metric, f' of the pairs of answers {rows}')}"]
+        claim = f"gives the same {listed} in" if fields else "has the same answer in"
+        sentences = [f"{opening} {claim} {_amounts(result, system, metric, f' of the pairs of answers {rows}')}"]
     else:
         amount = _amounts(result, system, metric, f" with each other {rows}")
-        sentences = [f"{opening} writes {texts.format('with')} {amount}"]
+        sentences = [f"{opening} writes answers to a row with a token F1 of {amount}"]
     sentences += _compared(result, metric, "consistent")
-    if fields:
-        amount = _amounts(result, system, "similarity", " with each other")
-        sentences.append(f"As texts its {texts.format('have')} {amount}")
     if "always_right" in result.systems[system]:
         sentences.append(f"It is right in every way on {_amounts(result, system, 'always_right', ' of the rows')}")
         sentences += _compared(result, "always_right", "often right in every way")
-    if not scored:
-        sentences.append(f"It keeps the format in {_amounts(result, system, 'format', ' of its answers')}")
     worthless = "gave one and the same answer to all rows: consistent, and worthless."
-    return sentences + [f"{each} {worthless}" for each in constant]
+    return sentences + [f"{name} {worthless}" for name in constant]
 
 
 def _amounts(result: Consistency, system: str, metric: str, behind: str) -> str:

@@ -50,7 +50,6 @@ class EncoderTarget(Target):
     classifier: Classifier = field(repr=False)
 
     is_classifier: ClassVar[bool] = True
-    draws: ClassVar[bool] = False
 
     @property
     def kind(self) -> Kind:

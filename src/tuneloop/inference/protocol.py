@@ -309,8 +309,6 @@ class Target(ABC):
     no_scores: ClassVar[tuple[str, str]] = ("", "")  # why labels can't be scored, and what to do instead; empty: it can
     is_classifier: ClassVar[bool] = False  # it knows its labels only: no texts, no prompts with examples
     takes_prompts: ClassVar[bool] = True  # else it has answers to its own rows only
-    draws: ClassVar[bool] = True  # answers are drawn where a request says so; else they are the likeliest ones
-    varies: ClassVar[bool] = False  # one request may get different answers
     in_process: ClassVar[bool] = False  # our own engine computes, which several processes can share
     shares_prompts: ClassVar[bool] = False  # what all prompts begin with is computed once
     measures_losses: ClassVar[bool] = False  # it has `fits`

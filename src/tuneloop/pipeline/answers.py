@@ -45,7 +45,7 @@ from tuneloop.inference.local.batches import shared_length
 from tuneloop.inference.local.target import LocalTarget
 from tuneloop.inference.openai.target import Endpoint, usage
 from tuneloop.inference.protocol import Kind, ModelTarget, Target, as_model
-from tuneloop.inference.request import GREEDY, Request, Sampling
+from tuneloop.inference.request import Request
 from tuneloop.inference.requesting import failures
 from tuneloop.inference.targets import PredictionsTarget
 from tuneloop.models.batch_invariance import batch_invariant, need_batch_invariance
@@ -186,19 +186,18 @@ def nearest_few_shot(
 
 @dataclass(frozen=True)
 class Asking:
-    """How rows become prompts, and how answers are drawn."""
+    """How rows become prompts."""
 
     examples: Rows = ()  # shown in the prompt as earlier turns
     template: PromptTemplate = AS_IT_IS  # what is put in place of a row's own turns
     prompts: Sequence[Sequence[Message]] | None = None  # each row's turns before its answer; None: its own
     with_calibrated: bool = False  # with choice scoring, also give the answers of calibrated scores
-    sampling: Sequence[Sampling] | None = None  # how each row's answer is drawn where it is written; None: greedily
     perplexity: bool = True  # also measure the loss of references, where texts are written from the rows alone
 
     @property
     def measures_loss(self) -> bool:
-        """Whether the loss of references is measured: they follow the rows' own turns, and answers are greedy."""
-        return self.perplexity and self.prompts is None and not self.examples and self.sampling is None
+        """Whether the loss of references is measured: they follow the rows' own turns."""
+        return self.perplexity and self.prompts is None and not self.examples
 
     def prompt_ids(self, rows: Rows, template: Template) -> list[list[int]]:
         """The prompt of each row."""
@@ -241,10 +240,7 @@ def ask(
         ids, limit = [], config.max_new_tokens or generous_limit(dataset.train[:2000] or dataset.test[:2000])
         turns = how.prompts or [prompt_turns(row, how.template, how.examples) for row in rows]
         prompts = [Request(messages, row.tools) for messages, row in zip(turns, rows, strict=True)]
-    requests = [
-        replace(prompt, max_new_tokens=limit, sampling=sampling, id=row.id)
-        for prompt, sampling, row in zip(prompts, how.sampling or [GREEDY] * len(rows), rows, strict=True)
-    ]
+    requests = [replace(prompt, max_new_tokens=limit, id=row.id) for prompt, row in zip(prompts, rows, strict=True)]
     labels = dataset.manifest.labels or []
     with batch_invariant(config.deterministic):
         if choice:  # calibration subtracts from every label's score, so every label's score is needed
@@ -427,9 +423,9 @@ def _answering(work: EvalJob) -> Model:
     return replace(model, template=template_of_adapter(folder, model.template))
 
 
-def answers_to_rewordings(work: EvalJob, sampling: Sequence[Sampling]) -> dict[str, SystemAnswers]:
-    """A target's answers to rows, drawn as `sampling` says for each, by the system's name."""
-    system = _asked(work, Asking(prompts=_prompts(work)[0], sampling=sampling), f"{work.name}, several ways")
+def answers_to_rewordings(work: EvalJob) -> dict[str, SystemAnswers]:
+    """A target's answers to rows, by the system's name."""
+    system = _asked(work, Asking(prompts=_prompts(work)[0], perplexity=False), f"{work.name}, several ways")
     if (endpoint := work.question.target.endpoint) is not None:
         cost = usage(endpoint, system.completions)
         say(endpoint_line(cost))

@@ -13,20 +13,18 @@ from tuneloop.core.files import write_jsonl
 from tuneloop.core.ui import busy, say
 from tuneloop.core.units import counted, verb
 from tuneloop.evaluation.config import EvaluateConfig
-from tuneloop.evaluation.consistency import FEWEST_WAYS, Way, measure_consistency, ways_of
+from tuneloop.evaluation.consistency import FEWEST_WAYS, measure_consistency, ways_of
 from tuneloop.evaluation.evaluate import sample_rows
 from tuneloop.evaluation.prompt import AS_IT_IS
-from tuneloop.inference.request import Sampling
 from tuneloop.models.load import Model
 from tuneloop.pipeline.answers import Asking, ask, few_shot_examples, few_shot_prompt, uses_choice
 from tuneloop.pipeline.context import RunContext
 from tuneloop.pipeline.scoring import SystemAnswers
-from tuneloop.records.completion import Completion
 from tuneloop.records.record import Part
 from tuneloop.records.rows import Dataset, Message, Row
 
-# Asks one or several systems: rows, and how each answer is drawn, to each system's answers.
-Ask = Callable[[Sequence[Row], Sequence[Sampling]], Mapping[str, SystemAnswers]]
+# Asks one or several systems: rows to each system's answers.
+Ask = Callable[[Sequence[Row]], Mapping[str, SystemAnswers]]
 ANSWERS = "consistency.jsonl"
 PROMPTS = ("zero-shot", "few-shot")
 
@@ -37,13 +35,11 @@ class AskedAgain(Part):
     Args:
         id: of the row; `kind`: of the wording.
         messages: the turns before the answer.
-        seed: of a drawn answer.
     """
 
     id: str
     kind: str
     messages: list[Message]
-    seed: int | None = None
     answers: dict[str, str]
 
 
@@ -55,7 +51,6 @@ def consistency_part(
     systems: Sequence[Ask],
     *,
     name: str,
-    sampled: bool,
     costs: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
     """The part `consistency` of `eval.json`, and every answer in `consistency.jsonl`; nothing where the setting is 0.
@@ -65,26 +60,24 @@ def consistency_part(
     Args:
         rows: those that were evaluated; a sample of them is reworded.
         name: of the system that the evaluation is about.
-        sampled: whether answers are written token by token, so that some can be drawn.
         costs: system -> `seconds` that its answers to all `rows` took.
     """
     config, seed = job.recipe.evaluate, job.recipe.seed
     if not config.consistency:
         return {}
-    labels, temperature = dataset.manifest.labels or (), config.consistency_temperature
+    labels = dataset.manifest.labels or ()
     sample = sample_rows(rows, config.consistency_rows, seed=seed)
-    every = ways_of(sample, config.consistency, draws=sampled, temperature=temperature, labels=labels, seed=seed)
+    every = ways_of(sample, config.consistency, labels=labels)
     ways = [each for each in every if len(each) >= FEWEST_WAYS]
     if not ways:
-        why = "programs and very long texts are not reworded, and scored labels not drawn"
-        say(f"warn: consistency was not measured: {why}")
+        say("warn: consistency was not measured: programs and very long texts are not reworded")
         return {}
     questions = [way for each in ways for way in each]
     say(_planned(len(ways), len(questions), costs, len(rows)))
     answers: dict[str, SystemAnswers] = {}
     try:
         for ask_systems in systems:
-            answers |= ask_systems([way.row for way in questions], [way.sampling for way in questions])
+            answers |= ask_systems([way.row for way in questions])
     except UserError as error:
         say(f"warn: consistency was not measured: {error.what} ({error.where})")
         return {}
@@ -95,23 +88,15 @@ def consistency_part(
             ways, texts, subject=name, task=task, labels=labels or None, config=config, seed=seed
         )
         part = replace(part, seconds={name: round(result.seconds, 3) for name, result in answers.items()})
-        write_jsonl(folder / ANSWERS, _records(questions, texts))
+        by_question = [{name: replies[i].text for name, replies in texts.items()} for i in range(len(questions))]
+        lines = [
+            AskedAgain(id=way.row.id, kind=way.kind, messages=way.row.prompt, answers=replies)
+            for way, replies in zip(questions, by_question, strict=True)
+        ]
+        write_jsonl(folder / ANSWERS, lines)
     for line in part.words:
         say(f"evaluate  {line}")
     return {"consistency": part}
-
-
-def _records(questions: Sequence[Way], texts: Mapping[str, Sequence[Completion]]) -> list[AskedAgain]:
-    return [
-        AskedAgain(
-            id=way.row.id,
-            kind=way.kind,
-            messages=way.row.prompt,
-            seed=way.sampling.seed if way.sampling.temperature else None,
-            answers={name: completions[i].text for name, completions in texts.items()},
-        )
-        for i, way in enumerate(questions)
-    ]
 
 
 def expected_consistency(seconds: Mapping[str, float], n: int, config: EvaluateConfig) -> float:
@@ -141,16 +126,11 @@ def _planned(rows: int, questions: int, costs: Mapping[str, Mapping[str, Any]], 
 # --- systems of a run -----------------------------------------------------------------------
 
 
-def is_drawn(job: RunContext, dataset: Dataset) -> bool:
-    """Whether a model writes its answers to these rows, instead of scoring labels."""
-    return not uses_choice(dataset, job.recipe.evaluate)
-
-
 def tuned_system(job: RunContext, dataset: Dataset) -> Ask:
     """Asks the model as it is loaded, with the run's result in it."""
 
-    def tuned(rows: Sequence[Row], sampling: Sequence[Sampling]) -> dict[str, SystemAnswers]:
-        how = Asking(sampling=sampling)
+    def tuned(rows: Sequence[Row]) -> dict[str, SystemAnswers]:
+        how = Asking(perplexity=False)
         return {"tuned": ask(job.model, dataset, rows, job.recipe.evaluate, how, task="tuned, several ways")[""]}
 
     return tuned
@@ -159,29 +139,23 @@ def tuned_system(job: RunContext, dataset: Dataset) -> Ask:
 def prompt_systems(job: RunContext, dataset: Dataset, base: Callable[[], AbstractContextManager[Model]]) -> Ask:
     """Asks the model before training, which `base` gives for a while, zero-shot and few-shot as the baselines do."""
 
-    def prompts(rows: Sequence[Row], sampling: Sequence[Sampling]) -> dict[str, SystemAnswers]:
-        settings = job.recipe.baselines
-        if not (settings.zero_shot or settings.few_shot):
-            return {}
-        with base() as model:
-            return _prompted(job, model, dataset, rows, sampling)
-
-    return prompts
-
-
-def _prompted(
-    job: RunContext, model: Model, dataset: Dataset, rows: Sequence[Row], sampling: Sequence[Sampling]
-) -> dict[str, SystemAnswers]:
     config, settings = job.recipe.evaluate, job.recipe.baselines
-    calibrated = config.calibrate and uses_choice(dataset, config)
-    prompts: dict[str, Sequence[Row]] = {"zero-shot": ()} if settings.zero_shot else {}
-    if settings.few_shot and dataset.train:
-        few, _ = few_shot_examples(model, dataset, rows, settings, config, job.recipe.seed)
-        prompts |= {"few-shot": few} if few else {}
-    answers: dict[str, SystemAnswers] = {}
-    for name, examples in prompts.items():
-        prompt = few_shot_prompt(settings) if examples else AS_IT_IS
-        how = Asking(examples, prompt, with_calibrated=calibrated, sampling=sampling)
-        by_kind = ask(model, dataset, rows, config, how, task=f"{name}, several ways")
-        answers |= {f"{name} {kind}".strip(): result for kind, result in by_kind.items()}
-    return answers
+
+    def prompted(rows: Sequence[Row]) -> dict[str, SystemAnswers]:
+        answers: dict[str, SystemAnswers] = {}
+        if not (settings.zero_shot or settings.few_shot):
+            return answers
+        calibrated = config.calibrate and uses_choice(dataset, config)
+        with base() as model:
+            prompts: dict[str, Sequence[Row]] = {"zero-shot": ()} if settings.zero_shot else {}
+            if settings.few_shot and dataset.train:
+                few, _ = few_shot_examples(model, dataset, rows, settings, config, job.recipe.seed)
+                prompts |= {"few-shot": few} if few else {}
+            for name, examples in prompts.items():
+                prompt = few_shot_prompt(settings) if examples else AS_IT_IS
+                how = Asking(examples, prompt, with_calibrated=calibrated, perplexity=False)
+                by_kind = ask(model, dataset, rows, config, how, task=f"{name}, several ways")
+                answers |= {f"{name} {kind}".strip(): result for kind, result in by_kind.items()}
+        return answers
+
+    return prompted

@@ -20,7 +20,6 @@ from tuneloop.evaluation.config import EvalOptions
 from tuneloop.evaluation.evaluate import ScoredAnswers, check_ids, sample_order, sample_rows
 from tuneloop.inference.openai.target import Endpoint
 from tuneloop.inference.protocol import Target
-from tuneloop.inference.request import Sampling
 from tuneloop.inference.targets import PredictionsTarget, open_endpoint, open_model, open_target
 from tuneloop.models.load import Model, load_model
 from tuneloop.models.methods import base_only, method_of_folder
@@ -34,14 +33,13 @@ from tuneloop.pipeline.answers import (
     personal_settings,
 )
 from tuneloop.pipeline.baselines import constant_of, measured_alternatives, on_fewer_rows
-from tuneloop.pipeline.consistency import Ask, consistency_part, is_drawn, prompt_systems, tuned_system
+from tuneloop.pipeline.consistency import Ask, consistency_part, prompt_systems, tuned_system
 from tuneloop.pipeline.context import RunContext, attach_trained, dataset_of, done_record, load_run_recipe
 from tuneloop.pipeline.distributed import leading, shared_out
 from tuneloop.pipeline.encoder import refuse_settings
 from tuneloop.pipeline.recipes import name_of, recipe_of
 from tuneloop.pipeline.scoring import (
     AFTERWARDS,
-    SystemAnswers,
     cost_of,
     headline,
     how_far_trained,
@@ -92,8 +90,8 @@ def evaluate_stage(
         manifest = read_record(BaselinesManifest, job.folder / "baselines")
         costs = {name: cost.to_json() for name, cost in manifest.costs.items()} | costs
     systems = [tuned_system(job, dataset), prompt_systems(job, dataset, lambda: base_model(job))]
-    more, sampled = after_tuning(job, dataset), is_drawn(job, dataset)
-    more |= consistency_part(job, job.folder, dataset, rows, systems, name="tuned", sampled=sampled, costs=costs)
+    more = after_tuning(job, dataset)
+    more |= consistency_part(job, job.folder, dataset, rows, systems, name="tuned", costs=costs)
     subject = Subject(recipe.model, dataset.id, "test", "tuned", key, how_far_trained(run))
     write_scored(job.folder, evaluation, subject, costs, baselines=baselines, more=more)
     speed = f"; {costs['tuned']['rows_per_second']:,.0f} rows a second" if job.is_encoder else ""
@@ -302,9 +300,6 @@ def _refuse_impossible(recipe: Recipe, question: Question) -> None:
         what = "A file of answers can't answer other wordings"
         step = "evaluate the model or the endpoint that wrote them, or leave consistency at 0"
         raise UserError(what, where="evaluate.consistency", next_step=step)
-    if config.consistency and not question.target.draws:
-        what = "A GGUF file gives its likeliest answers only, so consistency can't be measured"
-        raise UserError(what, where="evaluate.consistency", next_step="evaluate the run, or leave consistency at 0")
 
 
 def _recipe(question: Question) -> Recipe:
@@ -489,14 +484,10 @@ def _consistency(work: EvalJob, folder: Path, costs: dict[str, Any]) -> dict[str
     """The same rows in several wordings: to the target, and to the prompts of its base where it has one."""
     job, question, dataset = work.job, work.question, work.dataset
 
-    def target(rows: Sequence[Row], sampling: Sequence[Sampling]) -> dict[str, SystemAnswers]:
-        return answers_to_rewordings(replace(work, rows=rows), sampling)
-
-    systems: list[Ask] = [target]
+    systems: list[Ask] = [lambda rows: answers_to_rewordings(replace(work, rows=rows))]
     if question.kind in ("run", "adapter"):
         systems.append(prompt_systems(job, dataset, lambda: base_model(job)))
-    sampled = question.target.varies or is_drawn(job, dataset)
-    return consistency_part(job, folder, dataset, work.rows, systems, name=work.name, sampled=sampled, costs=costs)
+    return consistency_part(job, folder, dataset, work.rows, systems, name=work.name, costs=costs)
 
 
 def evaluate_files(places: Sequence[str], against: EvalOptions) -> dict[str, str]:

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 # Settings that baselines don't depend on.
 AFTERWARDS = {
     "general", "general_rows", "memorisation", "canaries", "lm_eval", "consistency", "consistency_rows",
-    "consistency_temperature",
 }  # fmt: skip
 EXAMPLES = 2000  # training answers that show which fields hold labels
 FEW_STEPS = 30  # below this a run is a trial, whatever came of it

@@ -128,13 +128,10 @@ class Consistency:
 
     Args:
         rows, ways: how many rows were used, and how often each, at most; `asked`: questions of each kind.
-        temperature: of the drawn answers.
         metric: what systems are compared by: `agreement`, for free texts without fields `similarity`.
-        similarity_metric: what `similarity` is measured by.
         systems: name -> measure -> value with 95 % interval. `agreement`: share of a row's pairs of answers that are
-            the same; `similarity`: how alike pairs are (free texts, JSON); `unanimous`: share of rows with one answer
-            only; `format`: share of answers that keep the format; `always_right`: share of rows that are right in every
-            way (labels).
+            the same; `similarity`: token F1 of pairs (free texts); `always_right`: share of rows that are right in
+            every way (labels).
         same_as_plain: name -> kind -> share of its answers that equal the answer to the row as it is.
         comparisons: of each other system (a) with the evaluation's (b), by `metric` and for labels by `always_right`.
         seconds: name -> how long its answers took.
@@ -144,9 +141,7 @@ class Consistency:
     rows: int
     ways: int
     asked: dict[str, int]
-    temperature: float
     metric: str
-    similarity_metric: str
     systems: dict[str, dict[str, Estimate]]
     same_as_plain: dict[str, dict[str, Number]]
     comparisons: list[Difference]

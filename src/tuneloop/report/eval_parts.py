@@ -309,10 +309,7 @@ def _effects(evaluation: EvaluationManifest) -> list[dict[str, Any]]:
     return [{"title": title, "words": _words(words), "lines": lines} for title, words, lines in parts]
 
 
-CONSISTENCY = {
-    "agreement": "same answer", "similarity": "alike", "unanimous": "all the same", "format": "format kept",
-    "always_right": "right in every way",
-}  # fmt: skip
+CONSISTENCY = {"agreement": "same answer", "similarity": "similar", "always_right": "right in every way"}
 
 
 def _consistency(evaluation: EvaluationManifest) -> dict[str, Any]:

@@ -37,7 +37,6 @@ class GgufTarget(ModelTarget):
     tokenizer: Path | None = None  # folder of the tokenizer and the trained template; None: next to the file, or in it
     kind: ClassVar[Kind] = "model"
     engine: ClassVar[str] = ENGINE
-    draws: ClassVar[bool] = False
 
     @cached_property
     def identity(self) -> str:

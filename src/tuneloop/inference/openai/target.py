@@ -190,7 +190,6 @@ class EndpointTarget(Target):
     endpoint: Endpoint
 
     kind: ClassVar[Kind] = "endpoint"
-    varies: ClassVar[bool] = True
     no_scores = (
         "An endpoint writes its answers; labels are scored where it is known what model it serves",
         "give --base MODEL, or --base RUN for its template too; or leave it at auto",

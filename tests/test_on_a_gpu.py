@@ -19,7 +19,7 @@ import torch
 from engine_answers import answers_of
 from train_helpers import begin, changed, for_loss, halted, losses, make_rows, run
 
-from pretend_gpu import TO_HOST, Card, Gpu, MixedDevices, pretend_gpu, varlen
+from pretend_gpu import Card, Gpu, MixedDevices, pretend_gpu, varlen
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, read_jsonl
 from tuneloop.core.ui import reporting
@@ -45,7 +45,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "lora": {},
     "dropout": {"dropout": 0.1, "gradient_checkpointing": "always"},
     "dora": {"dora": True},
-    "pissa": {"lora_init": "pissa"},
     "packing": {"packing": True},
     "kl": {"kl": 0.1},
     "full": {"method": "full", "learning_rate": 1e-3},
@@ -397,20 +396,7 @@ def _streamed(engine: Engine, model: Any, gives_way: bool) -> list[tuple[str, An
     return [("".join(update.text for update in ticket.updates), ticket.completion) for ticket in tickets]
 
 
-def test_pissas_start_is_worked_out_on_the_card(tiny_llama: Path) -> None:
-    config = changed(**KINDS["pissa"])
-    here = load_model(str(tiny_llama), dtype="float32")
-    starts = begin(here, config, make_rows(here.template, 4)).trainable.parameters
-    with pretend_gpu() as gpu:
-        model = load_model(str(tiny_llama), dtype="float32")
-        gpu.clear()
-        found = begin(model, config, make_rows(model.template, 4)).trainable.parameters
-        assert not [place for kind, place in gpu.waits if kind == TO_HOST], "no weight goes to the host"
-        for name, start in starts.items():
-            torch.testing.assert_close(found[name].cpu(), start, rtol=1e-3, atol=1e-5)
-
-
-@pytest.mark.parametrize("kind", ["lora", "pissa", "prefix", "full", "eight bits", pytest.param("qlora", marks=bits)])
+@pytest.mark.parametrize("kind", ["lora", "prefix", "full", "eight bits", pytest.param("qlora", marks=bits)])
 def test_saving_needs_no_memory_of_the_card(kind: str, tiny_llama: Path, tmp_path: Path) -> None:
     with pretend_gpu() as gpu:
         model = load_model(str(tiny_llama), dtype="float32")

@@ -61,7 +61,6 @@ class TrainSettings(TypedDict, total=False):
     alpha: float
     rslora: bool
     dora: bool
-    lora_init: Literal["default", "pissa"]
     dropout: float
     targets: list[str] | Literal["all-linear", "attention"]
     lora_plus: float
@@ -70,7 +69,6 @@ class TrainSettings(TypedDict, total=False):
     optimizer_in_backward: bool
     teacher: str | None
     divergence: Literal["forward", "reverse", "skewed", "skewed-reverse", "jensen-shannon", "universal"]
-    divergence_mix: float
     teacher_temperature: float
     hard_weight: float
     on_policy: float
@@ -109,7 +107,6 @@ class TrainSettings(TypedDict, total=False):
     checkpoint_steps: int | None
     on_spike: Literal["warn", "stop", "rollback"]
     on_divergence: Literal["warn", "stop", "rollback"]
-    on_no_gain: Literal["warn", "stop"]
 
 
 class EvaluateSettings(TypedDict, total=False):
@@ -123,8 +120,6 @@ class EvaluateSettings(TypedDict, total=False):
     json_schema: str | None
     structured: bool | Literal["auto"]
     run_code: bool | Literal["auto"]
-    code_seconds: float
-    code_memory_mb: int
     scorers: dict[str, str]
     embedding: bool
     cluster: str | None
@@ -219,7 +214,6 @@ class PlanSettings(CostSettings, total=False):
     gpu_tflops: float | None
     gpu_bandwidth: float | None
     gpu_link: float | None
-    gpu_price: float | None
     interruptions_per_hour: float | None
     checkpoint_minutes: float | None
     tokens: int | None

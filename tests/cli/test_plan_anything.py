@@ -64,7 +64,7 @@ CHOICES = {
     "--tier": words("on-demand", "spot", "community", "reserved"),
 }
 COUNTED = ("--gpus", "--seq-len", "--micro-batch", "--grad-accum", "--rank", "--prefix-tokens", "--tokens", "--epochs",
-           "--usd-per-gpu-hour", "--gpu-memory", "--gpu-tflops", "--gpu-bandwidth", "--gpu-link", "--gpu-price", "--interruptions-per-hour", "--checkpoint-minutes",
+           "--usd-per-gpu-hour", "--gpu-memory", "--gpu-tflops", "--gpu-bandwidth", "--gpu-link", "--interruptions-per-hour", "--checkpoint-minutes",
            "--runs", "--setup-hours", "--rows-to-label", "--usd-per-engineer-hour")  # fmt: skip
 SWITCHES = ("--offload", "--offload-activations", "--grad-ckpt", "--optimizer-in-backward", "--head-fp32", "--packing")
 

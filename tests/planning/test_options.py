@@ -47,7 +47,7 @@ def test_the_plan_of_a_processor_speaks_of_no_gpu() -> None:
 @pytest.mark.parametrize("key", list(all_gpus()))
 def test_a_card_of_one_s_own_with_a_listed_card_s_figures_gives_its_plan(key: str) -> None:
     card = all_gpus()[key]
-    same = {"gpu_memory": card.gib, "gpu_tflops": card.tflops, "gpu_bandwidth": card.gb_s, "gpu_price": 1.5}
+    same = {"gpu_memory": card.gib, "gpu_tflops": card.tflops, "gpu_bandwidth": card.gb_s, "usd_per_gpu_hour": 1.5}
     asked: dict[str, Any] = {"gpus": 1, "dtype": "bf16" if card.bf16 else "fp16"}
     own, listed = plan(**asked, **same), plan(**asked, gpu=key, usd_per_gpu_hour=1.5)
     for part in ("memory", "time", "cost", "fits"):
@@ -58,7 +58,7 @@ def test_a_card_of_one_s_own_with_a_listed_card_s_figures_gives_its_plan(key: st
 
 
 def test_a_card_of_12_gb_is_planned_with_its_price_and_its_link() -> None:
-    found = plan(method="qlora", gpu_memory=12, gpu_tflops=29, gpu_bandwidth=360, gpu_price=0.2, gpus=1)
+    found = plan(method="qlora", gpu_memory=12, gpu_tflops=29, gpu_bandwidth=360, usd_per_gpu_hour=0.2, gpus=1)
     assert found["fits"] and found["memory"]["capacity_gib"] == 12
     assert found["cost"]["breakdown"]["training"] == pytest.approx(0.2 * found["time"]["hours"], rel=0.05)
     assert "nearest listed card" in " ".join(found["assumptions"]) and "your own" in found["recommendation"]
@@ -79,9 +79,8 @@ def test_a_card_of_12_gb_is_planned_with_its_price_and_its_link() -> None:
         ({"gpu_memory": 12.0, "gpu_tflops": 0.0}, "--gpu-tflops is 0"),
         ({"gpu_memory": 12.0, "gpu_tflops": 29.0, "gpu_bandwidth": 1e9}, "--gpu-bandwidth"),
         ({"gpu_memory": 12.0, "gpu_tflops": 29.0, "gpu_link": 0.0}, "--gpu-link is 0"),
-        ({"gpu_memory": 12.0, "gpu_tflops": 29.0, "gpu_price": -1.0}, "price of no GPU"),
-        ({"gpu_price": 1.0}, "price of no GPU"),
-        ({"gpu": "l4", "gpu_price": 1.0, "usd_per_gpu_hour": 1.0}, "say the same"),
+        ({"gpu_memory": 12.0, "gpu_tflops": 29.0, "usd_per_gpu_hour": -1.0}, "price of no GPU"),
+        ({"usd_per_gpu_hour": 1.0}, "price of no GPU"),
         ({"gpu": "cpu", "gpu_memory": 12.0}, "not a GPU"),
     ],
 )

@@ -26,7 +26,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "lora": {},
     "rslora": {"rslora": True},
     "dora": {"dora": True},
-    "pissa": {"lora_init": "pissa"},
     "ranks": {"ranks": {"q_proj": 2, "layers.1.mlp.up_proj": 8}},
     "attention": {"targets": "attention"},
     "qlora": {"method": "qlora"},

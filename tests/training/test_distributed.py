@@ -64,7 +64,6 @@ def free_port() -> int:
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {"method": "lora"},
     "dora": {"method": "lora", "dora": True, "l2_start": 0.01},
-    "pissa": {"method": "lora", "lora_init": "pissa"},
     "prefix": {"method": "prefix", "prefix_tokens": 4, "learning_rate": 1e-2},
     "full": {"method": "full", "learning_rate": 1e-3, "l2_start": 0.01},
     "qlora": {"method": "qlora"},

@@ -31,13 +31,12 @@ KINDS: dict[str, dict[str, Any]] = {
     "lora": {},
     "rslora": {"rslora": True, "alpha": 2.0},
     "dora": {"dora": True},
-    "pissa": {"lora_init": "pissa"},
     "ranks": {"ranks": {"q_proj": 4}},
     "full": {"method": "full", "learning_rate": 1e-3},
     "prefix": {"method": "prefix", "learning_rate": 1e-1, "prefix_tokens": 12},
     "qlora": {"method": "qlora"},
 }
-SLOW = ("rslora", "dora", "pissa", "ranks")
+SLOW = ("rslora", "dora", "ranks")
 EVERY = [pytest.param(kind, marks=bits) if kind == "qlora" else kind for kind in KINDS]
 METHOD = [pytest.param(m.name, marks=bits) if m.prepare else m.name for m in SHIPPED]
 
@@ -186,7 +185,6 @@ def test_the_learning_rate_follows_the_method_unless_it_is_set() -> None:
     [
         {"method": "full", "kl": 0.1},
         {"method": "full", "dora": True},
-        {"dora": True, "lora_init": "pissa"},
         {"loss": "dpo", "train_on": "all"},
         {"ranks": {"q_proj": 0}},
     ],

@@ -47,7 +47,6 @@ class Backend:
     cache_step: int
     peak_sizes: tuple[int, ...]  # widths of the matrix products that measure the peak
     collectives: str  # what connects several processes
-    factorises: bool = True  # whether torch's decompositions (QR, singular values) run there
 
     @property
     def is_cpu(self) -> bool:
@@ -77,7 +76,7 @@ BACKENDS = {
     "cpu": CPU,
     "cuda": Backend(kind="cuda", collectives="cpu:gloo,cuda:nccl", **_GPU),  # type: ignore[arg-type]
     "xpu": Backend(kind="xpu", collectives="cpu:gloo,xpu:xccl", **_GPU),  # type: ignore[arg-type]
-    "mps": Backend(kind="mps", collectives="gloo", factorises=False, **_GPU),  # type: ignore[arg-type]
+    "mps": Backend(kind="mps", collectives="gloo", **_GPU),  # type: ignore[arg-type]
 }
 
 

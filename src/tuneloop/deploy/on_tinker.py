@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 CHAT = "/oai/api/v1"  # where the service answers as OpenAI's API does
 WEEK = 7 * 24 * 3600  # seconds for which the service keeps the checkpoints of a run that is not finished
 # Settings of training that the service does not take, so that their defaults alone are allowed.
-LACKS = ("method", "loss", "init", "ranks", "alpha", "rslora", "dora", "lora_init", "dropout", "kl", "l2_start",
+LACKS = ("method", "loss", "init", "ranks", "alpha", "rslora", "dora", "dropout", "kl", "l2_start",
          "range_test", "optimizer", "max_minutes")  # fmt: skip
 KEPT = ("step", "best_step", "best_val_loss", "first_val_loss", "worse", "tokens", "seconds", "stopped")
 

@@ -33,8 +33,6 @@ class EvaluateConfig(Config):
     run_code: bool | Literal["auto"] = option(
         "run answers in a sandbox with their rows' unit tests (pass@k); auto: where rows bring tests", "auto"
     )
-    code_seconds: float = Field(10.0, gt=0, le=600, description="time limit of one program")
-    code_memory_mb: int = Field(1024, ge=64, description="memory limit of one program")
     scorers: dict[str, str] = Field(
         default_factory=dict, description="your own: name -> file.py:function, called with prediction and reference"
     )

@@ -30,7 +30,6 @@ from tuneloop.evaluation.metrics.objects import label_fields, object_statistics
 from tuneloop.evaluation.metrics.probabilities import calibration_statistics, confidences, loss_statistics
 from tuneloop.evaluation.metrics.text import LONGEST_SCORED, exact_match, is_latin, token_f1
 from tuneloop.evaluation.primary import IMPORTED, LabelUse, label_use
-from tuneloop.evaluation.sandbox import SandboxLimits
 from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Row, references_of
 
@@ -204,9 +203,8 @@ def _score_code(s: Scoring) -> None:
             needed = "rows need the metadata `test` and `entry_point`, or `test_list`"
             raise UserError("No row brings unit tests", where="evaluate.run_code", next_step=needed)
         further = list(s.measured.further) or [()] * len(s.rows)
-        limits = SandboxLimits(seconds=s.config.code_seconds, memory=s.config.code_memory_mb << 20)
         texts = [[answer.text, *more] for answer, more in zip(s.answers, further, strict=True)]
-        outcomes = run_tests(s.rows, texts, limits=limits)
+        outcomes = run_tests(s.rows, texts)
         scores = pass_scores(outcomes)
         s.code = dict(code_facts(outcomes))
         locks = s.code["protections"]

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tuneloop.core.device import backend, put
+from tuneloop.core.device import put
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, read_json_object, user_errors_of_the_disk, write_bytes, write_json
 from tuneloop.core.foreign import opened as plain_file
@@ -210,13 +210,8 @@ class LoraLinear(nn.Module):
     The base keeps its parameter objects, so tied or shared weights stay so. B starts at zero: the untrained adapter
     changes nothing. A starts as in PEFT, uniform in +-1/sqrt(inputs).
 
-    `pissa` starts A and B from the base weight's greatest singular vectors (Meng et al. 2024, arXiv 2404.02948) and
-    takes that start off again, so that the base weight stays as it is and the untrained adapter changes nothing either.
     `dora` also learns the length of each output's weights (Liu et al. 2024, arXiv 2402.09353).
     """
-
-    start_A: Tensor | None
-    start_B: Tensor | None
 
     def __init__(self, base: nn.Module, name: str, shape: LoraShape, generator: torch.Generator) -> None:
         super().__init__()
@@ -227,12 +222,6 @@ class LoraLinear(nn.Module):
         bound = 1 / math.sqrt(inputs)
         a = torch.empty(rank, inputs, dtype=torch.float32).uniform_(-bound, bound, generator=generator)
         b = torch.zeros(outputs, rank, dtype=torch.float32)
-        start: tuple[Tensor | None, Tensor | None] = None, None
-        if shape.start == "pissa":
-            a, b = _principal(weight, rank, self.scale, generator)
-            start = a.clone().to(weight.device), b.clone().to(weight.device)
-        self.register_buffer("start_A", start[0])
-        self.register_buffer("start_B", start[1])
         self.lora_A = nn.Parameter(a.to(weight.device))
         self.lora_B = nn.Parameter(b.to(weight.device))
         self._cached: tuple[Any, _Factors] | None = None  # see `factors`
@@ -249,7 +238,7 @@ class LoraLinear(nn.Module):
     def is_plain(self) -> bool:
         """Whether it computes x W' + scale (x A') B' and nothing else."""
         dropped = self.dropout > 0 and self.training
-        special = self.start_A is not None or self.lora_magnitude_vector is not None or dropped
+        special = self.lora_magnitude_vector is not None or dropped
         return not special and isinstance(self.base_layer, nn.Linear | Nf4Linear)
 
     def parts(self) -> dict[str, nn.Parameter]:
@@ -258,12 +247,6 @@ class LoraLinear(nn.Module):
         if self.lora_magnitude_vector is not None:
             parameters["lora_magnitude_vector"] = self.lora_magnitude_vector
         return parameters
-
-    def matrices(self) -> tuple[Tensor, Tensor]:
-        """A (r, inputs) and B (outputs, r) of the whole update; with PiSSA the start that is taken off is in them."""
-        if self.start_A is None or self.start_B is None:
-            return self.lora_A, self.lora_B
-        return torch.cat((self.lora_A, self.start_A)), torch.cat((self.lora_B, -self.start_B), 1)
 
     def forward(self, x: Tensor) -> Tensor:
         now = assignment()
@@ -286,8 +269,7 @@ class LoraLinear(nn.Module):
         return cached[1]
 
     def _factors(self, dtype: torch.dtype) -> _Factors:
-        a, b = self.matrices()
-        a, b = a.to(dtype), (b * self.scale).to(dtype)
+        a, b = self.lora_A.to(dtype), (self.lora_B * self.scale).to(dtype)
         if is_batch_invariant() and (missing := least_size(min(a.shape[1], len(b))) - len(a)) > 0:  # ranks of zeros
             a, b = torch.nn.functional.pad(a, (0, 0, 0, missing)), torch.nn.functional.pad(b, (0, missing))
         return _Factors(a, b.t())
@@ -299,7 +281,7 @@ class LoraLinear(nn.Module):
         if not torch.is_grad_enabled() and not (self.dropout and self.training):
             return self.added(flat, base(flat)).view(*x.shape[:-1], -1)
         z = torch.dropout(flat, self.dropout, self.training) if self.dropout and self.training else None
-        a, b = self.matrices()
+        a, b = self.lora_A, self.lora_B
         bias: Tensor | None = base.bias  # type: ignore[assignment]
         inner = bias if self.lora_magnitude_vector is None else None
         four_bits = base if isinstance(base, Nf4Linear) else None
@@ -319,7 +301,7 @@ class LoraLinear(nn.Module):
             return y.addmm_(low, of_layer.b)
         bias: Tensor | None = self.base_layer.bias  # type: ignore[assignment]
         y = (y if bias is None else y - bias).addmm(low, of_layer.b)
-        y = y * (self.lora_magnitude_vector / self._norms(*self.matrices())).to(y.dtype)
+        y = y * (self.lora_magnitude_vector / self._norms(self.lora_A, self.lora_B)).to(y.dtype)
         return y if bias is None else y + bias
 
     @torch.no_grad()
@@ -336,32 +318,6 @@ def merged_weight(weight: Tensor, a: Tensor, b: Tensor, scale: float, magnitude:
     return merged if magnitude is None else merged * (magnitude.float() / merged.norm(dim=1))[:, None]
 
 
-def _principal(weight: Tensor, rank: int, scale: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A and B (fp32) whose product times `scale` is the nearest matrix of that rank to `weight`, nearly.
-
-    The randomised decomposition (Halko et al. 2011, arXiv 0909.4061, algorithms 4.4 and 5.1) takes milliseconds where
-    the exact one takes seconds; on a GPU those of a processor would still be minutes for 8B, so it is done where the
-    weight is. Its random numbers are the host's, so that the start is the same on any device, within rounding.
-    """
-    there = weight.device if backend(weight.device).factorises else torch.device("cpu")
-    wide = weight.detach().to(there, torch.float32)
-    tall = wide if wide.shape[0] >= wide.shape[1] else wide.t()
-    seeded = torch.Generator().manual_seed(int(torch.randint(0, 2**31, (1,), generator=generator)))
-    columns = torch.randn(tall.shape[1], min(rank + 8, tall.shape[1]), generator=seeded).to(there)
-    basis = torch.linalg.qr(tall @ columns).Q
-    for _ in range(8):
-        basis = torch.linalg.qr(tall @ torch.linalg.qr(tall.t() @ basis).Q).Q
-    u, s, vh = torch.linalg.svd(basis.t() @ tall, full_matrices=False)
-    left, right = basis @ u, vh.t()
-    if tall is not wide:
-        left, right = right, left
-    left, s, right = left[:, :rank], s[:rank], right[:, :rank]
-    if s.shape[0] < rank:  # more ranks than the weight has: the rest stays zero
-        left, s, right = (torch.nn.functional.pad(t, (0, rank - s.shape[0])) for t in (left, s, right))
-    root = (s / scale).sqrt()
-    return (right * root).t().contiguous(), (left * root).contiguous()
-
-
 @dataclass(frozen=True)
 class LoraShape:
     """What an adapter looks like."""
@@ -373,7 +329,6 @@ class LoraShape:
     ranks: tuple[tuple[str, int], ...] = ()  # (end of a module's name, rank) where it differs; the first match counts
     rslora: bool = False  # rank-stabilised scale (Kalajdzievski 2023, arXiv 2312.03732)
     dora: bool = False  # learn the lengths of the weights as well
-    start: str = "default"  # `default`, or `pissa`; see `LoraLinear`
 
     def rank_of(self, name: str) -> int:
         """Rank of the update of a module."""
@@ -557,7 +512,7 @@ def merge_into_base(net: nn.Module, name: str) -> None:
     for place, switch in switches(net).items():
         update, base = switch.update(name), switch.base_layer
         if update is not None:
-            a, b = update.matrices()
+            a, b = update.lora_A, update.lora_B
             merged = merged_weight(switch.weight, a, b, update.scale, update.lora_magnitude_vector)
             switch.weight.copy_(merged.to(switch.weight.dtype))
         _put(net, place, base)
@@ -588,13 +543,10 @@ def adapter_parameters(net: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def adapter_state(net: nn.Module) -> dict[str, Tensor]:
-    """The adapter's tensors under PEFT's names, copied, as any LoRA loads them: PiSSA as a LoRA of twice the rank."""
+    """The adapter's tensors under PEFT's names, copied, as any LoRA loads them."""
     state: dict[str, Tensor] = {}
     for name, layer in lora_layers(net).items():
         tensors = {part: copied(tensor.detach()) for part, tensor in layer.parts().items()}
-        if layer.start_A is not None and layer.start_B is not None:
-            tensors["lora_A.weight"] = torch.cat((tensors["lora_A.weight"], copied(layer.start_A)))
-            tensors["lora_B.weight"] = torch.cat((tensors["lora_B.weight"], -copied(layer.start_B)), 1)
         state |= {f"{PEFT_PREFIX}{name}.{part}": tensor.contiguous() for part, tensor in tensors.items()}
     return state
 
@@ -624,13 +576,11 @@ def save_adapter(
     quantised: bool = False,  # whether the base was held in 4 bits, and so must be again
 ) -> None:
     """Write an adapter folder in PEFT's layout; `adapter_config.json` comes last, so a folder that has it is whole."""
-    factor = 2 if shape.start == "pissa" else 1  # see `adapter_state`
-    alpha = shape.alpha * (math.sqrt(factor) if shape.rslora else factor)
-    alpha, ranks = alpha if alpha % 1 else int(alpha), {end: rank * factor for end, rank in shape.ranks}
+    alpha = shape.alpha if shape.alpha % 1 else int(shape.alpha)
     others: dict[str, Any] = {"lora_dropout": shape.dropout, "use_rslora": shape.rslora, "use_dora": shape.dora}
     if any(f".{LANGUAGE}." in name for name in state):  # targets are ends of names, and what sees pictures has some too
         others["exclude_modules"] = rf"(?!.*\b{LANGUAGE}\b).*"
-    settings = lora_settings(base_model, shape.rank * factor, alpha, shape.targets, ranks, **others)
+    settings = lora_settings(base_model, shape.rank, alpha, shape.targets, dict(shape.ranks), **others)
     origin = {"base_fingerprint": base_fingerprint} | ({"quantised": "nf4"} if quantised else {})
     write_peft(folder, state, settings, origin)
 

@@ -53,7 +53,7 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 3e-2, "float16": 1e-2}
 SLOW = 0.5  # of the speed that is expected
 LONG = 48  # tokens of an answer: enough for a GPU's steps to be recorded and replayed (`inference.replay`)
 # Settings of the usual method that compute something else.
-VARIANTS: dict[str, dict[str, Any]] = {"DoRA": {"dora": True}, "PiSSA": {"lora_init": "pissa"}}
+VARIANTS: dict[str, dict[str, Any]] = {"DoRA": {"dora": True}}
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,6 @@ class MachineOptions(Config):
     gpu_tflops: float | None = option("Its dense 16-bit peak in TFLOPS.")
     gpu_bandwidth: float | None = option("The bandwidth of its memory in GB/s.")
     gpu_link: float | None = option("GB/s to a neighbour: 56 with an NVLink bridge.")
-    gpu_price: float | None = option("Price of an hour of it.")
     interruptions_per_hour: float | None = option(
         "How often a machine is taken away or fails [default: spot 0.1; else one GPU in 50,000 hours]."
     )

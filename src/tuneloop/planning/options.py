@@ -238,16 +238,12 @@ def plan_machines(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _own_card(options: dict[str, Any], assumed: list[str]) -> Any:
     """Put a card of the user's own in the place of the GPU's name; what an hour of the GPU costs, where stated."""
     numbers = {name: options.pop(f"gpu_{name}", None) for name in ("memory", "tflops", "bandwidth", "link")}
-    usd, price = options.pop("usd_per_gpu_hour", None), options.pop("gpu_price", None)
-    if usd is not None and price is not None:
-        what = "--gpu-price and --usd-per-gpu-hour say the same"
-        raise UserError(what, where="--gpu-price", next_step="give one of them")
     if any(value is not None for value in numbers.values()):
         card = options["gpu"] = own_card(options.get("gpu"), **numbers)
-        speeds = f"{card.tflops:g} TFLOPS, {card.gb_s:g} GB/s, {card.link_gb_s:g} GB/s to its neighbour"
         flags = ", ".join(f"--gpu-{name}" for name in numbers)
+        speeds = f"{card.tflops:g} TFLOPS, {card.gb_s:g} GB/s, {card.link_gb_s:g} GB/s to its neighbour"
         assumed.append(f"a card of {card.gib:g} GiB, {speeds} ({flags})")
-    return price if usd is None else usd
+    return options.pop("usd_per_gpu_hour", None)
 
 
 def priced(prices: PriceTable, gpu: str | Gpu | None, usd_per_gpu_hour: float | None, tier: Tier) -> PriceTable:
@@ -259,7 +255,7 @@ def priced(prices: PriceTable, gpu: str | Gpu | None, usd_per_gpu_hour: float | 
     if not gpu or not 0 <= usd_per_gpu_hour <= 10_000:
         what = f"${usd_per_gpu_hour:g} an hour is the price of no GPU"
         step = "give dollars an hour from 0 to 10,000, and name the GPU with --gpu"
-        raise UserError(what, where="--usd-per-gpu-hour, --gpu-price", next_step=step)
+        raise UserError(what, where="--usd-per-gpu-hour", next_step=step)
     return here.with_price("given", find_gpu(gpu).key, usd_per_gpu_hour, tier)
 
 

@@ -41,13 +41,6 @@ class DistilSettings(Config):
     divergence: Divergence = Field(
         "forward", description="of distil: distance of teacher and student; universal: of models with different tokens"
     )
-    divergence_mix: float = Field(
-        0.5,
-        gt=0,
-        lt=1,
-        description="of distil: share of the first model in the mix that skewed divergences (0.1 is usual) and "
-        "jensen-shannon compare with",
-    )
     teacher_temperature: float = Field(
         1.0, gt=0, le=100, description="of distil: divides both models' logits; above 1 rare tokens count more"
     )
@@ -184,9 +177,6 @@ class TrainConfig(DistilSettings, FullSettings, PrefixSettings, LoraSettings, Wh
     )
     on_divergence: Literal["warn", "stop", "rollback"] = Field(
         "stop", description="when the monitor finds divergence or too high a learning rate; stop keeps the best weights"
-    )
-    on_no_gain: Literal["warn", "stop"] = Field(
-        "warn", description="when the monitor finds a plateau, a dead loss, memorising, or too low a learning rate"
     )
 
     @field_validator("method")

@@ -52,6 +52,8 @@ from tuneloop.training.loss import (
 from tuneloop.training.rows import Taught, last_answer, supervised_tokens
 from tuneloop.training.teachers import APART, TopProbabilities, TopStore, is_store, pack, positions, row_key, top_of
 
+# Share of the first model in the mix that these compare with, as their papers recommend: a in the table above.
+MIX = {"skewed": 0.1, "skewed-reverse": 0.1, "jensen-shannon": 0.5}
 POSITIONS_AT_ONCE = 256  # whose probabilities exist in fp32 at a time, where a device takes a whole chunk at once
 MORE_TOKENS = 16  # the student's answer may be twice as long as the row's, and by so many tokens
 
@@ -139,7 +141,7 @@ def _soft_and_hard(
     """The losses of a chunk of logits, which become their gradient; sums of both parts are put into `metrics`."""
     hard, temperature = config.hard_weight, config.teacher_temperature
     soft = (1 - hard) * temperature**2
-    how = config.divergence, config.divergence_mix
+    how = config.divergence, MIX.get(config.divergence, 0.0)
 
     def loss_of(logits: Tensor, part: slice, turn: bool) -> Tensor:
         teacher_of = teacher.of(part)

@@ -492,11 +492,7 @@ def remedies(kind: str, facts: MonitorFacts, rows: Sequence[str] = ()) -> tuple[
 
 
 # Which setting says what happens; of what is not listed only a warning is given (patience ends a run that overfits).
-POLICY = {
-    **dict.fromkeys(OF_A_BATCH, "on_spike"),
-    **dict.fromkeys(_BROKEN, "on_divergence"),
-    **dict.fromkeys(("plateau", "dead_loss", "memorising", "learning_rate_too_low"), "on_no_gain"),
-}
+POLICY = dict.fromkeys(OF_A_BATCH, "on_spike") | dict.fromkeys(_BROKEN, "on_divergence")
 
 
 def policy(kind: str, config: TrainConfig) -> str:

@@ -87,7 +87,7 @@ DIFFERENT: list[dict[str, Any]] = [
     {"rank": 2, "alpha": 16.0},
     {"rank": 5, "rslora": True, "targets": ["q_proj", "down_proj"]},
     {"rank": 3, "ranks": {"v_proj": 1}, "targets": "attention"},
-    {"rank": 2, "lora_init": "pissa", "targets": ["up_proj"]},
+    {"rank": 2, "targets": ["up_proj"]},
 ]
 
 

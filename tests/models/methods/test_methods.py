@@ -153,11 +153,9 @@ def test_an_adapter_in_a_layout_of_its_own_is_loaded_by_its_method(
 def test_settings_of_another_method_are_refused() -> None:
     for settings, sentence in (
         ({"method": "full", "dora": True}, "train.dora is of lora and qlora only"),
-        ({"method": "prefix", "lora_init": "pissa"}, "train.lora_init is of lora and qlora only"),
         ({"optimizer_in_backward": True}, "train.optimizer_in_backward is of full only: an adapter's gradients are small"),
         ({"method": "prefix", "packing": True}, "a prefix stands before every row"),
         ({"method": "full", "kl": 0.1}, "with train.method=full use train.l2_start"),
-        ({"dora": True, "lora_init": "pissa"}, "exclude each other"),
     ):  # fmt: skip
         with pytest.raises(ValidationError, match=sentence):
             TrainConfig.model_validate(settings)

@@ -1,8 +1,7 @@
 """LoRA: low-rank updates of linear layers on a frozen base (Hu et al. 2021, arXiv 2106.09685), see models/lora.py.
 
-Variants: rank-stabilised scale (`rslora`), learned lengths of the weights (`dora`), a start from the weight's principal
-parts (`lora_init=pissa`), ranks by module (`ranks`), a higher rate for B (`lora_plus`). All are saved in PEFT's layout
-as LORA.
+Variants: rank-stabilised scale (`rslora`), learned lengths of the weights (`dora`), ranks by module (`ranks`), a higher
+rate for B (`lora_plus`). All are saved in PEFT's layout as LORA.
 """
 
 from __future__ import annotations
@@ -48,9 +47,6 @@ class LoraSettings(Config):
     alpha: float = Field(32.0, gt=0, description="LoRA scale; the update is multiplied by alpha / rank")
     rslora: bool = Field(False, description="multiply the update by alpha / sqrt(rank) instead")
     dora: bool = Field(False, description="learn the lengths of the weights as well (DoRA)")
-    lora_init: Literal["default", "pissa"] = Field(
-        "default", description="start of the LoRA matrices: random and zero, or the weight's principal parts (PiSSA)"
-    )
     dropout: float = Field(0.0, ge=0.0, lt=1.0, description="dropout on the adapter's input")
     targets: Annotated[list[str] | Literal["all-linear", "attention"], TEXT] = Field(
         "all-linear", description="modules that get an adapter: all-linear, attention, or names as in [q_proj, v_proj]"
@@ -73,26 +69,19 @@ class LoraSettings(Config):
         return value
 
 
-def conflict(settings: Any) -> str | None:
-    """What excludes each other in the settings."""
-    if settings.dora and settings.lora_init == "pissa":
-        return "train.dora and train.lora_init=pissa exclude each other: a saved PiSSA start is a plain LoRA"
-    return None
-
-
 def lora_shape(model: Model, settings: LoraSettings) -> LoraShape:
     """The adapter that the settings describe on this model."""
     from tuneloop.models.lora import LoraShape, target_names
 
     targets, ranks = target_names(model.net, settings.targets), tuple(settings.ranks.items())
     same = {name: getattr(settings, name) for name in ("rank", "alpha", "dropout", "rslora", "dora")}
-    return LoraShape(**same, targets=targets, ranks=ranks, start=settings.lora_init)
+    return LoraShape(**same, targets=targets, ranks=ranks)
 
 
 def attach(start: Start, *, quantised: bool = False) -> Trainable:
     """Put low-rank matrices next to the target layers of a base, held in four bits if `quantised`. B starts at zero and
     has the larger role in early learning, so one rate for both is too low for B or too high for A (LoRA+, Hayou et al.
-    2024, arXiv 2402.12354): B learns at `lora_plus` times the rate. PiSSA starts both alike."""
+    2024, arXiv 2402.12354): B learns at `lora_plus` times the rate."""
     from tuneloop.models.lora import adapter_parameters, adapter_state, add_lora, remove_lora, save_adapter
 
     model, settings = start.model, start.settings
@@ -104,7 +93,6 @@ def attach(start: Start, *, quantised: bool = False) -> Trainable:
     shape = lora_shape(model, settings)
     add_lora(net, shape, start.seed)
     parameters = adapter_parameters(net)
-    plus = settings.lora_plus if settings.lora_init == "default" else 1.0
 
     def save(folder: Path) -> None:
         if is_first():
@@ -112,7 +100,7 @@ def attach(start: Start, *, quantised: bool = False) -> Trainable:
             save_adapter(folder, state, shape, base_name(model), model.fingerprint, quantised=quantised)
             model.template.save(folder)
 
-    ratios = {name: plus for name in parameters if ".lora_B." in name}
+    ratios = {name: settings.lora_plus for name in parameters if ".lora_B." in name}
     return Trainable(parameters, save, detach=lambda: remove_lora(net), ratios=ratios)
 
 
@@ -124,14 +112,11 @@ def load_adapter(model: Model, folder: Path) -> None:
 
 
 def resume(model: Model, settings: Any, folder: Path) -> dict[str, Tensor]:
-    """The matrices of an earlier run. Raises UserError: it had another base or shape, or a PiSSA start is requested."""
+    """The matrices of an earlier run. Raises UserError: it had another base or shape."""
     from tuneloop.models.lora import read_adapter, shape_of
 
     where = f"train.init={settings.init}"
     saved, state = read_adapter(folder, model.fingerprint)
-    if settings.lora_init != "default":
-        what = "An earlier adapter and train.lora_init exclude each other"
-        raise UserError(what, where=where, next_step="leave one of them out")
     earlier, now = (
         {**vars(shape), "targets": list(shape.targets), "ranks": dict(shape.ranks)}
         for shape in (shape_of(model.net, saved), lora_shape(model, settings))
@@ -152,7 +137,7 @@ def add(model: Model, folder: Path) -> str:
 
 def merge(base: Path, adapter: Path) -> WeightUpdate:
     """Add the update to the weights that it was trained on: those of a base in four bits are what the four bits say.
-    `base`: folder of the base model. adapter: in PEFT's layout (LoRA, DoRA, PiSSA, ranks by module)."""
+    `base`: folder of the base model. adapter: in PEFT's layout (LoRA, DoRA, ranks by module)."""
     from tuneloop.models.load import fingerprint, skeleton
     from tuneloop.models.lora import merged_weight, read_adapter, shape_of
     from tuneloop.models.quantised import need_bitsandbytes, quantisable, through_four_bits
@@ -199,8 +184,7 @@ LORA = Method(
         saves_over=lambda other: other.all_weights,
     ),
     settings=LoraSettings,
-    exclusive={"dora": "", "lora_init": ""},
-    conflict=conflict,
+    exclusive={"dora": ""},
     layout="LORA",
     folder="adapter",
     load=load_adapter,

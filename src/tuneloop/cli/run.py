@@ -12,10 +12,9 @@ import typer
 from tuneloop.cli import init
 from tuneloop.cli.console import Result, print_live, show
 from tuneloop.cli.parameters import SETTINGS, VERBOSE, argument, output, screen
-from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag, switch
 from tuneloop.core.ui import reporting
-from tuneloop.deploy import RemoteOptions, is_ray, is_service, is_tinker, refuse_options_of_rented
+from tuneloop.deploy import RemoteOptions, is_ray, is_service, refuse_options_of_rented
 
 if TYPE_CHECKING:
     from tuneloop.recipe import Recipe
@@ -34,7 +33,7 @@ def command(
 
     With --on ray a Ray cluster does it. With another place the data are prepared here, and a project is written that
     does the rest there. A service (--on openai) trains one of its models on a prepared data set; the same command
-    continues to follow it. With --on tinker each of our steps is computed there.
+    continues to follow it.
     """
     from tuneloop.pipeline.context import summary
     from tuneloop.pipeline.distributed import shared_out
@@ -46,7 +45,7 @@ def command(
     if on_ray:
         refuse_options_of_rented(place)
     elif is_service(place.on):
-        return (_on_tinker if is_tinker(place.on) else _on_service)(resolved, source, place)
+        return _on_service(resolved, source, place)
     elif place.on:
         _elsewhere(resolved, place)
         return None
@@ -77,24 +76,6 @@ def _on_service(recipe: Recipe, source: str, place: RemoteOptions) -> Result:
         run = run_hosted(plan, url_of(place.on), cancel=place.cancel)
     after = f"next      tuneloop compare {plan.folder}" if run.model else "next      the same command without --cancel"
     return Result({**record, "run": run.to_json()}, [f"{run.on} {run.job}: {run.state} {run.model}", after])
-
-
-def _on_tinker(recipe: Recipe, source: str, place: RemoteOptions) -> Result:
-    from tuneloop.deploy import TinkerRun, plan_tinker, run_tinker
-
-    if place.cancel:
-        step = "Ctrl-C ends it; the same command continues"
-        raise UserError("Tinker has no job to end: each step is sent from here", where="--cancel", next_step=step)
-    plan = plan_tinker(recipe, source, place.on, place.max_usd)
-    record: dict[str, Any] = {"folder": str(plan.folder), "on": "Tinker", "plan": plan.record.to_json()}
-    started = (plan.folder / TinkerRun.file).is_file()
-    if not_begun := _without_a_yes(f"{plan.folder}: {plan.words}", "Tinker", started, record, place):
-        return not_begun
-    with screen("training"):
-        run = run_tinker(plan)
-    loss = f"validation loss {run.first_val_loss:.3f} -> {run.best_val_loss:.3f} (best at step {run.best_step})"
-    lines = [f"Tinker    {run.step:,} steps, {run.stopped}; {loss}", f"model     {run.model}"]
-    return Result({**record, "run": run.to_json()}, [*lines, f"next      tuneloop compare {plan.folder}"])
 
 
 def _without_a_yes(

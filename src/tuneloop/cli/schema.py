@@ -55,7 +55,6 @@ RECORDS: dict[str, tuple[str, str, str]] = {
     "remote": ("deploy.record", "RemoteJob", "`remote.json`: a project that trains elsewhere"),
     "migration": ("migrate.record", "Migration", "`FOLDER/migration.json`: what was copied from a hosted service"),
     "hosted": ("deploy.hosted", "HostedRun", "`RUN/hosted.json`: a run on a service's machines"),
-    "tinker": ("deploy.on_tinker", "TinkerRun", "`RUN/tinker.json`: a run whose steps a service computes"),
     "lineage": ("registry.record", "Lineage", "the tags `tuneloop.*` of a registered version"),
     "registry-event": ("registry.record", "RegistryEvent", "a tag `tuneloop.history.*` of a registered model"),
     "reproduction": ("release.reproduction", "Reproduction", "`reproductions/ID/reproduction.json`"),

@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     # Whether `--on` names a service that trains.
     from tuneloop.deploy.clusters import is_service as is_service
 
-    # Whether `--on` names Tinker, which computes our steps.
-    from tuneloop.deploy.clusters import is_tinker as is_tinker
-
     # Options of rented machines are refused on a Ray cluster.
     from tuneloop.deploy.clusters import refuse_options_of_rented as refuse_options_of_rented
 
@@ -58,15 +55,6 @@ if TYPE_CHECKING:
 
     # A recipe trained by the machines of a Ray cluster.
     from tuneloop.deploy.on_ray import run_on_ray as run_on_ray
-
-    # The record of a run on Tinker.
-    from tuneloop.deploy.on_tinker import TinkerRun as TinkerRun
-
-    # What a run on Tinker would do and cost; nothing is sent.
-    from tuneloop.deploy.on_tinker import plan_tinker as plan_tinker
-
-    # The steps computed on Tinker, each recorded.
-    from tuneloop.deploy.on_tinker import run_tinker as run_tinker
 
     # Data prepared here, and the project that trains on them elsewhere.
     from tuneloop.deploy.remote import write_remote as write_remote

@@ -72,7 +72,7 @@ class RemoteOptions(RayOptions):
         "",
         "NAME",
         "ray or ray://HOST:PORT; a project for skypilot, kubernetes, slurm, torchrun, modal; or a service that trains: "
-        "openai, together, fireworks, tinker (or tinker:MODEL, its name there), the URL of a server of OpenAI's API.",
+        "openai, together, fireworks, the URL of a server of OpenAI's API.",
     )
     project: str = flag("", "FOLDER", "Folder of that project; default: remote/NAME-WHERE.")
     gpu: str = flag("", "GPU", "Card there; default: the cheapest that fits.")
@@ -100,12 +100,7 @@ def is_ray(place: str) -> bool:
 
 def is_service(place: str) -> bool:
     """Whether `--on` names a service that trains, by its name or by a URL; see `deploy.hosted`."""
-    return place in ("openai", "together", "fireworks") or is_tinker(place) or place.startswith(("http://", "https://"))
-
-
-def is_tinker(place: str) -> bool:
-    """Whether `--on` names a service that computes our steps: `tinker`, or `tinker:MODEL`; see `deploy.on_tinker`."""
-    return place == "tinker" or place.startswith("tinker:")
+    return place in ("openai", "together", "fireworks") or place.startswith(("http://", "https://"))
 
 
 def refuse_options_of_rented(options: RemoteOptions) -> None:
@@ -153,5 +148,5 @@ def clusters() -> dict[str, Cluster]:
 
 def find_cluster(name: str) -> Cluster:
     """One by its name; a UserError names the nearest where there is none."""
-    more = ("ray", "ray://HOST:10001", "openai", "together", "fireworks", "tinker")
+    more = ("ray", "ray://HOST:10001", "openai", "together", "fireworks")
     return find_named(clusters(), name, f"No place {name!r} to run a recipe", "--on", more)

@@ -84,7 +84,6 @@ class TrainSettings(TypedDict, total=False):
     kl: float
     l2_start: float
     learning_rate: float
-    range_test: bool
     schedule: Literal["linear", "cosine", "constant"]
     warmup: float
     optimizer: Literal["adamw", "adamw-8bit", "paged-adamw-8bit"]

@@ -268,7 +268,7 @@ def test_layers_in_four_bits_are_computed_as_one_too(tiny_model: Model) -> None:
     parts = [p for layer in layers for p in layer.parts().values()]
     together = side_by_side(layers, x)
     for layer, out in zip(layers, together, strict=True):
-        weight, a, b = layer.weight, *layer.matrices()
+        weight, a, b = layer.weight, layer.lora_A, layer.lora_B
         torch.testing.assert_close(out, x @ weight.t() + layer.scale * x @ a.t() @ b.t())
     found = torch.autograd.grad(sum(out.square().sum() for out in together), [x, *parts])
     plain = sum((x @ la.weight.t() + la.scale * x @ la.lora_A.t() @ la.lora_B.t()).square().sum() for la in layers)

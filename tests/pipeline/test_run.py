@@ -182,7 +182,7 @@ def test_the_manifests_have_their_keys(job: str, request: pytest.FixtureRequest)
 
 RECORD_OF = {
     "environment.json": "environment", "plan.json": "plan", "run.json": "run", "schedule.json": "schedule",
-    "learning_rate.json": "learning-rate", "time.json": "time", "tracking.json": "tracking", "tracking-tensorboard.json": "tracking", "tuneloop.json": "trained",
+    "time.json": "time", "tracking.json": "tracking", "tracking-tensorboard.json": "tracking", "tuneloop.json": "trained",
     "eval.json": "evaluation", "samples.jsonl": "sample", "baselines.json": "baselines", "dataset.json": "dataset",
     "train.jsonl": "row", "val.jsonl": "row", "test.jsonl": "row", "rejects.jsonl": "reject", "repairs.jsonl": "repair",
     "duplicates.jsonl": "duplicate", "label_errors.jsonl": "label-error", "flagged.jsonl": "flagged",

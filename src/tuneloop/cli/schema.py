@@ -38,7 +38,6 @@ RECORDS: dict[str, tuple[str, str, str]] = {
     "job": ("agents.jobs", "Job", "`RUN/job.json`: the process of a run that a coding agent has started"),
     "tracking": ("track.record", "TrackingState", "`RUN/tracking*.json`: what a tracker has got"),
     "time": ("records.run", "TimeChoices", "`RUN/time.json`: what was chosen to keep a limit on the time"),
-    "learning-rate": ("records.run", "LearningRate", "`RUN/learning_rate.json`: the rate that a range test has found"),
     "sweep": ("pipeline.sweep", "SweepManifest", "`SWEEP/sweep.json`: a search over settings"),
     "evaluation": ("records.evaluation", "EvaluationManifest", "`eval.json`"),
     "sample": ("records.evaluation", "Sample", "a line of `samples.jsonl`, next to `eval.json`"),

@@ -74,8 +74,6 @@ def _preflight(recipe: Recipe) -> Result:
 
         print_rendered(template, checks.shown, console)
         lines = [*checks.lines()]
-        if recipe.train.range_test:
-            lines.append("              a range test before the first step will find the learning rate")
         if plan:
             gib = "{peak_gib:.2f} GiB of {capacity_gib:.1f}".format_map(plan["memory"])
             lines.append(f"memory        {gib} at most; it fits")

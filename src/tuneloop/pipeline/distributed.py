@@ -106,7 +106,7 @@ def _how_far(names: Iterable[str]) -> tuple[bool, int]:
 class RunPart:
     """A part of a run that all its processes do together."""
 
-    task: Literal["measure", "rate", "train"]  # the speed, the learning rate of a range test, or the training
+    task: Literal["measure", "train"]  # the speed, or the training
     dataset: str  # its folder
     config: TrainConfig
     measured: MeasuredMachine = field(default_factory=MeasuredMachine)  # no setting: does not identify a run
@@ -178,17 +178,15 @@ def distributed_run(job: RunContext, part: RunPart) -> Any:
 
 
 def _take_part(job: RunContext, part: RunPart) -> Any:
-    """A process's share of a part: a speed, a range test or what training came to."""
+    """A process's share of a part: a speed, or the result of training."""
     from tuneloop.training.loop import TrainingJob, train
-    from tuneloop.training.speed import measure_speed, range_test
+    from tuneloop.training.speed import measure_speed
 
     model, seed = job.training_model, job.recipe.seed
     dataset = load_dataset(part.dataset)
     rows = job.rendered(dataset.train)
     if part.task == "measure":
         return measure_speed(model, rows, part.config, seed, kept_layers=part.measured.kept_layers)
-    if part.task == "rate":
-        return range_test(model, rows, part.config, seed)
     return train(
         model,
         rows,

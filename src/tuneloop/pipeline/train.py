@@ -30,7 +30,7 @@ from tuneloop.pipeline.context import (
 )
 from tuneloop.pipeline.distributed import RunPart, distributed_run, leading, stored
 from tuneloop.pipeline.encoder import head_stage, refuse_settings, refuse_task
-from tuneloop.pipeline.plan import plan_stage, run_plan, sized
+from tuneloop.pipeline.plan import plan_stage, run_plan
 from tuneloop.pipeline.prepare import prepare_stage, refuse_errors
 from tuneloop.pipeline.targets import write_task
 from tuneloop.pipeline.template_proof import refuse_wrong_template
@@ -40,7 +40,7 @@ from tuneloop.recipe import Recipe
 from tuneloop.records.plan import PLAN, MeasuredMachine, Plan
 from tuneloop.records.record import read_record, write_record
 from tuneloop.records.rows import Dataset
-from tuneloop.records.run import RUN, LearningRate, RunManifest
+from tuneloop.records.run import RUN, RunManifest
 from tuneloop.report.facts import limit_words, off_words, used
 from tuneloop.training.budget import BUSY, FEW, is_too_little
 from tuneloop.training.flops import matmul_peak, utilisation
@@ -78,13 +78,12 @@ def train_stage(job: RunContext, dataset: Dataset) -> RunManifest:
         return before
     plan = read_record(Plan, folder).to_json() if (folder / PLAN).is_file() else None
     began, measured = training_began(folder), MeasuredMachine.of_plan(plan)
-    config = _with_rate(job, dataset, measured)
     with busy("looking at the rows"):
-        checked = preflight_of(job, dataset, config, plan)
+        checked = preflight_of(job, dataset, recipe.train, plan)
     refuse_problems(checked, dataset)
     say(f"preflight {checked.line()}")
     try:
-        result = distributed_run(job, RunPart("train", dataset.path, config, measured))
+        result = distributed_run(job, RunPart("train", dataset.path, recipe.train, measured))
     except Preempted as preempted:
         say(f"train     stopped as requested: saved at step {preempted.step}; the same command continues from there")
         raise
@@ -108,7 +107,7 @@ def train_stage(job: RunContext, dataset: Dataset) -> RunManifest:
         minutes = result.seconds / 60 if finished else None
         disturbed = plan.get("disturbed") or (result.speed_share or 1.0) < BUSY or (mfu and mfu["value"] is None)
         record_run(plan, result.peak_memory_gib, minutes, result.tokens_per_second, disturbed=bool(disturbed))
-    for line in _result_lines(run, config):
+    for line in _result_lines(run, recipe.train):
         say(line)
     if share := used(run.mfu):
         say(f"train     operations that the steps need, of what it could do (MFU): {share}")
@@ -190,23 +189,6 @@ def _validated(run: RunManifest) -> str:
     if first is None or best is None or not math.isfinite(best):
         return "no validation rows, the last step is kept"
     return f"validation loss {first:.3f} -> {best:.3f} (best at step {run.best_step})"
-
-
-def _with_rate(job: RunContext, dataset: Dataset, measured: MeasuredMachine) -> TrainConfig:
-    """The training settings with the learning rate of a range test, where one is set; the rate is kept for resuming."""
-    config = job.recipe.train
-    if not config.range_test:
-        return config
-    key = train_key(job, dataset)
-    rate = done_record(LearningRate, job.folder, key)
-    if rate is None:
-        began = time.monotonic()
-        test = distributed_run(job, RunPart("rate", dataset.path, sized(config, measured)))
-        rate = test.model_copy(update={"key": key, "seconds": round(time.monotonic() - began, 1)})
-        write_record(job.folder / LearningRate.file, rate)
-        say(f"rate      {rate.sentence}")
-    rest = config.max_minutes and max(config.max_minutes - rate.seconds / 60, config.max_minutes / 4)
-    return config.model_copy(update={"learning_rate": rate.chosen, "range_test": False, "max_minutes": rest})
 
 
 def preflight_of(job: RunContext, dataset: Dataset, config: TrainConfig, plan: Mapping[str, Any] | None) -> Preflight:

@@ -163,24 +163,6 @@ class TrainedWeights(Record, what="a note of trained weights", file="tuneloop.js
     task: dict[str, Any] | None = None
 
 
-class LearningRate(Record, what="a learning rate", file="learning_rate.json", again="delete the file and train again"):
-    """`learning_rate.json`: the learning rate that a range test has found.
-
-    Args:
-        key: hash of everything that it depends on.
-        rates: tried in order; `losses`: of held-out rows behind a step at each, as a share of that before all.
-        chosen: the rate of the run; `sentence`: why.
-        seconds: the test took.
-    """
-
-    key: str = ""
-    rates: list[float] = []
-    losses: list[Number] = []
-    chosen: float
-    sentence: str = ""
-    seconds: float = 0.0
-
-
 class FullRun(Part):
     """The extent of the same run without a limit on its time, and the minutes that it would take."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +20,7 @@ from tuneloop.recipe import Recipe
 from tuneloop.records.artifact import ARTIFACT
 from tuneloop.records.dataset import MANIFEST, DatasetManifest
 from tuneloop.records.record import read_record, write_record
-from tuneloop.records.run import Environment, LearningRate, RunManifest, Schedule
+from tuneloop.records.run import Environment, RunManifest, Schedule
 from tuneloop.registry import (
     fetch_run_files,
     find_run,
@@ -34,8 +33,7 @@ from tuneloop.registry import (
 from tuneloop.release.export import finished_run
 from tuneloop.release.reproduction import EnvironmentChange, InputFile, Reproduction
 
-RATE = LearningRate.file
-RUN_FILES = ("config.yaml", "run.json", "environment.json", "schedule.json", RATE, "plan.json", "metrics.jsonl")
+RUN_FILES = ("config.yaml", "run.json", "environment.json", "schedule.json", "plan.json", "metrics.jsonl")
 THREADS = "OMP_NUM_THREADS"
 SPLITS = ("train.jsonl", "val.jsonl", "test.jsonl")
 DATASET = ("dataset/dataset.json", "dataset/general.jsonl", *(f"dataset/{name}" for name in SPLITS))
@@ -162,8 +160,6 @@ def _train_again(folder: Path, first: RunManifest, recipe: Recipe, out: Path) ->
     with lock_folder(out), _threads_of(folder):
         write_yaml(out / "config.yaml", recipe.model_dump(mode="json"))
         write_json(out / "environment.json", machine.environment(device.names_in_use()))
-        if (folder / RATE).is_file():  # no plan.json: the planner has learned from this run already
-            shutil.copy(folder / RATE, out / RATE)
         write_record(out / Schedule.file, read_record(Schedule, folder).model_copy(update={"follow": True}))
         rows = prepare_stage(job)
         if first.key and train_key(job, rows) != first.key:

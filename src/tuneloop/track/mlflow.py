@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 SMALL_FILES = (
-    "report.html", "config.yaml", "plan.json", "run.json", "environment.json", "schedule.json", "learning_rate.json",
+    "report.html", "config.yaml", "plan.json", "run.json", "environment.json", "schedule.json",
     "eval.json", "samples.jsonl", "metrics.jsonl", "dataset/dataset.json", "dataset/rejects.jsonl", "dataset.json",
     "adapter/adapter_config.json",
 )  # fmt: skip

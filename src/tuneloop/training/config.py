@@ -123,7 +123,6 @@ class TrainConfig(DistilSettings, FullSettings, PrefixSettings, LoraSettings, Wh
         lt=10,
         description=f"peak learning rate; default by method: {_rates()}; a tenth of that with dpo and kto",
     )
-    range_test: bool = Field(False, description="find the learning rate by a short test; same as learning_rate=auto")
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="learning rate after the warm-up")
     warmup: float = Field(0.05, ge=0.0, lt=1.0, description="share of the steps in which the learning rate rises")
     optimizer: Literal["adamw", "adamw-8bit", "paged-adamw-8bit"] = Field(
@@ -218,8 +217,6 @@ class TrainConfig(DistilSettings, FullSettings, PrefixSettings, LoraSettings, Wh
             return values
         if info.context is not FROM_FILE:
             trust_code(values.get("method"))
-        if values.get("learning_rate") == "auto":
-            values = {**values, "learning_rate": None, "range_test": True}
         if values.get("learning_rate") is not None:
             return values
         try:

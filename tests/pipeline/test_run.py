@@ -113,9 +113,8 @@ def generated(place: Path, tiny_llama: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def limited_run(place: Path, tiny_llama: Path) -> Path:
-    """A finished job with a limit on its time, a learning rate that was found, and a tracker."""
+    """A finished job with a limit on its time, and a tracker."""
     values = recipe_values(place, tiny_llama, "limited", max_minutes=2, track={"report_to": "tensorboard"})
-    values["train"]["learning_rate"] = "auto"
     run_in(values)
     return place / "limited"
 

@@ -3,7 +3,8 @@
     python benchmarks/serve_hostile.py [--seconds 300] [--clients 32] [--only NAME,...] [--each]
 
 `tuneloop serve` of the packaged model, with 8 keys that send hostile requests, one after the other from each client,
-while a ninth key sends `/v1/feedback` and no one `/healthz`, ten times a second each. `--each` takes one kind of payload
+while a ninth key sends `/v1/feedback` and no one `/healthz`, ten times a second each. Each client is signed in to the
+pages too, which are over a folder with a thousand runs and some hostile ones. `--each` takes one kind of payload
 after the other, for so many seconds each. It prints a row for each, with the longest times and the answers' statuses, and
 the server's memory; the exit status is 1 where `/healthz` took more than 250 ms or feedback more than 500 ms.
 """
@@ -12,7 +13,9 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import hashlib
 import http.client
+import itertools
 import json
 import os
 import random
@@ -26,11 +29,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 LIMITS = {"/healthz": 0.25, "/v1/feedback": 0.5}
 CHAT, JSON = "/v1/chat/completions", "application/json"
 Payload = tuple[str, bytes, dict[str, str]]  # path, body, headers
+SIGNED_IN = "the cookie of the key"
+STRANGE = ("bomb", "deep", "large")  # runs, besides a thousand plain ones
 
 
 def chat(content: Any = "Rain?", **more: Any) -> Payload:
@@ -55,6 +60,14 @@ def spans(count: int) -> bytes:
         return bytes([number << 3 | 2]) + length + bytes([size]) + content
 
     return gzip.compress(field(1, field(2, b"\x12\x00" * count)))
+
+
+def pages() -> list[str]:
+    """Pages over the folders that `fill` makes."""
+    keys = [hashlib.sha256(f"runs/{name}".encode()).hexdigest()[:12] for name in ("run1", *STRANGE)]
+    listed = ["", "runs", "data", "models", "quality", "costs", "traffic?q=" + "a" * 4_000, "runs?q=(a%2B)%2B$"]
+    single = [page for key in keys for page in (f"runs/{key}", f"runs/{key}/report")]
+    return [*listed, *single, "compare?" + "&".join(f"run={key}" for key in keys * 100)]
 
 
 def payloads() -> dict[str, list[Payload]]:
@@ -100,6 +113,7 @@ def payloads() -> dict[str, list[Payload]]:
         "batch": [("/v1/files", b"".join(_upload(b'{"a":1}\n' * 3_000_000)), {"content-type": "multipart/form-data; boundary=x"})],
         "parts": [("/v1/files", b'--x\r\ncontent-disposition: form-data; name="a"\r\n\r\nb\r\n' * 100_000, {"content-type": "multipart/form-data; boundary=x"})],
         "ui": [("GET /ui/", b"", {}), ("GET /ui/traffic?q=" + "a" * 4_000, b"", {})],
+        "pages": [(f"GET /ui/{page}", b"", {"cookie": SIGNED_IN}) for page in pages()],
         "headers": [("GET /healthz", b"", {f"x-{i}": "a" * 600 for i in range(90)})],
     }  # fmt: skip
 
@@ -126,6 +140,40 @@ def sent(address: str, payload: Payload, key: str, seconds: float = 30) -> int:
         return 0
     finally:
         connection.close()
+
+
+def signed_in(address: str, key: str) -> str:
+    """The cookie of the pages for a key."""
+    place = urlsplit(address)
+    connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=30)
+    form = {"content-type": "application/x-www-form-urlencoded", "origin": address}
+    connection.request("POST", "/ui/login", urlencode({"secret": key}), form)
+    reply = connection.getresponse()
+    cookie = reply.headers["set-cookie"]
+    assert cookie, (reply.status, reply.read())
+    return str(cookie).partition(";")[0]
+
+
+def fill(folder: Path) -> None:
+    """A thousand runs, and some of a stranger: a bomb of aliases, deep JSON, and an evaluation of 40 MB."""
+    manifest = {"version": 1, "id": "x", "name": "x", "status": "finished", "method": "lora", "steps": 10}
+    for i in range(1000):
+        run = folder / "runs" / f"run{i}"
+        run.mkdir(parents=True)
+        (run / "run.json").write_text(json.dumps({**manifest, "id": f"run{i}"}))
+        (run / "config.yaml").write_text("model: smollm2-135m\ndata: {sources: [a.jsonl]}\n")
+        (run / "metrics.jsonl").write_text("".join(json.dumps({"step": j, "loss": 1.0}) + "\n" for j in range(2000)))
+    names = "abcdefghijk"
+    bomb = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+        f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]\n" for a, b in itertools.pairwise(names)
+    )
+    samples = json.dumps({"prompt": "x" * 4000, "answer": "y" * 4000, "reference": "z", "scores": {"accuracy": 1.0}})
+    strange = (("config.yaml", bomb), ("eval.json", "[" * 2_000_000), ("samples.jsonl", (samples + "\n") * 5_000))
+    for name, (file, text) in zip(STRANGE, strange, strict=True):
+        run = folder / "runs" / name
+        run.mkdir()
+        (run / "run.json").write_text(json.dumps(manifest))
+        (run / file).write_text(text)
 
 
 def asked(address: str, key: str) -> str:
@@ -178,11 +226,15 @@ def attack(
     feedback = ("/v1/feedback", json.dumps({"kind": "thumbs", "value": True, "request": request}).encode(), {})
     probes = [Probe(address, ("GET /healthz", b"", {}), ""), Probe(address, feedback, keys[-1])]
     until, statuses = time.monotonic() + seconds, Counter[int]()
+    cookies = [signed_in(address, key) for key in keys]
 
     def client(number: int) -> None:
-        choice = random.Random(number)
+        choice, whose = random.Random(number), number % (len(keys) - 1)
         while time.monotonic() < until:
-            statuses[sent(address, choice.choice(chosen), keys[number % (len(keys) - 1)])] += 1
+            path, body, headers = choice.choice(chosen)
+            if headers.get("cookie") == SIGNED_IN:
+                headers = {"cookie": cookies[whose]}
+            statuses[sent(address, (path, body, headers), keys[whose])] += 1
 
     threads = [threading.Thread(target=client, args=(number,), daemon=True) for number in range(clients)]
     for thread in threads:
@@ -218,9 +270,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "serve"
         place.mkdir()
+        fill(Path(folder))
         rights: Any = ["traces", "users", "ui"]
         keys = [add_key(place, f"k{i}", Limits(rights=rights))[0] for i in range(9)]
-        command = [sys.executable, "-m", "tuneloop", "serve", "base=smollm2-135m", "port=0", f"folder={place}", "--json", "-q",
+        command = [sys.executable, "-m", "tuneloop", "serve", "base=smollm2-135m", "port=0", f"folder={place}", "ui=true", "--json", "-q",
                    "feedback.per_minute=100000", "feedback.pages_per_minute=100000"]  # fmt: skip
         with open(Path(folder) / "log", "w+") as log:
             server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, cwd=folder)

@@ -126,3 +126,70 @@ def test_keys(work: Path, cli_environment: dict[str, str]) -> None:
 def test_improve(work: Path, cli_environment: dict[str, str]) -> None:
     fill(work)
     both(work, cli_environment, "call", "improve")
+
+
+def test_evaluate(work: Path, make_tuned: Any, cli_environment: dict[str, str]) -> None:
+    make_tuned().rename(work / "run")
+    both(work, cli_environment, "evaluate", "run", "limit=2", "-q")
+
+
+def test_merge(work: Path, make_run: Any, cli_environment: dict[str, str]) -> None:
+    for name, targets in (("one", "all-linear"), ("two", "attention")):
+        make_run(name, targets=targets).rename(work / name)
+    both(work, cli_environment, "merge", "one", "two", "--out", "made", "-q")
+
+
+def test_batch(work: Path, make_tuned: Any, cli_environment: dict[str, str]) -> None:
+    make_tuned().rename(work / "run")
+    cases(work)
+    both(work, cli_environment, "batch", "cases.jsonl", "--model", "run", "-o", "answers.jsonl", "-q")
+
+
+def test_review(work: Path, make_tuned: Any, cli: Any, cli_environment: dict[str, str]) -> None:
+    make_tuned().rename(work / "run")
+    assert cli("evaluate", "run", "limit=4", "-q", cwd=work).returncode == 0
+    both(work, cli_environment, "review", "run", "--no-serve", "-q")
+
+
+def test_gate(work: Path, make_tuned: Any, cli: Any, cli_environment: dict[str, str]) -> None:
+    (work / "suite.yaml").write_text("version: 1\nname: s\nmetrics: [{metric: accuracy, margin: 0.9}]\n")
+    for name in ("run", "other"):
+        make_tuned(name=name).rename(work / name)
+        assert cli("evaluate", name, "limit=4", "-q", cwd=work).returncode == 0
+    both(work, cli_environment, "gate", "run", "--suite", "suite.yaml", "--against", "other", "-q")
+
+
+def test_register(work: Path, make_artifact: Any, cli_environment: dict[str, str]) -> None:
+    make_artifact("adapter").rename(work / "artifact")  # without its run, which is not needed
+    both(work, cli_environment, "models", "register", "artifact", "--name", "m", "-q")
+
+
+def test_ab_start(work: Path, cli_environment: dict[str, str]) -> None:
+    fill(work)
+    words = ("--store", "serve", "--model", "m", "--candidate", "b", "--champion", "a", "-q")
+    both(work, cli_environment, "ab", "start", "first", *words)
+
+
+def test_forget(work: Path, cli: Any, cli_environment: dict[str, str]) -> None:
+    cases(work)
+    assert cli("prepare", "cases.jsonl", "--out", "data", "-q", cwd=work).returncode == 0
+    both(work, cli_environment, "data", "forget", "data", "--match", "Case 1:", "--yes", "-q")
+
+
+def test_monitor(work: Path, cli: Any, cli_environment: dict[str, str]) -> None:
+    fill(work)
+    cases(work)
+    assert cli("prepare", "cases.jsonl", "--out", "data", "-q", cwd=work).returncode == 0
+    both(
+        work,
+        cli_environment,
+        "monitor",
+        "serve",
+        "--reference",
+        "data",
+        "--window",
+        "1d",
+        "--until",
+        "2026-03-02",
+        "-q",
+    )

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import ast
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from tuneloop.core.confined import AGENT, CONFINED, MOST_VALUES, PAGE, Roots, confined, confining
+import tuneloop
+from tuneloop.core.confined import AGENT, CONFINED, MOST_VALUES, PAGE, Roots, confined, confining, leads_into
 from tuneloop.core.errors import UserError
 from tuneloop.core.python_file import run_python_file, trust_code
 from tuneloop.data.sources.read import fetched_files, find_files
@@ -252,3 +255,54 @@ def write(roots: Roots, values: dict[str, Any]) -> Path:
     path = roots.base / "r.yaml"
     path.write_text(yaml.safe_dump({"data": {"sources": ["rows.csv"]}, **values}))
     return path
+
+
+# --- one function decides ----------------------------------------------------------------------
+
+SRC = Path(tuneloop.__file__).parent
+DECIDES = {"is_relative_to", "commonpath", "commonprefix"}
+NO_DECISION = {
+    "core/confined.py": "it is the decision",
+    "core/foreign.py": "names the parts that are then opened one by one, without links",
+    "core/files.py": "says in an error which setting names a folder",
+    "models/template.py": "the common beginning of texts, which are no paths",
+}
+OPENS = {"open", "read_text", "read_bytes", "fdopen"}
+OWN_FILES = {
+    "agents/jobs.py": "what the system says of processes (/proc)",
+    "web/runs.py": "what the system says of locks (/proc/locks)",
+    "web/app.py": "files of the package",
+}
+
+
+def named(folders: tuple[str, ...], names: set[str]) -> Iterator[tuple[str, str]]:
+    """Modules of some folders, and lines where an attribute of one of the names, or `open` itself, is used."""
+    for path in (path for folder in folders for path in sorted((SRC / folder).rglob("*.py"))):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            builtin = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "open"
+            if (builtin and "open" in names) or (isinstance(node, ast.Attribute) and node.attr in names):
+                yield path.relative_to(SRC).as_posix(), f"{path.relative_to(SRC)}:{node.lineno}"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("folders", "names", "allowed"),
+    [(("",), DECIDES, NO_DECISION), (("web", "agents"), OPENS, OWN_FILES)],
+    ids=["whether a path is in a folder", "what pages and agents open"],
+)
+def test_nothing_else_decides_on_paths(folders: tuple[str, ...], names: set[str], allowed: dict[str, str]) -> None:
+    lines = [*named(folders, names)]
+    beside = [line for module, line in lines if module not in allowed]
+    assert not beside, "use core.confined.leads_into, or core.foreign:\n" + "\n".join(beside)
+    assert not allowed.keys() - {module for module, _ in lines}
+
+
+def test_a_path_is_in_a_folder_where_it_leads_and_not_how_it_is_written(tmp_path: Path) -> None:
+    inner, outer = tmp_path / "in", tmp_path / "out"
+    inner.mkdir()
+    outer.mkdir()
+    (inner / "link").symlink_to(outer)
+    (outer / "back").symlink_to(inner)
+    assert leads_into(inner, [inner]) and leads_into(inner / "new" / "file", [inner])
+    assert leads_into(outer / "back" / "x", [outer, inner]) and not leads_into(outer / "back" / "x", [outer])
+    for outside in (inner / "link" / "x", inner / ".." / "out", tmp_path / "inside"):
+        assert not leads_into(outside, [inner])

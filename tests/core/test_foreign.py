@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import struct
 import zipfile
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from tuneloop.core.foreign import (
     LIMITS,
     BeyondLimits,
     appended,
-    gguf_reader,
+    load_safetensors,
     opened,
     opened_zip,
     parse_json,
@@ -100,8 +99,12 @@ def test_a_zip_that_is_packed_too_densely_is_refused(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize("keys", [struct.pack("<QQ", 10**12, 0), struct.pack("<QQ", 0, 1) + struct.pack("<Q", 1 << 60)])
-def test_a_gguf_header_beyond_its_file_is_refused(tmp_path: Path, keys: bytes) -> None:
-    (tmp_path / "a.gguf").write_bytes(struct.pack("<4sI", b"GGUF", 3) + keys)
-    with pytest.raises(ValueError):
-        gguf_reader(tmp_path / "a.gguf")
+def test_a_list_of_tensors_beyond_the_limit_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes((LIMITS["safetensors"].bytes + 1).to_bytes(8, "little") + b"{")
+    with pytest.raises(BeyondLimits, match="list of tensors"):
+        load_safetensors(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("text", [b'{"a": 1}', '{"a": 1}'.encode("utf-8-sig"), '{"a": 1}'.encode("utf-16"), '{"a": 1}'])
+def test_json_is_read_in_the_encodings_that_it_may_have(text: str | bytes) -> None:
+    assert parse_json(text) == {"a": 1}

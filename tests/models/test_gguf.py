@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from real_models import real_model
 from tuneloop.core.errors import UserError
 from tuneloop.inference.llamacpp import LlamaCpp, installed
 from tuneloop.inference.llamacpp.serving import template_of
-from tuneloop.models.gguf import convert
+from tuneloop.models.gguf import convert, read_header
 from tuneloop.models.load import load_model, read_weights
 from tuneloop.models.names import packaged_gguf
 from tuneloop.planning.shape import find_model
@@ -284,3 +285,10 @@ def test_text_is_cut_as_llama_cpp_cuts_it(
     writer.close()
     theirs = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
     assert template_of(path).encode(SAMPLE) == theirs.tokenize(SAMPLE.encode(), add_bos=False)
+
+
+@pytest.mark.parametrize("keys", [struct.pack("<QQ", 10**12, 0), struct.pack("<QQ", 0, 1) + struct.pack("<Q", 1 << 60)])
+def test_a_header_beyond_its_file_is_refused(tmp_path: Path, keys: bytes) -> None:
+    (tmp_path / "a.gguf").write_bytes(struct.pack("<4sI", b"GGUF", 3) + keys)
+    with pytest.raises(UserError, match="Not a readable GGUF file"):
+        read_header(tmp_path / "a.gguf")

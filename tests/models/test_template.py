@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from patience import slowness
 from tuneloop.core.errors import UserError
+from tuneloop.core.foreign import LIMITS, ForeignLimits
 from tuneloop.models.load import load_tokenizer
 from tuneloop.models.template import LLAMA3_TEMPLATE, Template, TemplateError, _any_of, load_template
 
@@ -502,7 +503,7 @@ def test_a_tokenizer_with_millions_of_merges_or_bytes_is_refused_unread(
     monkeypatch.setattr("tuneloop.models.template.MOST_TOKENS", 40_000)
     with pytest.raises(UserError, match=r"48,900 merges|49,152 tokens"):
         load_template(smollm2)
-    monkeypatch.setattr("tuneloop.models.template.MOST_BYTES", 1_000)
+    monkeypatch.setitem(LIMITS, "tokenizer", ForeignLimits(1_000, 0))
     with pytest.raises(UserError, match="bytes"):
         load_template(smollm2)
 

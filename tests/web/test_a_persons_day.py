@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -92,7 +93,8 @@ def shop(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, cli_environ
     made = Shop(folder, {**cli_environment, "MLFLOW_REGISTRY_URI": registry, "MLFLOW_TRACKING_URI": registry})
     rows = [{"text": f"{LABELS[i % 3]} parcel {text(i)}", "label": LABELS[i % 3]} for i in range(90)]
     (folder / "tickets.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    (folder / "tickets.yaml").write_text(json.dumps({**RECIPE, "model": str(tiny_llama)}), encoding="utf-8")
+    shutil.copytree(tiny_llama, folder / "llama")  # what a page starts is within its folders
+    (folder / "tickets.yaml").write_text(json.dumps({**RECIPE, "model": "llama"}), encoding="utf-8")
     (folder / "suite.yaml").write_text(SUITE, encoding="utf-8")
     made.tuneloop(
         ["run", "tickets.yaml", "output_dir=runs/first"],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +12,7 @@ from tuneloop.cli.console import Result, minute
 from tuneloop.cli.parameters import KEEP_PERSONAL, SERVER, STORE, STORE_ARGUMENT, argument, given, output, screen
 from tuneloop.core.files import Config
 from tuneloop.core.flag import flag, switch
+from tuneloop.core.foreign import parse_json
 from tuneloop.core.ui import say
 from tuneloop.core.units import counted
 from tuneloop.data.config import PersonalConfig
@@ -128,7 +128,7 @@ def _value(kind: str, text: str) -> Any:
     """A value as it is meant: a text for kinds that are texts; else true, false, a number, or the text itself."""
     if kind not in ("label", "correction", "comment", "choice"):
         with contextlib.suppress(ValueError):
-            value = json.loads(text.lower())
+            value = parse_json(text.lower())
             return value if isinstance(value, bool | int | float) else text
     return text
 

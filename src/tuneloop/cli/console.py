@@ -142,8 +142,7 @@ def drop_unwritable_output() -> None:
 
 
 _PASSWORD = re.compile(r"(postgres(?:ql)?://[^\s:/@]*):\S+@")  # in a URL that was given
-_REFUSED = (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT)  # by the disk
-_NO_NAME = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
+_REFUSED = (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT)  # by the disk, whatever the file
 _PREPARING = ("init", "prepare", "run", "train", "sweep", "advise", "plan")  # commands that take settings of the data
 UNEXPECTED = "something that should not happen: "
 
@@ -173,14 +172,11 @@ def report_error(error: BaseException, arguments: Sequence[str]) -> int:
 
 def _as_user_error(error: BaseException) -> UserError:
     from tuneloop.core.device import is_out_of_memory
+    from tuneloop.core.files import disk_error
     from tuneloop.models.template import TemplateError
 
-    if isinstance(error, OSError) and error.errno in _REFUSED:
-        step = "free space, or choose another folder with output_dir=FOLDER; the same command then continues"
-        return UserError(f"The disk refuses: {error.strerror}", where=str(error.filename or "."), next_step=step)
-    if isinstance(error, OSError) and error.errno in _NO_NAME:
-        what = f"Can't open it: {error.strerror}"
-        return UserError(what, where=str(error.filename)[:200], next_step="check the path")
+    if isinstance(error, OSError) and (error.filename or error.errno in _REFUSED):
+        return disk_error(error, ".")
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("tuneloop"):
         package = error.name.partition(".")[0]
         return UserError(f"This needs the Python package {package}, which is not installed", next_step=INSTALL)

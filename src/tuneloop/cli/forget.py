@@ -12,6 +12,7 @@ import typer
 
 from tuneloop.cli.console import Result, print_live, short, show
 from tuneloop.cli.parameters import argument, output, screen
+from tuneloop.core.confined import leads_into
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import Config
 from tuneloop.core.flag import flag, switch
@@ -195,7 +196,7 @@ def _from_store(place: str, match: str, more: ForgetOptions, *, dry_run: bool, y
     facts = {"requests": len(subject.requests), "feedback": len(subject.feedback), "lines": subject.lines}
     folder = store_folder(place)
     made = made_of_requests([more.root, folder], subject.requests, match)
-    inside = [one for one in made if Path(one.path).resolve().is_relative_to(folder.resolve())]
+    inside = [one for one in made if leads_into(one.path, [folder])]
     made = [one for one in made if one not in inside or one.kind in ("data set", "run", "artifact")]
     again = rebuild(made if more.rebuild else inside, match, more.root) if erasure is not None else {}
     receipt = erasure.receipt if erasure else None

@@ -10,6 +10,7 @@ import typer
 
 from tuneloop.cli.console import Result
 from tuneloop.cli.parameters import SETTINGS, argument, screen
+from tuneloop.cli.prepare import print_rendered
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash
 from tuneloop.core.flag import flag, switch
@@ -70,8 +71,6 @@ def _preflight(recipe: Recipe) -> Result:
     record = {**vars(checks), "shown": names, "plan": plan, "ready": not checks.problems}
 
     def text(console: Console) -> None:
-        from tuneloop.cli.prepare import print_rendered
-
         print_rendered(template, checks.shown, console)
         lines = [*checks.lines()]
         if plan:

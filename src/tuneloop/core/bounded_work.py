@@ -67,12 +67,23 @@ class BoundedWork:
         waiting: jobs that may wait; a fourth of them of one caller.
         share: seconds of a processor that a caller may use in a second, beyond `BURST`; None: as much as there is.
         modules: that a child imports when it starts.
+        memory: bytes of address space that a child may have; large: bytes resident after which it is replaced.
+        nice: how far a child stands back for others on a busy machine.
     """
 
     def __init__(
-        self, workers: int = 2, *, waiting: int = 64, share: float | None = None, modules: Sequence[str] = ()
+        self,
+        workers: int = 2,
+        *,
+        waiting: int = 64,
+        share: float | None = None,
+        modules: Sequence[str] = (),
+        memory: int = MEMORY,
+        large: int = LARGE,
+        nice: int = 5,
     ) -> None:
         self.workers, self.waiting, self.share, self.modules = workers, waiting, share, modules
+        self.memory, self.large, self.nice = memory, large, nice
         self._reset()
 
     def _reset(self) -> None:
@@ -196,8 +207,9 @@ class BoundedWork:
         self._end(child)
 
     def _start(self) -> subprocess.Popen[bytes]:
+        limits = map(str, (self.memory, self.large, self.nice))
         child = subprocess.Popen(
-            [sys.executable, "-P", "-m", "tuneloop.core.bounded_work", *self.modules],
+            [sys.executable, "-P", "-m", "tuneloop.core.bounded_work", *limits, *self.modules],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -245,10 +257,10 @@ WORK = BoundedWork(2, share=0.25)
 # --- in the child ----------------------------------------------------------------------------------
 
 
-def _limit() -> None:
+def _limit(memory: int) -> None:
     import resource
 
-    for name, most in (("RLIMIT_AS", MEMORY), ("RLIMIT_STACK", STACK), ("RLIMIT_CORE", 0)):
+    for name, most in (("RLIMIT_AS", memory), ("RLIMIT_STACK", STACK), ("RLIMIT_CORE", 0)):
         kind = getattr(resource, name)
         hard = resource.getrlimit(kind)[1]
         with contextlib.suppress(ValueError, OSError):  # macOS refuses some
@@ -269,14 +281,14 @@ def _resident() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS: in bytes
 
 
-def main(modules: Sequence[str]) -> None:
+def main(memory: int, large: int, nice: int, modules: Sequence[str]) -> None:
     """Do jobs from stdin until it ends. A job that takes too long ends the process: the timer's signal does."""
     orders, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what a library prints is no reply
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the process that has started this one decides
     with contextlib.suppress(ModuleNotFoundError):  # Windows, where only the clock limits it
-        _limit()
-        os.nice(5)
+        _limit(memory)
+        os.nice(nice)
     for name in modules:
         import_module(name)
     while line := orders.readline():
@@ -295,10 +307,10 @@ def main(modules: Sequence[str]) -> None:
             error = f"{type(caught).__name__}: {caught}"[:2000]
         if hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_PROF, 0)
-        head = {"size": len(reply), "error": error, "used": time.process_time() - began, "last": _resident() > LARGE}
+        head = {"size": len(reply), "error": error, "used": time.process_time() - began, "last": _resident() > large}
         replies.write(json.dumps(head).encode() + b"\n" + reply)
         replies.flush()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])

@@ -14,13 +14,14 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.foreign import parse_json
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -35,6 +36,12 @@ _CODE = re.compile(r"\.(py(:\w+)?|ya?ml)$|^\S*\.(py|ya?ml)[:,]")  # YAML: tasks 
 _KEY = re.compile(r"[A-Za-z_][\w.-]*")
 _HOME = re.compile(r"~[^/\\]*([/\\]|$)")
 _NAME = re.compile(r"[A-Za-z0-9][\w-]*(\.\d+)?")
+
+
+def leads_into(path: Path | str, folders: Iterable[Path | str]) -> bool:
+    """Whether a path is one of the folders or in it, links followed: the one place where this is decided."""
+    real = Path(os.path.realpath(path))
+    return any(real.is_relative_to(os.path.realpath(folder)) for folder in folders)
 
 
 @dataclass(frozen=True)
@@ -161,7 +168,7 @@ class Roots:
             return "it names a home folder"
         if ".." in re.split(r"[/\\]", text):
             return "it holds .."
-        if os.path.isabs(text) and not self._within(text):
+        if os.path.isabs(text) and not leads_into(text, self.folders):
             return "it is absolute and not within the server's folders"
         # FOLDER:NAME picks a system of an evaluation, so what stands before a colon is a place too.
         parts = text.split(":")
@@ -175,18 +182,13 @@ class Roots:
         path = os.path.join(self.base, text)
         there = [path] if os.path.lexists(path) else glob.iglob(path, recursive=True)
         for entry in itertools.islice(itertools.chain([path], there), MOST_FILES):
-            if not self._within(entry):
+            if not leads_into(entry, self.folders):
                 return entry
             if os.path.isdir(entry):
-                links = (link for link in _links(entry) if not self._within(link))
+                links = (link for link in _links(entry) if not leads_into(link, self.folders))
                 if link := next(links, ""):
                     return link
         return ""
-
-    def _within(self, path: str) -> bool:
-        """Whether a path leads into the folders, links followed."""
-        real = Path(os.path.realpath(path))
-        return any(real.is_relative_to(folder) for folder in self.folders)
 
 
 def _links(folder: str) -> Iterator[str]:
@@ -270,7 +272,7 @@ def confinement() -> Confinement | None:
     """What confines this work; None: a person typed the command."""
     if (here := _here.get()) is not None or (text := os.environ.get(CONFINED)) is None:
         return here
-    value = json.loads(text)
+    value = parse_json(text)
     folders = value["folders"]
     roots = None if folders is None else Roots(tuple(map(Path, folders)), Path.cwd())
     return Confinement(str(value["who"]), roots)
@@ -286,5 +288,5 @@ def refuse_when_confined(what: str, where: str) -> None:
 def refuse_outside(path: Path) -> None:
     """Refuse, by a UserError, a file outside the folders that confine this work, links followed."""
     now = confinement()
-    if now is not None and now.roots is not None and not now.roots._within(os.path.abspath(path)):
+    if now is not None and now.roots is not None and not leads_into(path, now.roots.folders):
         raise UserError("This file is outside the folders", where=str(path)[:200], next_step="name another one")

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, TextIO, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from tuneloop.core.confined import leads_into
 from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.core.foreign import file_bytes, lines_of, opened, parse_json, parse_line, parse_yaml
 
@@ -149,20 +150,30 @@ def user_errors_of_the_disk(path: Path | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        option = "TUNELOOP_CACHE" if Path(path).is_relative_to(cache_folder()) else "output_dir"
-        other = f"choose another folder with {option}=FOLDER"
-        rights = f"choose a folder you may write with {option}=FOLDER, or change its permissions"
-        steps = {
-            errno.ENOSPC: "free some space on that disk, then run the same command again: it continues",
-            errno.EACCES: rights, errno.EPERM: rights,
-            errno.EROFS: f"that file system is read-only: {other}",
-            errno.ENOENT: "check the path",
-            errno.ENOTDIR: f"a part of that path is a file: {other}",
-            errno.EEXIST: f"a file is where a folder is needed: {other}",
-        }  # fmt: skip
-        what, step = f"Can't write or read: {error.strerror or error}", "check the disk and the permissions"
-        step = steps.get(error.errno or 0, step)
-        raise UserError(what, where=str(error.filename or path), next_step=step) from error
+        raise disk_error(error, path) from error
+
+
+def disk_error(error: OSError, path: Path | str) -> UserError:
+    """What the operating system refuses, for its user; `path` is named where the error names none."""
+    path = str(error.filename or path)
+    option = "TUNELOOP_CACHE" if Path(path).is_relative_to(cache_folder()) else "output_dir"
+    other = f"choose another folder with {option}=FOLDER"
+    rights = f"choose a folder you may write with {option}=FOLDER, or change its permissions"
+    steps = {
+        errno.ENOSPC: "free some space on that disk, then run the same command again: it continues",
+        errno.EDQUOT: "free some space on that disk, then run the same command again: it continues",
+        errno.EACCES: rights, errno.EPERM: rights,
+        errno.EROFS: f"that file system is read-only: {other}",
+        errno.ENOENT: "check the path",
+        errno.ENAMETOOLONG: "check the path",
+        errno.EISDIR: "check the path: a file is needed there",
+        errno.EINVAL: "put a plain file there: no pipe, no device",
+        errno.ELOOP: "put the file itself there: links are not followed",
+        errno.ENOTDIR: f"a part of that path is a file: {other}",
+        errno.EEXIST: f"a file is where a folder is needed: {other}",
+    }  # fmt: skip
+    step = steps.get(error.errno or 0, "check the disk and the permissions")
+    return UserError(f"Can't write or read: {error.strerror or error}", where=path[:200], next_step=step)
 
 
 def write_json(path: Path | str, value: Any) -> None:
@@ -234,7 +245,7 @@ def inside(folder: Path, name: str) -> Path:
     """A file or folder that a manifest, perhaps another person's, names; UserError: outside `folder`, by links too."""
     place = folder / name
     try:
-        within = place.resolve().is_relative_to(folder.resolve()) and place.resolve() != folder.resolve()
+        within = leads_into(place, [folder]) and place.resolve() != folder.resolve()
     except (OSError, ValueError, RuntimeError):  # a name too long, a null byte, links in a circle
         within = False
     if not within:

@@ -12,15 +12,12 @@ import json
 import os
 import re
 import stat
-import struct
 import time
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
-
-import yaml
 
 
 @dataclass(frozen=True)
@@ -48,10 +45,26 @@ LIMITS: dict[str, ForeignLimits] = {
     "json": ForeignLimits(512_000_000, 50_000_000),
     "line": ForeignLimits(256_000_000, 10_000_000),  # of JSON Lines
     "zip": ForeignLimits(16_000_000_000, 200_000),
+    "sheet": ForeignLimits(1 << 30, 200_000),  # a spreadsheet, whose parts are read as a whole
     "gguf": ForeignLimits(0, 100_000),  # its weights are not read
+    "safetensors": ForeignLimits(25_000_000, 0),  # of the header: a quarter of a million tensors
+    # tokenizer.json; the largest known has 33 MB, 260,000 tokens and 580,000 merges
+    "tokenizer": ForeignLimits(100_000_000, 2_000_000),
+    # Below, of what is sent to a server; seconds are a processor's, in a process that can be ended.
+    "at once": ForeignLimits(65_536, 10_000),  # a body that the server's own process reads
+    "body": ForeignLimits(0, 50_000, 200, 0, 2.0),  # numbers are not counted: prompts may be token ids
+    "schema": ForeignLimits(120_000, 10_000, 32, 0, 1.0),  # of OpenAI's structured outputs; seconds for one answer
+    "conversation": ForeignLimits(16_384, 40, 0, 0, 3.0),  # characters and turns that the server's own threads render
+    "traces": ForeignLimits(0, 300_000, 0, 0, 10.0),  # a call's span has about twenty attributes of three
+    "page built": ForeignLimits(0, 0, 0, 0, 20.0),  # of `tuneloop ui` or `/ui`
+    # What a service of someone else may send.
+    "page": ForeignLimits(64 << 20, 0),  # one answer; with prompts and answers of 500 calls it may be long
+    "list": ForeignLimits(20 << 30, 20_000, 0, 0, 6 * 3600.0),  # its pages, in one call of a command
+    "download": ForeignLimits(400 << 30, 0),  # weights of the largest models
 }
 PIECE = 100  # characters
 LONGEST_ARRAY = 4_000_000  # values of an array in a GGUF file: the largest vocabularies have 300,000
+MOST_SPANS = 10_000  # of a message of traces; OpenTelemetry's exporters send 512
 PACKED = 1_000  # times a file of a zip archive may be larger than what is packed of it; zeros are packed 1,032 times
 DIGITS = 300  # of a number: beyond a float's range arithmetic fails, far from here
 _NUMBER = re.compile(r"[-+0-9:_.]+")
@@ -162,6 +175,8 @@ def file_bytes(path: Path | str, kind: str, *, below: Path | None = None) -> byt
 
 def parse_yaml(text: str | bytes) -> Any:
     """A value of YAML, of plain types alone. Raises yaml.YAMLError; BeyondLimits; ValueError."""
+    import yaml
+
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     if isinstance(text, str) and len(text) <= PIECE and not set(text) & set("[]{}&*:,\n"):
         return yaml.load(text, loader)  # noqa: S506 - the safe one, in C; one scalar, as on a command line
@@ -171,6 +186,8 @@ def parse_yaml(text: str | bytes) -> Any:
 
 def _count_yaml(text: str | bytes, loader: Any, limits: ForeignLimits) -> None:
     """Refuse a text whose values, once aliases are expanded, are too many or too deep; no value is built here."""
+    import yaml
+
     if len(text) > limits.bytes:
         raise BeyondLimits(f"it has more than {limits.bytes:,} bytes")
     sizes: dict[str, tuple[int, int]] = {}  # of anchors that are complete: nodes, levels
@@ -225,6 +242,9 @@ def bounded_int(text: str) -> int:
     return int(text)
 
 
+DECODER = json.JSONDecoder(parse_int=bounded_int)
+
+
 def parse_json(text: str | bytes, kind: str = "json", **options: Any) -> Any:
     """A value of JSON, NaN and infinities too; `options`: of `json.loads`. Raises ValueError, BeyondLimits too."""
     limits = LIMITS[kind]
@@ -235,7 +255,11 @@ def parse_json(text: str | bytes, kind: str = "json", **options: Any) -> Any:
         if sum(map(text.count, marks)) > limits.nodes:
             raise BeyondLimits(f"it has more than {limits.nodes:,} values")
     try:
-        return json.loads(text, parse_int=bounded_int, **options)
+        if options:
+            return json.loads(text, **{"parse_int": bounded_int} | options)
+        if not isinstance(text, str):
+            text = text.decode(json.detect_encoding(text), "surrogatepass")
+        return DECODER.decode(text)
     except RecursionError:
         raise BeyondLimits("it is nested too deeply") from None
 
@@ -259,14 +283,16 @@ def lines_of(path: Path | str, *, below: Path | None = None) -> Iterator[bytes]:
 
 
 @contextlib.contextmanager
-def opened_zip(path: Path | str) -> Iterator[zipfile.ZipFile]:
+def opened_zip(path: Path | str, reader: Any = zipfile.ZipFile) -> Iterator[zipfile.ZipFile]:
     """A zip archive whose files are few, and no larger than what is packed may become.
+
+    `reader`: zipfile's, or that of a library that knows more compressions.
 
     Raises:
         OSError; zipfile.BadZipFile: it is none; BeyondLimits.
     """
     limits = LIMITS["zip"]
-    with opened(path) as file, zipfile.ZipFile(file) as archive:
+    with opened(path) as file, reader(file) as archive:
         infos = archive.infolist()
         if len(infos) > limits.nodes:
             raise BeyondLimits(f"the archive has more than {limits.nodes:,} files")
@@ -281,63 +307,28 @@ def opened_zip(path: Path | str) -> Iterator[zipfile.ZipFile]:
         yield archive
 
 
-def gguf_reader(path: Path | str) -> Any:
-    """gguf's reader of a file, once its header is known to be within limits. Raises OSError; ValueError."""
-    import gguf
-
-    _check_gguf(path)
-    return gguf.GGUFReader(path)
-
-
-_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # bytes of GGUF's types of values
-_STRING, _ARRAY = 8, 9
-
-
-def _check_gguf(path: Path | str) -> None:
-    with opened(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        magic, version, tensors, keys = struct.unpack("<4sIQQ", file.read(24).ljust(24, b"\0"))
-        if magic != b"GGUF" or not 2 <= version <= 3:
-            return  # its reader says what is wrong
-        if tensors + keys > LIMITS["gguf"].nodes:
-            raise BeyondLimits(f"the file has {tensors + keys:,} keys and tensors")
-
-        def skip(length: int) -> None:
-            if length > size - file.tell():
-                raise ValueError("the file ends within its header")
-            file.seek(length, os.SEEK_CUR)
-
-        def number(form: str) -> int:
-            length = struct.calcsize(form)
-            if len(data := file.read(length)) < length:
-                raise ValueError("the file ends within its header")
-            return int(struct.unpack(form, data)[0])
-
-        def value(kind: int) -> None:
-            if kind == _STRING:
-                skip(number("<Q"))
-            elif kind == _ARRAY:
-                kind, length = number("<I"), number("<Q")
-                if length > LONGEST_ARRAY or kind == _ARRAY:
-                    raise BeyondLimits(f"an array of {length:,} values")
-                if kind in _SIZES:
-                    skip(length * _SIZES[kind])
-                else:
-                    for _ in range(length):
-                        value(kind)
-            elif kind in _SIZES:
-                skip(_SIZES[kind])
-            else:
-                raise ValueError(f"a value of the unknown type {kind}")
-
-        for _ in range(keys):
-            value(_STRING)
-            value(number("<I"))
-
-
 def opened_safetensors(path: Path | str, framework: str = "pt") -> Any:
-    """safetensors' reader of a plain file; it limits the header itself. Raises OSError; safetensors.SafetensorError."""
+    """safetensors' reader of a plain file whose header is not too long. Raises OSError; ValueError;
+    safetensors.SafetensorError: it is damaged."""
     from safetensors import safe_open
 
-    opened(path).close()
+    with opened(path) as file:
+        header, most = int.from_bytes(file.read(8), "little"), LIMITS["safetensors"].bytes
+    if header > most:  # of a million tensors it is read for minutes
+        raise BeyondLimits(f"its list of tensors has {header:,} bytes, and at most {most:,} are read")
     return safe_open(path, framework)
+
+
+def load_safetensors(path: Path | str, framework: str = "pt") -> dict[str, Any]:
+    """All tensors of a file by name; see `opened_safetensors`."""
+    with opened_safetensors(path, framework) as source:
+        return {name: source.get_tensor(name) for name in source.keys()}  # noqa: SIM118 - it is no dictionary
+
+
+def load_pickled(path: Path | str) -> Any:
+    """What `torch.save` wrote, tensors and plain values alone: nothing in it is run. Raises OSError; RuntimeError;
+    EOFError; pickle.UnpicklingError."""
+    import torch
+
+    with opened(path) as file:
+        return torch.load(file, map_location="cpu", weights_only=True)

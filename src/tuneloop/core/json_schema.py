@@ -10,19 +10,18 @@ from typing import Any
 from urllib.parse import unquote
 
 from tuneloop.core.bounded_work import WORK
+from tuneloop.core.foreign import LIMITS, parse_json
 from tuneloop.core.patterns import linear_problem, written_out
 
 # The lengths and counts are those of OpenAI's structured outputs: 120,000 characters, 1,000 values in all enums.
-MOST_CHARACTERS = 120_000
-MOST_VALUES = 10_000  # objects, lists, texts and numbers
+_LIMITS = LIMITS["schema"]
+MOST_CHARACTERS, MOST_VALUES, MOST_LEVELS, CHECK_SECONDS = _LIMITS.bytes, _LIMITS.nodes, _LIMITS.depth, _LIMITS.seconds
 MOST_ENTRIES = 1_000  # of one object or list: properties, alternatives, values of an enum
-MOST_LEVELS = 32
 LARGEST = 2**53  # numbers that all readers of JSON read alike (RFC 8259, section 6)
 MOST_COUNT = 1_000_000  # of `minLength`, `maxItems` and the like
 LARGEST_MULTIPLE = 10_000  # of `multipleOf`: an automaton has a state for each remainder
 MOST_WRITTEN_OUT = 1_000  # atoms of all patterns
-MOST_DEPTH = 200  # levels of objects and lists in a JSON value of a client: deeper ones can't be written again
-CHECK_SECONDS = 1.0  # of a processor, for one answer
+MOST_DEPTH = LIMITS["body"].depth  # levels of a client's JSON: deeper ones can't be written again
 # Parts of a schema times values of a text, which are compared in 20 ns each where this process does it, and in 20 us
 # where a breach is explained.
 MOST_AT_ONCE, MOST_EXPLAINED = 1_000_000, 2_000
@@ -209,7 +208,7 @@ def check_fit(schema: Mapping[str, Any], text: str) -> Future[str]:
 
 def fit_job(payload: bytes) -> bytes:
     """In a process of `core.bounded_work`: how a text breaks a schema, of a list of both as JSON."""
-    return _breach(*json.loads(payload), detail=False).encode()
+    return _breach(*parse_json(payload), detail=False).encode()
 
 
 def validator_of(schema: Mapping[str, Any]) -> Any:
@@ -226,7 +225,7 @@ def validator_of(schema: Mapping[str, Any]) -> Any:
 
 
 def _breach(schema: Mapping[str, Any], text: str, *, detail: bool) -> str:
-    validator, value = validator_of(schema), json.loads(text)
+    validator, value = validator_of(schema), parse_json(text)
     if validator.is_valid(value):
         return ""
     if detail:  # which takes a thousand times as long

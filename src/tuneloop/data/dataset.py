@@ -22,6 +22,7 @@ import orjson
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, inside, read_jsonl, sha256_file
+from tuneloop.core.foreign import fast_json
 from tuneloop.core.lazy import np
 from tuneloop.data.config import NO_CONTENT, PrepareConfig
 from tuneloop.data.sources.read import entry_of, find_files
@@ -271,7 +272,7 @@ class RowFile(Sequence[Row]):
         first = place.stop or 0 if isinstance(place, slice) and place == slice(place.stop) else 0
         if first > 0 and "rows" not in vars(self):  # no more than these are read
             with contextlib.suppress(OSError, ValueError), self.path.open("rb") as lines:
-                return read_rows(self.path, [orjson.loads(line) for line in itertools.islice(lines, first)])
+                return read_rows(self.path, [fast_json(line) for line in itertools.islice(lines, first)])
         return self.rows[place]
 
     def __iter__(self) -> Iterator[Row]:

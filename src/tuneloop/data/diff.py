@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import flat
+from tuneloop.core.foreign import parse_line
 from tuneloop.core.stats.tests import holm
 from tuneloop.data.dataset import normalised, prompt_key
 from tuneloop.data.mix import GENERAL_FILE
@@ -41,7 +42,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes, Any]]:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     try:
-                        yield offset, line, json.loads(line)
+                        yield offset, line, parse_line(line)
                     except (ValueError, RecursionError) as error:
                         place = f"{path}:{number}"
                         raise UserError(f"Not valid JSON: {error}", where=place, next_step=AGAIN) from None
@@ -213,7 +214,7 @@ def _content(message: Mapping[str, Any]) -> str:
 def _example(files: Mapping[str, Path], spot: Spot) -> dict[str, Any]:
     with files[spot.split].open("rb") as file:
         file.seek(spot.offset)
-        row = Row.from_json(json.loads(file.readline()))
+        row = Row.from_json(parse_line(file.readline()))
     questions = [_content(m) for m in row.messages if m["role"] == "user"]
     answer = row.label if row.label is not None else _content(row.messages[-1])
     return {"id": row.id, "split": spot.split, "prompt": questions[-1] if questions else "", "answer": answer}

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import orjson
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.foreign import fast_json
 from tuneloop.core.machine import cores
 from tuneloop.core.ray.cluster import on_ray
 from tuneloop.core.ui import progress
@@ -197,7 +197,7 @@ def _refuse_too_many(job: PrepareContext) -> None:
         for line in reject_lines(table, config.duplicates.keep):
             lines.write(line)
             if len(examples) < len(reasons):
-                value = orjson.loads(line)
+                value = fast_json(line)
                 examples.setdefault(value["reason"], Reject(**value))
     top = []
     for reason, n in sorted(reasons.items(), key=lambda item: (-item[1], item[0]))[:3]:

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 
+from tuneloop.core.foreign import fast_json
 from tuneloop.data.checks.overview import as_bits, flags
 from tuneloop.data.clean import language, pii, repair
 from tuneloop.data.config import PrepareConfig
@@ -400,7 +401,7 @@ def _excerpts(before: str, after: str) -> tuple[str, str]:
 
 def _is_json(text: str) -> bool:
     try:
-        orjson.loads(text)
+        fast_json(text)
     except (orjson.JSONDecodeError, UnicodeEncodeError):
         return False
     return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.advice import ModelFootprint, ServingGpu, serving_tokens_per_second
 from tuneloop.advice import QueryTraffic as Requests
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import write_json, write_text
+from tuneloop.core.files import read_json_object, write_json, write_text
 from tuneloop.deploy import deployment
 from tuneloop.deploy.hosts import Host, find_host, hosts, refuse_form
 from tuneloop.deploy.launch import Launch, Limit, launch_at, no_card
@@ -180,7 +179,7 @@ def _rank(folder: Path) -> int:
     config = folder / "adapter_config.json"
     if not config.is_file():
         return 0
-    adapter = json.loads(config.read_text(encoding="utf-8"))
+    adapter = read_json_object(config)
     return max([int(adapter.get("r") or 0), *map(int, (adapter.get("rank_pattern") or {}).values())])
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.files import read_yaml
 from tuneloop.core.ui import say
 
 WHERE = "SkyPilot"
@@ -114,9 +115,7 @@ def start(sky: Any, job: SkyJob, folder: Path) -> None:
 
 
 def _task(sky: Any, job: SkyJob, folder: Path) -> Any:
-    import yaml
-
-    config = yaml.safe_load((folder / job.file).read_text(encoding="utf-8"))
+    config = read_yaml(folder / job.file, "task")
     if config.get("workdir"):
         config["workdir"] = str(folder.resolve())
     secrets = [(name, os.environ[name]) for name in job.secrets if os.environ.get(name)]

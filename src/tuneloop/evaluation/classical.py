@@ -93,16 +93,6 @@ def minilm_features(texts: list[str]) -> tuple[Features, Any] | None:
     return embed, embed(texts)
 
 
-def minilm_tokenizer(folder: Path) -> Any:
-    """MiniLM's tokenizer, which neither fills nor cuts texts; `folder`: of `minilm_folder`."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer
-
-
 def minilm_embedder() -> Callable[[Sequence[str]], Any] | None:
     """all-MiniLM-L6-v2 as a function from texts to unit vectors (texts, 384), None where `minilm_system` gives None."""
     folder = minilm_folder()

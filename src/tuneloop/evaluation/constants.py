@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from tuneloop.core.foreign import parse_json
 from tuneloop.core.units import counted
 from tuneloop.evaluation.config import EvaluateConfig
 from tuneloop.evaluation.deciding import is_number
@@ -271,13 +272,13 @@ def _best_by_f1(usual: Any, values: Sequence[Any], prose: set[Path]) -> Any:
             continue
         taken.add(path)
         chosen.append(part)
-        pairs = _filled_leaves(json.loads(text))
+        pairs = _filled_leaves(parse_json(text))
         hits, size = hits + n * pairs, size + pairs
         best = max(best, (2 * hits / (size * len(values) + total), -len(chosen)))
         if len(chosen) >= 100:
             break
     for path, is_item, text in chosen[: -best[1]]:
-        card = _with_value(card, path, json.loads(text), is_item)
+        card = _with_value(card, path, parse_json(text), is_item)
     return card
 
 
@@ -292,7 +293,7 @@ def _emptied(value: Any, empties: Mapping[Path, Counter[str]], prose: set[Path],
     if path in prose or value == {}:
         return value
     if path in empties:
-        return json.loads(empties[path].most_common(1)[0][0])
+        return parse_json(empties[path].most_common(1)[0][0])
     return [] if isinstance(value, list) else "" if isinstance(value, str) else None
 
 

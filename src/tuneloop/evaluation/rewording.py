@@ -11,6 +11,8 @@ import random
 import re
 from collections.abc import Callable, Sequence
 
+from tuneloop.core.foreign import parse_json
+
 # What is never changed inside a text: code, quoted text, tags and places to be filled in.
 _PROTECTED = re.compile(
     r"""
@@ -182,7 +184,7 @@ def fields_of(text: str) -> tuple[list[str], Callable[[Sequence[str]], str]] | N
 
 def _json_fields(text: str) -> tuple[list[str], Callable[[Sequence[str]], str]] | None:
     try:
-        value = json.loads(text)
+        value = parse_json(text)
     except (ValueError, RecursionError):
         return None
     if not isinstance(value, dict) or len(value) < 2:

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.foreign import parse_line
 
 KEPT_OUTPUT = 4_000  # bytes of what a program prints that are kept
 _CHILD = Path(__file__).with_name("sandbox_child.py")
@@ -133,7 +134,7 @@ def _watch(
     protections: tuple[str, ...] = ()
     for line in reported.splitlines():
         with contextlib.suppress(ValueError):  # the program can write here too, without the key it says nothing
-            facts = json.loads(line)
+            facts = parse_line(line)
             if isinstance(facts, dict) and "protections" in facts and not protections:
                 protections = tuple(map(str, facts["protections"]))
             elif isinstance(facts, dict) and facts.get("key") == request["key"]:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from tuneloop.core.bounded_work import BoundedWork, TooBusy, TooMuchWork
+from tuneloop.core.foreign import LIMITS, fast_json
 from tuneloop.imports.otlp import PROTOBUF, read_job
 from tuneloop.records.request import StoredRequest, as_request
 from tuneloop.serving.gateway import Caller, Gateway
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 PATH, LOGS = "/v1/traces", "/v1/logs"
 MOST_EVENTS = 64 << 20  # bytes of log records whose spans have not come; the oldest ones go
-SECONDS = 10.0  # of a processor for a message
+SECONDS = LIMITS["traces"].seconds
 MOST_HELD = 8  # times the largest body: bytes of all messages at once, half of them of one key
 SLICE = 200  # requests that are given to the store before others have their turn
 # One message at a time is read, and in all at most half of a processor's time is spent for a key.
@@ -103,7 +104,7 @@ class TraceIntake:
         events = self.events.pop((caller, request["id"][14:]), [])
         self.event_bytes -= sum(map(len, events))
         added: dict[str, Any] = {}
-        for values in map(orjson.loads, events):
+        for values in map(fast_json, events):
             turns = [*added.get("prompt", ()), *values.get("prompt", ())]
             added |= {**{name: value for name, value in values.items() if value}, "prompt": turns}
         texts = {name: added[name] for name in ("prompt", "completion", "tools", "finish") if added.get(name)}
@@ -137,7 +138,7 @@ async def _read(payload: bytes) -> dict[str, Any]:
     """The calls of a message, or what its log records add to calls, and how many of its parts can't be stored, by
     reason; ApiError: it is not read."""
     try:
-        reply: dict[str, Any] = orjson.loads(await _READING.result(read_job, payload, seconds=SECONDS))
+        reply: dict[str, Any] = fast_json(await _READING.result(read_job, payload, seconds=SECONDS))
     except TooBusy as error:
         raise _busy(f"Spans are not read now: {error}", error.retry_after) from None
     except TooMuchWork:

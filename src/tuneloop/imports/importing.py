@@ -23,6 +23,7 @@ import orjson
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, replacing, user_errors_of_the_disk
+from tuneloop.core.foreign import fast_json
 from tuneloop.core.ids import clock, utc
 from tuneloop.core.text import json_bytes, storable
 from tuneloop.core.ui import progress, say
@@ -393,7 +394,7 @@ def _requests(work: _ImportJob, seen: Counter[str]) -> Iterator[tuple[Item, Stor
     query = "SELECT trace, id, parent, time, record, source, line FROM parts WHERE kind = 'call' ORDER BY time, rowid"
     extras = work.base.execute("SELECT 1 FROM parts WHERE kind = 'extra' LIMIT 1").fetchone() is not None
     for trace, id_, parent, time, record, source, line in work.base.execute(query):
-        values, faults = orjson.loads(record)
+        values, faults = fast_json(record)
         inherited = _inherited(work, trace, parent) if parent else {}
         if extras:
             added, further = _extra(work, trace, id_)
@@ -423,7 +424,7 @@ def _inherited(work: _ImportJob, trace: str, parent: str) -> dict[str, Any]:
                 break
             parent = trace  # the span between is missing
             continue
-        own = orjson.loads(row[1])[0]
+        own = fast_json(row[1])[0]
         values = {name: own[name] for name in INHERITED if name in own} | values
         if len(values) == len(INHERITED) or parent == trace:
             break
@@ -437,7 +438,7 @@ def _extra(work: _ImportJob, trace: str, id_: str) -> tuple[dict[str, Any], list
     faults: list[Fault] = []
     query = "SELECT record FROM parts WHERE trace = ? AND kind = 'extra' AND parent = ? ORDER BY rowid"
     for (record,) in work.base.execute(query, [trace, id_]):
-        added, unreadable = orjson.loads(record)
+        added, unreadable = fast_json(record)
         faults += unreadable
         for name, value in added.items():
             joined = isinstance(value, int | float) or name == "prompt"
@@ -448,7 +449,7 @@ def _extra(work: _ImportJob, trace: str, id_: str) -> tuple[dict[str, Any], list
 def _feedback(work: _ImportJob, store: Database) -> Iterator[tuple[Item, Feedback]]:
     query = "SELECT trace, id, parent, time, record, source, line FROM parts WHERE kind = 'score' ORDER BY time, rowid"
     for trace, id_, about, time, record, source, line in work.base.execute(query):
-        item, (values, _) = (source, line, None), orjson.loads(record)
+        item, (values, _) = (source, line, None), fast_json(record)
         conversation = values.pop("conversation", None)
         request, called = _target(work, store, trace, about)
         if not request:

@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from tuneloop.core.foreign import LIMITS, MOST_SPANS, fast_json, parse_json
 from tuneloop.data.formats.turns import Refused
 from tuneloop.imports.importing import end_of_request_id, requests_of
 from tuneloop.imports.otel import FORMAT
@@ -17,8 +18,7 @@ from tuneloop.imports.parts import REASONS
 from tuneloop.serving.store.write_ahead import json_of
 
 PROTOBUF = "application/x-protobuf"
-MOST_SPANS = 10_000  # of a message; OpenTelemetry's exporters send 512
-MOST_FIELDS = 300_000  # of all its spans: a span of a model's call has about twenty attributes of three fields each
+MOST_FIELDS = LIMITS["traces"].nodes  # of all spans of a message
 
 
 class Unreadable(Exception):
@@ -33,7 +33,7 @@ def read_job(payload: bytes) -> bytes:
             users' pseudonyms as hexadecimal digits) and the message.
     """
     head, _, body = payload.partition(b"\n")
-    settings = json.loads(head)
+    settings = parse_json(head)
     try:
         body = _unpacked(body, settings["most"]) if settings["packed"] else body
         value = _message(body, settings["logs"]) if settings["kind"] == PROTOBUF else _json(body)
@@ -75,7 +75,7 @@ def _unpacked(data: bytes, most: int) -> bytes:
 
 def _json(body: bytes) -> dict[str, Any]:
     try:
-        value = orjson.loads(body)
+        value = fast_json(body)
     except ValueError as error:
         raise Unreadable(400, f"The body is not valid JSON: {error}"[:300], "invalid_json") from None
     if not isinstance(value, dict):

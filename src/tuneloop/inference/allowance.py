@@ -11,12 +11,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-MOST_OF_A_PAGE: Final = 64 << 20  # bytes of one answer; with prompts and answers of 500 calls it may be long
-MOST_PAGES: Final = 20_000  # of a list in one call of a command
+from tuneloop.core.foreign import LIMITS
+
+MOST_OF_A_PAGE: Final = LIMITS["page"].bytes
+MOST_PAGES: Final = LIMITS["list"].nodes
 MOST_WITHOUT_NEWS: Final = 20  # pages in a row on which nothing is new
-MOST_OF_A_LIST: Final = 20 << 30  # bytes
-MOST_SECONDS: Final = 6 * 3600.0  # for a list
-MOST_OF_A_FILE: Final = 400 << 30  # bytes; weights of the largest models
+MOST_OF_A_LIST: Final = LIMITS["list"].bytes
+MOST_SECONDS: Final = LIMITS["list"].seconds
+MOST_OF_A_FILE: Final = LIMITS["download"].bytes
 SLOWEST: Final = 1024  # bytes a second of a file, on average, once it has taken as long as an answer may
 UPLOAD_WITHIN: Final = 3600.0  # seconds for a file that is sent, its answer included
 LONGEST_NAME: Final = 1000  # characters of an id or a name that a service gives

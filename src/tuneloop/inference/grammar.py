@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.bounded_work import WORK, TooBusy, TooMuchWork
+from tuneloop.core.foreign import parse_json
 from tuneloop.inference.request import WRITES_FREELY, Request, schema_problem
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def compile_job(schema: bytes) -> bytes:
     from llguidance import LLMatcher, LLTokenizer
 
     try:
-        grammar = LLMatcher.grammar_from_json_schema(json.loads(schema), defaults={"whitespace_pattern": SPACES})
+        grammar = LLMatcher.grammar_from_json_schema(parse_json(schema), defaults={"whitespace_pattern": SPACES})
         matcher = LLMatcher(LLTokenizer("byte"), grammar, log_level=0)
         why = matcher.get_error()
         if not why:

@@ -7,7 +7,6 @@ is missing. Requests that fail for good don't end the others: their replies say 
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_json
+from tuneloop.core.foreign import file_bytes, parse_json
 from tuneloop.core.ui import progress
 from tuneloop.inference import timeouts
 from tuneloop.records.completion import Completion
@@ -187,7 +187,7 @@ def _cached(file: Path | None) -> Completion | None:
     if file is None or not file.is_file():
         return None
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = parse_json(file_bytes(file, "json"))
         return replace(Completion.from_json(record["completion"]), cached=True, retries=0, lost=0)
     except (ValueError, KeyError, TypeError, OSError):
         return None  # damaged from outside: it is requested again

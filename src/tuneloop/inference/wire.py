@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-import json
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -18,6 +17,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.foreign import parse_json
 from tuneloop.core.urls import basic_login
 from tuneloop.inference.http1 import JSON, Client, NoConnection
 from tuneloop.inference.timeouts import CONNECT_WITHIN, NO_QUOTA, seconds_to_wait
@@ -80,7 +80,7 @@ class HttpRefused(Exception):
 def message_of(text: str) -> str:
     """The message of an error's body, in the forms that inference servers have; else the body itself, cut."""
     try:
-        value = json.loads(text)
+        value = parse_json(text)
         error = value.get("error", value.get("detail", value.get("message", "")))
         text = str(error.get("message", error)) if isinstance(error, dict) else str(error)
     except (ValueError, AttributeError, RecursionError):

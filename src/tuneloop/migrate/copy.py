@@ -31,6 +31,7 @@ from tuneloop.core.files import (
     write_json,
     write_jsonl,
 )
+from tuneloop.core.foreign import parse_line
 from tuneloop.core.ui import progress
 from tuneloop.core.units import counted
 from tuneloop.inference.allowance import MOST_OF_A_PAGE
@@ -227,7 +228,7 @@ def _lines(file: Path) -> Iterator[dict[str, Any]]:
     """The records of a file of this copy, one after the other; none where it is not there."""
     if file.is_file():
         with file.open(encoding="utf-8", errors="surrogatepass", newline="\n") as lines:
-            yield from map(json.loads, lines)
+            yield from map(parse_line, lines)
 
 
 def _count(traffic: dict[str, Traffic], rows: Iterable[Mapping[str, Any]]) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, read_json, sha256_file, write_bytes
-from tuneloop.core.foreign import opened as plain_file
+from tuneloop.core.foreign import load_safetensors
 from tuneloop.core.threads import use_threads
 from tuneloop.core.ui import without_bars
 from tuneloop.models.load import fingerprint
@@ -176,11 +176,9 @@ class Head:
 def read_head(file: Path, labels: int) -> Head:
     """The head for so many labels in a file. Raises UserError: it is damaged, or for another number of labels."""
     from safetensors import SafetensorError
-    from safetensors.numpy import load_file
 
     try:
-        plain_file(file).close()  # safetensors would wait for a pipe
-        tensors = load_file(file)
+        tensors = load_safetensors(file, "np")
         head = Head(tensors["weight"], tensors["bias"])
     except (OSError, KeyError, ValueError, SafetensorError) as error:
         what = f"The head of this encoder is damaged: {type(error).__name__}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import mmap
 import re
 import struct
@@ -14,7 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import lock_folder, sha256_file, user_errors_of_the_disk, write_bytes, write_json, write_text
+from tuneloop.core.files import (
+    lock_folder,
+    read_json,
+    sha256_file,
+    user_errors_of_the_disk,
+    write_bytes,
+    write_json,
+    write_text,
+)
+from tuneloop.core.foreign import LIMITS, LONGEST_ARRAY, BeyondLimits, opened
 from tuneloop.models.families import FAMILIES, LANGUAGE, LLAMA, PATTERN, Family
 
 _LAYER = {
@@ -80,8 +88,8 @@ def _is_converted(last: Path, stamp: Mapping[str, Any], source: Path) -> bool:
     """Whether the file written last names the same source, or another copy of it: environments that share a cache would
     convert it again at every change of turn otherwise."""
     try:
-        before = json.loads(last.read_text())
-    except (FileNotFoundError, ValueError):
+        before = read_json(last)
+    except UserError:
         return False
     if not isinstance(before, dict) or before.items() >= stamp.items():
         return isinstance(before, dict)
@@ -412,7 +420,7 @@ class Header:
 def read_header(file: Path) -> Header:
     """Read what comes before the weights. Raises UserError: not a little-endian GGUF file, or an incomplete one."""
     try:
-        with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        with opened(file) as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _header(_Reader(data))
     except (ValueError, OSError, struct.error, KeyError, OverflowError, MemoryError, RecursionError) as error:
         raise _unreadable(file, error) from None
@@ -447,8 +455,8 @@ class _Reader:
         if kind != _ARRAY:
             return self.numbers(struct.Struct(f"<{_NUMBERS[kind]}"))[0]
         of, count = self.numbers(_U32_U64)
-        if count > len(self.data):
-            raise ValueError("an array is longer than the file")
+        if count > min(len(self.data), LONGEST_ARRAY) or of == _ARRAY:
+            raise BeyondLimits(f"an array of {count:,} values")
         if of in _NUMBERS:
             return list(self.numbers(struct.Struct(f"<{count}{_NUMBERS[of]}")))
         return [self.value(of) for _ in range(count)]
@@ -456,6 +464,8 @@ class _Reader:
 
 def _header(reader: _Reader) -> Header:
     magic, version, tensors, count = reader.numbers(_START)
+    if (parts := tensors + count) > LIMITS["gguf"].nodes:
+        raise BeyondLimits(f"it has {parts:,} keys and tensors")
     if magic != b"GGUF":
         raise ValueError("it does not begin as one")
     if version not in (2, 3):

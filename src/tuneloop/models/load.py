@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.core.device import CARD_SHARE, available, backend, cards, cards_with_room, default_dtype, in_use, put
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json_object
-from tuneloop.core.foreign import opened as plain_file
+from tuneloop.core.foreign import BeyondLimits, opened_safetensors
 from tuneloop.core.machine import GIB, processes
 from tuneloop.models.adapters import is_mixed
 from tuneloop.models.families import language_config, module_name, part_of, reads_text
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Prepare = Callable[["nn.Module"], None]
-MOST_HEADER = 25_000_000  # bytes of a safetensors file's: a quarter of a million tensors; large models have thousands
 PASS = 64  # tokens that take as long as one more forward and backward pass does alone
 
 
@@ -411,16 +410,12 @@ def read_weights(folder: Path, wanted: Callable[[str], bool] = reads_text) -> di
 @contextmanager
 def opened(file: Path) -> Iterator[Any]:
     """A safetensors file, to read tensors one by one. Raises UserError: it can't be read, or is damaged."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     try:
-        with plain_file(file) as beginning:
-            header = int.from_bytes(beginning.read(8), "little")
-        if header > MOST_HEADER:  # of a million tensors it is read for minutes
-            raise _damaged(f"Its list of tensors has {header:,} bytes, and at most {MOST_HEADER:,} are read", file)
-        with safe_open(file, "pt") as source:
+        with opened_safetensors(file) as source:
             yield source
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, BeyondLimits) as error:
         raise _damaged(f"Can't read the weights: {error}", file) from None
 
 

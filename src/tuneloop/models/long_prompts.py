@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tuneloop.core.bounded_work import WORK, TooMuchWork
+from tuneloop.core.foreign import LIMITS, parse_json
 from tuneloop.models.template import Template, TemplateError, packed_template, unpacked_template
 from tuneloop.records.rows import Message
 
-CHARACTERS, TURNS, TOOLS = 16_384, 40, 40  # of a conversation that its server's own threads render
-SECONDS = 3.0  # of a processor
+_LIMITS = LIMITS["conversation"]
+CHARACTERS, TURNS, TOOLS, SECONDS = _LIMITS.bytes, _LIMITS.nodes, _LIMITS.nodes, _LIMITS.seconds
 READING = 20.0  # the same where the tokenizer is read first
 _TEMPLATES: OrderedDict[str, Template] = OrderedDict()  # in the child: the last ones, by their hash
 
@@ -44,7 +45,7 @@ async def ids_of_long(
             reply = await WORK.result(ids_job, head + packed_template(template) + b"\n" + order, seconds=READING)
     except TooMuchWork:
         raise TemplateError("the conversation takes too long: send fewer turns") from None
-    answer = json.loads(reply)
+    answer = parse_json(reply)
     if isinstance(answer, str):
         raise TemplateError(answer)
     return list(answer)
@@ -59,7 +60,7 @@ def ids_job(payload: bytes) -> bytes:
         _TEMPLATES[name] = unpacked_template(packed)
         if len(_TEMPLATES) > 4:
             _TEMPLATES.popitem(last=False)
-    text, messages, tools = json.loads(order)
+    text, messages, tools = parse_json(order)
     try:
         template = _TEMPLATES[name]
         return json.dumps(template.prompt_ids(messages, tools) if messages else template.encode(text)).encode()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tuneloop.core.device import put
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, read_json_object, user_errors_of_the_disk, write_bytes, write_json
-from tuneloop.core.foreign import opened as plain_file
+from tuneloop.core.foreign import load_pickled, load_safetensors
 from tuneloop.core.patterns import foreign_pattern
 from tuneloop.core.threads import adapt_threads
 from tuneloop.models.adapters import ATTACHED, Assignment, assignment, forward_assigned
@@ -599,7 +599,6 @@ def read_adapter(folder: Path, base_fingerprint: str = "") -> tuple[dict[str, An
     """Settings and tensors of a PEFT folder. Raises UserError: there is none, it is damaged, or it was trained on
     another base model than that of `base_fingerprint`."""
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     config = read_json_object(folder / "adapter_config.json")
     origin = read_json_object(folder / "tuneloop.json") if (folder / "tuneloop.json").is_file() else {}
@@ -610,16 +609,15 @@ def read_adapter(folder: Path, base_fingerprint: str = "") -> tuple[dict[str, An
     pickled = folder / PICKLED
     try:
         if not path.is_file() and pickled.is_file():
-            path, state = pickled, torch.load(pickled, map_location="cpu", weights_only=True)
+            path, state = pickled, load_pickled(pickled)
         elif not path.is_file() and (own := [*folder.glob("adapter_model.pt"), *folder.glob("adapter_[0-9]*.pt")]):
             what = "These weights have torchtune's own names, not PEFT's"
             step = "name the folder of an epoch with adapter_model.safetensors, which torchtune writes next to them"
             raise UserError(what, where=str(own[0]), next_step=step)
         else:
             with user_errors_of_the_disk(path):
-                plain_file(path).close()  # safetensors would wait for a pipe
-                state = load_file(path)
-    except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError) as error:
+                state = load_safetensors(path)
+    except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, ValueError) as error:
         raise UserError(f"The adapter file is damaged: {error}", where=str(path), next_step=RESTORE) from None
     for name, tensor in state.items():
         if not tensor.isfinite().all():

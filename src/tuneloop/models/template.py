@@ -29,6 +29,7 @@ from jinja2.ext import Extension
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json_object, write_json, write_text
+from tuneloop.core.foreign import LIMITS, fast_json, file_bytes, parse_json
 from tuneloop.models.chat_jinja import MOST_SOURCE, Bounded
 from tuneloop.models.tool_calls import format_for, write_calls
 from tuneloop.records.rows import Message
@@ -389,7 +390,7 @@ class Template:
         function = call.get("function", call)
         arguments = function.get("arguments", {})
         with contextlib.suppress(ValueError):
-            arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+            arguments = parse_json(arguments) if isinstance(arguments, str) else arguments
         if self._wants_json and not isinstance(arguments, str):
             arguments = json.dumps(arguments, ensure_ascii=False)
         plain = {"type": "function", "function": {"name": function.get("name", ""), "arguments": arguments}}
@@ -414,7 +415,7 @@ class Template:
             return self.tokenizer
         from tokenizers import Tokenizer
 
-        form = json.loads(self.tokenizer.to_str())
+        form = parse_json(self.tokenizer.to_str())
         form["added_tokens"] = [{**token, "special": True} for token in form["added_tokens"]]
         return Tokenizer.from_str(json.dumps(form))
 
@@ -641,14 +642,13 @@ def unpacked_template(packed: bytes) -> Template:
     """A template from another process of this program."""
     from tokenizers import Tokenizer
 
-    values = json.loads(packed)
+    values = parse_json(packed)
     end_ids = tuple(values["end_ids"])
     return Template(**{**values, "tokenizer": Tokenizer.from_str(values["tokenizer"]), "end_ids": end_ids})
 
 
-def load_template(folder: Path) -> Template:
-    """Read `tokenizer.json` and the chat template of a model's folder. Raises UserError: there is no fast tokenizer, or
-    it is beyond a limit."""
+def read_tokenizer(folder: Path) -> Any:
+    """The tokenizer in a folder. Raises UserError: there is no `tokenizer.json`, or it is damaged or beyond a limit."""
     from tokenizers import Tokenizer
 
     path = folder / "tokenizer.json"
@@ -662,6 +662,13 @@ def load_template(folder: Path) -> Template:
         raise UserError(what, where=str(path), next_step=step) from None
     tokenizer.no_truncation()  # what was saved from another program's last call is none of the model's business
     tokenizer.no_padding()
+    return tokenizer
+
+
+def load_template(folder: Path) -> Template:
+    """Read `tokenizer.json` and the chat template of a model's folder. Raises UserError: there is no fast tokenizer, or
+    it is beyond a limit."""
+    tokenizer = read_tokenizer(folder)
     files = (folder / "tokenizer_config.json", folder / "generation_config.json")
     settings, generation = (read_json_object(file) if file.is_file() else {} for file in files)
     tokens = {key: settings.get(key) for key in ("bos_token", "eos_token", "pad_token", "unk_token")}
@@ -683,20 +690,14 @@ def load_template(folder: Path) -> Template:
     return Template(tokenizer, source, variables, tuple(dict.fromkeys(end_ids)), pad_id, split_after, settings)
 
 
-# Limits on a `tokenizer.json`, whose library has none. The largest known has 33 MB, 260,000 tokens and 580,000 merges;
-# models that speak have 30,000 added tokens.
-MOST_BYTES, MOST_TOKENS, MOST_ADDED = 100_000_000, 2_000_000, 200_000
+MOST_TOKENS, MOST_ADDED = LIMITS["tokenizer"].nodes, 200_000  # models that speak have 30,000 added tokens
 MOST_STEPS, MOST_GROWTH = 100, 100  # of what changes a text before and after: steps, characters made of one
 
 
 def _bounded_tokenizer(path: Path) -> bytes:
     """The text of a `tokenizer.json`. Raises ValueError: it is no JSON object, or would take hours or all memory."""
-    import orjson
-
-    if (size := path.stat().st_size) > MOST_BYTES:
-        raise ValueError(f"it has {size:,} bytes; the largest known has a third of {MOST_BYTES:,}")
-    text = path.read_bytes()
-    form = orjson.loads(text)
+    text = file_bytes(path, "tokenizer")
+    form = fast_json(text)
     model = form.get("model") or {}
     for name, part, most in (
         ("tokens", model.get("vocab"), MOST_TOKENS),

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from keyword import iskeyword
 from typing import Any
 
+from tuneloop.core.foreign import DECODER, parse_json
+
 Tools = Mapping[str, Mapping[str, Any]]  # name of a tool -> its function's schema
 Call = tuple[str, Any]  # name and arguments, which are an object, or text that is no JSON
 NOT_A_CALL = (ValueError, SyntaxError, TypeError, AttributeError, RecursionError, MemoryError)
 CODE = "code_interpreter"  # Llama's tool whose one argument, `code`, is written as it is
-_DECODER = json.JSONDecoder()
 
 
 # --- what is inside a block of calls ------------------------------------------------------------------
@@ -28,7 +29,7 @@ def _values(text: str) -> Iterator[Any]:
     """The JSON values of a text, one after the other, with a comma, a semicolon or white space between them."""
     place = 0
     while place < len(text):
-        value, place = _DECODER.raw_decode(text, place)
+        value, place = DECODER.raw_decode(text, place)
         yield from value if isinstance(value, list) else [value]
         between = re.compile(r"[\s;,]*").match(text, place)
         place = between.end() if between else place
@@ -76,7 +77,7 @@ def _read_tags(text: str, tools: Tools) -> list[Call]:
     for name, body in re.findall(r"<function=([^>\s]+)>(.*?)(?:</function>|\Z)", text, re.DOTALL):
         pairs = re.findall(r"<parameter=([^>\s]+)>\n?(.*?)\n?</parameter>", body, re.DOTALL)
         if not pairs and body.strip():
-            calls.append((name, json.loads(body)))
+            calls.append((name, parse_json(body)))
             continue
         types = (tools.get(name, {}).get("parameters") or {}).get("properties") or {}
         calls.append((name, {key: _typed(value, types.get(key)) for key, value in pairs}))
@@ -87,7 +88,7 @@ def _typed(value: str, schema: Any) -> Any:
     if isinstance(schema, Mapping) and schema.get("type") == "string":
         return value
     try:
-        return json.loads(value)
+        return parse_json(value)
     except ValueError:
         return value
 
@@ -101,7 +102,7 @@ def _read_names(text: str, tools: Tools) -> list[Call]:
     while text[place:].strip():
         if (match := head.match(text, place)) is None:
             raise ValueError("no name")
-        arguments, place = _DECODER.raw_decode(text, match.end())
+        arguments, place = DECODER.raw_decode(text, match.end())
         place = re.compile(r"\s*(?:```)?\s*").match(text, place).end()  # type: ignore[union-attr]
         calls.append((match[1], arguments))
     return calls
@@ -110,7 +111,7 @@ def _read_names(text: str, tools: Tools) -> list[Call]:
 def _read_channel(text: str, tools: Tools) -> list[Call]:
     """A name, what gpt-oss says of the format, and behind `<|message|>` the arguments."""
     name, _, arguments = text.partition("<|message|>")
-    return [(re.split(r"[\s<]", name, maxsplit=1)[0], _DECODER.raw_decode(arguments.strip())[0])]
+    return [(re.split(r"[\s<]", name, maxsplit=1)[0], DECODER.raw_decode(arguments.strip())[0])]
 
 
 # --- one call in a text -------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.foreign import parse_line
 from tuneloop.data.formats import Rejection
 from tuneloop.data.task import TaskPrompt
 from tuneloop.evaluation.prompt import example_turns
@@ -76,7 +77,7 @@ class Chat:
         """A line as a record; refused where the model needs several columns, and the line doesn't give them."""
         if line.lstrip()[:1] == "{":
             with contextlib.suppress(ValueError, RecursionError):
-                value = json.loads(line)
+                value = parse_line(line)
                 if isinstance(value, dict):
                     return value
         if self.columns:

@@ -20,6 +20,7 @@ from typing import Any, Literal, TypeVar
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, plain, plain_cell, replacing, sha256_file, user_errors_of_the_disk
+from tuneloop.core.foreign import parse_line
 from tuneloop.core.journal import JournalFile
 from tuneloop.core.ui import busy, progress, reporter, reporting, say
 from tuneloop.core.units import counted, verb
@@ -449,7 +450,7 @@ def _append(journal: JournalFile, value: Any) -> None:
 
 def _parsed(line: bytes) -> Any:
     try:
-        return json.loads(line)
+        return parse_line(line)
     except ValueError:
         return None
 

@@ -21,7 +21,7 @@ from tuneloop.core.units import counted
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.dataset import load_dataset
 from tuneloop.data.load_eval_file import read_whole
-from tuneloop.models.load import weight_files
+from tuneloop.models.load import opened, weight_files
 from tuneloop.models.names import resolve
 from tuneloop.models.template import Rendered, Template, TemplateError, load_template
 from tuneloop.pipeline.recipes import recipe_of
@@ -397,12 +397,10 @@ class _Embeddings:
 
 def _embedding(folder: Path, tokens: Sequence[int]) -> _Embeddings | None:
     """What the embeddings of tokens look like: a trained one is not near zero, nor the same as another one."""
-    from safetensors import safe_open
-
     if not tokens or not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         return None
     for file in weight_files(folder):
-        with safe_open(file, framework="pt") as tensors:
+        with opened(file) as tensors:
             names = [name for name in tensors.keys() if name.endswith("embed_tokens.weight")]  # noqa: SIM118
             if not names:
                 continue

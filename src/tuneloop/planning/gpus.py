@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tuneloop.core import machine
 from tuneloop.core.device import Backend, backend
 from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.core.files import cache_folder
+from tuneloop.core.foreign import file_bytes, parse_json, parse_yaml
 
 TABLE = Path(__file__).with_name("gpus.yaml")
 CPU = "cpu"
@@ -56,8 +54,7 @@ class Gpu:
 @functools.cache
 def packaged_yaml(path: Path) -> Any:
     """What a YAML file of the package holds."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return yaml.load(path.read_text(encoding="utf-8"), Loader=loader)  # noqa: S506 - the safe loader, in C
+    return parse_yaml(file_bytes(path, "yaml"))
 
 
 @functools.cache
@@ -139,7 +136,7 @@ def measured_file() -> Path:
 def _as_measured(card: Gpu) -> Gpu:
     """A card with the speeds that the self-test measured on this machine, where it is the one that was measured."""
     try:
-        measured = json.loads(measured_file().read_text(encoding="utf-8"))
+        measured = parse_json(file_bytes(measured_file(), "json"))
         if measured["version"] != 1 or find_gpu(measured["name"], measured=False).key != card.key:
             return card
         matmul, gb_s = float(measured["tflops"]) / card.tflops, float(measured["gb_s"])

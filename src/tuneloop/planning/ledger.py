@@ -21,6 +21,7 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import cache_folder
+from tuneloop.core.foreign import parse_line
 from tuneloop.core.units import counted
 from tuneloop.planning.gpus import CPU, find_gpu
 from tuneloop.planning.job import TrainingSetup
@@ -66,7 +67,7 @@ def read_ledger() -> list[Entry]:
     entries = []
     for line in lines:
         with contextlib.suppress(ValueError, TypeError):
-            entries.append(Entry(**json.loads(line)))
+            entries.append(Entry(**parse_line(line)))
     return entries
 
 

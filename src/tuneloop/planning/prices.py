@@ -21,6 +21,7 @@ import yaml
 
 from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.core.files import home, write_yaml
+from tuneloop.core.foreign import file_bytes, parse_yaml
 from tuneloop.planning.gpus import CPU, all_gpus, packaged_yaml
 
 Tier = Literal["on-demand", "spot", "community", "reserved"]
@@ -231,8 +232,8 @@ def _own_group(group: Any, where: str, gpus: set[str]) -> list[Price]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        value = parse_yaml(file_bytes(path, "yaml"))
+    except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}:{mark.line + 1}" if mark else str(path)
         raise UserError("The price file is not valid YAML", where=place, next_step=EXAMPLE) from None

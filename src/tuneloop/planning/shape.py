@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import re
 from pathlib import Path
 
 from tuneloop.core.errors import UserError, did_you_mean
+from tuneloop.core.foreign import file_bytes, parse_json
 from tuneloop.models.families import language_config
 from tuneloop.models.gguf import read_config
 from tuneloop.models.names import refuse_missing_path
@@ -66,11 +66,11 @@ def find_model(name: str) -> tuple[str, ModelShape, list[str]]:
 
 def _from_file(name: str, path: Path) -> tuple[str, ModelShape, list[str]]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(file_bytes(path, "json"))
     except OSError as error:
         what = f"Can't read the model's configuration: {error.strerror}"
         raise UserError(what, where=str(path), next_step="name a folder with config.json") from None
-    except (json.JSONDecodeError, UnicodeDecodeError):
+    except ValueError:
         raise UserError("config.json is not valid JSON", where=str(path), next_step="download it again") from None
     if not isinstance(config, dict):
         raise UserError("config.json holds no object", where=str(path), next_step="download it again")

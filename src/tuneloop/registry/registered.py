@@ -7,7 +7,9 @@ import logging
 import os
 import re
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlparse
 
 from tuneloop.core.errors import UserError
@@ -22,6 +24,9 @@ from tuneloop.registry import versions as models
 from tuneloop.registry.integrity import read_artifact
 from tuneloop.registry.record import Lineage, RegisteredModel, RegisteredVersion
 from tuneloop.track import KINDS, QUICK_AND_QUIET
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
 
 NAMED = re.compile(r"(?:models:/)?([A-Za-z0-9][\w.-]*)@([A-Za-z][\w-]*|\d+)|models:/([A-Za-z0-9][\w.-]*)/(\d+)")
 # Else MLflow prints addresses on stdout and bars on stderr.
@@ -61,16 +66,21 @@ def open_registry(*, create: bool = False) -> models.Registry:
         raise UserError("The registry needs MLflow", where=masked(uri), next_step=KINDS["mlflow"].install) from None
     logging.getLogger("mlflow").setLevel(logging.CRITICAL)
     with models.registry_errors(uri):
-        if file is not None and file.is_file():
-            _bring_up_to_date(file)
         tracking = os.environ.get("MLFLOW_TRACKING_URI") or uri
-        return models.Registry(MlflowClient(tracking_uri=tracking, registry_uri=uri), uri)
+
+        def client() -> MlflowClient:
+            return MlflowClient(tracking_uri=tracking, registry_uri=uri)
+
+        if file is not None:
+            _bring_up_to_date(file, client)
+        return models.Registry(client(), uri)
 
 
-def _bring_up_to_date(file: Path) -> None:
-    """Upgrade the tables of an earlier MLflow in a file: in a copy, which then takes the file's place.
+def _bring_up_to_date(file: Path, client: Callable[[], MlflowClient]) -> None:
+    """Make the tables of a file that has none, or upgrade those of an earlier MLflow, one process at a time.
 
-    MLflow does so itself in some cases and refuses in others, without a transaction: a kill would leave half of it.
+    An upgrade is done in a copy, which then takes the file's place: MLflow does so itself in some cases and refuses in
+    others, without a transaction: a kill would leave half of it.
     """
     from mlflow.store.db import utils
 
@@ -79,17 +89,23 @@ def _bring_up_to_date(file: Path) -> None:
             return str((base.execute("SELECT version_num FROM alembic_version").fetchone() or [""])[0])
         return ""  # no tables yet
 
-    if (before := revision()) in ("", latest := utils._get_latest_schema_revision()):
+    latest = utils._get_latest_schema_revision()
+    if file.is_file() and revision() == latest:
         return
-    half, copy = file.with_name(f"{file.name}.tmp"), file.with_name(f"{file.stem}.{before}.backup")
     place = cache_folder() / "registry" / content_hash(str(file.resolve()))[:16]
-    with (
-        lock_folder(place, waiting=lambda holder: say(f"waiting   {holder} upgrades {file}")),
-        contextlib.closing(sqlite3.connect(file, isolation_level=None)) as writing,
-    ):
+    with lock_folder(place, waiting=lambda holder: say(f"waiting   {holder} makes or upgrades {file}")):
+        if not file.is_file() or not revision():
+            client().search_registered_models(max_results=1)  # MLflow makes the tables on the way
+        if (before := revision()) != latest:
+            _upgrade(file, before)
+
+
+def _upgrade(file: Path, before: str) -> None:
+    from mlflow.store.db import utils
+
+    half, copy = file.with_name(f"{file.name}.tmp"), file.with_name(f"{file.stem}.{before}.backup")
+    with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as writing:
         writing.execute("BEGIN IMMEDIATE")  # no one else writes meanwhile
-        if revision() == latest:  # another process has done it
-            return
         half.unlink(missing_ok=True)
         with contextlib.closing(sqlite3.connect(file)) as base, contextlib.closing(sqlite3.connect(half)) as target:
             base.backup(target)

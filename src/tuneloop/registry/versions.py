@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlparse
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import cache_folder, content_hash, lock_folder, plain, sha256_file
+from tuneloop.core.files import cache_folder, content_hash, lock_folder, plain, read_json_object, sha256_file
+from tuneloop.core.foreign import parse_json
 from tuneloop.core.ui import say
 from tuneloop.core.urls import masked
 from tuneloop.records.artifact import ARTIFACT, EVALS, ArtifactManifest, GateRecord
@@ -140,7 +141,7 @@ def _read(registry: Registry, model: Any) -> RegisteredModel:
         values = upgraded(values, LINEAGE_STEPS, f"version {number} of {model.name}", masked(registry.uri))
         lineage = {name: values[name] for name in Lineage.model_fields if name in values}
         if "metrics" in lineage:
-            lineage["metrics"] = json.loads(lineage["metrics"])
+            lineage["metrics"] = parse_json(lineage["metrics"])
         created = datetime.fromtimestamp(version.creation_timestamp / 1000, UTC)
         facts = {
             "version": number, "aliases": [alias for alias, place in aliases.items() if place == number],
@@ -155,7 +156,7 @@ def _read(registry: Registry, model: Any) -> RegisteredModel:
 
 
 def _event(text: str) -> RegistryEvent:
-    return as_record(RegistryEvent, json.loads(text), "the registry")
+    return as_record(RegistryEvent, parse_json(text), "the registry")
 
 
 def register(
@@ -347,7 +348,7 @@ def _create(registry: Registry, name: str, folder: Path, lineage: Lineage) -> st
     """A new version; its files stay where they are, or go to the server's store first."""
     file, tracked = Path(lineage.run_folder) / "tracking.json", None
     if lineage.run_folder and file.is_file():  # its MLflow run, where it was logged to this server or file
-        state = json.loads(file.read_text(encoding="utf-8"))
+        state = read_json_object(file)
         tracked = str(state["run_id"]) if state.get("uri") == registry.uri and state.get("run_id") else None
     source = folder.resolve().as_uri()
     if registry.is_remote:

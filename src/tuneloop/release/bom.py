@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from tuneloop.core.foreign import parse_json
 from tuneloop.core.units import counted
 from tuneloop.records.artifact import ArtifactFile, ArtifactManifest
 from tuneloop.records.dataset import DatasetManifest
@@ -74,7 +75,7 @@ def bill_of_materials(
     for part in parts:
         bom.components.add(part)
     bom.register_dependency(model, parts)
-    tree = json.loads(JsonV1Dot6(bom).output_as_string())
+    tree = parse_json(JsonV1Dot6(bom).output_as_string())
     tree["metadata"]["component"]["modelCard"] = _model_card(manifest, origin.dataset)
     return json.dumps(tree, ensure_ascii=False, indent=2) + "\n"
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+from tuneloop.core.foreign import parse_yaml
 from tuneloop.models.names import SHORT_NAMES
 
 
@@ -96,8 +97,8 @@ def licence_of(model: str) -> Licence | None:
     card = Path(model).expanduser() / "README.md"
     parts = card.read_text(encoding="utf-8", errors="replace").split("---", 2) if card.is_file() else []
     try:
-        head = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
-    except yaml.YAMLError:
+        head = parse_yaml(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
+    except (yaml.YAMLError, ValueError):
         return None
     if not isinstance(head, dict) or not isinstance(head.get("license"), str):
         return None

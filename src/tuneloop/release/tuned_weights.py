@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 from collections.abc import Collection, Mapping
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json_object, replacing, user_errors_of_the_disk, write_json
+from tuneloop.core.foreign import parse_json
 from tuneloop.core.ui import progress
 from tuneloop.models.families import module_name
 from tuneloop.models.load import config_of, opened, weight_files
@@ -156,7 +156,7 @@ def _header(file: Path) -> tuple[bytes, list[str]]:
         size = handle.read(8)
         text = handle.read(struct.unpack("<Q", size)[0]) if len(size) == 8 else b""
     try:
-        entries: dict[str, Any] = json.loads(text)
+        entries: dict[str, Any] = parse_json(text)
     except ValueError:
         raise UserError("The weight file is damaged", where=str(file), next_step="download the model again") from None
     entries.pop("__metadata__", None)

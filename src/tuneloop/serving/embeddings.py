@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.core.ids import utc_now, uuid7
 from tuneloop.core.text import storable
 from tuneloop.core.units import counted
+from tuneloop.models.template import read_tokenizer
 from tuneloop.records.request import StoredRequest
 from tuneloop.serving.gateway import Caller, Gateway
 from tuneloop.serving.http.api_request import ApiError, bad, unavailable
@@ -41,9 +42,7 @@ class Embedder:
 
     @cached_property
     def _tokenizer(self) -> Any:
-        from tuneloop.evaluation.classical import minilm_tokenizer
-
-        return minilm_tokenizer(self.folder)
+        return read_tokenizer(self.folder)
 
     @cached_property
     def _embed(self) -> Callable[[Sequence[str]], Any]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, read_jsonl, sha256_file
+from tuneloop.core.foreign import parse_json
 from tuneloop.core.machine import GIB, memory_left
 from tuneloop.core.ui import quiet, say
 from tuneloop.core.urls import masked
@@ -494,7 +495,7 @@ def _record_of(task: TaskSpec, text: str) -> dict[str, Any] | None:
     if len(task.inputs) == 1:
         return {"text": text}
     try:
-        value = json.loads(text)
+        value = parse_json(text)
     except (ValueError, RecursionError):
         return None
     columns = {name.partition(".")[0] for name in task.inputs}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import statistics
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.foreign import parse_json
 from tuneloop.core.ui import say
 from tuneloop.models.adapters import BASE
 from tuneloop.records.merge import TaskDeployment
@@ -155,7 +155,7 @@ def _plain(text: str) -> str:
     """The values of a JSON object as text, as a row of several columns becomes a prompt; other texts as they are."""
     if text[:1] == "{":
         try:
-            value = json.loads(text)
+            value = parse_json(text)
         except (ValueError, RecursionError):
             return text
         if isinstance(value, dict):

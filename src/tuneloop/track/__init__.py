@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
+from tuneloop.core.foreign import parse_line
+
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 POLL_SECONDS = 3.0
@@ -88,7 +90,7 @@ class Tracker:
         with contextlib.suppress(ValueError, OSError), stream:
             for line in stream:
                 with contextlib.suppress(ValueError, LookupError, TypeError):
-                    self._warn_once(str(json.loads(line)["warning"]))
+                    self._warn_once(str(parse_line(line)["warning"]))
 
     def _warn_once(self, text: str) -> None:
         if not self.warned:

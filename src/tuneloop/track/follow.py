@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TextIO
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, sha256_file
+from tuneloop.core.foreign import parse_line
 from tuneloop.core.urls import masked
 from tuneloop.records.dataset import DatasetManifest
 from tuneloop.records.evaluation import EvaluationManifest
@@ -87,7 +88,7 @@ def main(lines: TextIO | None = None) -> int:
     with contextlib.suppress(OSError, AttributeError):  # Windows has no such call
         os.nice(10)
     lines = lines or sys.stdin
-    settings = json.loads(lines.readline() or "null")
+    settings = parse_line(lines.readline() or "null")
     if not settings:
         return 1
     follower = make_follower(settings)
@@ -96,7 +97,7 @@ def main(lines: TextIO | None = None) -> int:
     while status is None:
         if select.select([lines], [], [], settings["poll_seconds"])[0]:
             line = lines.readline()
-            status = json.loads(line)["finish"] if line.strip() else "KILLED"
+            status = parse_line(line)["finish"] if line.strip() else "KILLED"
             signal.alarm(LAST_SECONDS)
         if status is None and time.monotonic() - failed_at < RETRY_SECONDS:
             continue
@@ -188,7 +189,7 @@ def new_points(follower: Follower) -> tuple[list[Point], int, dict[str, int]]:
     points: list[Point] = []
     for line in block.splitlines():
         try:
-            record = json.loads(line)
+            record = parse_line(line)
             step = int(record["step"])
         except (ValueError, KeyError, TypeError):
             continue

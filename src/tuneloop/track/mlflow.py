@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import sha256_file
+from tuneloop.core.foreign import parse_line
 from tuneloop.records.dataset import DatasetManifest
 from tuneloop.records.evaluation import SAMPLES, Estimate, EvaluationManifest, Metrics, Sample
 from tuneloop.records.record import Record, as_line
@@ -176,7 +177,7 @@ def _samples(path: Path, most: int = 500) -> list[Sample]:
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             with contextlib.suppress(ValueError, UserError):
-                samples.append(as_line(Sample, json.loads(line), str(path), ""))
+                samples.append(as_line(Sample, parse_line(line), str(path), ""))
             if len(samples) == most:
                 break
     return samples

@@ -13,6 +13,7 @@ import torch
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import replacing
+from tuneloop.core.foreign import load_pickled
 from tuneloop.core.machine import is_first, processes
 from tuneloop.models.sharded import is_sharded
 from tuneloop.training.distributed import mesh, wait
@@ -150,7 +151,7 @@ def _write_shards(folder: Path, shards: dict[str, Any]) -> None:
 
 def _read(path: Path) -> Any:
     """The inverse of `_write`: sharded over the processes that there are now, or whole for one."""
-    value = torch.load(path, map_location="cpu", weights_only=True)
+    value = load_pickled(path)
     shards: dict[str, Any] = {}
     value = _with_shards(value, shards)  # empty ones, which are filled in place
     if shards:

@@ -20,6 +20,7 @@ from torch import Tensor
 from tuneloop.core.device import peak_memory, random_state, set_random_state
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import user_errors_of_the_disk
+from tuneloop.core.foreign import parse_line
 from tuneloop.core.machine import is_first
 from tuneloop.models.load import Model
 from tuneloop.models.methods import Trainable
@@ -138,7 +139,7 @@ class MetricsFile(contextlib.AbstractContextManager["MetricsFile"]):
             if step and path.is_file():
                 for line in path.read_text(encoding="utf-8").splitlines():
                     try:
-                        if json.loads(line)["step"] <= step:
+                        if parse_line(line)["step"] <= step:
                             lines.append(line + "\n")
                     except (ValueError, KeyError):
                         continue  # the line that was being written when the process died

@@ -6,7 +6,8 @@ import asyncio
 import functools
 import hmac
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from importlib.resources import files
@@ -59,14 +60,27 @@ class ReadOnly(UserError):
     """A form of who may only read."""
 
 
+class NoRoom(UserError):
+    """A page that takes too long, or for which there is no room now."""
+
+
+STATUS: dict[type[Exception], int] = {WrongToken: 403, ReadOnly: 403, NoRoom: 503}
+
 READ_ONLY_STEP = {
     "secret": "start `tuneloop ui` without --read-only on this machine",
     "key": "a key with the right acts: tuneloop keys add NAME --rights steer",
 }
 
 
-def make_app(sources: Sources, access: Access) -> Starlette:
-    """The ASGI application over some sources, for those whom `access` lets in: no route is reached round it."""
+Build = Callable[[Page, Request, Sources, bool], Awaitable[tuple[int, str]]]
+
+
+def make_app(sources: Sources, access: Access, build: Build | None = None) -> Starlette:
+    """The ASGI application over some sources, for those whom `access` lets in: no route is reached round it.
+
+    Args:
+        build: gives the status and the text of a page, or of its live part; default: in this process.
+    """
     routes = [Route("/static/{name}", static)]
     for page in PAGES:
         live = page.path.rstrip("/")
@@ -77,7 +91,7 @@ def make_app(sources: Sources, access: Access) -> Starlette:
     app = Starlette(
         routes=routes, middleware=middleware, exception_handlers={404: _missing, UserError: _refused, 500: _failed}
     )
-    app.state.sources, app.state.access = sources, access
+    app.state.sources, app.state.access, app.state.build = sources, access, build or _built_here
     return app
 
 
@@ -216,8 +230,24 @@ def page_html(page: Page, request: Request, sources: Sources) -> str:
     return render(f"{page.name}.html.j2", sources, request, here=page, page=values)
 
 
+def built(page: Page, request: Request, sources: Sources, live: bool) -> tuple[int, str]:
+    """Status and text of a page, or of its live part `NAME_live.html.j2`; what is wrong with what it shows is on it."""
+    try:
+        if not live:
+            return 200, page_html(page, request, sources)
+        values = module_of(page).live(request, sources)
+        return 200, render(f"{page.name}_live.html.j2", sources, request, here=page, page=values)
+    except UserError as error:  # it may have been deleted while the page was open
+        return (200, render("problem.html.j2", sources, error=error)) if live else _problem(request, sources, error)
+
+
+async def _built_here(page: Page, request: Request, sources: Sources, live: bool) -> tuple[int, str]:
+    return await run_in_threadpool(built, page, request, sources, live)
+
+
 async def _shown(page: Page, request: Request, sources: Sources) -> Response:
-    return HTMLResponse(await run_in_threadpool(page_html, page, request, sources))
+    status, text = await request.app.state.build(page, request, sources, False)
+    return HTMLResponse(text, status)
 
 
 async def _acted(page: Page, request: Request, sources: Sources) -> Response:
@@ -244,22 +274,17 @@ async def _acted(page: Page, request: Request, sources: Sources) -> Response:
 
 
 async def _live(page: Page, request: Request, sources: Sources) -> Response:
-    """Events `live` with the part `NAME_live.html.j2`, when what the page's `live` gives has changed."""
+    """Events `live` with a page's live part, when it has changed."""
     if not hasattr(module_of(page), "live"):
         raise UserError("This page is not live")
-
-    def part() -> str:
-        try:
-            values = module_of(page).live(request, sources)
-        except UserError as error:  # it was deleted while the page was open
-            return render("problem.html.j2", sources, error=error)
-        return render(f"{page.name}_live.html.j2", sources, request, here=page, page=values)
 
     async def events() -> AsyncIterator[bytes]:
         before = ""
         access: Access = request.app.state.access
         while not await request.is_disconnected() and access.admitted(request):
-            html = await run_in_threadpool(part)
+            html = before
+            with suppress(UserError):  # there is no room for it now
+                _, html = await request.app.state.build(page, request, sources, True)
             yield event("live", html) if html != before else b": still here\n\n"
             before = html
             await asyncio.sleep(EVERY)
@@ -323,11 +348,14 @@ async def _failed(request: Request, error: Exception) -> Response:
 
 
 async def _refused(request: Request, error: Exception) -> Response:
+    status, text = _problem(request, sources_of(request), error)
+    return HTMLResponse(text, status)
+
+
+def _problem(request: Request, sources: Sources, error: Exception) -> tuple[int, str]:
     """A page that says what is wrong, where, and what to do."""
-    sources, here = sources_of(request), BY_NAME["home"]
+    here = BY_NAME["home"]
     if isinstance(error, NotFound) and sources.index.reading and request.method == "GET":  # a page that fills
-        return HTMLResponse(render("problem_page.html.j2", sources, request, here=here, error=error, page={}), 202)
-    html = render("problem_page.html.j2", sources, request, here=here, error=error)
-    return HTMLResponse(
-        html, 403 if isinstance(error, WrongToken | ReadOnly) else 404 if request.method == "GET" else 400
-    )
+        return 202, render("problem_page.html.j2", sources, request, here=here, error=error, page={})
+    status = STATUS.get(type(error), 404 if request.method == "GET" else 400)
+    return status, render("problem_page.html.j2", sources, request, here=here, error=error)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import subprocess
@@ -15,8 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tuneloop.core.confined import PAGE, confining
+from tuneloop.core.confined import PAGE, confining, leads_into
 from tuneloop.core.errors import UserError
+from tuneloop.core.foreign import parse_json
 from tuneloop.core.parent import environment_of_child
 from tuneloop.web.sources import Sources
 
@@ -33,11 +33,10 @@ def command_line(words: Sequence[str]) -> str:
 
 def workplace(sources: Sources, near: Path) -> Path:
     """The folder in which commands about something are run: the nearest one above it with a registry."""
-    roots = [folder.resolve() for folder in sources.index.folders]
     for place in [near.resolve(), *near.resolve().parents]:
-        if (place / REGISTRY_FILE).is_file() and any(place.is_relative_to(root) for root in roots):
+        if (place / REGISTRY_FILE).is_file() and leads_into(place, sources.index.folders):
             return place
-    return roots[0]
+    return sources.index.folders[0].resolve()
 
 
 def run_words(words: Sequence[str], place: Path, *, within: float = WITHIN) -> tuple[int, dict[str, Any]]:
@@ -58,7 +57,7 @@ def run_words(words: Sequence[str], place: Path, *, within: float = WITHIN) -> t
         raise UserError(what, next_step="load the page again in a while: it shows what came of it") from None
     record: Any = {}
     with suppress(ValueError, IndexError):
-        record = json.loads(out.decode("utf-8", "replace").strip().splitlines()[-1])
+        record = parse_json(out.decode("utf-8", "replace").strip().splitlines()[-1])
     record = record if isinstance(record, dict) else {}
     if isinstance(error := record.get("error"), dict):
         raise UserError(str(error.get("what")), where=str(error.get("where") or ""), next_step=error.get("next") or "")

@@ -2,37 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tuneloop.serving.config import ServeConfig
 from tuneloop.serving.gateway import Gateway
 from tuneloop.web.access import of_keys
-from tuneloop.web.app import make_app, warm
+from tuneloop.web.apart import page_work
+from tuneloop.web.app import make_app
 from tuneloop.web.index import Index
 from tuneloop.web.sources import Sources
 
 BASE = "/ui"
-
-
-@dataclass
-class LatePages:
-    """The pages, which read no folder before someone has come to them."""
-
-    pages: ASGIApp
-    sources: Sources
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request."""
-        if self.sources.index.patience is None:
-            await run_in_threadpool(warm, self.sources)
-        await self.pages(scope, receive, send)
 
 
 def ui_routes(config: ServeConfig, gateway: Gateway) -> list[BaseRoute]:
@@ -42,7 +26,8 @@ def ui_routes(config: ServeConfig, gateway: Gateway) -> list[BaseRoute]:
         return []
     folders = tuple(dict.fromkeys((Path(), Path(config.folder))))
     sources = Sources(Index(folders), (str(config.store),), base=BASE, local=config.loopback)
-    pages = LatePages(make_app(sources, of_keys(gateway.keyring, config.keys.open_rights, BASE)), sources)
+    access = of_keys(gateway.keyring, config.keys.open_rights, BASE)
+    pages = make_app(sources, access, page_work(2, charged=True))  # which read no folder before the first is opened
 
     async def to_the_slash(request: Request) -> Response:
         return RedirectResponse(f"{BASE}/")

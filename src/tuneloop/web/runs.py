@@ -16,6 +16,7 @@ import yaml
 from markupsafe import Markup
 
 from tuneloop.agents import Job, lives
+from tuneloop.core.confined import leads_into
 from tuneloop.core.errors import UserError
 from tuneloop.core.foreign import fast_json, file_bytes, is_file, opened, parse_yaml
 from tuneloop.evaluation.metrics import metric_of
@@ -108,7 +109,7 @@ def _read(found: Found, sources: Sources) -> RunLine:
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         problem = f.clean(f"can't be read: {str(error)[:200]}")
     state: State = "damaged" if problem else "finished" if run else "running" if _works(path) else "stopped"
-    folder = next((one for one in sources.index.folders if path.is_relative_to(one.resolve())), path)
+    folder = next((one for one in sources.index.folders if leads_into(path, [one])), path)
     place = os.path.relpath(path, folder.resolve()) if path != folder.resolve() else path.name
     changed = max(found.changed, _grown(path)[0] / 1e9) if not run else found.changed
     files = f.section(config.get("data")).get("sources") or [""]

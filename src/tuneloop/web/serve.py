@@ -65,7 +65,8 @@ def serve_pages(sources: Sources, config: WebConfig, ready: Callable[[str], None
     """
     try:
         from tuneloop.core.http_server import GuardedServer, listen
-        from tuneloop.web.app import make_app, warm
+        from tuneloop.web.apart import page_work
+        from tuneloop.web.app import make_app
     except ImportError as error:
         raise _missing(error) from None
     secret = owners_secret()
@@ -74,13 +75,15 @@ def serve_pages(sources: Sources, config: WebConfig, ready: Callable[[str], None
     except OSError as error:
         what = f"Can't listen on {config.host}:{config.port}: {error.strerror}"
         raise UserError(what, where="port", next_step="choose another: port=8141, or port=0 for a free one") from None
-    warm(sources)
+    pages = page_work(1)
+    pages.warm(sources)
     access = of_owner(secret, sources.who, read_only=sources.read_only)
-    server = GuardedServer(make_app(sources, access), log_level="warning", timeout_graceful_shutdown=1)
+    server = GuardedServer(make_app(sources, access, pages), log_level="warning", timeout_graceful_shutdown=1)
     address = f"[{config.host}]" if ":" in config.host else config.host
     ready(f"http://{address}:{listening.getsockname()[1]}{sources.base}/?{urlencode({'token': secret})}")
     try:
         with contextlib.suppress(KeyboardInterrupt):
             server.run(sockets=[listening])
     finally:
+        pages.work.stop()
         close_all()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from tuneloop.core.confined import leads_into
 from tuneloop.core.errors import UserError
 from tuneloop.serving.store.store import is_store, store_name
 from tuneloop.web.index import Found, Index, Kind
@@ -129,7 +130,6 @@ class Sources:
 
     def inside(self, path: Path) -> Path:
         """A path, where it is in one of the folders. Raises UserError: it is outside."""
-        real = path.resolve()
-        if not any(real.is_relative_to(folder.resolve()) for folder in self.index.folders):
+        if not leads_into(path, self.index.folders):
             raise UserError("This file is outside the folders of the page", where=path.name)
-        return real
+        return path.resolve()

@@ -19,6 +19,7 @@ from typing import Any
 
 from tuneloop.core.confined import PAGE, confining
 from tuneloop.core.errors import UserError
+from tuneloop.core.foreign import parse_line
 from tuneloop.inference.openai.target import Endpoint
 
 MOST = 3  # models that stay loaded
@@ -47,7 +48,7 @@ def ask(target: str, against: str, question: Mapping[str, Any]) -> Iterator[dict
             return
         for line in child.stdout:
             with suppress(ValueError):
-                event: dict[str, Any] = json.loads(line)
+                event: dict[str, Any] = parse_line(line)
                 complete = "done" in event or "error" in event
                 yield event
             if complete:
@@ -109,7 +110,7 @@ def main(target: str, against: str) -> None:
             if chat is None:
                 chat = _open(target, against)
             chat.reset()
-            question, speaker = json.loads(line), chat.speakers[-1]
+            question, speaker = parse_line(line), chat.speakers[-1]
             record = chat.question(question["text"]) if "text" in question else question
             say(prompt=chat.rendered(speaker, record))
             began = time.monotonic()

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tuneloop.core.confined import leads_into
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import build_config, inside, lock_folder, read_jsonl, write_text
+from tuneloop.core.foreign import file_bytes
 from tuneloop.evaluation.suite import MustPass, load_suite
 from tuneloop.web.sources import Sources
 
@@ -22,6 +24,7 @@ def suites_of(sources: Sources) -> dict[str, Path]:
         for folder in sources.index.folders
         for pattern in ("*suite*.yaml", "suites/*.yaml")
         for path in sorted(folder.glob(pattern))
+        if leads_into(path, sources.index.folders)
     }
 
 
@@ -40,8 +43,8 @@ def add_to_suite(path: Path, row: Mapping[str, Any]) -> bool:
                 what = "There is a file of rows that the suite does not name"
                 raise UserError(what, where=str(file), next_step=f"add a line to the suite: must_pass_file: {ROWS}")
             file.touch()
-            write_text(path, f"{path.read_text(encoding='utf-8').rstrip()}\nmust_pass_file: {ROWS}\n")
+            write_text(path, f"{file_bytes(path, 'yaml').decode().rstrip()}\nmust_pass_file: {ROWS}\n")
         if values in [*read_jsonl(file)]:
             return False
-        write_text(file, f"{file.read_text(encoding='utf-8')}{json.dumps(values, ensure_ascii=False)}\n")
+        write_text(file, f"{file_bytes(file, 'json').decode()}{json.dumps(values, ensure_ascii=False)}\n")
     return True

@@ -35,7 +35,7 @@ POISON: list[tuple[str | bytes, str, str | None]] = [
     ('{"custom_id": "a", "body": {"max_tokens": 1' + "0" * 400 + "}}", "invalid_json_line", "a"),
     ('{"custom_id": "a", "body": {"temperature": 1e999}}', "invalid_json_line", "a"),
     ('{"custom_id": "a", "body": {"n": -1e999}}', "invalid_json_line", "a"),
-    ('{"custom_id": "a", "body": {"x": 1' + "0" * 9000 + "}}", "invalid_json_line", None),
+    ('{"custom_id": "a", "body": {"x": 1' + "0" * 9000 + "}}", "invalid_json_line", "a"),
     ('{"custom_id": "a", "body": {"user": "\\ud800"}}', "invalid_json_line", "a"),
     ('{"custom_id": "\\udfff", "body": {}}', "invalid_json_line", None),
     ('{"custom_id": "a", "body": {"x": Infinity}}', "invalid_json_line", "a"),

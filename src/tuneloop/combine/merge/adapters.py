@@ -17,7 +17,7 @@ from tuneloop.core.files import (
     write_bytes,
     write_json,
 )
-from tuneloop.core.foreign import opened_safetensors
+from tuneloop.core.foreign import BeyondLimits, load_safetensors, opened_safetensors
 from tuneloop.models import peft_layout as peft
 from tuneloop.models.trained import OWN
 
@@ -108,7 +108,7 @@ class Adapter:
         try:
             with user_errors_of_the_disk(file):
                 return opened_safetensors(file)
-        except SafetensorError as error:
+        except (SafetensorError, BeyondLimits) as error:
             raise self._refused(f"The adapter file is damaged: {error}", "restore it, or train again") from None
 
     def _refused(self, what: str, step: str) -> UserError:
@@ -179,12 +179,12 @@ def random_adapter(like: Adapter, out: Path, seed: int) -> Adapter:
     It has the shapes of another adapter and, in each matrix, normal entries of the same root mean square.
     """
     import torch
-    from safetensors.torch import load_file, save
+    from safetensors.torch import save
 
     generator = torch.Generator().manual_seed(seed)
     state = {
         name: torch.randn(tensor.shape, generator=generator) * tensor.float().square().mean().sqrt()
-        for name, tensor in sorted(load_file(like.folder / peft.WEIGHTS).items())
+        for name, tensor in sorted(load_safetensors(like.folder / peft.WEIGHTS).items())
     }
     write_bytes(out / peft.WEIGHTS, save(state, metadata={"format": "pt"}))
     write_json(out / peft.SETTINGS, like.settings)

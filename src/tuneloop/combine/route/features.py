@@ -16,11 +16,13 @@ import numpy as np
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import cache_folder, sha256_file, write_bytes
+from tuneloop.core.foreign import load_safetensors
 from tuneloop.core.threads import use_threads
 from tuneloop.core.ui import progress, without_bars
-from tuneloop.evaluation.classical import minilm_folder, minilm_tokenizer
+from tuneloop.evaluation.classical import minilm_folder
 from tuneloop.evaluation.metrics.text import embedder
 from tuneloop.models.load import Model, load_model
+from tuneloop.models.template import read_tokenizer
 from tuneloop.records.router import Features
 
 if TYPE_CHECKING:
@@ -121,7 +123,7 @@ class StaticVectors:
 
     @cached_property
     def _tokenizer(self) -> Any:
-        return minilm_tokenizer(self.folder)
+        return read_tokenizer(self.folder)
 
     def __call__(self, texts: Sequence[str]) -> Array:
         """Vectors (texts, 384); of a text without a known word, zeros."""
@@ -139,13 +141,13 @@ def open_static_vectors(folder: Path) -> StaticVectors:
     Raises UserError: the cache can't be written.
     """
     from safetensors import SafetensorError
-    from safetensors.numpy import load_file, save
+    from safetensors.numpy import save
 
     weights = next(iter(sorted(folder.glob("*.safetensors"))), folder / "config.json")
     file = cache_folder() / f"static-vectors-{VERSION}-{sha256_file(weights)[:12]}.safetensors"
     try:
-        return StaticVectors(folder, load_file(file)["table"])
-    except (OSError, KeyError, SafetensorError):  # not there, or damaged: it is made (again)
+        return StaticVectors(folder, load_safetensors(file, "np")["table"])
+    except (OSError, KeyError, ValueError, SafetensorError):  # not there, or damaged: it is made (again)
         pass
     table = _table(folder)
     write_bytes(file, save({"table": table}))

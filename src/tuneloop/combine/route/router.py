@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_bytes
+from tuneloop.core.foreign import load_safetensors
 from tuneloop.core.stats.intervals import auroc
 from tuneloop.core.stats.tests import wilson_interval
 from tuneloop.records.merge import Share
@@ -79,14 +80,13 @@ class Router:
 def load_router(folder: Path) -> Router:
     """A fitted router. Raises UserError: none was fitted, or its files are damaged."""
     from safetensors import SafetensorError
-    from safetensors.numpy import load_file
 
     if not (folder / RouterRecord.file).is_file():
         raise UserError("There is no fitted router here", where=str(folder), next_step="tuneloop route fit first")
     record = read_record(RouterRecord, folder)
     try:
-        return Router(record, load_file(folder / NUMBERS))
-    except (OSError, SafetensorError) as error:
+        return Router(record, load_safetensors(folder / NUMBERS, "np"))
+    except (OSError, ValueError, SafetensorError) as error:
         what = f"The router's numbers can't be read: {error}"
         raise UserError(what, where=str(folder / NUMBERS), next_step=RouterRecord.again) from None
 

@@ -7,7 +7,6 @@ are not) is decided by the checks; a flag only notes the sign, such as an answer
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from bisect import bisect_right
 from collections import Counter
@@ -18,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from tuneloop.core.foreign import parse_json
 from tuneloop.core.units import counted
 from tuneloop.data.clean.language import detect_language
 from tuneloop.data.clean.pii.credentials import keys
@@ -292,7 +292,7 @@ def _unclosed(answer: str) -> bool:
     if answer[0] in "{[" and answer[-1] not in "}])" and len(answer) > 1:
         if answer[:2] in ('{"', '["', "[{", "[[") or answer[0] == "{":
             try:
-                json.loads(answer)
+                parse_json(answer)
             except ValueError:
                 return True
         return answer[0] == "[" and "]" not in answer

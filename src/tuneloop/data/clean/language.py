@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import gzip
 import importlib.util
-import json
 import re
 from collections.abc import Mapping
 from functools import cache
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.foreign import parse_json
 
 UNDETERMINED = "und"  # ISO 639-2 for a text without a language
 
@@ -158,7 +158,7 @@ def _enough_words(words: str, letters: int, least: int = MIN_WORDS) -> bool:
 
 def _is_json(text: str) -> bool:
     with contextlib.suppress(ValueError, RecursionError):
-        return text.lstrip()[:1] in ("{", "[") and json.loads(text) is not None
+        return text.lstrip()[:1] in ("{", "[") and parse_json(text) is not None
     return False
 
 
@@ -216,7 +216,7 @@ _PART = 4  # letters of a word in a longer one: shorter ones are found in everyt
 def known_words(language: str) -> Mapping[str, int]:
     """The words of a language, in lower case without apostrophes, and how often each occurs; 160,000 English ones."""
     words = resources.files("spellchecker").joinpath("resources", f"{language}.json.gz").read_bytes()
-    frequencies: dict[str, int] = json.loads(gzip.decompress(words))
+    frequencies: dict[str, int] = parse_json(gzip.decompress(words))
     for word in [word for word in frequencies if "'" in word or not word.isascii()]:
         plain = word.casefold().replace("'", "").replace("’", "")
         if plain != word:

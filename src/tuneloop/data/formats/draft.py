@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import json
 import math
 import re
 from collections import Counter
@@ -16,6 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tuneloop.core.foreign import parse_json
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.formats.turns import (
     PLAIN_KEYS,
@@ -146,7 +146,7 @@ def as_value(value: Any) -> Any:
     """A value, read where it is an object or array in JSON."""
     if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
         try:
-            return json.loads(value)
+            return parse_json(value)
         except (ValueError, RecursionError):
             return value
     return value

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tuneloop.core.foreign import parse_json
 from tuneloop.data.sources.parse import json_type
 from tuneloop.models.reasoning import is_headless, split_reasoning
 from tuneloop.records.rows import Message
@@ -86,7 +87,7 @@ def from_json(value: Any, where: str) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
+        return parse_json(value)
     except (ValueError, RecursionError):
         raise Refused("broken_json", f"{where} is not valid JSON") from None
 
@@ -270,7 +271,7 @@ def _arguments(value: Any, place: int) -> str:
     if value is None or (isinstance(value, str) and not value.strip()):
         return "{}"
     try:
-        parsed = json.loads(value) if isinstance(value, str) else value
+        parsed = parse_json(value) if isinstance(value, str) else value
     except (ValueError, RecursionError):
         raise Refused("bad_arguments", f"turn {place}: {short(value)} is not valid JSON") from None
     if not isinstance(parsed, dict):
@@ -581,7 +582,7 @@ def _is_error_object(text: str) -> bool:
     if len(text) > 20_000:
         return False
     try:
-        value = json.loads(text)
+        value = parse_json(text)
     except (ValueError, RecursionError):
         return len(text) < 3000 and _ERROR_OBJECT.match(text) is not None
     if isinstance(value, list):

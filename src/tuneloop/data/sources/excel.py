@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.core.errors import UserError, did_you_mean
+from tuneloop.core.foreign import LIMITS, BeyondLimits, opened_zip
 from tuneloop.data.sources import parse
 from tuneloop.records.rows import Reject
 
 KINDS = (".xlsx", ".xlsm", ".xlsb", ".xls", ".ods")
 ROWS = 2000  # of a chunk
-MOST_UNPACKED = 1 << 30  # bytes of a file's parts: a sheet is read as a whole
 
 
 def excel_chunks(file: parse.SourceFile, max_expansion: float) -> Iterator[parse.Chunk]:
@@ -58,9 +58,13 @@ def excel_chunks(file: parse.SourceFile, max_expansion: float) -> Iterator[parse
 def _refuse_expansion(file: parse.SourceFile, size: int, max_expansion: float) -> None:
     if not zipfile.is_zipfile(file.path):
         return  # .xls is packed in no way
-    with zipfile.ZipFile(file.path) as parts:
-        unpacked = sum(part.file_size for part in parts.infolist())
-    if unpacked > MOST_UNPACKED or unpacked > max(max_expansion * size, 64 << 20):
+    try:
+        with opened_zip(file.path) as parts:
+            unpacked = sum(part.file_size for part in parts.infolist())
+    except BeyondLimits as error:
+        what = f"The spreadsheet is refused: {error}"
+        raise UserError(what, where=file.name, next_step="save the sheet as CSV") from None
+    if unpacked > LIMITS["sheet"].bytes or unpacked > max(max_expansion * size, 64 << 20):
         what = f"The spreadsheet unpacks to {unpacked >> 20:,} MiB, {unpacked / size:,.0f} times its size"
         raise UserError(what, where=file.name, next_step="save the sheet as CSV")
 

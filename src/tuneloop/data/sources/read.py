@@ -9,7 +9,6 @@ import atexit
 import contextlib
 import functools
 import glob
-import json
 import os
 import re
 import shutil
@@ -23,6 +22,7 @@ from typing import Any, TextIO
 from tuneloop.core.confined import refuse_outside
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import nearest_path, user_errors_of_the_disk
+from tuneloop.core.foreign import file_bytes, parse_json
 from tuneloop.core.urls import is_url
 from tuneloop.data.sources import excel
 from tuneloop.data.sources.chunks import chunks, guessed_file
@@ -212,8 +212,8 @@ def dataset_info(folder: Path | str) -> dict[str, dict[str, Any]]:
     """
     path = Path(folder)
     try:
-        described = json.loads((path if path.name == INFO else path / INFO).read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError):
+        described = parse_json(file_bytes(path if path.name == INFO else path / INFO, "json"))
+    except (OSError, ValueError):
         return {}
     entries = described.items() if isinstance(described, dict) else ()
     return {n: about for n, about in entries if isinstance(about, dict) and isinstance(about.get("file_name"), str)}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from tuneloop.core.errors import UserError
@@ -30,9 +30,8 @@ def read(place: str, value: Any) -> list[ForeignEvaluation]:
 
 def read_zip(place: str) -> list[ForeignEvaluation]:
     """A log as a zip; samples are read one at a time."""
-    zip_file = _zip_reader(place)
     try:
-        with zip_file(place) as log:
+        with _opened(place) as log:
             names = log.namelist()
             header = next((n for n in ("header.json", "_journal/start.json") if n in names), "")
             if not header:
@@ -55,17 +54,20 @@ def _further(log: Any, name: str, names: Sequence[str]) -> dict[str, Any]:
     return {"metadata": parse_json(log.read(file))} if name.endswith("/sample.json") and file in names else {}
 
 
-def _zip_reader(place: str) -> Any:
-    """Zip files whose members may be compressed with Zstandard, which Python has from 3.14 on."""
+@contextmanager
+def _opened(place: str) -> Iterator[Any]:
+    """A zip file whose members may be compressed with Zstandard, which Python has from 3.14 on."""
     with opened_zip(place) as log:
         if all(member.compress_type != 93 for member in log.infolist()):  # 93: Zstandard
-            return zipfile.ZipFile
+            yield log
+            return
     try:
         from backports.zstd import zipfile as with_zstd
     except ImportError:
         what = "Reading this log needs backports.zstd, which is not installed"
         raise UserError(what, where=place, next_step="pip install backports.zstd") from None
-    return with_zstd.ZipFile
+    with opened_zip(place, with_zstd.ZipFile) as log:
+        yield log
 
 
 def _evaluation(place: str, header: Mapping[str, Any], samples: Iterable[Any]) -> ForeignEvaluation:

@@ -13,6 +13,7 @@ from typing import Any
 from tuneloop.core.bounded_work import TooMuchWork
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json
+from tuneloop.core.foreign import parse_json
 from tuneloop.core.json_schema import CHECK_SECONDS, check_fit, schema_problem, validator_of
 from tuneloop.core.lazy import np
 from tuneloop.core.stats.intervals import Array, Statistics, ratio
@@ -40,7 +41,7 @@ def parse(text: str) -> Any:
     if len(text) > LONGEST:
         raise ValueError("too long")
     try:
-        return json.loads(text, parse_constant=refuse)
+        return parse_json(text, parse_constant=refuse)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 

@@ -25,6 +25,7 @@ from tuneloop.core.files import (
     wait_for_lock,
     write_jsonl,
 )
+from tuneloop.core.foreign import parse_line
 from tuneloop.evaluation.metrics.text import token_f1
 from tuneloop.evaluation.results import read_evaluation
 from tuneloop.records import review as records
@@ -273,7 +274,7 @@ def read_votes(path: Path | str) -> tuple[list[Vote], int]:
     votes, damaged = [], 0
     for line in filter(bytes.strip, lines):
         try:
-            votes.append(as_line(Vote, json.loads(line), str(path), "vote again"))
+            votes.append(as_line(Vote, parse_line(line), str(path), "vote again"))
         except (ValueError, RecursionError, UserError):
             damaged += 1
     return votes, damaged

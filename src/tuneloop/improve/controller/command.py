@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import math
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import build_config, lock_folder, nearest_path, plain, read_yaml
+from tuneloop.core.foreign import parse_json
 from tuneloop.core.ids import utc_now
 from tuneloop.core.parent import environment_of_child
 from tuneloop.core.python_file import trust_code
@@ -86,7 +86,7 @@ def run_command(words: Sequence[str]) -> tuple[int, dict[str, Any]]:
     command = [sys.executable, "-m", "tuneloop", *words, "--json"]
     process = subprocess.run(command, stdout=subprocess.PIPE, check=False, env=environment_of_child())
     try:
-        result = json.loads(process.stdout.decode("utf-8", "replace").strip().splitlines()[-1])
+        result = parse_json(process.stdout.decode("utf-8", "replace").strip().splitlines()[-1])
     except (ValueError, IndexError):
         result = {}
     return process.returncode, result if isinstance(result, dict) else {}

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import sys
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.foreign import parse_json
 from tuneloop.core.ids import clock
 from tuneloop.core.parent import environment_of_child
 from tuneloop.core.ui import say
@@ -121,7 +121,7 @@ async def compare(config: ServeConfig, model: str, until: str) -> str:
         await child.wait()
         raise
     try:
-        report = json.loads(out)
+        report = parse_json(out)
         return str(report["summary"][0] if "summary" in report else report["error"]["what"])
     except (ValueError, KeyError, IndexError, TypeError):
         return f"tuneloop monitor ended with {child.returncode}"

@@ -14,10 +14,12 @@ import sys
 import threading
 from typing import Any
 
+from tuneloop.core.foreign import parse_json
+
 
 def main() -> None:
     """Serve until the parent ends."""
-    settings = json.loads(sys.stdin.readline())
+    settings = parse_json(sys.stdin.readline())
     threading.Thread(target=_end_with_input, daemon=True).start()
     import xllamacpp
 

@@ -41,6 +41,7 @@ import orjson
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import sha256_file, user_errors_of_the_disk
+from tuneloop.core.foreign import fast_json, parse_line
 from tuneloop.inference.grammar import compile_problem
 from tuneloop.inference.labels import best_label
 from tuneloop.inference.llamacpp import ENGINE, LlamaCpp, cores, error_from, need_llamacpp, need_wheel, spawn
@@ -200,7 +201,7 @@ class LlamaCppEngine(RenderingEngine):
                 if not line:
                     raise self._error(f"llama.cpp ended at its start (exit status {process.wait()})")
                 try:
-                    return str(json.loads(line)["address"])
+                    return str(parse_line(line)["address"])
                 except (ValueError, KeyError, TypeError):
                     raise self._error(f"llama.cpp said {line.strip()[:60]!r} at its start, and no address") from None
 
@@ -359,7 +360,7 @@ class LlamaCppEngine(RenderingEngine):
             async with aclosing(self._wire().events("/completion", _json(body))) as events:
                 async for data in events:
                     self._heard = time.monotonic()
-                    event = orjson.loads(data)
+                    event = fast_json(data)
                     if not answer.before and "timings" in event:  # in later turns the answer itself was read before
                         answer.cached = int(event["timings"].get("cache_n") or 0)
                     for update in answer.read(event) if not answer.over else ():
@@ -433,7 +434,7 @@ class LlamaCppEngine(RenderingEngine):
         body |= {"stream": False, "id_slot": slot, "n_predict": tokens}
         began = await self._turns.begin(request.adapter, reads=not tokens)
         try:
-            return dict(orjson.loads(await self._wire().post("/completion", _json(body))))
+            return dict(fast_json(await self._wire().post("/completion", _json(body))))
         finally:
             self._turns.end(request.adapter, began, reads=not tokens)
 

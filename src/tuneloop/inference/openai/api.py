@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tuneloop.core.foreign import parse_json
 from tuneloop.inference.request import Request
 from tuneloop.models.adapters import ATTACHED, BASE
 from tuneloop.models.reasoning import split_reasoning
@@ -52,7 +53,7 @@ def read_reply(text: str) -> Completion | None:
     """
     value: Any = None
     try:
-        value = json.loads(text)
+        value = parse_json(text)
         choice = value["choices"][0]
         message = choice["message"]
         content, calls = message.get("content"), message.get("tool_calls")
@@ -102,7 +103,7 @@ def reasoning_of(message: Mapping[str, Any]) -> str:
 
 def _parsed(arguments: Any) -> Any:
     try:
-        return json.loads(arguments) if isinstance(arguments, str) else arguments
+        return parse_json(arguments) if isinstance(arguments, str) else arguments
     except ValueError:
         return arguments
 

@@ -19,6 +19,7 @@ from uuid import uuid4
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import replacing
+from tuneloop.core.foreign import parse_json
 from tuneloop.core.ui import say
 from tuneloop.core.urls import masked, split_login
 from tuneloop.inference import allowance, timeouts
@@ -225,7 +226,7 @@ class Service:
 
 def _object(body: bytes, path: str) -> dict[str, Any]:
     try:
-        value = json.loads(body)
+        value = parse_json(body)
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):

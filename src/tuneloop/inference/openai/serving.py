@@ -28,6 +28,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.foreign import parse_json
 from tuneloop.core.units import counted
 from tuneloop.core.urls import masked, split_login
 from tuneloop.inference.label_search import MOST_BRANCHES, Reading, Unconstrained, search_labels
@@ -164,8 +165,8 @@ class EndpointEngine(RenderingEngine):
         """What the server answers to a GET, or to a body; else an error of `UNREADABLE`."""
         assert self._wire is not None
         if body is None:
-            return json.loads(await self._wire.get(path, within))
-        return json.loads(await self._wire.post(path, json.dumps(body).encode(), within))
+            return parse_json(await self._wire.get(path, within))
+        return parse_json(await self._wire.post(path, json.dumps(body).encode(), within))
 
     async def _ready(self) -> dict[str, Any]:
         until, why = time.monotonic() + self._settings.start_within, ""
@@ -397,7 +398,7 @@ class EndpointEngine(RenderingEngine):
                 return
             async with aclosing(self._wire.events(place, json.dumps(body).encode())) as events:
                 async for data in events:
-                    if data and data != b"[DONE]" and (piece := answer.read(json.loads(data))):
+                    if data and data != b"[DONE]" and (piece := answer.read(parse_json(data))):
                         yield Update(piece)
         except HttpRefused as error:
             word = "busy" if is_busy(error.status, error.retry_after) else REFUSALS.get(error.status, "engine")
@@ -501,7 +502,7 @@ def only_model(urls: Sequence[str], key: str, login: tuple[str, str] | None = No
         try:
             place, own_login = split_login(url.rstrip("/").removesuffix("/v1"))
             answer = fetched(Wire(place, key, proxies=True, login=own_login or login), "/v1/models", MODELS_WITHIN)
-            models = json.loads(answer)["data"]
+            models = parse_json(answer)["data"]
             models = [each for each in models if each.get("task") != "embed"]
             models = [each for each in models if not each.get("parent")] or models  # vLLM's adapters have one
             names = [str(each["id"]) for each in models]

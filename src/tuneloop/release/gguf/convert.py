@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import user_errors_of_the_disk
+from tuneloop.core.foreign import parse_json
 from tuneloop.core.ui import progress
 from tuneloop.core.units import counted
 from tuneloop.models.families import PATTERN, reads_text
@@ -297,7 +297,7 @@ def vocabulary(template: Template, size: int) -> dict[str, Any]:
         UserError: a tokenizer that llama.cpp would read differently, or one with more tokens than the model.
     """
     tokenizer = template.tokenizer
-    rules = json.loads(tokenizer.to_str())
+    rules = parse_json(tokenizer.to_str())
     by_pieces = bool(rules["model"].get("byte_fallback"))
     kind: dict[str, Any] = _pieces(rules) if by_pieces else {"model": "gpt2", "pre": pre_tokenizer_of(tokenizer)}
     added = tokenizer.get_added_tokens_decoder()

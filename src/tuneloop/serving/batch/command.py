@@ -20,6 +20,7 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import replacing, sha256_file, user_errors_of_the_disk
+from tuneloop.core.foreign import parse_line
 from tuneloop.core.ray.actors import asked_actors, usual_actors
 from tuneloop.core.ray.cluster import address_of, on_ray, whole_path
 from tuneloop.core.ui import progress, quiet, say
@@ -191,7 +192,7 @@ def is_request_file(path: Path) -> bool:
     with path.open("rb") as file:
         for raw in itertools.islice(filter(bytes.strip, iter(lambda: file.readline(LONGEST), b"")), FIRST):
             with contextlib.suppress(ValueError, RecursionError):
-                value = json.loads(raw)
+                value = parse_line(raw)
                 if isinstance(value, dict) and "custom_id" in value and "body" in value:
                     return True
     return False

@@ -10,7 +10,6 @@ the disk is taken back as a whole; see `core.journal`.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import time
 from array import array
@@ -27,6 +26,7 @@ import orjson
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import user_errors_of_the_disk
+from tuneloop.core.foreign import fast_json, parse_json
 from tuneloop.core.journal import JournalFile
 from tuneloop.core.json_schema import MOST_DEPTH, too_deep
 from tuneloop.records.record import JsonSteps, latest, upgraded
@@ -190,7 +190,7 @@ class BatchFile:
             if raw is None:
                 return faulty("line_too_long", f" is longer than {self.most_bytes / 1e6:g} MB")
             try:  # as bodies of requests are read: strict, and no deeper than can be written again
-                value = orjson.loads(raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw)
+                value = fast_json(raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw)
                 if too_deep(raw, value):
                     raise ValueError(f"it is nested in more than {MOST_DEPTH} levels")
             except ValueError as error:
@@ -249,7 +249,7 @@ def any_twice(hashes: array[int]) -> bool:
 def _id_of(raw: bytes) -> str | None:
     """The `custom_id` of a line that is refused, so that its error can be matched; None: it can't be read."""
     with suppress(ValueError, RecursionError, AttributeError):
-        name = json.loads(raw.decode("utf-8", "replace")).get("custom_id")
+        name = parse_json(raw.decode("utf-8", "replace"), "line", parse_int=str).get("custom_id")
         if isinstance(name, str) and 0 < len(name) <= MOST_ID and name.encode():
             return name
     return None
@@ -284,7 +284,7 @@ def journaled(journal: Path) -> set[str]:
         for raw in file:
             if b'"requests":' in raw and raw.endswith(b"\n"):
                 with suppress(ValueError, AttributeError, TypeError):
-                    ids |= set(orjson.loads(raw).get("requests") or ())
+                    ids |= set(fast_json(raw).get("requests") or ())
     return ids
 
 
@@ -351,7 +351,7 @@ class Journal:
         raise UserError("The journal of a batch was changed while it was at work", where=str(self.path))
 
     def _read(self, raw: bytes) -> dict[str, Any]:
-        value = upgraded(orjson.loads(raw), self.steps, "this journal", str(self.path))
+        value = upgraded(fast_json(raw), self.steps, "this journal", str(self.path))
         value.pop("version", None)
         return value
 

@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import orjson
-
 from tuneloop.core.bounded_work import WORK, TooMuchWork
+from tuneloop.core.foreign import LIMITS, fast_json, parse_json
 from tuneloop.core.json_schema import MOST_DEPTH, too_deep
 from tuneloop.serving.http.api_request import ApiError
 
-AT_ONCE = 65_536  # bytes of a body that is read at once
-PARTS_AT_ONCE = 10_000  # quotes and brackets of such a body
-MOST_PARTS = 50_000  # objects, lists and texts of a body; numbers are not counted: prompts may be token ids
-SECONDS = 2.0  # of a processor for one body
+AT_ONCE, PARTS_AT_ONCE = LIMITS["at once"].bytes, LIMITS["at once"].nodes  # parts: quotes and brackets
+MOST_PARTS, SECONDS = LIMITS["body"].nodes, LIMITS["body"].seconds  # parts: objects, lists and texts
 
 
 async def json_object(raw: bytes) -> dict[str, Any]:
@@ -26,13 +23,13 @@ async def json_object(raw: bytes) -> dict[str, Any]:
     if len(raw) <= AT_ONCE and sum(map(raw.count, (b'"', b"[", b"{"))) <= PARTS_AT_ONCE:
         return _read(raw)
     try:
-        fault = json.loads(await WORK.result(check_job, raw, seconds=SECONDS))
+        fault = parse_json(await WORK.result(check_job, raw, seconds=SECONDS))
     except TooMuchWork:
         fault = 413, "Reading the request takes too long: send less", "request_too_large"
     if fault:
         status, message, code = fault
         raise ApiError(status, message, code=code)
-    value: dict[str, Any] = orjson.loads(raw)
+    value: dict[str, Any] = fast_json(raw)
     return value
 
 
@@ -60,7 +57,7 @@ def check_job(raw: bytes) -> bytes:
 
 def _read(raw: bytes) -> dict[str, Any]:
     try:
-        value = orjson.loads(raw)
+        value = fast_json(raw)
     except ValueError as error:
         raise ApiError(400, f"The body is not valid JSON: {error}"[:300], code="invalid_json") from None
     except RecursionError:

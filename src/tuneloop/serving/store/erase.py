@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import json
 import re
 import secrets
 from collections import defaultdict
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.foreign import parse_json
 from tuneloop.core.ids import utc_now, uuid7
 from tuneloop.core.text import storable
 from tuneloop.records.server import Decision
@@ -97,7 +97,7 @@ def _folded_texts(match: str, also: Sequence[str]) -> tuple[str, ...]:
 def _holds(values: Sequence[str | None], texts: Sequence[str]) -> bool:
     for value in filter(None, values):
         try:
-            words = words_of(json.loads(value)) if value[0] in '[{"' else folded(value)
+            words = words_of(parse_json(value)) if value[0] in '[{"' else folded(value)
         except (ValueError, RecursionError):
             words = folded(value)
         if any(text in words for text in texts):

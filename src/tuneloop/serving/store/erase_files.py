@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import json
 import os
 import re
 import time
@@ -20,6 +19,7 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, replacing, write_json
+from tuneloop.core.foreign import parse_line
 from tuneloop.core.ids import utc
 from tuneloop.records.dataset import MANIFEST
 from tuneloop.records.server import ServerState
@@ -83,7 +83,7 @@ class Whose:
         if not raw.strip():
             return False
         try:
-            value = json.loads(raw)
+            value = parse_line(raw)
             return self.has(value) if isinstance(value, dict | list) else self.is_in(str(value))
         except (ValueError, RecursionError):
             return self.is_in(raw.decode("utf-8", "replace"))
@@ -227,7 +227,7 @@ def _state(path: Path) -> dict[str, Any]:
 def _number(raw: bytes) -> int | None:
     """The number of the row that a line of a journal or a result is about."""
     try:
-        value = json.loads(raw)
+        value = parse_line(raw)
         return int(value["number"] if "number" in value else str(value["id"]).removeprefix("batch_req_"))
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
@@ -368,7 +368,7 @@ def expire_files(folder: Path, before: Callable[[str], float | None], content: s
 
     def is_old_letter(_: int, raw: bytes) -> bool:
         with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
-            letter = json.loads(raw)
+            letter = parse_line(raw)
             limit = before(str((letter.get("record") or {}).get("key") or ""))
             return limit is not None and letter["time"] < utc(limit)
         return False

@@ -19,6 +19,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
+from tuneloop.core.confined import leads_into
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import lock_folder, read_json, write_json
 from tuneloop.core.ids import uuid7
@@ -307,7 +308,7 @@ def _folders(roots: Sequence[Path | str]) -> Iterator[tuple[Path, list[str]]]:
     """Folders below the roots, each once, with the names of their files."""
     paths = list(dict.fromkeys(map(Path, roots)))
     for root in paths:
-        if any(root != other and root.resolve().is_relative_to(other.resolve()) for other in paths):
+        if any(root != other and leads_into(root, [other]) for other in paths):
             continue
         for place, folders, names in os.walk(root):
             deep = len(Path(place).relative_to(root).parts) >= DEEPEST

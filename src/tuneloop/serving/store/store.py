@@ -19,6 +19,7 @@ import orjson
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import make_private, user_errors_of_the_disk
+from tuneloop.core.foreign import parse_json
 from tuneloop.core.text import storable
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.record import latest, read_record
@@ -317,7 +318,7 @@ def _read(
     order = "number" if kind is Decision else "CAST(id AS TEXT)" if since or until else "id"
     for row in connection.read(f"{query} ORDER BY {order}", [*(v for _, v in bounds if v), *values]):
         pairs = zip(columns.items(), row, strict=True)
-        yield {name: json.loads(v) if type_ == "JSON" and v is not None else v for (name, type_), v in pairs}
+        yield {name: parse_json(v) if type_ == "JSON" and v is not None else v for (name, type_), v in pairs}
 
 
 def last_routes(connection: Database, most: int = 10_000) -> dict[tuple[str, str], str]:

@@ -21,6 +21,7 @@ import orjson
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import user_errors_of_the_disk
+from tuneloop.core.foreign import parse_line
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.record import as_record, latest
 from tuneloop.records.request import StoredRequest, as_request
@@ -153,7 +154,7 @@ def read_spilled(path: Path) -> tuple[list[Stored], list[BadLine]]:
     journals: dict[str, set[str]] = {}
     for line in filter(lambda line: line.strip(b" \0"), path.read_bytes().splitlines()):
         try:
-            table, value, *held = json.loads(line)
+            table, value, *held = parse_line(line)
             record = _READERS[table](value, path.name)
             for journal in held:
                 if journal not in journals:

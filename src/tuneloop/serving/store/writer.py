@@ -25,6 +25,7 @@ import orjson
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import make_private, user_errors_of_the_disk
+from tuneloop.core.foreign import parse_json
 from tuneloop.core.ids import utc_now
 from tuneloop.core.ui import bound_say
 from tuneloop.core.units import counted, verb
@@ -309,7 +310,7 @@ class StoreWriter:
                 line = json.dumps({**letter, "line": what})
             else:
                 record = self._ready(what) if isinstance(what, _Waiting) else what
-                line = json.dumps({**letter, "table": TABLES[type(record)], "record": json.loads(json_of(record))})
+                line = json.dumps({**letter, "table": TABLES[type(record)], "record": parse_json(json_of(record))})
         except Exception:  # what can't be written as JSON at all
             name = getattr(what.record if isinstance(what, _Waiting) else what, "id", None)
             line = json.dumps({**letter, "id": name if isinstance(name, str) else None})

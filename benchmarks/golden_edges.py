@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import parse_qs, urlsplit
 
-HOSTS = ("baseten", "compose", "fireworks", "huggingface", "kubernetes", "modal", "ollama", "replicate",
-          "runpod", "sagemaker", "skypilot", "together")  # fmt: skip
-FORMS = {"fireworks": "adapter", "ollama": "gguf"}  # the others serve what was merged
+HOSTS = ("baseten", "compose", "huggingface", "kubernetes", "modal", "ollama", "replicate",
+          "runpod", "sagemaker", "together")  # fmt: skip
+FORMS = {"ollama": "gguf"}  # the others serve what was merged
 NOON = "2026-09-21T12:00:00Z"
 QUESTION, ANSWER = "Where is my parcel?", "It comes today."
 TURNS = [{"role": "user", "content": QUESTION}]

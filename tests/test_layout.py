@@ -78,9 +78,9 @@ TESTED_IN = {
     "web/test_serve.py": "cli.ui web.export",
     "serving/store/test_store.py": "core.ids",
     "deploy/hosts/test_hosts.py": "deploy.project_text deploy.hosts.baseten deploy.hosts.compose"
-    " deploy.hosts.fireworks deploy.hosts.huggingface deploy.hosts.kubernetes"
+    " deploy.hosts.huggingface deploy.hosts.kubernetes"
     " deploy.hosts.modal deploy.hosts.ollama deploy.hosts.replicate"
-    " deploy.hosts.runpod deploy.hosts.sagemaker deploy.hosts.skypilot deploy.hosts.together",
+    " deploy.hosts.runpod deploy.hosts.sagemaker deploy.hosts.together",
     "deploy/clusters/test_clusters.py": "deploy.clusters.kubernetes deploy.clusters.modal deploy.clusters.skypilot"
     " deploy.clusters.slurm deploy.clusters.torchrun",
     "deploy/test_skypilot_sdk.py": "deploy.launch",

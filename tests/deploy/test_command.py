@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -140,9 +141,10 @@ def test_a_classifier_s_adapter_is_served_as_it_was_evaluated(make_tuned: MakeTu
     data = {} if labels else {"input": "{text}", "output": "It is {label}.", "task": "generation"}
     run = make_tuned(data=data)
     assert cli("export", str(run), "--format", "adapter", "--out", "artifact", "--force").returncode == 0
-    done = cli("deploy", "artifact", "--to", "skypilot", "--hub", "a/b", "--priorities", "--dry-run", "--out", "mine")
+    done = cli("deploy", "artifact", "--to", "kubernetes", "--hub", "a/b", "--priorities", "--dry-run", "--out", "mine")
     assert done.returncode == 0, done.stderr
-    command = yaml.safe_load(Path("mine/service.yaml").read_text())["run"]
+    resources = {each["kind"]: each for each in yaml.safe_load_all(Path("mine/service.yaml").read_text())}
+    command = shlex.join(resources["Deployment"]["spec"]["template"]["spec"]["containers"][0]["command"])
     assert ("""--hf-overrides '{"head_dtype": "float32"}' --max-logprobs 128""" in command) == labels
     assert "--scheduling-policy priority" in command and "--tokenizer a/b" in command and "--max-loras 2" in command
     request = json.loads(Path("mine/request.json").read_text())

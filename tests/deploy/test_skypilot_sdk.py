@@ -1,8 +1,7 @@
-"""SkyPilot's own package starts a run or a service after its price and a yes; what fails leaves nothing that costs money."""
+"""SkyPilot's own package starts a run after its price and a yes; what fails leaves nothing that costs money."""
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import json
 import subprocess
@@ -46,22 +45,17 @@ def rows(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def start(cli: Cli, rows: Path, tiny_llama: Path, make_artifact: Callable[[str], Path]) -> Callable[..., Any]:
+def start(cli: Cli, rows: Path, tiny_llama: Path) -> Callable[..., Any]:
     """Run the command that starts something of a kind."""
-    artifact = functools.cache(lambda: str(make_artifact("merged")))
 
     def run(kind: str, *more: str, env: dict[str, str] = SECRETS) -> subprocess.CompletedProcess[str]:
-        if kind == "service":
-            words = ["deploy", artifact(), "--to", "skypilot", "--hub", "acme/tickets", "--name", "rows"]
-        else:
-            spot = ["--spot", "--bucket", "s3://acme"] if kind == "job" else []
-            words = ["run", str(rows), f"model={tiny_llama}", "--on", "skypilot", *spot]
-        return cli(*words, *more, env=env)
+        spot = ["--spot", "--bucket", "s3://acme"] if kind == "job" else []
+        return cli("run", str(rows), f"model={tiny_llama}", "--on", "skypilot", *spot, *more, env=env)
 
     return run
 
 
-KINDS = ("cluster", "job", "service")
+KINDS = ("cluster", "job")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -74,8 +68,8 @@ def test_it_is_started_with_its_secrets_after_the_price_is_said(
     assert sky.there == {"rows": kind}
     assert "AWS us-east-1 g6.xlarge now: $2 an hour" in done.stderr and "it is there" in done.stderr
     task = dict(sky.asked)["launch"]
-    assert task.secrets["HF_TOKEN"] == "hf_test" and ("VLLM_API_KEY" in task.secrets) == (kind == "service")
-    assert kind == "service" or Path(task.config["workdir"], "recipe.yaml").is_file()
+    assert task.secrets["HF_TOKEN"] == "hf_test"
+    assert Path(task.config["workdir"], "recipe.yaml").is_file()
     files = [path.read_text() for path in tmp_path.rglob("*") if path.suffix in (".yaml", ".json", ".md")]
     assert not any("hf_test" in text for text in files), "the secret is sent, not written"
 
@@ -92,8 +86,7 @@ def test_a_price_above_the_limit_starts_nothing(
     sky: StandInSky, start: Callable[..., Any], kind: str, usd: float | None
 ) -> None:
     sky.usd_per_hour = usd
-    limit = ("--max-usd-per-month", "5000") if kind == "service" else ("--max-usd", "1")
-    done = start(kind, "--yes", *limit)
+    done = start(kind, "--yes", "--max-usd", "1")
     assert done.returncode == 2 and "The limit is $" in done.stderr and "nothing was started" in done.stderr
     assert ("names no price" in done.stderr) == (usd is None)
     assert "launch" not in sky.names() and not sky.there
@@ -137,7 +130,7 @@ def test_a_start_that_fails_leaves_nothing(
     assert not sky.there and "api_cancel" in sky.names()
 
 
-@pytest.mark.parametrize(("kind", "undo"), [("cluster", "down"), ("job", "jobs.cancel"), ("service", "serve.down")])
+@pytest.mark.parametrize(("kind", "undo"), [("cluster", "down"), ("job", "jobs.cancel")])
 def test_where_undoing_fails_too_what_is_left_is_named_with_its_command(
     sky: StandInSky, start: Callable[..., Any], kind: str, undo: str
 ) -> None:
@@ -145,17 +138,14 @@ def test_where_undoing_fails_too_what_is_left_is_named_with_its_command(
     done = start(kind, "--yes")
     assert done.returncode == 2 and sky.there == {"rows": kind}
     assert f"still there, and perhaps paid: the {kind} rows" in done.stderr
-    assert {"cluster": "`sky down rows`", "job": "`sky jobs cancel -n rows`", "service": "`sky serve down rows`"}[kind] in done.stderr  # fmt: skip
+    assert {"cluster": "`sky down rows`", "job": "`sky jobs cancel -n rows`"}[kind] in done.stderr
 
 
-@pytest.mark.parametrize("kind", ["cluster", "service"])
-def test_what_is_there_already_is_neither_used_nor_taken_down(
-    sky: StandInSky, start: Callable[..., Any], kind: str
-) -> None:
-    sky.there["rows"] = kind
-    done = start(kind, "--yes")
-    assert done.returncode == 2 and f"There is a {kind} named rows already" in done.stderr
-    assert sky.there == {"rows": kind} and "launch" not in sky.names()
+def test_what_is_there_already_is_neither_used_nor_taken_down(sky: StandInSky, start: Callable[..., Any]) -> None:
+    sky.there["rows"] = "cluster"
+    done = start("cluster", "--yes")
+    assert done.returncode == 2 and "There is a cluster named rows already" in done.stderr
+    assert sky.there == {"rows": "cluster"} and "launch" not in sky.names()
 
 
 def test_of_managed_jobs_only_the_new_one_is_cancelled(sky: StandInSky, start: Callable[..., Any]) -> None:
@@ -192,8 +182,7 @@ from tuneloop.deploy import skypilot_sdk as ours
 sky = ours.load_sky()
 for call, arguments, named in [
     (sky.optimize, [0], {}), (sky.launch, [0], {"cluster_name": "a"}), (sky.jobs.launch, [0], {"name": "a"}),
-    (sky.serve.up, [0, "a"], {}), (sky.status, [["a"]], {}), (sky.serve.status, [["a"]], {}), (sky.down, ["a"], {}),
-    (sky.serve.down, [["a"]], {}), (sky.jobs.cancel, [], {"job_ids": [1]}), (sky.api_cancel, ["r"], {"silent": True}),
+    (sky.status, [["a"]], {}), (sky.down, ["a"], {}), (sky.jobs.cancel, [], {"job_ids": [1]}), (sky.api_cancel, ["r"], {"silent": True}),
     (sky.jobs.queue_v2, [], {"refresh": False, "skip_finished": True, "name_match": "a"}), (sky.get, ["r"], {}),
     (sky.stream_and_get, ["r"], {}), (sky.Task.from_yaml_config, [{}], {"secrets_overrides": []}), (sky.Dag.add, [0, 0], {}),
 ]:

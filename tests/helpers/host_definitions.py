@@ -27,22 +27,6 @@ SCHEMAS = {
         f"{RAW}/compose-spec/compose-spec/170098ba07d9f53c383a41bfd4c5166b0a4529a6/schema/compose-spec.json",
         "1f91e091f16b2dd50ab8860e02bb391d22df553d91c145eacedb1b6eff9c3f0e",
     ),
-    "inference-pool.yaml": (
-        f"{RAW}/kubernetes-sigs/gateway-api-inference-extension/992e5c292afb248801ce8d9234eb5b9d28eea231/config/crd/bases/inference.networking.k8s.io_inferencepools.yaml",
-        "55e0dbf39c50c4bbdd60106493a4573df4bb44479f9ce46762f1af718883e5cd",
-    ),
-    "http-route.yaml": (
-        f"{RAW}/kubernetes-sigs/gateway-api/8bb74df00e56ec8f944d48c25e6c1c9c2f6848e3/config/crd/standard/gateway.networking.k8s.io_httproutes.yaml",
-        "a424a0d6c953b162e71d1d97bb7e75012d8f1ac264e7274f2763d1b96ab39852",
-    ),
-    "picker-options.go": (
-        f"{RAW}/llm-d/llm-d-router/71f4f0999f95b96c49a9d0c4afbd18dfdb943c26/pkg/epp/server/options.go",
-        "515961b6785cbd0b5ec1a1ab561543e5c89b6e9d1732db4fdc7b2bda8c705d68",
-    ),
-    "picker-config.yaml": (
-        f"{RAW}/llm-d/llm-d-router/71f4f0999f95b96c49a9d0c4afbd18dfdb943c26/config/charts/routerlib/templates/_config.yaml",
-        "0a249727f3f9e80f4809ec951c27515c145529318b6f776fb816b1fdd8e63493",
-    ),
     "runpod-args.py": (
         f"{RAW}/runpod-workers/worker-vllm/7a925039a53a10eab38d1764eb717a2ea5bdee07/src/args_builder.py",
         "992f1bdc389061603c837bb0c3a78ec71d2ab2bfbcab29e72e647009e331c0ae",

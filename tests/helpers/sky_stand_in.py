@@ -132,13 +132,10 @@ class StandInSky:
         sky.status = lambda names: self._request("status", names, lambda: self._is_there("cluster", names[0]))  # type: ignore[attr-defined]
         sky.down = lambda name: self._request("down", name, lambda: gone(name))  # type: ignore[attr-defined]
         sky.api_cancel = lambda request, silent: self._request("api_cancel", request, lambda: [])  # type: ignore[attr-defined]
-        jobs, serve = ModuleType("sky.jobs"), ModuleType("sky.serve")
+        jobs = ModuleType("sky.jobs")
         jobs.launch = lambda task, name: self._make("job", name, task)  # type: ignore[attr-defined]
         jobs.queue_v2, jobs.cancel = queue, cancel_jobs  # type: ignore[attr-defined]
-        serve.up = lambda task, name: self._make("service", name, task)  # type: ignore[attr-defined]
-        serve.status = lambda names: self._request("serve.status", names, lambda: self._is_there("service", names[0]))  # type: ignore[attr-defined]
-        serve.down = lambda names: self._request("serve.down", names, lambda: gone(names[0]))  # type: ignore[attr-defined]
-        sky.jobs, sky.serve = jobs, serve  # type: ignore[attr-defined]
+        sky.jobs = jobs  # type: ignore[attr-defined]
         return sky
 
     def _cost(self, seconds: float) -> float:
@@ -150,6 +147,6 @@ class StandInSky:
 def installed(patch: pytest.MonkeyPatch, stand_in: StandInSky) -> StandInSky:
     """Make it the package that is imported."""
     sky = stand_in.module()
-    for name, module in {"sky": sky, "sky.jobs": sky.jobs, "sky.serve": sky.serve}.items():
+    for name, module in {"sky": sky, "sky.jobs": sky.jobs}.items():
         patch.setitem(sys.modules, name, module)
     return stand_in

@@ -16,7 +16,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json_object, write_json, write_text
 from tuneloop.deploy import deployment
 from tuneloop.deploy.hosts import Host, find_host, hosts, refuse_form
-from tuneloop.deploy.launch import Launch, Limit, launch_at, no_card
+from tuneloop.deploy.launch import Launch, launch_at, no_card
 from tuneloop.deploy.project_text import price_words, readme, request_text
 from tuneloop.deploy.record import HostedDeployment
 from tuneloop.models.names import SHORT_NAMES
@@ -104,7 +104,8 @@ def plan_deployment(folder: Path, options: deployment.DeployOptions) -> Project:
     files = {**host.project(job), "README.md": readme(host, job)}
     if request := request_text(host, job):
         files[deployment.REQUEST] = request
-    return Project(host, job, files, _launch(host, job, folder.resolve(), options.max_usd_per_month))
+    launch = launch_at(host, job, host.variables, environment={"ARTIFACT": str(folder.resolve())})
+    return Project(host, job, files, launch)
 
 
 def _refuse_price(job: deployment.ServingJob, host: Host, limit: float) -> None:
@@ -128,14 +129,6 @@ def write_project(project: Project, out: Path) -> Path:
             (out / name).chmod(0o755)
     write_json(out / HostedDeployment.file, project.record().to_json())
     return out
-
-
-def _launch(host: Host, job: deployment.ServingJob, folder: Path, most_usd: float) -> Launch:
-    """How a deployment of the artifact in a folder is started, and what that may cost."""
-    month = job.usd_a_month()
-    hours, planned = deployment.HOURS_A_MONTH * job.traffic.most, month[1] if month else None
-    limit = Limit(hours, "a month with the most replicas", planned, most_usd, "--max-usd-per-month")
-    return launch_at(host, job, limit, host.variables, {"ARTIFACT": str(folder)})
 
 
 def _size(folder: Path, manifest: ArtifactManifest, shape: ModelShape, context: int | None) -> deployment.Size:

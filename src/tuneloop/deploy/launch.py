@@ -44,7 +44,12 @@ class Launch:
 
 
 def launch_at(
-    place: JobSite[J], job: J, limit: Limit, variables: tuple[str, ...], environment: Mapping[str, str] | None = None
+    place: JobSite[J],
+    job: J,
+    variables: tuple[str, ...],
+    *,
+    environment: Mapping[str, str] | None = None,
+    limit: Limit | None = None,
 ) -> Launch:
     """How a job is started at a place."""
     (up, _), *_, (down, _) = place.commands(job)
@@ -67,7 +72,7 @@ def launch_after_yes(launch: Launch, folder: Path, question: str, yes: bool) -> 
         say(f"Nothing was started. Read {folder}/README.md, then: the same command with --yes")
         return
     sky = load_sky() if launch.sky else None
-    if sky is None or launch.sky is None:
+    if sky is None or launch.sky is None or launch.limit is None:
         if confirmed(question, yes):
             launch_by_commands(launch, folder)
         return
@@ -81,12 +86,9 @@ def launch_after_yes(launch: Launch, folder: Path, question: str, yes: bool) -> 
         say(f"up        it is there; {after}")
 
 
-def _say_offer(offer: Offer, limit: Limit | None) -> None:
+def _say_offer(offer: Offer, limit: Limit) -> None:
     """Say what SkyPilot takes now, and refuse it where that is more than the limit."""
     usd = offer.usd_per_hour
-    if limit is None:
-        say(f"price     {offer.words}" + ("" if usd is None else f": {usd_words(usd)} an hour"))
-        return
     total = None if usd is None else usd * limit.hours
     price = "it names no price"
     if usd is not None and total is not None:

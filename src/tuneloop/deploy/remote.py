@@ -97,7 +97,7 @@ def _launch(cluster: Cluster, job: ClusterJob, plan: Mapping[str, Any], most_usd
     variables = tuple(name for name in cluster.variables if job.gated or name != "HF_TOKEN")
     hours = plan["time"]["hours"]
     limit = Limit(hours, f"for {hours_words(hours)} of training", plan["cost"].get("usd"), most_usd, "--max-usd")
-    return launch_at(cluster, job, limit, variables)
+    return launch_at(cluster, job, variables, limit=limit)
 
 
 def _refuse_price(plan: Mapping[str, Any], cluster: Cluster, options: RemoteOptions, out: Path) -> None:

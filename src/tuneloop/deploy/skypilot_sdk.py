@@ -1,6 +1,6 @@
 """SkyPilot by its own package: what it offers now, starting it, and taking down what was begun where that fails.
 
-Written after skypilot 0.14's `sky`, `sky.jobs` and `sky.serve`: each call gives a request's id, `sky.get` its result.
+Written after skypilot 0.14's `sky` and `sky.jobs`: each call gives a request's id, `sky.get` its result.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tuneloop.core.ui import say
 
 WHERE = "SkyPilot"
 # What is taken down by name, and by which command.
-DOWN = {"cluster": "sky down", "job": "sky jobs cancel -n", "service": "sky serve down"}
+DOWN = {"cluster": "sky down", "job": "sky jobs cancel -n"}
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class SkyJob:
     """What is to be started."""
 
     file: str  # with the task, in the project's folder
-    name: str  # of the cluster, the managed job or the service
-    kind: Literal["cluster", "job", "service"]  # which of these it is
+    name: str  # of the cluster or the managed job
+    kind: Literal["cluster", "job"]  # which of these it is
     secrets: tuple[str, ...] = ()  # variables of the environment that are sent as secrets
 
     @property
@@ -44,7 +44,7 @@ class Offer:
     """What SkyPilot would take now."""
 
     words: str  # cloud, region and machine
-    usd_per_hour: float | None  # of all machines of a job, or of one replica; None: it names no price
+    usd_per_hour: float | None  # of all machines; None: it names no price
 
 
 def load_sky() -> Any | None:
@@ -55,8 +55,7 @@ def load_sky() -> Any | None:
     with contextlib.redirect_stdout(sys.stderr):
         try:
             sky = importlib.import_module("sky")
-            for name in ("sky.jobs", "sky.serve"):
-                importlib.import_module(name)
+            importlib.import_module("sky.jobs")
         except ImportError:  # another package of that name, or one that is broken
             return None
     return sky if hasattr(sky, "stream_and_get") else None
@@ -104,7 +103,7 @@ def start(sky: Any, job: SkyJob, folder: Path) -> None:
             if job.kind == "cluster":
                 request = sky.launch(task, cluster_name=job.name)
             else:
-                request = sky.jobs.launch(task, name=job.name) if job.kind == "job" else sky.serve.up(task, job.name)
+                request = sky.jobs.launch(task, name=job.name)
             sky.stream_and_get(request)
         except BaseException as error:
             left = _undo(sky, job, request, before)
@@ -123,12 +122,10 @@ def _task(sky: Any, job: SkyJob, folder: Path) -> Any:
 
 
 def _there(sky: Any, job: SkyJob) -> list[Any]:
-    """What has the job's name: cluster and service by name, managed jobs by id, since their names may repeat."""
+    """What has the job's name: a cluster by name, managed jobs by id, since their names may repeat."""
     if job.kind == "cluster":
         return [job.name] if sky.get(sky.status([job.name])) else []
     try:
-        if job.kind == "service":
-            return [job.name] if sky.get(sky.serve.status([job.name])) else []
         rows = sky.get(sky.jobs.queue_v2(refresh=False, skip_finished=True, name_match=job.name))[0]
     except Exception as error:
         if "ClusterNotUpError" in _kinds(error):  # there is no controller yet, so nothing that it controls
@@ -152,8 +149,6 @@ def _undo(sky: Any, job: SkyJob, request: Any, before: Sequence[Any]) -> str:
             return ""
         if job.kind == "cluster":
             sky.get(sky.down(job.name))
-        elif job.kind == "service":
-            sky.get(sky.serve.down([job.name]))
         else:
             sky.get(sky.jobs.cancel(job_ids=started))
         left = job.kind == "cluster" and any(one not in before for one in _there(sky, job))

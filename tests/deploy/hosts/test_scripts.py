@@ -6,7 +6,6 @@ import json
 import re
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from host_definitions import in_environment
@@ -14,31 +13,6 @@ from stand_in import Rule, StandIn, standing_in
 
 from tuneloop.deploy.deployment import Card, Machine, ServingJob, Size
 from tuneloop.deploy.hosts import find_host
-
-
-def fireworks() -> list[Rule]:
-    """Fireworks' API, by names that the caller chooses: a second one of a name is refused."""
-    place = r"(/v1/accounts/acme/(models|deployments))"
-
-    def make(host: StandIn, found: re.Match[str], body: Any) -> Any:
-        (name,) = parse_qs(urlsplit(host.asked[-1]).query).get("deploymentId") or [body.get("modelId")]
-        if f"{found[1]}/{name}" in host.there:
-            return 409, {"error": {"message": "there is one already"}}
-        host.there[f"{found[1]}/{name}"] = {"name": f"{found[1]}/{name}", **body}
-        lost = host.loses.pop(found[2], False)
-        return (504, {"error": {"message": "lost"}}) if lost else host.there[f"{found[1]}/{name}"]
-
-    def files(host: StandIn, found: re.Match[str], body: Any) -> Any:
-        return {"filenameToSignedUrls": {name: f"{host.url}/put/{name}" for name in body["filenameToSize"]}}
-
-    return [
-        ("POST", place, make),
-        ("GET", rf"{place}/tickets", lambda host, found, body: host.there.get(found[0]) or (404, {"error": "no such"})),
-        ("DELETE", rf"{place}/tickets", lambda host, found, body: host.there.pop(found[0])),
-        ("POST", ".*getUploadEndpoint", files),
-        ("GET", ".*validateUpload", lambda host, found, body: {}),
-        ("PUT", "/put/.*", lambda host, found, body: {}),
-    ]
 
 
 def sagemaker() -> list[Rule]:
@@ -88,32 +62,6 @@ def adapter(tmp_path: Path) -> Path:
     (folder / "adapter_config.json").write_text(json.dumps({"r": 16, "target_modules": ["q_proj", "v_proj"]}))
     (folder / "adapter_model.safetensors").write_bytes(b"weights")
     return folder
-
-
-@pytest.mark.parametrize(
-    ("refuses", "loses"),
-    [("", ""), ("", "models"), ("", "deployments"), ("POST .*deployments", ""), ("validateUpload", "")],
-)
-def test_fireworks_gets_the_files_and_a_deployment_or_nothing(
-    adapter: Path, tmp_path: Path, refuses: str, loses: str
-) -> None:
-    with standing_in(StandIn(fireworks(), {refuses: [400] * 9} if refuses else {}, loses={loses: True})) as host:
-        file = script("fireworks", "adapter", tmp_path)
-        variables = {
-            "FIREWORKS_URL": host.url, "FIREWORKS_API_KEY": "k", "FIREWORKS_ACCOUNT_ID": "acme",
-            "FIREWORKS_BASE": "accounts/fireworks/models/llama-v3p1-8b-instruct",
-        }  # fmt: skip
-        said = in_environment("fireworks-ai", RUN, file, adapter, **variables)
-        sent = [path.rpartition("/")[2] for path in host.asked if path.startswith("PUT")]
-        assert sorted(sent) == sorted(path.name for path in adapter.iterdir())
-        if refuses:
-            assert "refused:" in said and not host.there
-            return
-        model, deployment = (host.there[f"/v1/accounts/acme/{kind}/tickets"] for kind in ("models", "deployments"))
-        assert model["model"]["peftDetails"]["r"] == 16 and len(host.there) == 2
-        assert deployment["enableAddons"] is True and deployment["acceleratorType"] == "NVIDIA_H100_80GB"
-        again = in_environment("fireworks-ai", RUN, file, adapter, **variables)
-        assert "is there already" in again and len(host.there) == 2
 
 
 @pytest.mark.parametrize(

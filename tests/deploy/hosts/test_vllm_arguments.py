@@ -114,7 +114,6 @@ ARGUMENTS: dict[str, Callable[[dict[str, str]], Any]] = {
     "kubernetes": container,
     "baseten": lambda files: shlex.split(yaml.safe_load(files["config.yaml"])["docker_server"]["start_command"])[2:],
     "huggingface": lambda files: json.loads(files["endpoint.json"])["container_args"],
-    "skypilot": lambda files: shlex.split(yaml.safe_load(files["service.yaml"])["run"])[2:],
     "compose": lambda files: yaml.safe_load(files["compose.yaml"])["services"]["engine"]["command"],
 }
 

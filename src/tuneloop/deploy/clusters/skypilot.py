@@ -6,10 +6,15 @@ from typing import Any
 
 from tuneloop.deploy.clusters import Cluster, ClusterJob
 from tuneloop.deploy.hosts import Steps
-from tuneloop.deploy.hosts.skypilot import GPUS, PROVIDERS
 from tuneloop.deploy.project_text import yaml_text
 from tuneloop.deploy.skypilot_sdk import SkyJob
 
+GPUS = {
+    "t4": "T4", "l4": "L4", "a10g": "A10G", "a10": "A10", "l40s": "L40S", "a100-40gb": "A100", "a100-80gb": "A100-80GB",
+    "h100-pcie": "H100", "h100-sxm": "H100", "h200": "H200", "b200": "B200",
+}  # fmt: skip
+# Clouds of its catalogue, as the planner's table of prices names them.
+PROVIDERS = ("AWS us-east-1", "Lambda", "Nebius", "RunPod Secure", "RunPod Community", "Vast.ai", "Verda")
 HEAD = '$(echo "$SKYPILOT_NODE_IPS" | head -n1)'
 RENDEZVOUS = f"--nnodes $SKYPILOT_NUM_NODES --node-rank $SKYPILOT_NODE_RANK --master-addr {HEAD}"
 

@@ -1,4 +1,4 @@
-"""Kubernetes: a Deployment and a Service, vLLM or llama.cpp; an InferencePool before several replicas."""
+"""Kubernetes: a Deployment and a Service, vLLM or llama.cpp."""
 
 from __future__ import annotations
 
@@ -65,8 +65,7 @@ def project(job: ServingJob) -> dict[str, str]:
     }  # fmt: skip
     what = f"Kubernetes: {job.artifact}. `kubectl apply -f service.yaml`."
     scaler = [_autoscaler(job, meta)] if _scales(job) else []
-    files = {"service.yaml": yaml_text(what, claim, deployment, service, *scaler)}
-    return files if job.form == "gguf" else {**files, "pool.yaml": pool_file(job)}
+    return {"service.yaml": yaml_text(what, claim, deployment, service, *scaler)}
 
 
 def _scales(job: ServingJob) -> bool:
@@ -110,102 +109,6 @@ def commands(job: ServingJob) -> Steps:
     return steps(up, ask, "kubectl delete -f service.yaml", up_words=what, down_words="Take it down, with its disk")
 
 
-# github.com/llm-d/llm-d-router, github.com/kubernetes-sigs/gateway-api-inference-extension, read 2026-11-27.
-PICKER_IMAGE = "ghcr.io/llm-d/llm-d-router-endpoint-picker:v0.10.0"
-GATEWAY = "inference-gateway"
-_READ = ["get", "watch", "list"]
-# What the picker may do: find the pool's pods, and check who reads its metrics.
-_RULES = [
-    {"apiGroups": ["inference.networking.k8s.io"], "resources": ["inferencepools"], "verbs": _READ},
-    {"apiGroups": ["llm-d.ai"], "resources": ["inferenceobjectives", "inferencemodelrewrites"], "verbs": _READ},
-    {"apiGroups": [""], "resources": ["pods"], "verbs": _READ},
-]
-# How replicas are compared, and how much each counts. An adapter that is loaded there is worth most: loading one takes
-# longer than a short queue.
-_SCORERS = {"queue-scorer": 2, "kv-cache-utilization-scorer": 2, "prefix-cache-scorer": 3}
-_ADAPTER_SCORER = ("lora-affinity-scorer", 4)
-
-
-def _scorers(job: ServingJob) -> str:
-    scorers = {**_SCORERS, **dict([_ADAPTER_SCORER] if job.form == "adapter" else [])}
-    config = {
-        "apiVersion": "llm-d.ai/v1alpha1",
-        "kind": "EndpointPickerConfig",
-        "plugins": [{"type": name} for name in (*scorers, "metrics-data-source", "core-metrics-extractor")],
-        "schedulingProfiles": [
-            {"name": "default", "plugins": [{"pluginRef": name, "weight": weight} for name, weight in scorers.items()]}
-        ],
-    }
-    return yaml_text("How the replicas are compared.", config)
-
-
-def pool_file(job: ServingJob) -> str:
-    """`pool.yaml`: the pool of a deployment's replicas, its picker, and the route of a gateway to it."""
-    picker, pod = f"{job.name}-picker", {"app.kubernetes.io/name": f"{job.name}-picker"}
-    meta = {"name": picker, "labels": {**pod, "app.kubernetes.io/managed-by": "tuneloop"}}
-    account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": meta}
-    role = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": meta, "rules": _RULES}
-    binding = {
-        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": meta,
-        "subjects": [{"kind": "ServiceAccount", "name": picker}],
-        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": picker},
-    }  # fmt: skip
-    config = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": {"picker.yaml": _scorers(job)}}
-    port = {"name": "grpc-ext-proc", "port": 9002, "appProtocol": "kubernetes.io/h2c"}
-    ports = {"selector": pod, "ports": [port]}
-    service = {"apiVersion": "v1", "kind": "Service", "metadata": meta, "spec": ports}
-    pool = {
-        "apiVersion": "inference.networking.k8s.io/v1", "kind": "InferencePool",
-        "metadata": {"name": job.name, "annotations": {"tuneloop/artifact": job.artifact}},
-        "spec": {
-            "selector": {"matchLabels": {"app.kubernetes.io/name": job.name}},
-            "targetPorts": [{"number": 8000}],
-            "endpointPickerRef": {"name": picker, "port": {"number": 9002}, "failureMode": "FailOpen"},
-        },
-    }  # fmt: skip
-    rule = {
-        "matches": [{"path": {"type": "PathPrefix", "value": "/v1"}}],
-        "backendRefs": [{"group": "inference.networking.k8s.io", "kind": "InferencePool", "name": job.name}],
-        "timeouts": {"request": "300s"},
-    }
-    route = {
-        "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute", "metadata": {"name": job.name},
-        "spec": {
-            "parentRefs": [{"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": GATEWAY}],
-            "rules": [rule],
-        },
-    }  # fmt: skip
-    what = f"An InferencePool for {job.artifact}. `kubectl apply -f pool.yaml`, after service.yaml."
-    return yaml_text(what, account, role, binding, config, service, _picker(job, meta, pod), pool, route)
-
-
-def _picker(job: ServingJob, meta: dict[str, Any], pod: dict[str, str]) -> dict[str, Any]:
-    probe = {"grpc": {"port": 9003, "service": "inference-extension"}}
-    container = {
-        "name": "picker", "image": PICKER_IMAGE,
-        "args": [
-            "--pool-name", job.name, "--pool-group", "inference.networking.k8s.io",
-            "--config-file", "/config/picker.yaml", "--grpc-health-port", "9003", "--tracing=false",
-            "--metrics-endpoint-auth=false",
-        ],
-        "env": [{"name": "NAMESPACE", "valueFrom": {"fieldRef": {"fieldPath": "metadata.namespace"}}}],
-        "ports": [{"name": "grpc", "containerPort": 9002}, {"name": "grpc-health", "containerPort": 9003}],
-        "livenessProbe": {**probe, "initialDelaySeconds": 5, "periodSeconds": 10},
-        "readinessProbe": {**probe, "periodSeconds": 2},
-        "resources": {"requests": {"cpu": "2", "memory": "2Gi"}, "limits": {"memory": "8Gi"}},
-        "volumeMounts": [{"name": "config", "mountPath": "/config"}],
-    }  # fmt: skip
-    spec = {
-        "serviceAccountName": meta["name"],
-        "terminationGracePeriodSeconds": 130,  # longer than that of the replicas
-        "containers": [container],
-        "volumes": [{"name": "config", "configMap": {"name": meta["name"]}}],
-    }
-    template = {"metadata": {"labels": pod}, "spec": spec}
-    deployment = {"replicas": 1, "selector": {"matchLabels": pod}, "template": template}
-    return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": meta, "spec": deployment}
-
-
 # Cards that clusters and own machines usually have.
 CARDS = (
     "t4", "l4", "a10g", "rtx3090", "rtx4090", "rtx5090", "l40s", "a100-40gb", "a100-80gb", "h100-sxm", "h200", "b200",
@@ -215,19 +118,14 @@ HOST = Host(
     title="Kubernetes",
     forms=("merged", "adapter", "gguf"),
     source="https://kubernetes.io/docs/reference/kubernetes-api/ (by kubernetes-validate), https://docs.vllm.ai, "
-    "https://github.com/kubernetes-sigs/gateway-api-inference-extension, https://github.com/llm-d/llm-d-router, "
     "read on 2026-11-27",
-    checked="kubernetes-validate accepts service.yaml and pool.yaml in its strict mode, the definitions (CRDs) of "
-    "InferencePool v1.6.0 and of the Gateway API v1.6.1 their resources, unknown fields refused.",
-    unchecked="that a node has the GPUs and the storage class, that the endpoint picker's image starts, the prices.",
+    checked="kubernetes-validate accepts service.yaml in its strict mode.",
+    unchecked="that a node has the GPUs and the storage class, the prices.",
     limits=(
         "The nodes need NVIDIA's device plugin.",
         "Several replicas (--max-replicas) share the disk: its storage class has to offer ReadWriteMany. They come and "
         "go with vLLM's queue, for which Prometheus' adapter has to give `vllm:num_requests_waiting` the name "
         f"`{QUEUE}`; with a GGUF file their number stays that of --min-replicas.",
-        "`pool.yaml` (not for a GGUF file) puts an InferencePool before the replicas, which sends a request where its "
-        "adapter and its prefix are loaded. It needs a gateway that knows the Gateway API Inference Extension, named "
-        f"`{GATEWAY}`, and that extension's definitions: `kubectl apply -f pool.yaml`, and ask the gateway's address. "
         "A further adapter of the base is another NAME=REPO behind --lora-modules in service.yaml, and one more in "
         "--max-loras; requests name it.",
     ),

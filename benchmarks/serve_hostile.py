@@ -6,7 +6,8 @@
 while a ninth key sends `/v1/feedback` and no one `/healthz`, ten times a second each. Each client is signed in to the
 pages too, which are over a folder with a thousand runs and some hostile ones. `--each` takes one kind of payload
 after the other, for so many seconds each. It prints a row for each, with the longest times and the answers' statuses, and
-the server's memory; the exit status is 1 where `/healthz` took more than 250 ms or feedback more than 500 ms.
+the server's memory; the exit status is 1 where `/healthz` took more than 250 ms, feedback more
+than 500 ms, or the server's log has a traceback.
 """
 
 from __future__ import annotations
@@ -62,16 +63,16 @@ def spans(count: int) -> bytes:
     return gzip.compress(field(1, field(2, b"\x12\x00" * count)))
 
 
-def pages() -> list[str]:
+def pages(folder: Path) -> list[str]:
     """Pages over the folders that `fill` makes."""
-    keys = [hashlib.sha256(f"runs/{name}".encode()).hexdigest()[:12] for name in ("run1", *STRANGE)]
+    keys = [hashlib.sha256(f"{folder.resolve()}/runs/{name}".encode()).hexdigest()[:12] for name in ("run1", *STRANGE)]
     listed = ["", "runs", "data", "models", "quality", "costs", "traffic?q=" + "a" * 4_000, "runs?q=(a%2B)%2B$"]
     single = [page for key in keys for page in (f"runs/{key}", f"runs/{key}/report")]
     return [*listed, *single, "compare?" + "&".join(f"run={key}" for key in keys * 100)]
 
 
-def payloads() -> dict[str, list[Payload]]:
-    """The worst that is known, by name."""
+def payloads(folder: Path) -> dict[str, list[Payload]]:
+    """The worst that is known, by name; `folder`: where the server is started."""
     node = {"oneOf": [{"type": "string"}, *[{"type": "object", "properties": {"a": {"$ref": "#/$defs/n"}}}] * 6]}
     linked = {f"d{i}": {"anyOf": [{"$ref": f"#/$defs/d{i + 1}"}] * 3} for i in range(200)} | {"d200": {"type": "null"}}
     many = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}] * 100_000
@@ -113,7 +114,7 @@ def payloads() -> dict[str, list[Payload]]:
         "batch": [("/v1/files", b"".join(_upload(b'{"a":1}\n' * 3_000_000)), {"content-type": "multipart/form-data; boundary=x"})],
         "parts": [("/v1/files", b'--x\r\ncontent-disposition: form-data; name="a"\r\n\r\nb\r\n' * 100_000, {"content-type": "multipart/form-data; boundary=x"})],
         "ui": [("GET /ui/", b"", {}), ("GET /ui/traffic?q=" + "a" * 4_000, b"", {})],
-        "pages": [(f"GET /ui/{page}", b"", {"cookie": SIGNED_IN}) for page in pages()],
+        "pages": [(f"GET /ui/{page}", b"", {"cookie": SIGNED_IN}) for page in pages(folder)],
         "headers": [("GET /healthz", b"", {f"x-{i}": "a" * 600 for i in range(90)})],
     }  # fmt: skip
 
@@ -264,13 +265,13 @@ def main() -> int:
     options = parser.parse_args()
     from tuneloop.serving.keys import Limits, add_key
 
-    kinds = payloads()
-    chosen = {name: kinds[name] for name in options.only.split(",") if name} or kinds
-    rounds = chosen if options.each else {"all": [payload for some in chosen.values() for payload in some]}
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "serve"
         place.mkdir()
         fill(Path(folder))
+        kinds = payloads(Path(folder))
+        chosen = {name: kinds[name] for name in options.only.split(",") if name} or kinds
+        rounds = chosen if options.each else {"all": [payload for some in chosen.values() for payload in some]}
         rights: Any = ["traces", "users", "ui"]
         keys = [add_key(place, f"k{i}", Limits(rights=rights))[0] for i in range(9)]
         command = [sys.executable, "-m", "tuneloop", "serve", "base=smollm2-135m", "port=0", f"folder={place}", "ui=true", "--json", "-q",
@@ -294,8 +295,9 @@ def main() -> int:
                 server.send_signal(signal.SIGTERM)
                 ended = server.wait(120)
                 log.seek(0)
-                print(f"exit status {ended}; the last lines of its log: {log.read()[-600:]}")
-    return int(late)
+                lines = log.read()
+                print(f"exit status {ended}; tracebacks {lines.count('Traceback')}; its log ends: {lines[-600:]}")
+    return int(late or "Traceback" in lines)
 
 
 if __name__ == "__main__":

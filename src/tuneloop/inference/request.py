@@ -219,6 +219,8 @@ def fit_checked(request: Request, completion: Completion) -> Future[Completion]:
         return checked
 
     def done(fit: Future[str]) -> None:
+        if not checked.set_running_or_notify_cancel():  # who wanted it has left
+            return
         try:
             why = fit.result()
             error = f"no_schema: the answer breaks its schema: {why}" if why else ""

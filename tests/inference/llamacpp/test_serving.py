@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -326,6 +327,16 @@ def test_an_answer_that_breaks_its_schema_says_so() -> None:
 
     assert "breaks its schema" in error_of('{"ok": 3}') and "no JSON" in error_of("certainly")
     assert error_of('{"ok": true}') == "" and "can't be checked" in error_of("{}", {"$ref": "#/nowhere"})
+
+
+def test_an_answer_whose_client_left_while_it_was_checked_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fit: Future[str] = Future()
+    monkeypatch.setattr("tuneloop.core.json_schema.check_fit", lambda *_: fit)
+    assert fit_checked(asked(schema=SCHEMA), Completion("{}", finish="stop")).cancel()
+    fit.set_result("")
+    assert not caplog.records
 
 
 def test_a_character_in_several_tokens_is_whole_in_a_stream(files: Files) -> None:

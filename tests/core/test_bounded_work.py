@@ -8,6 +8,7 @@ import select
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from bounded_jobs import echo, endless, faulty, huge, loud, process
 
 from patience import HANG
 from tuneloop.core import bounded_work
-from tuneloop.core.bounded_work import BoundedWork, TooBusy, TooMuchWork, charged_to
+from tuneloop.core.bounded_work import BoundedWork, TooBusy, TooMuchWork, charged_to, then
 
 
 @pytest.fixture(scope="module")
@@ -63,14 +64,23 @@ def test_a_job_that_raises_says_so_and_its_child_stays(work: BoundedWork) -> Non
     assert work.run(echo, b"here", seconds=5) == b"here"
 
 
+def test_what_is_made_of_a_job_is_given_up_without_a_word_by_who_has_left(caplog: pytest.LogCaptureFixture) -> None:
+    job: Future[bytes] = Future()
+    kept, left, wrong = (then(job, made) for made in (Future.result, Future.result, lambda _: 1 / 0))
+    assert left.cancel()
+    job.set_result(b"reply")
+    assert kept.result() == b"reply" and isinstance(wrong.exception(), ZeroDivisionError) and not caplog.records
+
+
 def test_a_caller_never_has_all_children_nor_the_whole_queue() -> None:
     work = BoundedWork(2, waiting=8)
     charged_to.set("hostile")
     try:
         first = [work.submit(endless, b"", seconds=1) for _ in range(2)]  # one is at work, the other one waits
+        while not (last := work.submit(endless, b"", seconds=1)).done():
+            first.append(last)
         with pytest.raises(TooBusy) as refused:
-            while True:
-                first.append(work.submit(endless, b"", seconds=1))
+            last.result()
         assert refused.value.retry_after > 0 and len(first) <= 3
         charged_to.set("other")
         assert work.run(echo, b"at once", seconds=5) == b"at once"

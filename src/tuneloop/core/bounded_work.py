@@ -26,6 +26,7 @@ from concurrent.futures import Future
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from importlib import import_module
+from typing import TypeVar
 
 MEMORY = 2 << 30  # bytes of address space that a child may have, its libraries included
 STACK = 4 << 20  # bytes; half of what a thread of a server has: what passes here does not overflow there
@@ -33,6 +34,8 @@ LARGE = 400 << 20  # bytes resident after which a child is replaced
 BURST = 10.0  # seconds of work that a caller may have saved up
 WALL = 10.0  # seconds of the clock for each second of the processor, on a busy machine
 
+A = TypeVar("A")
+B = TypeVar("B")
 Job = Callable[[bytes], bytes]  # a function of a module, which the child imports
 # Who is charged for what is done now; None: this program's own work, which is not limited.
 charged_to: ContextVar[str | None] = ContextVar("charged_to", default=None)
@@ -110,18 +113,22 @@ class BoundedWork:
         Args:
             seconds: of a processor that it may take.
 
-        Raises:
-            TooBusy: it can't wait. From the future: TooMuchWork, or RuntimeError with what the job raised.
+        Raises, from the future:
+            TooBusy: it can't wait; TooMuchWork; RuntimeError with what the job raised.
         """
         self.warm()
         task = _BoundedTask(job, payload, seconds, charged_to.get())
         with self._changed:
             if task.caller is not None:
                 own = len(self._tasks.get(task.caller, ()))
+                busy = None
                 if own >= max(self.waiting // 4, 1) or sum(map(len, self._tasks.values())) >= self.waiting:
-                    raise TooBusy("too much of this kind of work waits", 1.0)
-                if self.share is not None and (debt := -self._balance(task.caller)) > 0:
-                    raise TooBusy("too much work of this kind in a short time", debt / self.share)
+                    busy = TooBusy("too much of this kind of work waits", 1.0)
+                elif self.share is not None and (debt := -self._balance(task.caller)) > 0:
+                    busy = TooBusy("too much work of this kind in a short time", debt / self.share)
+                if busy is not None:
+                    task.future.set_exception(busy)
+                    return task.future
             self._tasks.setdefault(task.caller, deque()).append(task)
             self._changed.notify()
         return task.future
@@ -252,6 +259,30 @@ def _exchanged(child: subprocess.Popen[bytes], task: _BoundedTask) -> tuple[byte
 
 # What checks schemas, fills in templates and reads bodies: jobs of milliseconds, where they are not hostile.
 WORK = BoundedWork(2, share=0.25)
+
+
+def then(source: Future[A], made: Callable[[Future[A]], B]) -> Future[B]:
+    """What a function makes of a future that is done, later; what it raises is raised from there. Who has cancelled it
+    hears no more of it."""
+    result: Future[B] = Future()
+
+    def done(source: Future[A]) -> None:
+        if not result.set_running_or_notify_cancel():
+            return
+        try:
+            result.set_result(made(source))
+        except Exception as error:
+            result.set_exception(error)
+
+    source.add_done_callback(done)
+    return result
+
+
+def known(value: A) -> Future[A]:
+    """A future of what is known already."""
+    future: Future[A] = Future()
+    future.set_result(value)
+    return future
 
 
 # --- in the child ----------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from typing import Any
 from urllib.parse import unquote
 
-from tuneloop.core.bounded_work import WORK
+from tuneloop.core.bounded_work import WORK, known, then
 from tuneloop.core.foreign import LIMITS, parse_json
 from tuneloop.core.patterns import linear_problem, written_out
 
@@ -197,13 +197,9 @@ def check_fit(schema: Mapping[str, Any], text: str) -> Future[str]:
     size, atoms = _unfolded(schema)
     if not size * values + atoms * length <= MOST_AT_ONCE:  # which may be no number
         payload = json.dumps([schema, text]).encode()
-        return _as_text(WORK.submit(fit_job, payload, seconds=CHECK_SECONDS))
-    answer: Future[str] = Future()
-    try:
-        answer.set_result(_breach(schema, text, detail=size * values <= MOST_EXPLAINED))
-    except Exception as error:  # as it would come from the process
-        answer.set_exception(error)
-    return answer
+        return then(WORK.submit(fit_job, payload, seconds=CHECK_SECONDS), _fit_of)
+    # What it raises comes from the future, as from the process.
+    return then(known(text), lambda text: _breach(schema, text.result(), detail=size * values <= MOST_EXPLAINED))
 
 
 def fit_job(payload: bytes) -> bytes:
@@ -236,20 +232,11 @@ def _breach(schema: Mapping[str, Any], text: str, *, detail: bool) -> str:
     return "it does not fit"
 
 
-def _as_text(reply: Future[bytes]) -> Future[str]:
-    answer: Future[str] = Future()
-
-    def done(of: Future[bytes]) -> None:
-        if not answer.set_running_or_notify_cancel():
-            return
-        if (error := of.exception()) is not None:
-            why = str(error).partition(": ")[2]
-            answer.set_exception(ValueError(why) if isinstance(error, RuntimeError) else error)
-        else:
-            answer.set_result(of.result().decode())
-
-    reply.add_done_callback(done)
-    return answer
+def _fit_of(reply: Future[bytes]) -> str:
+    try:
+        return reply.result().decode()
+    except RuntimeError as error:  # what the job has raised, by its name
+        raise ValueError(str(error).partition(": ")[2]) from None
 
 
 def _unfolded(schema: Mapping[str, Any]) -> tuple[float, float]:

@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from tuneloop.core.bounded_work import WORK, TooBusy, TooMuchWork
+from tuneloop.core.bounded_work import WORK, TooBusy, TooMuchWork, known, then
 from tuneloop.core.foreign import parse_json
 from tuneloop.inference.request import WRITES_FREELY, Request, schema_problem
 
@@ -41,31 +41,24 @@ async def compile_problem(schema: Mapping[str, Any]) -> str:
 def _problem(schema: Mapping[str, Any]) -> Future[str]:
     """The same, once it is known. llguidance may take minutes and gigabytes for a schema of a few lines, and overflows
     its stack on others: so it compiles it in a process that can be ended first."""
-    problem: Future[str] = Future()
-    known: str | None = NEEDS if find_spec("llguidance") is None else schema_problem(schema)
-    task = b"" if known else json.dumps(schema).encode()
-    if known or (known := _PROBLEMS.get(task)) is not None:
-        problem.set_result(known)
-        return problem
+    problem: str | None = NEEDS if find_spec("llguidance") is None else schema_problem(schema)
+    task = b"" if problem else json.dumps(schema).encode()
+    if problem or (problem := _PROBLEMS.get(task)) is not None:
+        return known(problem)
 
-    def done(compiled: Future[bytes]) -> None:
+    def found(compiled: Future[bytes]) -> str:
         try:
             why = compiled.result().decode()
         except TooBusy as busy:
-            problem.set_result(f"busy: {busy}")
-            return
+            return f"busy: {busy}"
         except (TooMuchWork, RuntimeError):
             why = TOO_LARGE
         _PROBLEMS[task] = f"no_schema: {why[:160]}" if why else ""
         if len(_PROBLEMS) > 128:
             _PROBLEMS.popitem(last=False)
-        problem.set_result(_PROBLEMS[task])
+        return _PROBLEMS[task]
 
-    try:
-        WORK.submit(compile_job, task, seconds=COMPILE_SECONDS).add_done_callback(done)
-    except TooBusy as busy:
-        problem.set_result(f"busy: {busy}")
-    return problem
+    return then(WORK.submit(compile_job, task, seconds=COMPILE_SECONDS), found)
 
 
 def compile_job(schema: bytes) -> bytes:

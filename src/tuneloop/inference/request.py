@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tuneloop.core import json_schema
-from tuneloop.core.bounded_work import TooBusy
+from tuneloop.core.bounded_work import TooBusy, known, then
 from tuneloop.core.errors import UserError
 from tuneloop.models.adapters import ATTACHED, applied_now
 from tuneloop.models.reasoning import ReasoningStream, split_reasoning
@@ -213,30 +213,19 @@ def schema_problem(schema: Mapping[str, Any]) -> str:
 
 def fit_checked(request: Request, completion: Completion) -> Future[Completion]:
     """An answer, or in its place that it breaks its schema, once that is known; see `json_schema.check_fit`."""
-    checked: Future[Completion] = Future()
     if request.schema is None or completion.finish != "stop":
-        checked.set_result(completion)
-        return checked
+        return known(completion)
 
-    def done(fit: Future[str]) -> None:
-        if not checked.set_running_or_notify_cancel():  # who wanted it has left
-            return
+    def checked(fit: Future[str]) -> Completion:
         try:
             why = fit.result()
             error = f"no_schema: the answer breaks its schema: {why}" if why else ""
         except TooBusy as busy:
-            checked.set_result(replace(completion, finish="error", error=f"busy: {busy}", retry_after=busy.retry_after))
-            return
+            return replace(completion, finish="error", error=f"busy: {busy}", retry_after=busy.retry_after)
         except json.JSONDecodeError:
             error = "no_schema: the answer is no JSON"
         except Exception as failure:  # of what makes no schema, the library has several
             error = f"no_schema: the answer can't be checked: {' '.join(str(failure).split())[:160]}"
-        checked.set_result(replace(completion, finish="error", error=error) if error else completion)
+        return replace(completion, finish="error", error=error) if error else completion
 
-    try:
-        json_schema.check_fit(request.schema, completion.text).add_done_callback(done)
-    except TooBusy as busy:
-        refusal: Future[str] = Future()
-        refusal.add_done_callback(done)
-        refusal.set_exception(busy)
-    return checked
+    return then(json_schema.check_fit(request.schema, completion.text), checked)

@@ -97,6 +97,29 @@ def test_records_that_are_being_written_wait_too(tmp_path: Path, monkeypatch: py
     assert not store.waiting and not store.full
 
 
+def test_feedback_does_not_wait_for_the_search_of_long_requests(tmp_path: Path) -> None:
+    searched: list[Any] = []
+    begun = threading.Event()
+
+    def slow(value: Any) -> Any:
+        if isinstance(value, dict):
+            searched.append(value)
+            begun.set()
+            time.sleep(0.05)
+        return value
+
+    store = StoreWriter(tmp_path, content="redacted", redact=slow)
+    store.start()
+    for _ in range(100):
+        store.add(request(completion="word " * 1000))
+    assert begun.wait(HANG)
+    assert store.add_durably(Feedback(id=uuid7(), request="r", kind="k", value=1, time=utc_now())).result(HANG)
+    assert len(searched) < 50
+    store.stop(HANG)
+    with opened(tmp_path) as database:
+        assert len([*read_requests(database)]) == len(searched) == 100
+
+
 POISON: dict[str, dict[str, Any]] = {
     "a number beyond 64 bits": {"prompt_tokens": 10**30},
     "a list in place of a text": {"model": ["m"]},

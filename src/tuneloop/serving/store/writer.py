@@ -92,6 +92,8 @@ class StoreWriter:
     counts: RecordCounts = field(default_factory=RecordCounts)
     appending: threading.Lock = field(default_factory=threading.Lock)  # to files of spilled records and dead letters
     _queue: deque[_Waiting] = field(default_factory=deque)
+    _awaited: deque[_Waiting] = field(default_factory=deque)  # those that someone waits for: they are written first
+    _retry: float = 0.0  # of the clock: not before then is the store tried again
     _writing: int = 0  # records taken from it that are not in the store yet
     _wake: threading.Event = field(default_factory=threading.Event)
     _over: bool = False
@@ -191,7 +193,7 @@ class StoreWriter:
             self.counts.losses += 1
             future.set_exception(OSError("the store takes nothing at present"))
             return future
-        self._queue.append(_Waiting(record, future))
+        self._awaited.append(_Waiting(record, future))
         self._wake.set()
         return future
 
@@ -203,7 +205,7 @@ class StoreWriter:
     @property
     def waiting(self) -> int:
         """Records in memory."""
-        return len(self._queue) + self._writing
+        return len(self._queue) + len(self._awaited) + self._writing
 
     @property
     def unsafe(self) -> int:
@@ -223,7 +225,7 @@ class StoreWriter:
         self._wake.set()
         if self._thread is not None:
             self._thread.join(seconds)
-            self._settle(list(self._queue), OSError("the server has stopped"))
+            self._settle(list(self._awaited), OSError("the server has stopped"))
         if self._ahead is not None:
             self._ahead.close(empty=not self._queue)
         if self._connection is not None:
@@ -231,16 +233,16 @@ class StoreWriter:
             self._connection = None
 
     def _run(self) -> None:
-        retry = 0.0  # of the clock: not before then is the store tried again
-        while not (self._over and not self._queue):
+        while not (self._over and not self._queue and not self._awaited):
             self._wake.wait(EVERY)
             self._wake.clear()
-            now = time.monotonic()
-            if self._spilled and now >= retry:
+            late = time.monotonic() >= self._retry
+            if self._spilled and late:
                 self._guarded(self._recover)
-            if now < retry and self._held and not self._over:
+            if not late and self._held and not self._over:
                 continue
             self._held = False
+            self._write_awaited()
             settling = self._settling
             with self._ahead.lock if self._ahead is not None else contextlib.nullcontext():
                 self._writing = len(self._queue)
@@ -249,7 +251,11 @@ class StoreWriter:
                 full = self._ahead.turn(always=settling is not None) if self._ahead is not None else None
             for i in range(0, len(items), MOST):
                 some = items[i : i + MOST]
-                retry = self._guarded(partial(self._write, some, now < retry), some) or retry
+                for each in some:  # a search for personal data may take a tenth of a second
+                    with contextlib.suppress(Exception):  # what can't be read is met again, and buried, below
+                        each.record, each.clean = self._ready(each), True
+                    self._write_awaited()
+                self._put(some)
                 if self._held:
                     self._queue.extendleft(reversed(items[i + MOST :]))
                     break
@@ -261,6 +267,16 @@ class StoreWriter:
                 settling.set()
             if self._over and (self._held or not items):  # what is held was written ahead, for the next server
                 break
+
+    def _write_awaited(self) -> None:
+        items = [self._awaited.popleft() for _ in range(min(len(self._awaited), MOST))]
+        if items:
+            self._put(items)
+
+    def _put(self, items: Sequence[_Waiting]) -> None:
+        """Write records to the store, or beside it where it took nothing a moment ago."""
+        spill = time.monotonic() < self._retry
+        self._retry = self._guarded(partial(self._write, items, spill), items) or self._retry
 
     def _guarded(self, work: Callable[[], float | None], items: Sequence[_Waiting] = ()) -> float | None:
         """Do work whose failure must not end the thread, and report it to those who wait."""

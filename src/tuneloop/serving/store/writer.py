@@ -274,7 +274,7 @@ class StoreWriter:
             self._put(items)
 
     def _put(self, items: Sequence[_Waiting]) -> None:
-        """Write records to the store, or beside it where it took nothing a moment ago."""
+        """Write records to the store, or to the spill file where the store took nothing a moment ago."""
         spill = time.monotonic() < self._retry
         self._retry = self._guarded(partial(self._write, items, spill), items) or self._retry
 

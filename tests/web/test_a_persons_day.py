@@ -167,7 +167,9 @@ def test_it_is_trained_again_compared_and_judged_by_a_suite(page: Any, shop: Sho
     page.fill("input[name=name]", "second")
     page.fill("textarea[name=changes]", "train.learning_rate=0.003")
     page.click("button:has-text('Show the command')")
-    page.wait_for_selector("details[open] .command:has-text('output_dir=runs/second train.learning_rate=0.003')")
+    page.wait_for_selector(
+        "details[open] .command:has-text('run runs/second/config.yaml  # with train.learning_rate=0.003')"
+    )
     page.check("input[name=sure]")
     page.click("button:has-text('Show the command again')")
     says(page, "Started:")
@@ -198,7 +200,7 @@ def test_a_bad_candidate_is_tried_taken_back_by_the_numbers_and_the_registry_rol
     )
     page.goto("/experiments")
     page.click("summary:has-text('A candidate against')")
-    form = {"name": "second", "candidate": "models:/tickets/2", "effect": "0.1", "base": "0.9", "ramp": "50,100", "hold_days": "0",
+    form = {"name": "second", "candidate": "models:/tickets/2", "effect": "0.05", "base": "0.9", "ramp": "50,100", "hold_days": "0",
             "maturation_hours": "0.0005"}  # fmt: skip
     for name, value in form.items():
         page.fill(f"input[name={name}]", value)

@@ -2,6 +2,7 @@
 
 Every command, page, agent and server reads such files by these functions; tests/test_readers.py finds what goes round
 them. A file is opened once, and what was opened is what is checked: plain files alone, and below a folder no links.
+Only safetensors, whose library wants a path, are opened a second time.
 """
 
 from __future__ import annotations

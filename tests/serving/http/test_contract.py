@@ -98,6 +98,12 @@ def test_random_bodies_of_the_document_are_taken_and_changed_ones_as_it_says(pat
     assert strange is (path in ("/tokenize", "/v1/batches"))
 
 
+@pytest.mark.parametrize("prompt", [[0.0, 7], [[7, 1.0], "x"], [0.5, 7], [True, 7], ["1", 7], [-1.0, 7], [2.0**31, 7]])
+def test_token_ids_are_whole_numbers_as_the_document_reads_them(prompt: Any) -> None:
+    taken = agree("/v1/completions", {"prompt": prompt})
+    assert taken is (prompt[0] in (0.0, [7, 1.0]))
+
+
 OFFICIAL = {
     "/v1/chat/completions": (chat_params.CompletionCreateParamsNonStreaming, {"model": "a", "messages": TURNS}),
     "/v1/completions": (completion_create_params.CompletionCreateParamsNonStreaming, {"model": "a", "prompt": "x"}),

@@ -31,6 +31,10 @@ def _whole(value: Any) -> Any:
     return int(value) if type(value) is float and value.is_integer() else value
 
 
+def _whole_ids(value: Any) -> Any:  # a prompt may have a million, so it looks at each only where one is no whole number
+    return [*map(_whole, value)] if isinstance(value, list) and float in {*map(type, value)} else value
+
+
 # --- values ------------------------------------------------------------------------------------
 
 Name = Annotated[str, Field(max_length=512, pattern=r"^[^\x00]*$")]  # Postgres stores no character of number 0
@@ -46,6 +50,7 @@ Stops = Stop | Annotated[list[Stop], Field(max_length=16, fail_fast=True)]
 ServiceTier = Literal["auto", "default", "flex", "priority"]
 Several = Annotated[list[_Item], Field(min_length=1, fail_fast=True)]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
+TokenIds = Annotated[Several[TokenId], BeforeValidator(_whole_ids)]
 
 
 _EMPTY = {
@@ -294,7 +299,7 @@ class ChatBody(DrawnBody):
 class CompletionsBody(DrawnBody):
     """The body of `/v1/completions`."""
 
-    prompt: str | Several[TokenId] | Several[str | Several[TokenId]]
+    prompt: str | TokenIds | Several[str | TokenIds]
     echo: bool | None = None
     logprobs: FewTokens | None = None
     suffix: Annotated[str | None, Unsupported()] = None

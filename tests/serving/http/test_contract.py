@@ -104,6 +104,11 @@ def test_token_ids_are_whole_numbers_as_the_document_reads_them(prompt: Any) -> 
     assert taken is (prompt[0] in (0.0, [7, 1.0]))
 
 
+@pytest.mark.parametrize("name", ["kind", "source"])
+def test_an_empty_source_is_none_and_an_empty_kind_is_refused(name: str) -> None:
+    assert agree("/v1/feedback", {"request": "r", "kind": "thumbs", "value": True, name: ""}) is (name == "source")
+
+
 OFFICIAL = {
     "/v1/chat/completions": (chat_params.CompletionCreateParamsNonStreaming, {"model": "a", "messages": TURNS}),
     "/v1/completions": (completion_create_params.CompletionCreateParamsNonStreaming, {"model": "a", "prompt": "x"}),

@@ -520,7 +520,7 @@ class FeedbackBody(BaseModel):
     value: Any
     user: Id | None = None
     key: Id | None = Field(None, description="the same key again is the same feedback")
-    source: FeedbackName | None = None
+    source: FeedbackName | Literal[""] | None = Field(None, description="an empty one is none")
     weight: Annotated[float, Field(gt=0, le=HEAVIEST)] | None = None
     _any = _any_of("request", "conversation")
 

@@ -104,6 +104,12 @@ def test_token_ids_are_whole_numbers_as_the_document_reads_them(prompt: Any) -> 
     assert taken is (prompt[0] in (0.0, [7, 1.0]))
 
 
+@pytest.mark.parametrize("dimensions", [0, 0.0, 0.5, 384, False])
+def test_no_dimensions_are_a_whole_number_of_none(dimensions: Any) -> None:
+    taken = agree("/v1/embeddings", {"input": "a", "dimensions": dimensions})
+    assert taken is (dimensions == 0 and dimensions is not False)
+
+
 @pytest.mark.parametrize("name", ["kind", "source"])
 def test_an_empty_source_is_none_and_an_empty_kind_is_refused(name: str) -> None:
     assert agree("/v1/feedback", {"request": "r", "kind": "thumbs", "value": True, name: ""}) is (name == "source")

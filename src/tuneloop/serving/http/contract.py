@@ -490,7 +490,7 @@ class EmbeddingsBody(Body):
 
     input: EmbeddedText | Annotated[list[EmbeddedText], Field(min_length=1, max_length=MOST_EMBEDDED, fail_fast=True)]
     encoding_format: Literal["float", "base64"] | None = Field(None, description="default: float")
-    dimensions: Annotated[int | None, Unsupported("each vector has the encoder's 384 numbers")] = None
+    dimensions: Annotated[Whole | None, Unsupported("each vector has the encoder's 384 numbers")] = None
     user: Name | None = Field(None, description="name of the end user")
 
 

@@ -36,10 +36,9 @@ DATA_TABLES = (
     "dedup.duplicates",
     "dedup.contamination",
     "prepare",
-    "write_dataset",
     "process_record",
     "dedup.minhash",
-    "spool",
+    "table",
 )
 # Modules that are nothing without their library; they are themselves imported late.
 NEED = {

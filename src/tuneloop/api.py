@@ -30,12 +30,11 @@ from tuneloop.pipeline.evaluate import evaluate_files, evaluate_target
 from tuneloop.pipeline.plan import plan_data
 from tuneloop.pipeline.predict import predict as predict
 from tuneloop.pipeline.prepare import prepare_alone
-from tuneloop.pipeline.recipes import name_of
 from tuneloop.pipeline.run import run as main_job
 from tuneloop.pipeline.train import train_alone
 from tuneloop.planning.config import PlanOptions
 from tuneloop.planning.options import plan_model
-from tuneloop.recipe import Recipe, load_recipe, make_recipe
+from tuneloop.recipe import Recipe, load_recipe, make_recipe, name_of
 from tuneloop.records.evaluation import Estimate, EvaluationManifest
 from tuneloop.records.plan import Plan
 from tuneloop.records.record import read_record

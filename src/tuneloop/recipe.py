@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, field_validator
 
 from tuneloop.core.confined import PLACE, TEXT, confinement
+from tuneloop.core.errors import UserError
 from tuneloop.core.files import Config, build_config, read_yaml
 from tuneloop.core.python_file import trust_code
 from tuneloop.data.config import PrepareConfig
@@ -132,6 +134,27 @@ def make_recipe(values: Mapping[str, Any], overrides: Sequence[str] = (), *, whe
     if (now := confinement()) is not None and now.roots is not None:
         now.roots.check(recipe)
     return recipe
+
+
+def recipe_for_sources(places: list[str], settings: list[str], *, name: str = "", model: str = "") -> Recipe:
+    """A recipe from source files, or a recipe file; settings may leave out `data.`, as in `split.test=0.2`."""
+    if not places:
+        raise UserError("No source given", next_step="tuneloop prepare FILE")
+    keys = set(PrepareConfig.model_fields)
+    settings = [f"data.{s}" if s.split("=")[0].split(".")[0] in keys else s for s in settings]
+    settings += [f"{key}={value}" for key, value in (("model", model), ("name", name)) if value]
+    if len(places) == 1 and places[0].endswith((".yaml", ".yml")):
+        return load_recipe(places[0], settings)
+    return make_recipe({"name": name_of(places[0]), "data": {"sources": places}}, settings)
+
+
+def name_of(source: str) -> str:
+    """A data set's name from its first source."""
+    path = Path(source)
+    stem = path.name.split(".")[0] or path.resolve().name
+    if stem in ("train", "data", "all", "*"):
+        stem = path.resolve().parent.name
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "data"
 
 
 def describe_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> list[tuple[str, str, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tuneloop.data.prepare import _to_measure
-from tuneloop.data.write_dataset import TokenLine
+from tuneloop.data.table import TokenLine
 
 
 def test_totals_of_a_sample_follow_the_characters_of_all_rows_even_where_the_long_ones_were_picked() -> None:

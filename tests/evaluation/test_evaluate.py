@@ -12,8 +12,8 @@ from patience import slowness
 from tuneloop.core.errors import UserError
 from tuneloop.evaluation.compare import compare
 from tuneloop.evaluation.config import EvaluateConfig
+from tuneloop.evaluation.deciding import primary_metric
 from tuneloop.evaluation.evaluate import evaluate, sample_order, sample_rows
-from tuneloop.evaluation.primary import primary_metric
 from tuneloop.evaluation.results import load_evaluation, write_evaluation
 from tuneloop.evaluation.scoring import AnswerStats
 from tuneloop.evaluation.verdict import decide, verdict_in_words
@@ -274,7 +274,7 @@ def test_code_without_tests_or_switched_off_is_not_run():
 
 
 def test_few_rows_do_not_turn_a_field_of_labels_into_a_text(tmp_path):
-    from tuneloop.evaluation.scoring import labels_of_fields
+    from tuneloop.evaluation.deciding import labels_of_fields
 
     config = EvaluateConfig(fields={"queue": r"Queue:\s*(\w+)"}, bootstrap=100)
     training = [f"Queue: {'abcdefgh'[i % 8]}\nCall them about case {i}." for i in range(80)]

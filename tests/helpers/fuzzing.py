@@ -251,7 +251,7 @@ def _gguf_header(folder: Path) -> object:
 
 
 def _gguf(folder: Path) -> object:
-    from tuneloop.models.gguf import convert
+    from tuneloop.models.names import convert
 
     shutil.rmtree(folder / "converted", ignore_errors=True)
     return convert(folder / "model.gguf", folder / "converted")

@@ -16,9 +16,9 @@ from real_models import real_model
 from tuneloop.core.errors import UserError
 from tuneloop.inference.llamacpp import LlamaCpp, installed
 from tuneloop.inference.llamacpp.serving import template_of
-from tuneloop.models.gguf import convert, read_header
+from tuneloop.models.gguf import read_header
 from tuneloop.models.load import load_model, read_weights
-from tuneloop.models.names import packaged_gguf
+from tuneloop.models.names import convert, packaged_gguf
 from tuneloop.planning.shape import find_model
 from tuneloop.release.gguf.convert import About, write_gguf
 from tuneloop.release.tuned_weights import open_tuned

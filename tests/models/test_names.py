@@ -94,8 +94,7 @@ def test_a_converted_file_goes_by_its_own_name() -> None:
 
 
 def test_without_its_wheel_the_packaged_model_names_the_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
-    for place in ("names", "packaged"):
-        monkeypatch.setattr(f"tuneloop.models.{place}.package_folder", lambda package: None)
+    monkeypatch.setattr("tuneloop.models.names.package_folder", lambda package: None)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UserError, match="not installed") as error:
         resolve("smollm2-135m")

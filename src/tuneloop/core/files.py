@@ -34,6 +34,11 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
 
+def as_list(value: object) -> object:
+    """For a field's validator: one text, as the command line gives it, is a list of one."""
+    return [value] if isinstance(value, str) else value
+
+
 C = TypeVar("C", bound=Config)
 
 

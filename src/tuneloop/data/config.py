@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PlainSerializer, field_validator, model_validator
 
 from tuneloop.core.confined import NAME, PLACE, TEXT
-from tuneloop.core.files import Config
+from tuneloop.core.files import Config, as_list
 from tuneloop.core.urls import masked
 
 # Settings of PrepareConfig that change nothing in a data set.
@@ -127,10 +127,7 @@ class MixConfig(Config):
     repeat: bool = Field(False, description="use general rows more than once when there are too few")
     in_test: bool = Field(False, description="general rows in the test split as well")
 
-    @field_validator("sources", mode="before")
-    @classmethod
-    def _one_is_a_list(cls, value: object) -> object:
-        return [value] if isinstance(value, str) else value
+    _one_source = field_validator("sources", mode="before")(as_list)
 
 
 class PrepareConfig(Config):
@@ -189,10 +186,7 @@ class PrepareConfig(Config):
     allow_rejects: float = Field(0.2, ge=0.0, le=1.0, description="share of rejected records above which the job stops")
     allow_errors: bool = Field(False, description="let `run` and `train` continue although a check is at error")
 
-    @field_validator("sources", "labels", "leave_out", mode="before")
-    @classmethod
-    def _one_is_a_list(cls, value: object) -> object:
-        return [value] if isinstance(value, str) else value
+    _one_of_a_list = field_validator("sources", "labels", "leave_out", mode="before")(as_list)
 
     @field_validator("leave_out")
     @classmethod

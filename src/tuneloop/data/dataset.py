@@ -23,7 +23,6 @@ import orjson
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, inside, read_jsonl, sha256_file
 from tuneloop.core.foreign import fast_json
-from tuneloop.core.lazy import np
 from tuneloop.data.config import NO_CONTENT, PrepareConfig
 from tuneloop.data.sources.read import entry_of, find_files
 from tuneloop.records.dataset import AGAIN, MANIFEST, Mix, read_manifest
@@ -176,11 +175,15 @@ def keyed_hash(text: str, seed: int) -> bytes:
 
 def shuffled(ids: Array, seed: int) -> Array:
     """Keys that put rows in another order for each seed, whatever the order of the sources."""
+    import numpy as np
+
     return mixed_bits(ids ^ np.uint64((seed * 0x9E3779B97F4A7C15) % 2**64))
 
 
 def mixed_bits(numbers: Array) -> Array:
     """A hash of numbers of 64 bits (the finaliser of SplitMix64, Steele et al. 2014, doi 10.1145/2714064.2660195)."""
+    import numpy as np
+
     mixed = numbers.astype(np.uint64)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -58,9 +58,20 @@ from tuneloop.data.process_record import (
 from tuneloop.data.sources.chunks import chunks
 from tuneloop.data.sources.parse import Chunk, Item, parse_chunk
 from tuneloop.data.sources.read import entry_of, find_files
-from tuneloop.data.spool import CHUNK, CarriedRows, PrepareContext, PrepareInput, Table, detect_format, spool_folder
+from tuneloop.data.table import (
+    CHUNK,
+    CarriedRows,
+    PrepareContext,
+    PrepareInput,
+    Table,
+    clear,
+    detect_format,
+    lines_to,
+    reject_lines,
+    spool_folder,
+    write_dataset,
+)
 from tuneloop.data.workers import ordered_map
-from tuneloop.data.write_dataset import clear, lines_to, reject_lines, write_dataset
 from tuneloop.records.rows import Dataset, Reject
 
 __all__ = ["UNMEASURED", "Measure", "TokenCount", "prepare"]

@@ -7,7 +7,6 @@ limits) is decided later on the facts.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 from collections import Counter
@@ -22,6 +21,7 @@ import numpy as np
 import orjson
 
 from tuneloop.core.foreign import fast_json
+from tuneloop.core.text import json_bytes
 from tuneloop.data.checks.overview import as_bits, flags
 from tuneloop.data.clean import language, pii, repair
 from tuneloop.data.config import PrepareConfig
@@ -444,7 +444,7 @@ class _Gathering:
 
     def add(self, processed: ProcessedRow) -> None:
         row, place, facts = processed.row, len(self.rows), self.facts
-        line, record = json_line(row.to_json()), json_line(processed.record)
+        line, record = json_bytes(row.to_json()), json_bytes(processed.record)
         self.texts.append(minhash.texts_of(row, self.processor.frame))
         characters, answers = 0, 0
         for message in row.messages:
@@ -487,15 +487,7 @@ class _Gathering:
 
 
 def reject_line(reject: Reject) -> bytes:
-    return json_line(vars(reject))
-
-
-def json_line(value: Any) -> bytes:
-    """A value as JSON on a line; integers over 64 bits and lone surrogates, which orjson refuses, included."""
-    try:
-        return orjson.dumps(value)
-    except (TypeError, orjson.JSONEncodeError):
-        return json.dumps(value, ensure_ascii=True, allow_nan=True).encode()
+    return json_bytes(vars(reject))
 
 
 Fits = Callable[[list[Message]], bool]

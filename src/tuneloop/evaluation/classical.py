@@ -20,8 +20,8 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.units import counted
 from tuneloop.evaluation.metrics.labels import NO_LABELS, label_lists
 from tuneloop.models.encoder import load_encoder, text_of_turns
-from tuneloop.models.packaged import MINILM as MINILM_PACKAGE
-from tuneloop.models.packaged import package_folder
+from tuneloop.models.names import MINILM as MINILM_PACKAGE
+from tuneloop.models.names import package_folder
 from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Row
 

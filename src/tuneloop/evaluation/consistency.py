@@ -21,8 +21,9 @@ from tuneloop.core.units import counted
 from tuneloop.evaluation.config import EvaluateConfig
 from tuneloop.evaluation.evaluate import cluster_keys
 from tuneloop.evaluation.metrics.custom import compile_fields, extract
+from tuneloop.evaluation.metrics.kinds import are_structured, parse
 from tuneloop.evaluation.metrics.labels import label_lists, label_matcher, label_reader, vocabulary
-from tuneloop.evaluation.metrics.structured import are_structured, leaves, parse
+from tuneloop.evaluation.metrics.structured import leaves
 from tuneloop.evaluation.metrics.text import LONGEST_SCORED, token_f1
 from tuneloop.evaluation.rewording import rewordings
 from tuneloop.records.completion import Completion

@@ -19,10 +19,11 @@ from typing import Any
 from tuneloop.core.foreign import parse_json
 from tuneloop.core.units import counted
 from tuneloop.evaluation.config import EvaluateConfig
-from tuneloop.evaluation.deciding import is_number
-from tuneloop.evaluation.metrics import lower_is_better, structured, title_of
+from tuneloop.evaluation.deciding import field_values, labels_of_fields
+from tuneloop.evaluation.metrics import lower_is_better, title_of
 from tuneloop.evaluation.metrics import text as text_metrics
 from tuneloop.evaluation.metrics.custom import compile_fields
+from tuneloop.evaluation.metrics.kinds import are_structured, is_latin, is_number, parse
 from tuneloop.evaluation.metrics.labels import NO_LABELS, label_lists
 from tuneloop.evaluation.metrics.objects import (
     EMPTY,
@@ -36,16 +37,8 @@ from tuneloop.evaluation.metrics.objects import (
     read_answer,
     values_as_wholes,
 )
-from tuneloop.evaluation.metrics.structured import leaves, parse
-from tuneloop.evaluation.scoring import (
-    AnswerStats,
-    Scoring,
-    field_values,
-    labels_of_fields,
-    score_answers,
-    score_own,
-    score_pattern,
-)
+from tuneloop.evaluation.metrics.structured import leaves
+from tuneloop.evaluation.scoring import AnswerStats, Scoring, score_answers, score_own, score_pattern
 from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Row, references_of
 
@@ -119,7 +112,7 @@ def value_of(
         return statistics.fmean(text_metrics.exact_match(row, text) for row in references)
     if metric == "chrf":
         return text_metrics.chrf_statistics(references, [text] * len(rows))[0].point_values()["chrf"]
-    if task != "classification" and structured.are_structured(references) and not config.fields:
+    if task != "classification" and are_structured(references) and not config.fields:
         values = values_as_wholes(references, text)
         if metric in values:
             return values[metric]
@@ -144,7 +137,7 @@ def candidate_answers(rows: Sequence[Row], task: str, config: EvaluateConfig, me
         yield from _label_candidates(rows)
         return
     answers = [row.answer for row in rows]
-    structured_rows = config.structured is not False and structured.are_structured([[text] for text in answers])
+    structured_rows = config.structured is not False and are_structured([[text] for text in answers])
     if structured_rows:
         yield from card_candidates(answers)
     if (fields := label_fields_of(answers, config.fields)) is not None:
@@ -195,7 +188,7 @@ def _typical(rows: Sequence[Row], config: EvaluateConfig, metric: str) -> Iterat
     size = max(2, min(_TYPICAL, len(texts), math.isqrt(int(_PRODUCT / squared))))
     some = [texts[i * len(texts) // size] for i in range(size)]
     others = [rows[i * len(rows) // size] for i in range(size)]
-    by = metric if metric in ("rougeL", "chrf") else "rougeL" if text_metrics.is_latin(texts) else "chrf"
+    by = metric if metric in ("rougeL", "chrf") else "rougeL" if is_latin(texts) else "chrf"
     values = {text: value_of(text, others, "generation", config, by) for text in some}
     yield from sorted(values, key=lambda text: -values[text])[:_FINALISTS]
 
@@ -327,7 +320,7 @@ class LabelFields:
 def label_fields_of(answers: Sequence[str], patterns: Mapping[str, str]) -> LabelFields | None:
     """The fields of answers that hold labels (`labels_of_fields`), with an answer of the form of the given ones that
     has the most frequent value of each; of answers in JSON, of every field. None where no field holds labels."""
-    if not patterns and structured.are_structured([[text] for text in answers]):
+    if not patterns and are_structured([[text] for text in answers]):
         values = [parse(text) for text in answers if read_answer(text) is not None]
         usual = _written(usual_value(values))
         return LabelFields(label_fields(answers), usual, partial(with_labels, usual, label_values(answers)))

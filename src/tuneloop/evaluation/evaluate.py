@@ -16,8 +16,8 @@ from tuneloop.core.stats import intervals as u
 from tuneloop.core.stats.intervals import Array, Statistics
 from tuneloop.core.units import counted, verb
 from tuneloop.evaluation.config import EvaluateConfig
+from tuneloop.evaluation.deciding import LabelUse, field_metric, primary_metric
 from tuneloop.evaluation.metrics import METRICS, headline_of, lower_is_better, metric_of
-from tuneloop.evaluation.primary import LabelUse, field_metric, primary_metric
 from tuneloop.evaluation.scoring import AnswerStats, Scoring, score_answers
 from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import Estimate

@@ -9,7 +9,7 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.units import counted
-from tuneloop.evaluation.metrics.code import problem_of
+from tuneloop.evaluation.metrics.kinds import problem_of
 from tuneloop.evaluation.metrics.labels import NO_LABELS
 from tuneloop.records.rows import Row
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,10 +12,12 @@ from tuneloop.core.patterns import Pattern
 from tuneloop.core.stats.intervals import Statistics, mean_statistics
 from tuneloop.core.units import counted, verb
 from tuneloop.evaluation.config import EvaluateConfig
+from tuneloop.evaluation.deciding import IMPORTED, LabelUse, label_use
 from tuneloop.evaluation.metrics import METRICS, declare, metric_of, structured
 from tuneloop.evaluation.metrics import text as text_metrics
-from tuneloop.evaluation.metrics.code import code_facts, pass_scores, problem_of, run_tests
+from tuneloop.evaluation.metrics.code import code_facts, pass_scores, run_tests
 from tuneloop.evaluation.metrics.custom import compile_fields, extract, load_scorer, own_scores, values_repeat
+from tuneloop.evaluation.metrics.kinds import are_structured, is_latin, parse, parses, problem_of
 from tuneloop.evaluation.metrics.labels import (
     are_labels,
     label_lists,
@@ -26,10 +27,9 @@ from tuneloop.evaluation.metrics.labels import (
     multilabel_statistics,
     vocabulary,
 )
-from tuneloop.evaluation.metrics.objects import label_fields, object_statistics
+from tuneloop.evaluation.metrics.objects import object_statistics
 from tuneloop.evaluation.metrics.probabilities import calibration_statistics, confidences, loss_statistics
-from tuneloop.evaluation.metrics.text import LONGEST_SCORED, exact_match, is_latin, token_f1
-from tuneloop.evaluation.primary import IMPORTED, LabelUse, label_use
+from tuneloop.evaluation.metrics.text import LONGEST_SCORED, exact_match, token_f1
 from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Row, references_of
 
@@ -101,7 +101,7 @@ def score_answers(s: Scoring, task: str, labels: Sequence[str] | None) -> None:
         _score_labels(s, labels)
     else:
         answered = any(text for row in s.references for text in row)  # programs may come with tests and no solution
-        if answered and (s.config.structured is False or not structured.are_structured(s.references)):
+        if answered and (s.config.structured is False or not are_structured(s.references)):
             _score_texts(s)
         _score_code(s)
         _score_structure(s)
@@ -217,15 +217,15 @@ def _score_code(s: Scoring) -> None:
 def _score_structure(s: Scoring) -> None:
     config, references = s.config, s.references
     required = config.structured is True or config.json_schema
-    if config.structured is False or not (required or structured.are_structured(references)):
+    if config.structured is False or not (required or are_structured(references)):
         return
     conforms: list[float] | None = None
     if "schema_valid" in s.measured.row_scores:
         conforms = list(s.measured.row_scores["schema_valid"])
     elif config.json_schema and not s.measured.complete:
         check = structured.schema_check(structured.read_schema(config.json_schema))
-        conforms = [float(structured.parses(text) and check(structured.parse(text))) for text in s.texts]
-        broken = sum(not (structured.parses(r[0]) and check(structured.parse(r[0]))) for r in references)
+        conforms = [float(parses(text) and check(parse(text))) for text in s.texts]
+        broken = sum(not (parses(r[0]) and check(parse(r[0]))) for r in references)
         if broken:
             s.notes.append(f"{broken} reference answers do not fit the JSON schema themselves.")
     if conforms is not None:
@@ -235,7 +235,7 @@ def _score_structure(s: Scoring) -> None:
     s.statistics += objects.statistics
     # A field that the reference has and the answer lacks is missing, not invalid: fields may be optional.
     pairs = zip(references, s.texts, strict=True)
-    s.need_valid([structured.parses(text) or not structured.parses(row[0]) for row, text in pairs])
+    s.need_valid([parses(text) or not parses(row[0]) for row, text in pairs])
     names = {kind: [field.name for field in objects.fields if field.kind == kind] for kind in ("labels", "prose")}
     s.field_labels |= {name: s.field_labels.get(name, ()) for name in names["labels"]}
     prose = names["prose"]
@@ -244,14 +244,14 @@ def _score_structure(s: Scoring) -> None:
     elif prose:
         need = "prose, scored as text; for a whole answer to be right it need only be there."
         s.notes.append(f"{', '.join(prose)}: {need}")
-    if plain := sum(not structured.parses(row[0]) for row in references):
+    if plain := sum(not parses(row[0]) for row in references):
         s.notes.append(f"Reference answers that are no JSON, for which an answer must be the same text: {plain}.")
     if objects.others:
         s.notes.append(f"Fields too rare for a line of their own, which count in whole answers: {objects.others}.")
     if conforms is not None:
         s.need_valid([bool(ok) for ok in conforms])
-    fences = (t for t in s.texts if "```" in t and not structured.parses(t))
-    if fenced := sum(structured.are_structured([[structured.unfenced(text)]]) for text in fences):
+    fences = (t for t in s.texts if "```" in t and not parses(t))
+    if fenced := sum(are_structured([[structured.unfenced(text)]]) for text in fences):
         s.notes.append(f"{counted(fenced, 'answer')} would be valid JSON without the Markdown fence around it.")
 
 
@@ -270,22 +270,6 @@ def score_own(s: Scoring) -> None:
     for name, scores in scores_of.items():
         s.computed[name] = scores
         s.add({name: scores}, right_or_wrong=metric_of(name).test != "paired bootstrap")
-
-
-def labels_of_fields(answers: Sequence[str], fields: Mapping[str, str]) -> dict[str, dict[str, int]]:
-    """The fields of answers whose values repeat, with how often each value occurs: these are labels, the others are
-    texts. `answers`: of the task, best those of training: a small test split does not show which values repeat;
-    `fields`: patterns, see `evaluate.fields`; the fields of answers in JSON are found without."""
-    fields_values = field_values(answers, fields)
-    values_of = {name: [value for value in values if value is not None] for name, values in fields_values.items()}
-    repeated = {name: values for name, values in values_of.items() if values and values_repeat(values)}
-    return {name: dict(sorted(Counter(values).items())) for name, values in repeated.items()}
-
-
-def field_values(answers: Sequence[str], fields: Mapping[str, str]) -> dict[str, list[str | None]]:
-    """The values of fields by patterns, and of JSON fields that are labels; None where an answer lacks the field."""
-    by_pattern = {name: [extract(p, text) for text in answers] for name, p in compile_fields(fields).items()}
-    return label_fields(answers) | by_pattern if structured.are_structured([[text] for text in answers]) else by_pattern
 
 
 def score_pattern(s: Scoring, name: str, pattern: Pattern) -> None:

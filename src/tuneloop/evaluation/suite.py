@@ -18,12 +18,12 @@ from tuneloop.core.patterns import compile_pattern
 from tuneloop.core.stats.bounded import bounded_interval, cluster_values
 from tuneloop.core.stats.intervals import Z80, Z95
 from tuneloop.core.units import counted
+from tuneloop.evaluation.deciding import OF_JSON, label_use, primary_metric
 from tuneloop.evaluation.evaluate import ScoredAnswers
 from tuneloop.evaluation.metrics import headline_of, metric_of
 from tuneloop.evaluation.metrics.custom import compile_fields
+from tuneloop.evaluation.metrics.kinds import are_structured
 from tuneloop.evaluation.metrics.labels import label_lists
-from tuneloop.evaluation.metrics.structured import are_structured
-from tuneloop.evaluation.primary import OF_JSON, label_use, primary_metric
 from tuneloop.records.rows import Row, last_user_turn, references_of
 
 Status = Literal["pass", "fail", "inconclusive"]

@@ -20,8 +20,8 @@ from tuneloop.evaluation.constants import MAJORITY
 from tuneloop.evaluation.evaluate import ScoredAnswers
 from tuneloop.evaluation.metrics import lower_is_better, metric_of, title_of
 from tuneloop.evaluation.metrics.claims import amount, claim_of, evidence, listed, outcome_words, seen_from, sure
+from tuneloop.evaluation.metrics.kinds import parse
 from tuneloop.evaluation.metrics.labels import LONGEST_LABEL
-from tuneloop.evaluation.metrics.structured import parse
 from tuneloop.records.evaluation import SERIOUS, BaselineKind, Comparison, Outcome, Standing
 
 FROM_WORST: tuple[Outcome, ...] = ("worse", "mixed", NOT_ENOUGH, "promising", "better")

@@ -6,22 +6,13 @@ import contextlib
 import mmap
 import re
 import struct
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import (
-    lock_folder,
-    read_json,
-    sha256_file,
-    user_errors_of_the_disk,
-    write_bytes,
-    write_json,
-    write_text,
-)
+from tuneloop.core.files import write_bytes, write_json, write_text
 from tuneloop.core.foreign import LIMITS, LONGEST_ARRAY, BeyondLimits, opened
 from tuneloop.models.families import FAMILIES, LANGUAGE, LLAMA, PATTERN, Family
 
@@ -62,39 +53,11 @@ _PRE_TOKENIZERS = {
 }
 
 
-def convert(source: Path, folder: Path) -> Path:
-    """Dequantise a GGUF file of one of the families once: to bf16 safetensors, config and tokenizer, loadable by
-    Transformers too, and last `source.json`, which names the source. Raises UserError: another model, or no space."""
-    last = folder / "source.json"
-    stamp = {"file": source.name, "bytes": source.stat().st_size, "mtime_ns": source.stat().st_mtime_ns, "layout": 1}
-    if _is_converted(last, stamp, source):
-        return folder
-
-    def waiting(holder: str) -> None:
-        line = f"waiting   another tuneloop process ({holder}) is unpacking the model {source.stem}"
-        print(line, file=sys.stderr, flush=True)
-
-    with user_errors_of_the_disk(folder), lock_folder(folder, waiting=waiting):
-        if _is_converted(last, stamp, source):  # by the process that was waited for
-            return folder
-        last.unlink(missing_ok=True)
-        with _user_errors_of_fields(source):
-            _write_model(source, folder)
-        write_json(last, {**stamp, "sha256": sha256_file(source)})
-    return folder
-
-
-def _is_converted(last: Path, stamp: Mapping[str, Any], source: Path) -> bool:
-    """Whether the file written last names the same source, or another copy of it: environments that share a cache would
-    convert it again at every change of turn otherwise."""
-    try:
-        before = read_json(last)
-    except UserError:
-        return False
-    if not isinstance(before, dict) or before.items() >= stamp.items():
-        return isinstance(before, dict)
-    alike = all(before.get(key) == value for key, value in stamp.items() if key != "mtime_ns")
-    return alike and before.get("sha256") == sha256_file(source)
+def write_model(source: Path, folder: Path) -> None:
+    """Dequantise a GGUF file of one of the families: to bf16 safetensors, config and tokenizer, loadable by
+    Transformers too. Raises UserError: another model, or a damaged file."""
+    with _user_errors_of_fields(source):
+        _write_model(source, folder)
 
 
 def read_tokenizer(source: Path, folder: Path) -> None:
@@ -106,7 +69,7 @@ def read_tokenizer(source: Path, folder: Path) -> None:
 
 
 def read_config(source: Path) -> dict[str, Any]:
-    """A GGUF file's sizes as a `config.json` has them. Raises UserError: see `convert`."""
+    """A GGUF file's sizes as a `config.json` has them. Raises UserError: see `write_model`."""
     header = _known_header(source)
     fields = header.fields
     kind = fields.get("general.architecture")

@@ -24,7 +24,7 @@ from tuneloop.data.config import PersonalConfig
 from tuneloop.data.load_eval_file import IDS
 from tuneloop.data.sources.read import read_records
 from tuneloop.evaluation.config import BaselinesConfig, EvalOptions, EvaluateConfig
-from tuneloop.evaluation.metrics.code import problem_of
+from tuneloop.evaluation.metrics.kinds import problem_of
 from tuneloop.evaluation.metrics.labels import label_lists, label_matcher
 from tuneloop.evaluation.metrics.text import EMBEDDER, embedder
 from tuneloop.evaluation.predictions import answers_from

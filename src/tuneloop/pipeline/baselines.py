@@ -16,6 +16,7 @@ from tuneloop.core.ui import busy, progress, say
 from tuneloop.core.units import counted
 from tuneloop.evaluation.config import EvaluateConfig
 from tuneloop.evaluation.constants import MAJORITY, strongest_constant
+from tuneloop.evaluation.deciding import deciding_of, training_examples
 from tuneloop.evaluation.evaluate import ScoredAnswers, sample_rows
 from tuneloop.evaluation.prompt import AS_IT_IS, labels_shown
 from tuneloop.models.methods import base_only
@@ -24,16 +25,7 @@ from tuneloop.pipeline.answers import Asking, ask, few_shot_examples, few_shot_p
 from tuneloop.pipeline.best_prompt import words_of_choice
 from tuneloop.pipeline.consistency import expected_consistency
 from tuneloop.pipeline.context import RunContext, done_record
-from tuneloop.pipeline.scoring import (
-    SystemAnswers,
-    cost_of,
-    deciding_of,
-    headline,
-    score,
-    scoring_settings,
-    training_examples,
-    write_scored,
-)
+from tuneloop.pipeline.scoring import SystemAnswers, cost_of, headline, score, scoring_settings, write_scored
 from tuneloop.recipe import Recipe
 from tuneloop.records.evaluation import BaselinesManifest, Subject
 from tuneloop.records.record import read_record, write_record

@@ -16,7 +16,7 @@ from tuneloop.evaluation.constants import MAJORITY
 from tuneloop.evaluation.evaluate import ScoredAnswers, decided_by, on_shared_rows, shared_words
 from tuneloop.evaluation.metrics import lower_is_better
 from tuneloop.evaluation.suite import SuiteSource, first_suite, load_suite
-from tuneloop.pipeline.recipes import name_of
+from tuneloop.recipe import name_of
 from tuneloop.records.evaluation import Comparison, EvaluationManifest, Subject, split_place
 from tuneloop.records.record import read_record
 from tuneloop.registry import evaluation_place

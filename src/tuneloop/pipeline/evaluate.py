@@ -37,7 +37,7 @@ from tuneloop.pipeline.consistency import Ask, consistency_part, prompt_systems,
 from tuneloop.pipeline.context import RunContext, attach_trained, dataset_of, done_record, load_run_recipe
 from tuneloop.pipeline.distributed import leading, shared_out
 from tuneloop.pipeline.encoder import refuse_settings
-from tuneloop.pipeline.recipes import name_of, recipe_of
+from tuneloop.pipeline.recipes import recipe_of
 from tuneloop.pipeline.scoring import (
     AFTERWARDS,
     cost_of,
@@ -47,7 +47,7 @@ from tuneloop.pipeline.scoring import (
     scoring_settings,
     write_scored,
 )
-from tuneloop.recipe import Recipe
+from tuneloop.recipe import Recipe, name_of
 from tuneloop.records.completion import Completion
 from tuneloop.records.dataset import Counts, DatasetManifest, SplitFile, Splits
 from tuneloop.records.evaluation import BaselinesManifest, EvaluationManifest, Subject

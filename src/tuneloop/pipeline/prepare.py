@@ -13,11 +13,10 @@ from tuneloop.core.files import lock_folder
 from tuneloop.core.ui import busy, say
 from tuneloop.core.units import counted
 from tuneloop.data.clean.pii import hidden
+from tuneloop.evaluation.deciding import deciding_of
 from tuneloop.models.load import fingerprint, load_tokenizer
-from tuneloop.models.names import resolve
-from tuneloop.models.packaged import MINILM
+from tuneloop.models.names import MINILM, resolve
 from tuneloop.pipeline.context import RunContext, done_record
-from tuneloop.pipeline.scoring import deciding_of
 from tuneloop.recipe import Recipe
 from tuneloop.records.dataset import MANIFEST, DatasetManifest, read_manifest
 from tuneloop.records.record import write_record
@@ -121,7 +120,7 @@ def _prepare_into(job: RunContext, out: Path) -> Dataset:
     from tuneloop.data.dataset import load_dataset, prepare_key
     from tuneloop.data.prepare import prepare
     from tuneloop.data.sources.read import find_files
-    from tuneloop.data.spool import detect_format
+    from tuneloop.data.table import detect_format
 
     recipe = job.recipe
     detect_format(find_files(recipe.data.sources, recipe.data.max_expansion), recipe.data)  # before a model is fetched

@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import itertools
 import os
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,35 +13,13 @@ import yaml
 
 from tuneloop.core.errors import UserError, in_shell
 from tuneloop.core.files import nearest_path, write_text
-from tuneloop.data.config import PrepareConfig
 from tuneloop.models.names import SHORT_NAMES
 from tuneloop.models.shape import target_modules
-from tuneloop.recipe import Recipe, load_recipe, make_recipe
+from tuneloop.recipe import Recipe, load_recipe, make_recipe, recipe_for_sources
 from tuneloop.records.rows import Reject
 
 if TYPE_CHECKING:
     from tuneloop.data.formats import FormatGuess
-
-
-def recipe_for_sources(places: list[str], settings: list[str], *, name: str = "", model: str = "") -> Recipe:
-    """A recipe from source files, or a recipe file; settings may leave out `data.`, as in `split.test=0.2`."""
-    if not places:
-        raise UserError("No source given", next_step="tuneloop prepare FILE")
-    keys = set(PrepareConfig.model_fields)
-    settings = [f"data.{s}" if s.split("=")[0].split(".")[0] in keys else s for s in settings]
-    settings += [f"{key}={value}" for key, value in (("model", model), ("name", name)) if value]
-    if len(places) == 1 and places[0].endswith((".yaml", ".yml")):
-        return load_recipe(places[0], settings)
-    return make_recipe({"name": name_of(places[0]), "data": {"sources": places}}, settings)
-
-
-def name_of(source: str) -> str:
-    """A data set's name from its first source."""
-    path = Path(source)
-    stem = path.name.split(".")[0] or path.resolve().name
-    if stem in ("train", "data", "all", "*"):
-        stem = path.resolve().parent.name
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "data"
 
 
 def recipe_of(source: str, settings: list[str], *, model: str = "", out: str = "") -> Recipe:

@@ -19,7 +19,7 @@ from tuneloop.evaluation.foreign.record import ForeignEvaluation
 from tuneloop.evaluation.foreign.tasks import TaskRows
 from tuneloop.pipeline.answers import generous_limit
 from tuneloop.pipeline.compare import ComparedEvaluations
-from tuneloop.pipeline.recipes import name_of
+from tuneloop.recipe import name_of
 from tuneloop.records.dataset import MANIFEST
 from tuneloop.records.evaluation import Subject, split_place
 from tuneloop.registry import evaluation_place

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,11 +12,10 @@ from tuneloop.core.files import read_json
 from tuneloop.core.stats.intervals import sums_by_cluster
 from tuneloop.core.ui import busy
 from tuneloop.core.units import counted
-from tuneloop.evaluation.config import EvaluateConfig
-from tuneloop.evaluation.deciding import CHOOSING, deciding_metric
+from tuneloop.evaluation.deciding import deciding_of, label_counts, labels_of_fields, training_examples
 from tuneloop.evaluation.evaluate import ScoredAnswers, decided_by, evaluate
 from tuneloop.evaluation.metrics import headline_of, lower_is_better, metric_of, title_of
-from tuneloop.evaluation.scoring import AnswerStats, labels_of_fields
+from tuneloop.evaluation.scoring import AnswerStats
 from tuneloop.models.adapters import ATTACHED
 from tuneloop.models.names import known_name
 from tuneloop.models.trained import OWN, trained_folder
@@ -36,7 +34,6 @@ if TYPE_CHECKING:
 AFTERWARDS = {
     "general", "general_rows", "memorisation", "canaries", "lm_eval", "consistency", "consistency_rows",
 }  # fmt: skip
-EXAMPLES = 2000  # training answers that show which fields hold labels
 FEW_STEPS = 30  # below this a run is a trial, whatever came of it
 
 
@@ -75,32 +72,6 @@ def scoring_settings(recipe: Recipe) -> dict[str, Any]:
     return recipe.evaluate.model_dump(mode="json", exclude={"samples", *AFTERWARDS})
 
 
-def training_examples(dataset: Dataset) -> list[Row]:
-    """The first training rows that show the task; of a large split the others are not read for it."""
-    return [row for row in dataset.train[:EXAMPLES] if row.shows_the_task]
-
-
-def answers_that_show_the_task(dataset: Dataset) -> list[str]:
-    """Answers of training rows, enough to see which of their fields hold labels."""
-    return [row.answer for row in training_examples(dataset)]
-
-
-def label_counts(dataset: Dataset) -> dict[str, int]:
-    """Rows of each label in all splits; empty where a split's manifest doesn't have them."""
-    splits = [split.labels for split in dataset.manifest.splits.by_name.values()]
-    return dict(sum((Counter(s) for s in splits if s), Counter())) if all(splits) else {}
-
-
-def deciding_of(dataset: Dataset, config: EvaluateConfig) -> str:
-    """The metric that decides about a data set: what its record names, or what the settings choose from its rows where
-    they have a say in it (`CHOOSING`) or the record names none; the same for every system, before any answers."""
-    usual = EvaluateConfig()
-    if dataset.manifest.deciding_metric and all(getattr(config, n) == getattr(usual, n) for n in CHOOSING):
-        return dataset.manifest.deciding_metric
-    rows = training_examples(dataset) or [row for row in dataset.test[:EXAMPLES] if row.has_reference]
-    return deciding_metric(rows, dataset.task, config, label_counts(dataset))
-
-
 def score(job: RunContext, dataset: Dataset, rows: Sequence[Row], answers: SystemAnswers) -> ScoredAnswers:
     """A system's answers as an evaluation."""
     config = job.recipe.evaluate
@@ -108,7 +79,7 @@ def score(job: RunContext, dataset: Dataset, rows: Sequence[Row], answers: Syste
         if dataset.task == "classification":
             label_rows = {"": label_counts(dataset)}
         else:
-            label_rows = labels_of_fields(answers_that_show_the_task(dataset), config.fields)
+            label_rows = labels_of_fields([row.answer for row in training_examples(dataset)], config.fields)
         field_labels = {name: list(counts) for name, counts in label_rows.items() if name}
         evaluation = evaluate(
             rows,

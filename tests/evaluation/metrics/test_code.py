@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from places import DATA_SETS
 from tuneloop.data.load_eval_file import row_of_problem
-from tuneloop.evaluation.metrics.code import code_facts, pass_at_k, pass_scores, problem_of, programs, run_tests
+from tuneloop.evaluation.metrics.code import code_facts, pass_at_k, pass_scores, programs, run_tests
+from tuneloop.evaluation.metrics.kinds import problem_of
 from tuneloop.evaluation.sandbox import SandboxLimits
 from tuneloop.records.rows import Row
 

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from tuneloop.evaluation.config import EvaluateConfig
 from tuneloop.evaluation.constants import usual_value
+from tuneloop.evaluation.deciding import labels_of_fields
 from tuneloop.evaluation.evaluate import ScoredAnswers, evaluate
 from tuneloop.evaluation.metrics.objects import differing_fields, is_prose, object_statistics
 from tuneloop.evaluation.results import load_evaluation, write_evaluation
-from tuneloop.evaluation.scoring import labels_of_fields
 from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import Subject
 from tuneloop.records.rows import Row

@@ -8,6 +8,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.evaluation.config import EvaluateConfig
 from tuneloop.evaluation.evaluate import evaluate
 from tuneloop.evaluation.metrics import structured as js
+from tuneloop.evaluation.metrics.kinds import are_structured, parses
 from tuneloop.evaluation.results import load_evaluation, write_evaluation
 from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import Subject
@@ -60,7 +61,7 @@ def scored(answers, **settings):
     ],
 )
 def test_what_is_no_json_as_a_whole_is_not_valid(text):
-    assert not js.parses(text)
+    assert not parses(text)
 
 
 @settings(max_examples=100, deadline=None)
@@ -127,8 +128,8 @@ def test_a_bad_schema_is_the_users_error(tmp_path, schema, said):
 
 
 def test_free_text_is_not_taken_for_json():
-    assert not js.are_structured([["[sic] it is"], ["{}"]])
-    assert not js.are_structured([["12"]])
+    assert not are_structured([["[sic] it is"], ["{}"]])
+    assert not are_structured([["12"]])
 
 
 @pytest.mark.parametrize(

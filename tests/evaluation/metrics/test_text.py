@@ -10,12 +10,12 @@ from rouge_score.rouge_scorer import RougeScorer
 from text_answers import ANSWERS, REFERENCES
 
 from tuneloop.core.stats.intervals import mean_statistics
+from tuneloop.evaluation.metrics.kinds import is_latin
 from tuneloop.evaluation.metrics.text import (
     ROUGE,
     bleu_statistics,
     chrf_statistics,
     exact_match,
-    is_latin,
     length_ratio,
     meteor,
     rouge,

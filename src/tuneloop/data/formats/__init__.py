@@ -222,7 +222,10 @@ def _find_in_any_case(sample: RecordSample, config: PrepareConfig, choice: str) 
 
 
 def _find(sample: RecordSample, config: PrepareConfig, choice: str) -> FormatGuess | None:
+    present = {name.casefold() for name in sample.columns}
     for form in FORMATS.values():
+        if not all(map(present.intersection, form.needs)):
+            continue
         if form.find and (choice in (form.name, "auto") or (choice == "thumbs" and form.rated)):
             guess = form.find(sample, config)
             if guess and choice in ("auto", "thumbs") and (form.rated or form.name == "logs"):

@@ -415,6 +415,9 @@ class Format:
     parse: Parse  # makes a conversation of a record, or raises `Refused`
     find: Find | None = None  # recognises the format in a sample of records; None: it must be configured
     rated: bool = False  # a further column of ratings makes records of this format `thumbs`
+    needs: tuple[
+        Collection[str], ...
+    ] = ()  # names of columns, in lower case: of each group a sample has one, or no find
 
 
 # By name, in the order in which formats are looked for: a conversation may stand next to an instruction, an

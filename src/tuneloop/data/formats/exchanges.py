@@ -500,4 +500,5 @@ def _find_logs(sample: RecordSample, config: PrepareConfig) -> FormatGuess | Non
     return None
 
 
-LOGS = Format("logs", "request and response", checked_parser(logs), _find_logs)
+_NAMES = (frozenset(REQUEST_NAMES), frozenset(RESPONSE_NAMES))
+LOGS = Format("logs", "request and response", checked_parser(logs), _find_logs, needs=_NAMES)

@@ -11,6 +11,7 @@ from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.core.stats.intervals import Z80, Z95, PairedMean
 from tuneloop.core.units import counted, verb
 from tuneloop.evaluation.config import EvaluateConfig
+from tuneloop.evaluation.deciding import IMPORTED
 from tuneloop.evaluation.evaluate import ScoredAnswers, evaluate
 from tuneloop.evaluation.foreign.record import (
     ForeignEvaluation,
@@ -23,7 +24,6 @@ from tuneloop.evaluation.foreign.record import (
 )
 from tuneloop.evaluation.metrics import declare, metric_of
 from tuneloop.evaluation.metrics.custom import own_metric
-from tuneloop.evaluation.primary import IMPORTED
 from tuneloop.evaluation.scoring import AnswerStats
 from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import Comparison

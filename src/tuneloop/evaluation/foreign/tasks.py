@@ -15,8 +15,8 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_jsonl, write_text
 from tuneloop.core.units import counted
-from tuneloop.evaluation.metrics import labels, structured, text
-from tuneloop.evaluation.metrics.code import problem_of
+from tuneloop.evaluation.metrics import labels, text
+from tuneloop.evaluation.metrics.kinds import are_structured, problem_of
 from tuneloop.evaluation.metrics.labels import label_lists
 from tuneloop.records.rows import Row, references_of
 
@@ -73,7 +73,7 @@ def _refuse_others(task: TaskRows) -> None:
     if any(row.tools for row in task.rows):
         raise UserError("Rows with tools can't be exported", where=where, next_step=step)
     several = task.labels is not None and label_lists(task.rows) is not None
-    if several or (task.labels is None and structured.are_structured([references_of(row) for row in task.rows])):
+    if several or (task.labels is None and are_structured([references_of(row) for row in task.rows])):
         what = "Rows with several labels" if several else "Answers in JSON"
         raise UserError(f"{what} can't be exported: a task scores one label or a text", where=where, next_step=step)
 

@@ -7,15 +7,15 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from tuneloop.core.machine import cores
 from tuneloop.core.ui import progress
+from tuneloop.evaluation.metrics.kinds import Problem, problem_of
 from tuneloop.evaluation.sandbox import Outcome, SandboxLimits, run_program
 from tuneloop.records.metric import Metric
-from tuneloop.records.rows import Row, last_user_turn
+from tuneloop.records.rows import Row
 
 PASS_AT = (1, 5, 10, 100)  # those that the number of answers a row allows are reported
 
@@ -32,31 +32,6 @@ _FENCE = re.compile(
     r"^[ \t]*```[ \t]*(?:python3?|py)?[ \t]*\r?\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE | re.IGNORECASE
 )
 _BREAK = re.compile(r"\n(?=\S)")  # a line at the left margin: where an answer may have run on
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One task with unit tests."""
-
-    prompt: str  # code that the answer may continue; empty where the task is put in words
-    entry_point: str  # name of the requested function; empty if the tests call it themselves
-    tests: str  # code that raises when the answer is wrong
-
-
-def problem_of(row: Row) -> Problem | None:
-    """The unit tests that a row brings in its `meta`, or None. Read are the columns of HumanEval (`test`, which defines
-    `check(candidate)`, and `entry_point`) and of MBPP (`test_list` of assertions, with `test_setup_code`). The code to
-    continue is `meta["prompt"]` or the last user turn."""
-    meta = row.meta
-    test, entry_point, listed = meta.get("test"), meta.get("entry_point"), meta.get("test_list")
-    prompt = meta.get("prompt") if isinstance(meta.get("prompt"), str) else last_user_turn(row)
-    if isinstance(test, str) and isinstance(entry_point, str) and entry_point.isidentifier() and "def check" in test:
-        code = prompt if re.search(rf"^\s*(?:async\s+)?def\s+{entry_point}\b", str(prompt), re.MULTILINE) else ""
-        return Problem(str(code), entry_point, f"{test}\n\ncheck({entry_point})\n")
-    if isinstance(listed, list) and listed and all(isinstance(item, str) for item in listed):
-        setup = meta.get("test_setup_code")
-        return Problem("", "", "\n".join([setup if isinstance(setup, str) else "", *listed]) + "\n")
-    return None
 
 
 def programs(problem: Problem, answer: str) -> list[str]:

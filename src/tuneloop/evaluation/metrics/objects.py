@@ -17,9 +17,10 @@ from typing import Any, Literal
 
 from tuneloop.core.lazy import np
 from tuneloop.core.stats.intervals import Array, Statistics, mean_statistics, ratio
+from tuneloop.evaluation.metrics.kinds import is_latin, parse
 from tuneloop.evaluation.metrics.labels import label_statistics
-from tuneloop.evaluation.metrics.structured import as_text, leaves, parse
-from tuneloop.evaluation.metrics.text import LONGEST_SCORED, chrf_statistics, exact_match, is_latin, rouge, token_f1
+from tuneloop.evaluation.metrics.structured import as_text, leaves
+from tuneloop.evaluation.metrics.text import LONGEST_SCORED, chrf_statistics, exact_match, rouge, token_f1
 from tuneloop.records.metric import Metric
 
 MOST_FIELDS = 40  # with a line

@@ -13,14 +13,11 @@ from typing import Any
 from tuneloop.core.bounded_work import TooMuchWork
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json
-from tuneloop.core.foreign import parse_json
 from tuneloop.core.json_schema import CHECK_SECONDS, check_fit, schema_problem, validator_of
 from tuneloop.core.lazy import np
 from tuneloop.core.stats.intervals import Array, Statistics, ratio
+from tuneloop.evaluation.metrics.kinds import parse, parses
 from tuneloop.records.metric import Metric
-
-LONGEST = 1 << 20  # characters of an answer that are parsed
-NEARLY = 0.9
 
 METRICS = (
     Metric("field_f1", "field-F1", needs="JSON", meaning="F1 of (path, value) pairs over all rows"),
@@ -32,39 +29,10 @@ METRICS = (
 )  # fmt: skip
 
 
-def parse(text: str) -> Any:
-    """The JSON value that a text is, as a whole; ValueError for anything else (a Markdown fence, NaN, prose)."""
-
-    def refuse(name: str) -> Any:
-        raise ValueError(f"{name} is no JSON")
-
-    if len(text) > LONGEST:
-        raise ValueError("too long")
-    try:
-        return parse_json(text, parse_constant=refuse)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-
-
-def parses(text: str) -> bool:
-    """Whether a text is valid JSON."""
-    try:
-        parse(text)
-    except ValueError:
-        return False
-    return True
-
-
 def unfenced(text: str) -> str:
     """The content of the first Markdown fence in a text, or the text where there is none."""
     match = re.search(r"```[^\n`]*\n(.*?)```", text, re.DOTALL)
     return match.group(1) if match else text
-
-
-def are_structured(references: Sequence[Sequence[str]]) -> bool:
-    """Whether nearly all reference answers are JSON objects or arrays; a few may say in words that there is nothing."""
-    objects = [text.lstrip()[:1] in ("{", "[") and parses(text) for row in references for text in row]
-    return bool(objects) and sum(objects) >= NEARLY * len(objects)
 
 
 def schema_check(schema: Mapping[str, Any]) -> Callable[[Any], bool]:

@@ -79,15 +79,6 @@ def rouge(
     return {kind: [float(row[kind].fmeasure) for row in rows] for kind in kinds}
 
 
-def is_latin(texts: Sequence[str]) -> bool:
-    """Whether most letters of the texts are a-z, which is all that ROUGE reads."""
-    letters = ascii_letters = 0
-    for text in texts:
-        letters += sum(map(str.isalpha, text))
-        ascii_letters += sum(c.isalpha() for c in text if c.isascii())
-    return 2 * ascii_letters >= letters
-
-
 def meteor(references: Sequence[Sequence[str]], answers: Sequence[str]) -> list[float]:
     """METEOR of each row, the best over its references, 0 to 1.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from tuneloop.data.process_record import NAMED, ChunkFacts
-from tuneloop.data.spool import Table
+from tuneloop.data.table import Table
 
 
 def test_a_table_lets_go_of_read_only_columns_that_share_memory_with_a_cluster(tmp_path: Path) -> None:

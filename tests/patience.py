@@ -7,6 +7,7 @@ a test of speed multiplies its limit by `slowness()`.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 HANG = 1800.0  # seconds: a process that takes longer hangs; not a limit on its speed
 REFERENCE = 0.012  # seconds that `_work` takes on a quiet core of 2024
@@ -27,3 +28,11 @@ def slowness() -> float:
         _work()
         times.append(time.perf_counter() - start)
     return max(1.0, sorted(times)[2] / REFERENCE)
+
+
+def until(met: Callable[[], object]) -> None:
+    """Wait for what another thread or process does."""
+    deadline = time.monotonic() + HANG
+    while not met():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

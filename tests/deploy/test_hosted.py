@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 import signal
@@ -19,6 +20,7 @@ from fireworks_service import BASE as LLAMA
 from host_definitions import in_environment
 from openai_service import BASE, KEY, MODEL, Service, serving
 
+from patience import until
 from tuneloop.cli.main import main
 from tuneloop.core.files import read_json, read_jsonl
 from tuneloop.deploy import hosted
@@ -122,6 +124,128 @@ def test_a_job_whose_reply_was_lost_is_not_started_twice(service: Service) -> No
     assert len(service.jobs) == 1 and not read_json(OUT / "hosted.json").get("job")
     run(service)
     assert len(service.jobs) == 1 and read_json(OUT / "eval.json")["model"] == MODEL
+
+
+@pytest.mark.parametrize("on", ["", "together", "fireworks"])
+def test_a_gateway_that_fails_behind_a_taken_order_makes_no_second_job(
+    service: Service, fireworks: Fireworks, on: str
+) -> None:
+    there = fireworks if on == "fireworks" else service
+    there.faults = {r"POST .*(/jobs|/fine-tunes|TuningJobs)$": [503]}
+    run(there, "--yes", on=on, status=2)
+    run(there, on=on, status=2 if on == "fireworks" else 0)
+    assert len(there.jobs) == 1 and jobs_ordered(there) == 1
+
+
+JOBS = re.compile(r"POST .*(/fine_tuning/jobs|/fine-tunes|/supervisedFineTuningJobs)$")
+
+
+def jobs_ordered(service: Service) -> int:
+    return sum(bool(JOBS.match(call)) for call in service.calls)
+
+
+@pytest.mark.parametrize("on", ["", "together", "fireworks"])
+def test_two_commands_at_once_start_one_job_from_two_folders_too(
+    service: Service, fireworks: Fireworks, on: str, tmp_path: Path
+) -> None:
+    there = fireworks if on == "fireworks" else service
+    base = LLAMA if on == "fireworks" else BASE
+    outputs = [tmp_path / f"{number}.log" for number in range(2)]
+
+    def both_are_here() -> bool:
+        return jobs_ordered(there) > 1 or any("starts the same job" in log.read_text() for log in outputs)
+
+    there.before = lambda path: until(both_are_here) if JOBS.match(there.calls[-1]) else None
+    command = [sys.executable, "-m", "tuneloop", "run", "data", f"model={base}", "--on", on or there.url, "--yes"]
+    with outputs[0].open("w") as first, outputs[1].open("w") as second:
+        processes = [
+            subprocess.Popen([*command, f"output_dir=runs/{number}"], stderr=log, stdout=subprocess.DEVNULL)
+            for number, log in enumerate((first, second))
+        ]
+        until(lambda: all((tmp_path / f"runs/{n}/hosted.json").is_file() for n in range(2)))
+        until(lambda: all(read_json(tmp_path / f"runs/{n}/hosted.json").get("job") for n in range(2)))
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert len(there.jobs) == 1 and jobs_ordered(there) == 1
+
+
+@pytest.mark.parametrize("on", ["", "together", "fireworks"])
+def test_a_refused_quota_starts_nothing_and_the_same_command_continues(
+    service: Service, fireworks: Fireworks, on: str, capsys: Capture
+) -> None:
+    there = fireworks if on == "fireworks" else service
+    there.faults = {JOBS.pattern: [(429, {}, "You exceeded your current quota (insufficient_quota)")]}
+    run(there, "--yes", on=on, status=2)
+    assert "exceeded your current quota" in "".join(capsys.readouterr()) and not there.jobs
+    sent = sum(call.startswith("POST") for call in there.calls)
+    run(there, on=on, status=2 if on == "fireworks" else 0)
+    assert len(there.jobs) == 1 and len(there.files) == 2
+    assert jobs_ordered(there) == 2 and sent <= 6
+
+
+@pytest.mark.parametrize("on", ["", "together", "fireworks"])
+def test_a_job_that_hangs_is_left_after_a_time_and_ended_by_max_minutes(
+    service: Service, fireworks: Fireworks, place: pytest.MonkeyPatch, on: str, capsys: Capture
+) -> None:
+    there = fireworks if on == "fireworks" else service
+    there.ends = "RUNNING" if on == "fireworks" else "running"
+    place.setattr(hosted, "STILL", 0.05)
+    run(there, "--yes", on=on, status=2)
+    assert "nothing new" in "".join(capsys.readouterr())
+    field = "state" if on == "fireworks" else "status"
+    assert [job[field].casefold().removeprefix("job_state_") for job in there.jobs] == ["running"]
+    place.setattr(hosted, "STILL", 3600.0)
+    run(there, "max_minutes=0.0001", on=on, status=2)
+    assert "max_minutes=0.0001" in "".join(capsys.readouterr())
+    assert [job[field].casefold().removeprefix("job_state_")[:6] for job in there.jobs] == ["cancel"]
+    assert read_json(OUT / "hosted.json")["state"] == "cancelled"
+
+
+def test_together_s_own_price_decides_before_a_job_starts(service: Service, capsys: Capture) -> None:
+    service.price = 9.0
+    run(service, "--yes", on="together", status=2)  # the table says less than a cent
+    assert "$9" in "".join(capsys.readouterr()) and not service.jobs
+    run(service, "--yes", "--max-usd", "5", on="together", status=2)
+    assert "$9" in "".join(capsys.readouterr()) and not service.jobs
+    service.credit = 8.0
+    run(service, "--yes", "--max-usd", "10", on="together", status=2)
+    assert "your credit" in "".join(capsys.readouterr()) and not service.jobs
+    service.credit = 100.0
+    run(service, "--yes", "--max-usd", "10", on="together")
+    assert len(service.jobs) == 1 and read_json(OUT / "hosted.json")["usd"] == 9.0
+
+
+def test_a_limit_needs_no_table_where_the_service_names_its_price(
+    service: Service, place: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    words = ["run", "data", "model=acme/unlisted", f"output_dir={OUT}", "--on", "together", "--quiet", "--yes"]
+    service.unchecked = 10**6
+    place.setattr("tuneloop.deploy.services.together.LOOKS", 3)
+    assert main([*words, "--max-usd", "1"]) == 2 and not service.jobs
+    assert "nothing yet" in "".join(capsys.readouterr())
+    service.unchecked, service.price = 1, 0.5
+    assert main([*words, "--max-usd", "1"]) == 0
+    assert len(service.jobs) == 1 and read_json(OUT / "hosted.json")["usd"] == 0.5
+
+
+def test_a_job_that_fireworks_puts_above_the_limit_is_ended_at_once(fireworks: Fireworks, capsys: Capture) -> None:
+    fireworks.price = 7.25
+    run(fireworks, "--yes", "--max-usd", "5", on="fireworks", status=2)
+    assert "$7.25" in "".join(capsys.readouterr())
+    assert [job["state"] for job in fireworks.jobs] == ["JOB_STATE_CANCELLING"]
+    assert fireworks.jobs[0]["looks"] == 1
+    fireworks.price = 0.25
+    command = ["run", "data", f"model={LLAMA}", "output_dir=runs/b", "--on", "fireworks", "--quiet", "--yes"]
+    assert main([*command, "--max-usd", "5"]) == 2
+    assert [job["state"] for job in fireworks.jobs] == ["JOB_STATE_CANCELLING", "JOB_STATE_COMPLETED"]
+    assert read_json("runs/b/hosted.json")["usd"] == 0.25
+
+
+def test_what_was_billed_is_by_the_tokens_of_the_service(service: Service) -> None:
+    run(service, "--yes")
+    record = read_json(OUT / "hosted.json")
+    assert (record["price"], record["tokens"], record["usd"]) == (3.0, 999, pytest.approx(999 * 3e-6))
 
 
 def test_a_job_that_fails_says_why_and_one_is_ended_by_cancel(service: Service, capsys: Capture) -> None:
@@ -339,8 +463,6 @@ class Together(Service):
             lengths = {"max_seq_length_sft": 8192, "max_seq_length_dpo": 8192, "min_max_seq_length": 8}
             return 200, {"model_name": BASE, "lora_training": lora, "supports_vision": False, "max_num_epochs": 9,
                 "max_num_evals": 9, "max_learning_rate": 1.0, "min_learning_rate": 0.0, **lengths}  # fmt: skip
-        if "/estimate-price" in target:
-            return 200, {"estimation_available": False, "unavailable_reason": "train_file_not_validated"}
         return super().reply(method, target, body, kind)
 
 
@@ -375,4 +497,4 @@ def test_together_s_own_client_sends_the_same_but_for_the_files(service: Service
     assert said.splitlines() == [f"{MODEL} 999", "[1.0, 0.5, 0.3333333333333333]", "b'weights'"]
     assert service.bodies[0].items() <= theirs.bodies[0].items() and "training_type" not in theirs.bodies[0]
     own = {call for call in service.calls if "/files" not in call and "/chat" not in call}
-    assert own == {call for call in theirs.calls if "/models/limits" not in call and "/estimate-price" not in call}
+    assert own == {call for call in theirs.calls if "/models/limits" not in call}

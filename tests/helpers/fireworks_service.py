@@ -105,6 +105,7 @@ class Fireworks(Service):
                 **order, "name": f"accounts/{ACCOUNT}/supervisedFineTuningJobs/j{len(self.jobs) + 1}",
                 "outputModel": f"accounts/{ACCOUNT}/models/{order['outputModel']}", "state": "JOB_STATE_CREATING",
                 "status": {"code": "OK", "message": ""}, "looks": 0,
+                "estimatedCost": {"currencyCode": "USD", "units": str(int(self.price)), "nanos": int(self.price % 1 * 1e9)},
             }  # fmt: skip
             self.jobs.append(job)
             return 200, job

@@ -79,7 +79,8 @@ class Service:
     Args:
         answer: text of a chat completion by its body.
         faults: METHOD PATTERN -> answers that come first, one a request: (status, headers, body), or "cut", after half
-            of the real answer.
+            of the real answer, or a status alone, after the request was taken.
+        price: dollars that it puts a job at, where it names prices; `credit`: that the account may spend.
         before: called with each path, as something that changes lists meanwhile.
     """
 
@@ -94,6 +95,9 @@ class Service:
     faults: dict[str, list[Any]] = field(default_factory=dict)
     before: Callable[[str], None] = lambda path: None
     ends: str = "succeeded"  # state of a job that was started here, in the end
+    price: float = 0.004
+    credit: float = 100.0
+    unchecked: int = 1  # estimates that are refused because the file is not checked yet
     truth: dict[str, str] = field(default_factory=dict)  # question -> right answer, for tests that answer by it
     lists: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # further ones, by their paths
     most: int = 100  # items of a page
@@ -172,6 +176,13 @@ class Service:
             return 200, self.jobs[0]
         if path == "/fine-tunes":
             return 200, {"data": self.jobs}
+        if path == "/fine-tunes/estimate-price":
+            self.unchecked -= 1
+            if self.unchecked >= 0:
+                return 200, {"estimation_available": False, "unavailable_reason": "train_file_not_validated"}
+            allowed = {"allowed_to_proceed": self.price <= self.credit, "user_limit": self.credit}
+            tokens = {"estimated_train_token_count": 999, "estimated_eval_token_count": 0}
+            return 200, {"estimation_available": True, "estimated_total_price": self.price, **allowed, **tokens}
         if path == "/finetune/download" or path.startswith("/signed/"):
             return 200, b"weights"
         if re.fullmatch(r"/fine-tunes/[^/]+/metrics", path):
@@ -185,19 +196,17 @@ class Service:
             one["status"] = "cancelled"
         elif one["status"] in ("queued", "running"):
             one["looks"] += 1
-            states = [
-                "running",
-                self.ends if found[1] != "fine-tunes" else {"succeeded": "completed"}.get(self.ends, "error"),
-            ]
-            one["status"] = states[min(one["looks"] - 1, 1)]
+            theirs = {"succeeded": "completed", "failed": "error"} if found[1] == "fine-tunes" else {}
+            one["status"] = theirs.get(self.ends, self.ends) if one["looks"] > 1 else "running"
             if one["status"] in ("succeeded", "completed"):
                 one |= {
                     "fine_tuned_model": MODEL,
                     "model_output_name": MODEL,
                     "trained_tokens": 999,
                     "token_count": 999,
+                    "total_price": int(self.price * 1e9),
                 }
-            elif one["looks"] > 1:
+            elif one["status"] != "running":
                 one |= {
                     "error": {"message": "row 3 is bad"},
                     "events": [{"type": "job_error", "message": "row 3 is bad"}],
@@ -288,6 +297,8 @@ def serving(service: Service) -> Iterator[Service]:
                 self.answer(status, {"error": {"message": text}}, headers)
                 return
             status, value = service.reply(self.command, path, body, self.headers.get("Content-Type", ""))
+            if isinstance(fault, int):
+                status, value = fault, {"error": {"message": "upstream is gone"}}
             if fault == "cut":
                 text = value if isinstance(value, bytes) else json.dumps(value).encode()
                 self.send_response(200)

@@ -42,6 +42,17 @@ def test_the_price_is_that_of_fine_tunes_or_yours_and_a_limit_holds(service: Ser
     assert not any(call.startswith("POST") for call in service.calls)
 
 
+def test_what_was_billed_without_a_known_price_is_not_called_free(
+    service: Service, dataset: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["migrate", "freeze", "mine", "-d", dataset, "--base-url", service.url, "--yes", "--limit", "5"]
+    assert main([*command, "--out", "a"]) == 0
+    text = "".join(capsys.readouterr())
+    assert len(service.bodies) == 5 and "cost unknown" in text and "$0.0000" not in text
+    assert main([*command, "--usd-per-million-output", "1", "--out", "b"]) == 0
+    assert "spent now" in "".join(capsys.readouterr())
+
+
 def test_it_says_by_which_metric_a_successor_will_be_compared(service: Service, dataset: str) -> None:
     decides = "decides   accuracy (3 labels)"
     assert decides in plan_freezing(endpoint(service), dataset, copy=Path("openai"), most_usd=0).notes[0]

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import zlib
 from collections import Counter
 from collections.abc import Callable
@@ -18,7 +17,7 @@ import httpx
 import pytest
 from openai_service import KEY, MODEL, Service, tickets
 
-from patience import HANG
+from patience import HANG, until
 from serving import running
 from tuneloop.cli.main import main
 from tuneloop.core.files import read_json, read_jsonl
@@ -49,13 +48,6 @@ def said(capsys: Capture, *arguments: str, status: int = 0) -> str:
 
 def next_steps(text: str) -> list[list[str]]:
     return [shlex.split(line)[2:] for line in text.splitlines() if line.startswith("next ")]
-
-
-def until(met: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + HANG
-    while not met():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def killed(service: Service, arguments: list[str], environment: dict[str, str], moment: Callable[[], bool]) -> None:

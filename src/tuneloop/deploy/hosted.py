@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import time
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -12,7 +13,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import content_hash, lock_folder, write_jsonl
+from tuneloop.core.files import cache_folder, content_hash, lock_folder, write_jsonl
 from tuneloop.core.ui import progress, say
 from tuneloop.core.units import counted, usd_words
 from tuneloop.core.urls import masked
@@ -37,6 +38,8 @@ SERVICES: dict[str, TrainingService] = {
 _SHAPES = (AttributeError, TypeError, KeyError, IndexError, ValueError, OverflowError)
 _FILE = re.compile(r"(?:[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}/)?[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")  # of weights
 CHARACTERS = 3.5  # of a token, rather too few: a price is not to be underestimated
+MORE = 2.0  # times the price that was shown, above which a service's own price is taken to have changed
+STILL = 24 * 3600.0  # seconds for which a job that shows nothing new is followed
 
 
 class HostedRun(Record, what="a run on a service", file="hosted.json", again="run `tuneloop run --on` again"):
@@ -45,7 +48,8 @@ class HostedRun(Record, what="a run on a service", file="hosted.json", again="ru
     Args:
         key: hash of what it depends on. `url`, `base`, `dataset`: where, which model, on what.
         train, val, job: ids at the service. `model`: its name of the result.
-        tokens, usd: that training was billed for, by the price known when it began (None: unknown).
+        tokens: that training was billed for. `price`: of 1M of them when it began. `usd`: by the service's own account,
+            else by both; before that an estimate (None: unknown).
         weights: file or folder with the trained weights, where the service gives them out.
     """
 
@@ -60,6 +64,7 @@ class HostedRun(Record, what="a run on a service", file="hosted.json", again="ru
     state: str = ""
     model: str = ""
     tokens: int = 0
+    price: float | None = None
     usd: float | None = None
     weights: str = ""
     created: str = ""
@@ -75,6 +80,8 @@ class HostedPlan:
     order: Order
     record: HostedRun
     words: str
+    most: float  # dollars by the service's own account, above which no job may start or continue; 0: any sum
+    minutes: float  # since it began; 0: any time
 
 
 def plan_hosted(recipe: Recipe, source: str, place: str, max_usd: float) -> HostedPlan:
@@ -95,13 +102,16 @@ def plan_hosted(recipe: Recipe, source: str, place: str, max_usd: float) -> Host
     key = content_hash([masked(url), recipe.model, data.manifest.hash, epochs, recipe.seed])[:12]
     size = sum(len(turn["content"]) for row in data.train for turn in row.messages)
     tokens = epochs * size / CHARACTERS
-    usd, cost = price_of(recipe.model, tokens, max_usd)
+    price, cost = _price_of(recipe.model, tokens, max_usd, service)
+    usd = tokens * price / 1e6 if price else None
     rows = f"{counted(len(data.train), 'row')} ({size / 1e6:,.2f} MB of texts), {counted(epochs, 'epoch')}"
     words = f"{service.title} trains {recipe.model} on {rows}, about {tokens:,.0f} tokens: {cost}"
     folder = Path(recipe.output_dir or f"runs/{recipe.name}-{key}")
-    record = HostedRun(key=key, on=service.title, url=masked(url), base=recipe.model, dataset=data.manifest.id, usd=usd)
+    at = {"key": key, "on": service.title, "url": masked(url), "base": recipe.model, "dataset": data.manifest.id}
     order = Order(key, recipe.model, "", "", epochs, recipe.seed)
-    return HostedPlan(service, folder, Path(source), order, record, words)
+    most = max_usd or MORE * (usd or 0.0)
+    record = HostedRun(**at, price=price, usd=usd)
+    return HostedPlan(service, folder, Path(source), order, record, words, most, recipe.max_minutes or 0.0)
 
 
 def refuse_unprepared(source: str) -> None:
@@ -112,17 +122,19 @@ def refuse_unprepared(source: str) -> None:
         raise UserError("A service trains on a prepared data set, and this is none", where=source, next_step=step)
 
 
-def price_of(model: str, tokens: float, most: float) -> tuple[float | None, str]:
-    """What training on so many tokens costs, in dollars (None: unknown) and in words. Raises UserError: it may be more
-    than `most`, where that is not 0."""
-    usd, words, price = None, "no price is known: see its price page", load_prices().trained(model)
-    if price:
-        usd = tokens * price.input / 1e6
+def _price_of(model: str, tokens: float, most: float, of: TrainingService) -> tuple[float | None, str]:
+    """Dollars for 1M tokens of training (None: unknown), and what so many cost in words. Raises UserError: it may be
+    more than `most`, where that is not 0."""
+    price, words = load_prices().trained(model), "no price is known: see its price page"
+    usd = tokens * price.input / 1e6 if price else None
+    if price and usd is not None:
         words = f"about {usd_words(usd)} (${price.input:g} for 1M, {price.date})"
+    elif of.priced:
+        usd, words = 0.0, "it names the price itself"
     if most and (usd is None or usd > most):
         step = "raise it, or train for fewer epochs; nothing was sent"
         raise UserError(f"It may cost more than --max-usd: {words}", where=f"--max-usd {most:g}", next_step=step)
-    return usd, words
+    return price.input if price else None, words
 
 
 def url_of(place: str) -> str:
@@ -184,7 +196,7 @@ async def _trained(plan: HostedPlan, service: Service, cancel: bool, pause: floa
     """The run, and the name by which requests ask for its model."""
     run, place, of = begun(plan.folder, plan.record), plan.folder / HostedRun.file, plan.service
 
-    def keep(**values: str | int) -> HostedRun:
+    def keep(**values: str | float) -> HostedRun:
         changed = run.model_copy(update={"created": run.created or datetime.now(UTC).isoformat(), **values})
         write_record(place, changed)
         return changed
@@ -193,16 +205,13 @@ async def _trained(plan: HostedPlan, service: Service, cancel: bool, pause: floa
         for split in () if cancel else ("train", "val"):
             if not getattr(run, split) and (plan.dataset / f"{split}.jsonl").stat().st_size:
                 run = keep(**{split: await of.send(service, run.key, _rows_as_sent(plan, split))})
-        if not run.job and (job := await _job_of(of, service, run.key)):  # whose id was lost with a reply
-            run = keep(job=job)
         if not run.job:
-            if cancel:
-                raise UserError("There is no job to end", where=str(plan.folder), next_step="leave --cancel out")
-            order = replace(plan.order, train=run.train, val=run.val)
-            run = keep(job=_id(await service.post(of.jobs, of.body(order))))
+            job, usd = await _started(plan, service, run, cancel)
+            run = keep(job=job, **({"usd": usd} if usd else {}))
         job_place = of.jobs + place_of(run.job)
         if cancel:
             await service.post(f"{job_place}{of.cancel}", {})
+        shown, moved = "", time.monotonic()
         while True:
             now = await of.look(service, job_place)
             if now.steps:
@@ -211,9 +220,20 @@ async def _trained(plan: HostedPlan, service: Service, cancel: bool, pause: floa
                 say(f"service   {run.job}: {now.state}")
             if len(now.model) > LONGEST_NAME or not now.model.isprintable():
                 raise Broken("the name of its model is none")
-            run = keep(state=now.state, model=now.model, tokens=now.tokens)
+            billed = now.usd or now.tokens * (run.price or 0.0) / 1e6
+            run = keep(state=now.state, model=now.model, tokens=now.tokens, **({"usd": billed} if billed else {}))
             if now.state in ("succeeded", "failed", "cancelled") or cancel:
                 break
+            if over := _over(plan, run):
+                await service.post(f"{job_place}{of.cancel}", {})
+                keep(state="cancelled")
+                raise UserError(f"The job was ended: {over}", where=f"{run.on} {run.job}", next_step="raise the limit")
+            if (last := f"{now.state} {len(now.steps)}") != shown:
+                shown, moved = last, time.monotonic()
+            if time.monotonic() - moved > STILL:
+                what = f"The job has shown nothing new for {STILL / 3600:g} hours: {now.state}"
+                step = "the same command follows it again, with --cancel it ends it"
+                raise UserError(what, where=f"{run.on} {run.job}", next_step=step)
             progress("training", len(now.steps), max(len(now.steps), 1))
             await asyncio.sleep(pause)
         if not cancel:
@@ -233,6 +253,32 @@ def begun(folder: Path, record: R) -> R:
         step = "choose another folder with output_dir=FOLDER"
         raise UserError("The folder belongs to another run", where=str(folder), next_step=step)
     return run
+
+
+async def _started(plan: HostedPlan, service: Service, run: HostedRun, cancel: bool) -> tuple[str, float]:
+    """The id of the run's job, and its price by the service (0: unknown); of several processes one starts it."""
+    of, place = plan.service, cache_folder() / "hosted" / run.key
+    with lock_folder(place, waiting=lambda holder: say(f"wait      {holder} starts the same job")):
+        if job := await _job_of(of, service, run.key):  # of another process, or whose id was lost with a reply
+            return job, 0.0
+        if cancel:
+            raise UserError("There is no job to end", where=str(plan.folder), next_step="leave --cancel out")
+        order = replace(plan.order, train=run.train, val=run.val)
+        usd = await of.estimate(service, order) if of.estimate else 0.0
+        if plan.most and of.estimate and (usd > plan.most or (run.price is None and not usd)):
+            what = f"{of.title} puts its price at {usd_words(usd) if usd else 'nothing yet'}: no job was started"
+            step = "raise it, or train for fewer epochs" if usd else "run the same command later, it continues"
+            raise UserError(what, where=f"at most {usd_words(plan.most)} (--max-usd)", next_step=step)
+        return _id(await service.post(of.jobs, of.body(order))), usd
+
+
+def _over(plan: HostedPlan, run: HostedRun) -> str:
+    """Which limit a job that is not over has met; empty: none."""
+    if plan.most and (run.usd > plan.most if run.usd else run.state == "running"):
+        own = f"{run.on} puts its price at {usd_words(run.usd)}" if run.usd else f"{run.on} names no price"
+        return f"{own}, and at most {usd_words(plan.most)} are allowed (--max-usd)"
+    minutes = (datetime.now(UTC) - datetime.fromisoformat(run.created)).total_seconds() / 60
+    return f"max_minutes={plan.minutes:g} are over" if plan.minutes and minutes > plan.minutes else ""
 
 
 async def _job_of(of: TrainingService, service: Service, key: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlencode
 
 import orjson
 
@@ -63,7 +62,7 @@ class Pages:
         async def read() -> tuple[dict[str, Any], int]:
             service = Service(self.address, "", login=self.login)
             try:
-                return await service.read(f"{path}?{urlencode(parameters)}")
+                return await service.read(path, parameters)
             finally:
                 await service.close()
 

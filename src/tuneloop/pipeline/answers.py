@@ -569,11 +569,11 @@ def endpoint_line(cost: Mapping[str, Any]) -> str:
         if cost["lost"]
         else ""
     )
+    usd = f"${cost['usd_spent']:.4f} spent now, ${cost['usd']:.4f} in all" if cost["usd"] else "cost unknown"
     return (
         f"endpoint  {counted(cost['requests'], 'request')}: {fresh} sent, {cost['cached']} known from before, "
         f"{cost['failed']} failed, {counted(cost['retries'], 'retry')}; "
-        f"{cost['prompt_tokens']:,} tokens read, {cost['tokens']:,} written; "
-        f"${cost['usd_spent']:.4f} spent now, ${cost['usd']:.4f} in all{lost}"
+        f"{cost['prompt_tokens']:,} tokens read, {cost['tokens']:,} written; {usd}{lost}"
     )
 
 

@@ -33,6 +33,7 @@ class HostedState:
     model: str = ""  # as the service names what was trained
     error: str = ""
     tokens: int = 0  # that are billed
+    usd: float = 0.0  # by the service's own account; 0: it says nothing
     steps: list[dict[str, Any]] = field(default_factory=list)  # as lines of `metrics.jsonl`
 
 
@@ -56,6 +57,9 @@ class TrainingService:
     listed: Callable[[Service], Awaitable[list[Item]]] | None = None  # its jobs; None: a list of OpenAI's form
     cancel: str = "/cancel"  # after a job's path
     look: Callable[[Service, str], Awaitable[HostedState]]  # at the job of a path
+    priced: bool = False  # it says what a job costs, at the latest when it runs
+    # Dollars that it would take, 0: it does not say. Raises UserError: more than the account may spend.
+    estimate: Callable[[Service, Order], Awaitable[float]] | None = None
     # Path or URL of each file of weights, by job and model; None: it gives none out.
     weights: Callable[[Service, str, str], Awaitable[Mapping[str, str]]] | None = None
     served: Callable[[Service, str], Awaitable[str]] | None = None  # a model's name for requests; empty: not deployed

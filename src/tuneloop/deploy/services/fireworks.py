@@ -77,8 +77,9 @@ async def _look(service: Service, place: str) -> HostedState:
     model = str(job.get("outputModel") or "")
     if model and "/" not in model:
         model = f"{job['name'].split(JOBS)[0]}/models/{model}"
-    state = _STATES.get(str(job.get("state")), "waiting")
-    return HostedState(state, model, str((job.get("status") or {}).get("message") or "") if state == "failed" else "")
+    state, cost = _STATES.get(str(job.get("state")), "waiting"), job.get("estimatedCost") or {}
+    error = str((job.get("status") or {}).get("message") or "") if state == "failed" else ""
+    return HostedState(state, model, error, usd=int(cost.get("units") or 0) + int(cost.get("nanos") or 0) / 1e9)
 
 
 async def _weights(service: Service, job: str, model: str) -> dict[str, str]:
@@ -118,6 +119,7 @@ SERVICE = TrainingService(
     listed=_listed,
     cancel=":cancel",
     look=_look,
+    priced=True,
     weights=_weights,
     served=_served,
     deploy="firectl deployment create {model} (billed by the second), when it is ready run the same command again, "

@@ -41,7 +41,7 @@ async def _look(service: Service, place: str) -> HostedState:
         str(job.get("fine_tuned_model") or ""),
         str(error.get("message") or "") if isinstance(error, dict) else "",
         int(job.get("trained_tokens") or 0),
-        list(steps.values()),
+        steps=list(steps.values()),
     )
 
 

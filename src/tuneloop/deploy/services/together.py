@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
 
+from tuneloop.core.errors import UserError
 from tuneloop.deploy.services import HostedState, Order, State, TrainingService, uploads
 from tuneloop.inference.openai.service import Item, Service
 from tuneloop.inference.wire import HttpRefused
@@ -14,6 +16,7 @@ _STATES: dict[str, State] = {
     "running": "running", "compressing": "running", "uploading": "running", "completed": "succeeded",
     "error": "failed", "user_error": "failed", "cancelled": "cancelled", "cancel_requested": "cancelled",
 }  # fmt: skip
+LOOKS = 60  # for a file to be checked
 _STEP = {"train/global_step", "train/loss"}  # what is evaluated comes in rows of its own
 
 
@@ -27,6 +30,22 @@ def _body(order: Order) -> dict[str, Any]:
         "suffix": order.key,
         "training_method": {"method": "sft", "train_on_inputs": "auto"},
     }
+
+
+async def _estimate(service: Service, order: Order) -> float:
+    """By its own price and limit; it checks the rows first."""
+    body = {name: value for name, value in _body(order).items() if name not in ("random_seed", "suffix")}
+    with suppress(HttpRefused):  # the job is refused as well, or there are no estimates
+        for _ in range(LOOKS):
+            answer = await service.post("/fine-tunes/estimate-price", body)
+            if answer.get("allowed_to_proceed") is False:
+                what = f"Together's price, ${answer.get('estimated_total_price')}, is above your credit there"
+                step = "raise it at Together: no job was started"
+                raise UserError(what, where=f"${answer.get('user_limit')}", next_step=step)
+            if usd := answer.get("estimated_total_price"):
+                return float(usd)
+            await asyncio.sleep(service.pause)
+    return 0.0
 
 
 def _mark(job: Item) -> str:
@@ -44,6 +63,7 @@ async def _look(service: Service, place: str) -> HostedState:
         str(job.get("model_output_name") or ""),
         str(errors[-1].get("message")) if errors else "",
         int(job.get("token_count") or 0),
+        int(job.get("total_price") or 0) / 1e9,
         [{"step": int(row["train/global_step"]), "loss": row["train/loss"]} for row in metrics if row.keys() >= _STEP],
     )
 
@@ -65,6 +85,8 @@ SERVICE = TrainingService(
     states=_STATES,
     mark=_mark,
     look=_look,
+    estimate=_estimate,
+    priced=True,
     weights=_weights,
     deploy="make a dedicated endpoint of {model} there (billed by the minute), ask it by "
     "`tuneloop evaluate {url} --model ENDPOINT --api-key-env TOGETHER_API_KEY --dataset {dataset} --out {folder}`, and "

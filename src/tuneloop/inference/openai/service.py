@@ -76,15 +76,14 @@ class Service:
             HttpRefused: the service refuses it.
             Broken: there is no whole answer, after several tries.
         """
-        place = f"{path}?{urlencode(query)}" if query else path
-        value, _ = await self.read(place)
+        value, _ = await self.read(path, query)
         return value
 
-    async def read(self, place: str) -> tuple[dict[str, Any], int]:
+    async def read(self, path: str, query: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
         """An object by its path and query, and its size in bytes; raises as `get`."""
-        most = allowance.MOST_OF_A_PAGE
+        place, most = f"{path}?{urlencode(query)}" if query else path, allowance.MOST_OF_A_PAGE
         body = await self._tried(lambda: self._wire.get(place, timeouts.ANSWER_WITHIN, most))
-        return _object(body, place.partition("?")[0]), len(body)
+        return _object(body, path), len(body)
 
     async def post(self, path: str, value: Mapping[str, Any]) -> dict[str, Any]:
         """What the service answers to an object. It is sent once: where the reply is lost, it may have begun.
@@ -121,7 +120,7 @@ class Service:
         restarts, after, taken = 0, "", Allowance()
         while True:
             try:
-                page, size = await self.read(f"{path}?{urlencode({**query, **({'after': after} if after else {})})}")
+                page, size = await self.read(path, {**query, **({"after": after} if after else {})})
             except HttpRefused as error:
                 if not after or error.status not in (400, 404) or restarts == RESTARTS:
                     raise
@@ -193,7 +192,7 @@ class Service:
         """What a request brings; one that may succeed later is made again, after the time that the service names.
 
         Args:
-            once: only where the service refused it as busy.
+            once: only where the service counts it as too many. A 503 may be a gateway's, behind which it was taken.
         """
         waited = 0.0
         for tries in range(TRIES + 1):
@@ -202,7 +201,7 @@ class Service:
                 return await ask()
             except HttpRefused as error:
                 wait, reason = error.retry_after, error.in_words
-                later = error.status in ((429, 503) if once else timeouts.RETRIED)
+                later = error.status in ((429,) if once else timeouts.RETRIED)
                 if not later or error.no_quota or tries == TRIES:
                     raise
                 if waited + (wait or 0.0) > timeouts.PATIENCE:

@@ -64,7 +64,7 @@ def command(
 
 
 def _on_service(recipe: Recipe, source: str, place: RemoteOptions) -> Result:
-    from tuneloop.deploy import plan_hosted, run_hosted, url_of
+    from tuneloop.deploy import plan_hosted, run_hosted
 
     plan = plan_hosted(recipe, source, place.on, place.max_usd)
     title = plan.service.title
@@ -73,7 +73,7 @@ def _on_service(recipe: Recipe, source: str, place: RemoteOptions) -> Result:
     if not_begun := _without_a_yes(f"{plan.folder}: {plan.words}", title, started, record, place):
         return not_begun
     with screen("training"):
-        run = run_hosted(plan, url_of(place.on), cancel=place.cancel)
+        run = run_hosted(plan, cancel=place.cancel)
     after = f"next      tuneloop compare {plan.folder}" if run.model else "next      the same command without --cancel"
     return Result({**record, "run": run.to_json()}, [f"{run.on} {run.job}: {run.state} {run.model}", after])
 

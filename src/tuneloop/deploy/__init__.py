@@ -41,9 +41,6 @@ if TYPE_CHECKING:
     # The job at a service, started or continued, and followed.
     from tuneloop.deploy.hosted import run_hosted as run_hosted
 
-    # The address of a service by its name.
-    from tuneloop.deploy.hosted import url_of as url_of
-
     # Whether to start what costs money: `--yes`, or an answered question.
     from tuneloop.deploy.launch import confirmed as confirmed
 

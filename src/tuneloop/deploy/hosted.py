@@ -18,7 +18,7 @@ from tuneloop.core.ui import progress, say
 from tuneloop.core.units import counted, usd_words
 from tuneloop.core.urls import masked
 from tuneloop.data.dataset import load_dataset
-from tuneloop.deploy.services import HostedState, Order, TrainingService, fireworks, openai, together
+from tuneloop.deploy.services import Order, TrainingService, fireworks, openai, together
 from tuneloop.evaluation.config import EvalOptions
 from tuneloop.inference import timeouts
 from tuneloop.inference.allowance import LONGEST_NAME
@@ -29,7 +29,7 @@ from tuneloop.models.names import PACKAGED
 from tuneloop.pipeline.evaluate import evaluate_target
 from tuneloop.planning.prices import load_prices
 from tuneloop.recipe import Recipe
-from tuneloop.records.record import R, Record, read_record, write_record
+from tuneloop.records.record import Record, read_record, write_record
 
 SERVICES: dict[str, TrainingService] = {
     "openai": openai.SERVICE, "together": together.SERVICE, "fireworks": fireworks.SERVICE,
@@ -75,6 +75,7 @@ class HostedPlan:
     """What would be sent where, and what it may cost."""
 
     service: TrainingService
+    url: str  # with a login, where it has one
     folder: Path
     dataset: Path
     order: Order
@@ -93,11 +94,16 @@ def plan_hosted(recipe: Recipe, source: str, place: str, max_usd: float) -> Host
     Raises:
         UserError: no prepared data set, no base of the service, or it may cost more.
     """
-    refuse_unprepared(source)
+    if not (Path(source) / "dataset.json").is_file():
+        files = source if Path(source).is_file() else "FILES"
+        step = f"tuneloop prepare {files} --out datasets/NAME, and name that folder"
+        raise UserError("A service trains on a prepared data set, and this is none", where=source, next_step=step)
     if recipe.model == PACKAGED:
         step = "model=NAME, as the service names it"
         raise UserError("Which of the service's models?", where="model", next_step=step)
-    service, data, url = SERVICES.get(place, openai.SERVICE), load_dataset(source), url_of(place)
+    service, data, url = SERVICES.get(place, openai.SERVICE), load_dataset(source), place
+    if place in SERVICES:
+        url = (os.environ.get(f"{place.upper()}_BASE_URL") or service.url).rstrip("/").removesuffix(service.root)
     epochs = max(1, round(recipe.train.epochs))
     key = content_hash([masked(url), recipe.model, data.manifest.hash, epochs, recipe.seed])[:12]
     size = sum(len(turn["content"]) for row in data.train for turn in row.messages)
@@ -111,15 +117,7 @@ def plan_hosted(recipe: Recipe, source: str, place: str, max_usd: float) -> Host
     order = Order(key, recipe.model, "", "", epochs, recipe.seed)
     most = max_usd or MORE * (usd or 0.0)
     record = HostedRun(**at, price=price, usd=usd)
-    return HostedPlan(service, folder, Path(source), order, record, words, most, recipe.max_minutes or 0.0)
-
-
-def refuse_unprepared(source: str) -> None:
-    """Raises UserError: `source` is no folder of a prepared data set."""
-    if not (Path(source) / "dataset.json").is_file():
-        files = source if Path(source).is_file() else "FILES"
-        step = f"tuneloop prepare {files} --out datasets/NAME, and name that folder"
-        raise UserError("A service trains on a prepared data set, and this is none", where=source, next_step=step)
+    return HostedPlan(service, url, folder, Path(source), order, record, words, most, recipe.max_minutes or 0.0)
 
 
 def _price_of(model: str, tokens: float, most: float, of: TrainingService) -> tuple[float | None, str]:
@@ -137,28 +135,20 @@ def _price_of(model: str, tokens: float, most: float, of: TrainingService) -> tu
     return price.input if price else None, words
 
 
-def url_of(place: str) -> str:
-    """The URL of a place of `--on`: itself, or that of a service, which `OPENAI_BASE_URL` and the like replace."""
-    if place not in SERVICES:
-        return place
-    of = SERVICES[place]
-    return (os.environ.get(f"{place.upper()}_BASE_URL") or of.url).rstrip("/").removesuffix(of.root)
-
-
-def run_hosted(plan: HostedPlan, url: str, *, cancel: bool = False, pause: float = 10.0) -> HostedRun:
+def run_hosted(plan: HostedPlan, *, cancel: bool = False, pause: float = 10.0) -> HostedRun:
     """Train on the service, and evaluate the result on the test rows: `hosted.json`, `metrics.jsonl`, `eval.json`.
 
     The same call continues: files that were uploaded and a job that was started are not sent again. What interrupts it
     leaves the job to the service.
 
     Args:
-        url: of the service. `cancel`: end the job instead. `pause`: seconds between two looks.
+        cancel: end the job instead. `pause`: seconds between two looks.
 
     Raises:
         UserError: no key, another run in this folder, the service refuses, fails or cancels the job, or the model does
             not answer there.
     """
-    of = plan.service
+    of, url = plan.service, plan.url
     key, account = (os.environ.get(name, "").strip() for name in (of.key, of.account))
     if not key or (of.account and not account):
         raise UserError(f"The variable {of.account if key else of.key} is not set", where="--on", next_step="export it")
@@ -194,7 +184,11 @@ def _measure(plan: HostedPlan, url: str, run: HostedRun, model: str, key: str) -
 
 async def _trained(plan: HostedPlan, service: Service, cancel: bool, pause: float) -> tuple[HostedRun, str]:
     """The run, and the name by which requests ask for its model."""
-    run, place, of = begun(plan.folder, plan.record), plan.folder / HostedRun.file, plan.service
+    place, of = plan.folder / HostedRun.file, plan.service
+    run = read_record(HostedRun, place) if place.is_file() else plan.record
+    if run.key != plan.record.key:
+        step = "choose another folder with output_dir=FOLDER"
+        raise UserError("The folder belongs to another run", where=str(plan.folder), next_step=step)
 
     def keep(**values: str | float) -> HostedRun:
         changed = run.model_copy(update={"created": run.created or datetime.now(UTC).isoformat(), **values})
@@ -236,23 +230,16 @@ async def _trained(plan: HostedPlan, service: Service, cancel: bool, pause: floa
                 raise UserError(what, where=f"{run.on} {run.job}", next_step=step)
             progress("training", len(now.steps), max(len(now.steps), 1))
             await asyncio.sleep(pause)
-        if not cancel:
-            _refuse_unfinished(now, run)
-            if of.weights and not run.weights:
-                run = keep(weights=await fetch(of.weights(service, run.job, run.model), service, plan.folder))
-        return run, await of.served(service, run.model) if of.served and not cancel else run.model
+        if cancel:
+            return run, run.model
+        if now.state != "succeeded":
+            what = f"The service ended the job: {now.state}{f' ({now.error})' if now.error else ''}"
+            raise UserError(what, where=f"{run.on} {run.job}", next_step="another output_dir=FOLDER starts a new job")
+        if of.weights and not run.weights:
+            run = keep(weights=await fetch(of.weights(service, run.job, run.model), service, plan.folder))
+        return run, await of.served(service, run.model) if of.served else run.model
     finally:
         await service.close()
-
-
-def begun(folder: Path, record: R) -> R:
-    """The record of a run as far as it is in its folder. Raises UserError: the folder holds another run."""
-    place = folder / type(record).file
-    run = read_record(type(record), place) if place.is_file() else record
-    if run["key"] != record["key"]:
-        step = "choose another folder with output_dir=FOLDER"
-        raise UserError("The folder belongs to another run", where=str(folder), next_step=step)
-    return run
 
 
 async def _started(plan: HostedPlan, service: Service, run: HostedRun, cancel: bool) -> tuple[str, float]:
@@ -320,9 +307,3 @@ def _rows_as_sent(plan: HostedPlan, split: str) -> Path:
     file = plan.folder / "sent" / f"{split}.jsonl"
     write_jsonl(file, rows)
     return file
-
-
-def _refuse_unfinished(now: HostedState, run: HostedRun) -> None:
-    if now.state != "succeeded":
-        what = f"The service ended the job: {now.state}{f' ({now.error})' if now.error else ''}"
-        raise UserError(what, where=f"{run.on} {run.job}", next_step="another output_dir=FOLDER starts a new job")

@@ -27,7 +27,6 @@ class Limit:
     words: str  # for what, in words
     planned: float | None = None  # dollars for these, as planned; None: not known
     usd: float = 0.0  # the most; 0: no limit
-    option: str = ""  # of the command line, which sets it
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ def _say_offer(offer: Offer, limit: Limit) -> None:
     if limit.usd and (total is None or total > limit.usd):
         what = f"SkyPilot takes {offer.words}: {price}. The limit is {usd_words(limit.usd)}"
         step = "raise the limit, name another --gpu, or try later; nothing was started"
-        raise UserError(what, where=limit.option, next_step=step)
+        raise UserError(what, where="--max-usd", next_step=step)
 
 
 def launch_by_commands(launch: Launch, folder: Path) -> None:

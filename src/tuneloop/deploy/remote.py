@@ -96,7 +96,7 @@ def _launch(cluster: Cluster, job: ClusterJob, plan: Mapping[str, Any], most_usd
     """How a run elsewhere is started, and what that may cost."""
     variables = tuple(name for name in cluster.variables if job.gated or name != "HF_TOKEN")
     hours = plan["time"]["hours"]
-    limit = Limit(hours, f"for {hours_words(hours)} of training", plan["cost"].get("usd"), most_usd, "--max-usd")
+    limit = Limit(hours, f"for {hours_words(hours)} of training", plan["cost"].get("usd"), most_usd)
     return launch_at(cluster, job, variables, limit=limit)
 
 

@@ -34,6 +34,7 @@ from tuneloop.core.files import (
 from tuneloop.core.foreign import parse_line
 from tuneloop.core.ui import progress
 from tuneloop.core.units import counted
+from tuneloop.data.formats.draft import objects
 from tuneloop.inference.allowance import MOST_OF_A_PAGE
 from tuneloop.inference.openai.service import Item, Service, place_of, refusal, why
 from tuneloop.inference.wire import Broken, HttpRefused
@@ -278,7 +279,7 @@ def rows_of(stored: Mapping[str, Any], lacking: Counter[str]) -> list[dict[str, 
     """
     item, turns, gaps = stored["completion"], stored["messages"], set[str]()
     _note_unknown("completion", item, _KEYS["completion"].union(_SETTINGS), gaps)
-    choices = [choice for choice in _list(item.get("choices")) if isinstance(choice.get("message"), dict)]
+    choices = [choice for choice in objects(item.get("choices")) if isinstance(choice.get("message"), dict)]
     if not choices:
         gaps.add("it holds no answer")
     usage = item.get("usage") if isinstance(item.get("usage"), dict) else {}
@@ -324,25 +325,21 @@ def _whole(value: Any) -> int:
 def _turn(turn: Mapping[str, Any], gaps: set[str]) -> dict[str, Any]:
     """A message as a turn: parts of contents joined to a text where all are texts, a refusal as what was said."""
     content = turn.get("content")
-    parts = content if isinstance(content, list) else _list(turn.get("content_parts"))
+    parts = content if isinstance(content, list) else objects(turn.get("content_parts"))
     if parts:
-        texts = [part.get("text") if part.get("type") == "text" else part.get("refusal") for part in _list(parts)]
-        others = {str(part.get("type")) for part, text in zip(_list(parts), texts, strict=True) if text is None}
+        texts = [part.get("text") if part.get("type") == "text" else part.get("refusal") for part in objects(parts)]
+        others = {str(part.get("type")) for part, text in zip(objects(parts), texts, strict=True) if text is None}
         joined = content if isinstance(content, str) else "".join(map(str, texts))
         content = parts if others else joined
         gaps |= {f"a part of the type {kind} is no text: `tuneloop prepare` rejects its row" for kind in others}
     if content is None:
         content = turn.get("refusal")
-    kinds = {str(call.get("type") or "function") for call in _list(turn.get("tool_calls"))} - {"function"}
+    kinds = {str(call.get("type") or "function") for call in objects(turn.get("tool_calls"))} - {"function"}
     gaps |= {f"a call of the type {kind} is of no function: `tuneloop prepare` rejects its row" for kind in kinds}
     _note_unknown("message", turn, _KEYS["message"], gaps)
     names = ("tool_calls", "function_call", "tool_call_id", "name")
     said = {"content": content} if content is not None else {}
     return {"role": turn.get("role"), **said, **{name: turn[name] for name in names if turn.get(name) is not None}}
-
-
-def _list(value: Any) -> list[dict[str, Any]]:
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 def refuse_other_folder(folder: Path) -> None:

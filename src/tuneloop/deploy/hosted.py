@@ -108,31 +108,23 @@ def plan_hosted(recipe: Recipe, source: str, place: str, max_usd: float) -> Host
     key = content_hash([masked(url), recipe.model, data.manifest.hash, epochs, recipe.seed])[:12]
     size = sum(len(turn["content"]) for row in data.train for turn in row.messages)
     tokens = epochs * size / CHARACTERS
-    price, cost = _price_of(recipe.model, tokens, max_usd, service)
-    usd = tokens * price / 1e6 if price else None
+    price, cost = load_prices().trained(recipe.model), "no price is known: see its price page"
+    usd = tokens * price.input / 1e6 if price else None
+    if price and usd is not None:
+        cost = f"about {usd_words(usd)} (${price.input:g} for 1M, {price.date})"
+    elif service.priced:
+        cost = "it names the price itself"
+    if max_usd and (usd > max_usd if usd is not None else not service.priced):
+        step = "raise it, or train for fewer epochs; nothing was sent"
+        raise UserError(f"It may cost more than --max-usd: {cost}", where=f"--max-usd {max_usd:g}", next_step=step)
     rows = f"{counted(len(data.train), 'row')} ({size / 1e6:,.2f} MB of texts), {counted(epochs, 'epoch')}"
     words = f"{service.title} trains {recipe.model} on {rows}, about {tokens:,.0f} tokens: {cost}"
     folder = Path(recipe.output_dir or f"runs/{recipe.name}-{key}")
     at = {"key": key, "on": service.title, "url": masked(url), "base": recipe.model, "dataset": data.manifest.id}
     order = Order(key, recipe.model, "", "", epochs, recipe.seed)
     most = max_usd or MORE * (usd or 0.0)
-    record = HostedRun(**at, price=price, usd=usd)
+    record = HostedRun(**at, price=price.input if price else None, usd=usd)
     return HostedPlan(service, url, folder, Path(source), order, record, words, most, recipe.max_minutes or 0.0)
-
-
-def _price_of(model: str, tokens: float, most: float, of: TrainingService) -> tuple[float | None, str]:
-    """Dollars for 1M tokens of training (None: unknown), and what so many cost in words. Raises UserError: it may be
-    more than `most`, where that is not 0."""
-    price, words = load_prices().trained(model), "no price is known: see its price page"
-    usd = tokens * price.input / 1e6 if price else None
-    if price and usd is not None:
-        words = f"about {usd_words(usd)} (${price.input:g} for 1M, {price.date})"
-    elif of.priced:
-        usd, words = 0.0, "it names the price itself"
-    if most and (usd is None or usd > most):
-        step = "raise it, or train for fewer epochs; nothing was sent"
-        raise UserError(f"It may cost more than --max-usd: {words}", where=f"--max-usd {most:g}", next_step=step)
-    return price.input if price else None, words
 
 
 def run_hosted(plan: HostedPlan, *, cancel: bool = False, pause: float = 10.0) -> HostedRun:

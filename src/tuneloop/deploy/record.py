@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from tuneloop.records.record import Record
 
 
-class HostedDeployment(Record):
+class HostedDeployment(Record, what="a deployment", file="deploy.json", again="run `tuneloop deploy` again"):
     """`deploy.json`: a project that serves an artifact on a host, and what it was planned to cost.
 
     Args:
@@ -23,10 +21,6 @@ class HostedDeployment(Record):
         created: ISO 8601 in UTC.
         files: of the project.
     """
-
-    title: ClassVar[str] = "a deployment"
-    file: ClassVar[str] = "deploy.json"
-    again: ClassVar[str] = "run `tuneloop deploy` again"
 
     host: str
     name: str
@@ -47,7 +41,7 @@ class HostedDeployment(Record):
     files: list[str] = []
 
 
-class RemoteJob(Record):
+class RemoteJob(Record, what="a run elsewhere", file="remote.json", again="run `tuneloop run --on` again"):
     """`remote.json`: a project that trains a recipe elsewhere, and what it was planned to cost.
 
     Args:
@@ -59,10 +53,6 @@ class RemoteJob(Record):
         usd_per_hour: of a card, at the time of planning; None: own machines.
         created: ISO 8601 in UTC.
     """
-
-    title: ClassVar[str] = "a project of a run elsewhere"
-    file: ClassVar[str] = "remote.json"
-    again: ClassVar[str] = "run `tuneloop run --on` again"
 
     name: str
     on: str

@@ -168,8 +168,6 @@ def _first_line(error: BaseException) -> str:
 
 
 # What SkyPilot raises -> what it means, and what to do. The first that fits counts.
-_SIGN_IN = "sign in to the cloud again; `sky check` says whether it helped"
-_NAME_BUCKET = "name one that you may list, read, write and delete in: --bucket"
 _MEANINGS = (
     ("NoCloudAccessError", "SkyPilot has access to no cloud here", "`sky check` says what each cloud needs"),
     ("ApiServerAuthenticationError", "SkyPilot's server does not know you, or the token has expired",
@@ -179,10 +177,10 @@ _MEANINGS = (
      "`sky api info` says where it is; `sky api start`"),
     ("APIVersionMismatchError", "SkyPilot's server and its package here are of different versions",
      "pip install 'skypilot==VERSION' of the server"),
-    ("CloudUserIdentityError", "The cloud's credentials are no longer good", _SIGN_IN),
-    ("InvalidCloudCredentials", "The cloud's credentials are no longer good", _SIGN_IN),
-    ("StorageError", "The bucket can't be used", _NAME_BUCKET),
-    ("StorageSpecError", "The bucket can't be used", _NAME_BUCKET),
+    ("CloudUserIdentityError InvalidCloudCredentials", "The cloud's credentials are no longer good",
+     "sign in to the cloud again; `sky check` says whether it helped"),
+    ("StorageError StorageSpecError", "The bucket can't be used",
+     "name one that you may list, read, write and delete in: --bucket"),
     ("ResourcesUnavailableError", "No cloud of yours has this machine now, or none below the limit",
      "name another --gpu, raise the limit, or try later"),
 )  # fmt: skip
@@ -195,7 +193,7 @@ def refusal(error: BaseException, job: SkyJob, left: str | None = None) -> UserE
         left: what is still there, in words; empty: nothing; None: nothing was begun.
     """
     kinds = _kinds(error)
-    meaning = next((rest for name, *rest in _MEANINGS if name in kinds), None)
+    meaning = next((rest for names, *rest in _MEANINGS if kinds.intersection(names.split())), None)
     if isinstance(error, UserError):
         what, step = error.what, error.next_step
     elif isinstance(error, KeyboardInterrupt):

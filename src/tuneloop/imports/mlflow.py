@@ -9,6 +9,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.data.formats.draft import as_value, first, objects
 from tuneloop.data.formats.turns import Refused
 from tuneloop.imports.otel import span_parts
+from tuneloop.imports.pages import refuse_endless
 from tuneloop.imports.parts import Record, TraceFormat, TracePart, call, call_of, facts, score, text_of, version_of
 from tuneloop.inference.allowance import Allowance
 
@@ -103,7 +104,7 @@ def live(address: str, cursor: str) -> Iterator[tuple[str, Sequence[Record]]]:
         while some.token:
             some = client.search_experiments(page_token=some.token)
             places += [each.experiment_id for each in some]
-            _refuse_endless(taken.fault((each.experiment_id for each in some), some.token), address)
+            refuse_endless(taken.fault((each.experiment_id for each in some), some.token), address)
         how: dict[str, Any] = {"locations": places, "max_results": PAGE, "order_by": ["timestamp_ms ASC"]}
         taken = Allowance()
         while True:
@@ -111,7 +112,7 @@ def live(address: str, cursor: str) -> Iterator[tuple[str, Sequence[Record]]]:
             page = traces.token
             fault = taken.fault((trace.info.trace_id for trace in traces), page or "")
             yield ("" if fault else page or ""), [trace.to_dict() for trace in traces]
-            _refuse_endless(fault, address)
+            refuse_endless(fault, address)
             if not page:
                 return
     except UserError:
@@ -119,12 +120,6 @@ def live(address: str, cursor: str) -> Iterator[tuple[str, Sequence[Record]]]:
     except Exception as error:  # MLflow's own, of its database's library, or of the network
         step = "name a tracking URI, http://HOST:5000 or sqlite:///mlflow.db; with a login set MLFLOW_TRACKING_TOKEN"
         raise UserError(f"MLflow refuses: {error!s:.200}", where=address, next_step=step) from None
-
-
-def _refuse_endless(fault: str, address: str) -> None:
-    if fault:
-        step = "what came until then is kept; see what is at this address"
-        raise UserError(f"The list has no end: {fault}", where=address, next_step=step)
 
 
 def _is_address(source: str) -> bool:

@@ -49,9 +49,7 @@ class Pages:
             ids = (row.get("id") or orjson.dumps(row) for row in known)
             fault = taken.fault(ids, page, size, last)
             yield ("" if fault else page), known
-            if fault:
-                step = "what came until then is kept; see what is at this address"
-                raise UserError(f"The list has no end: {fault}", where=where, next_step=step)
+            refuse_endless(fault, where)
             if not page:
                 return
 
@@ -84,6 +82,13 @@ class Pages:
             raise UserError(f"The service refuses: {fault}", where=where)
         step = "check the address and the network; the same command then continues"
         raise UserError(f"The service gives no whole answer: {fault}", where=where, next_step=step)
+
+
+def refuse_endless(fault: str, where: str) -> None:
+    """Raises UserError where a list has a fault (`Allowance.fault`)."""
+    if fault:
+        step = "what came until then is kept; see what is at this address"
+        raise UserError(f"The list has no end: {fault}", where=where, next_step=step)
 
 
 def _whole(value: Any, name: str, where: str) -> int:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from tuneloop.inference.openai.service import Item, Service
 
+LOOKS = 60  # at a file that a service makes ready
 Send = Callable[[Service, str, Path], Awaitable[str]]
 State = Literal["waiting", "running", "succeeded", "failed", "cancelled"]
 

@@ -7,13 +7,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.deploy.services import HostedState, Order, State, TrainingService
+from tuneloop.deploy.services import LOOKS, HostedState, Order, State, TrainingService
 from tuneloop.inference.allowance import Allowance
 from tuneloop.inference.openai.service import Item, Service, place_of
 from tuneloop.inference.wire import Broken, HttpRefused
 
 LARGEST = 150 << 20  # bytes of a file in one request
-LOOKS = 60  # for a file to be ready
 
 _STATES: dict[str, State] = {
     "JOB_STATE_RUNNING": "running", "JOB_STATE_WRITING_RESULTS": "running", "JOB_STATE_COMPLETED": "succeeded",

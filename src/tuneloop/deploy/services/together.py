@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 from tuneloop.core.errors import UserError
-from tuneloop.deploy.services import HostedState, Order, State, TrainingService, uploads
+from tuneloop.deploy.services import LOOKS, HostedState, Order, State, TrainingService, uploads
 from tuneloop.inference.openai.service import Item, Service
 from tuneloop.inference.wire import HttpRefused
 
@@ -16,7 +16,6 @@ _STATES: dict[str, State] = {
     "running": "running", "compressing": "running", "uploading": "running", "completed": "succeeded",
     "error": "failed", "user_error": "failed", "cancelled": "cancelled", "cancel_requested": "cancelled",
 }  # fmt: skip
-LOOKS = 60  # for a file to be checked
 _STEP = {"train/global_step", "train/loss"}  # what is evaluated comes in rows of its own
 
 

@@ -3,8 +3,8 @@
     python benchmarks/evaluation_real.py [--data FOLDER] [--keep FOLDER] [PART ...]
 
 Parts: `people` (one person's summaries compared with two others'), `labels` (several labels a row, cheap classifiers), `thumbs` and
-`preferences` (a small judge against what people said), and what tuning for a minute on few rows, with canaries among them, has done:
-`forgetting`, `memorisation`, `canaries`. Each takes less than four minutes on one core. With `--keep` the tuned model and the evaluations
+`preferences` (a small judge against what people said), and what tuning for a minute on few rows has done:
+`forgetting`, `memorisation`. Each takes less than four minutes on one core. With `--keep` the tuned model and the evaluations
 stay in that folder, and what is there is not done again. The data sets are not part of this repository.
 """
 
@@ -99,7 +99,7 @@ def judge(file: Path, rows: int) -> None:
 
 
 def tuned_by_heart(data: Path, scratch: Path) -> Path:
-    """A run on few short rows, seen often, with canaries among them (`canaries.jsonl`); it goes on where it was."""
+    """A run on few short rows, seen often; it goes on where it was."""
     seeds = json.loads(f"[{','.join((data / 'selfinstruct_seed' / 'alpaca.jsonl').read_text().splitlines())}]")
     short = [r for r in seeds if not r["input"] and 30 < len(r["output"]) < 200]
     secret = random.Random(11)
@@ -125,13 +125,12 @@ def tuned_by_heart(data: Path, scratch: Path) -> Path:
 
 
 def effect(part: str, data: Path, scratch: Path) -> None:
-    """What tuning has done: general_mix before and after, training rows that are known by heart, canaries that have come out."""
+    """What tuning has done: general_mix before and after, training rows that are known by heart."""
     general = [json.loads(line) for line in (data / "general_mix" / "all.jsonl").read_text().splitlines()][::20]
     run, out = tuned_by_heart(data, scratch), scratch / part
     setting = {
         "forgetting": f"general={write(scratch / 'general.jsonl', general)}",
         "memorisation": "memorisation=true",
-        "canaries": f"canaries={scratch / 'canaries.jsonl'}",
     }[part]
     if not (out / "eval.json").is_file():
         evaluate_target(str(run), EvalOptions(name="tuned", out=str(out)), [setting, "embedding=false"])
@@ -143,7 +142,7 @@ PARTS: dict[str, Callable[[Path, Path], None]] = {
     "labels": labels,
     "thumbs": lambda data, _: judge(data / "taskmaster4_feedback" / "all.jsonl", 40),
     "preferences": lambda data, _: judge(data / "preference_demo" / "dpo_sharegpt.json", 16),
-    **{part: partial(effect, part) for part in ("forgetting", "memorisation", "canaries")},
+    **{part: partial(effect, part) for part in ("forgetting", "memorisation")},
 }
 
 

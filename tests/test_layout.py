@@ -35,8 +35,7 @@ TESTED_IN = {
     " evaluation.foreign.lm_eval_samples evaluation.foreign.mlflow_table evaluation.foreign.openai_evals"
     " evaluation.foreign.promptfoo evaluation.foreign.table",
     "evaluation/test_few_shot.py": "evaluation.prompt",
-    "evaluation/test_forgetting.py": "records.side_effects",
-    "evaluation/test_lm_eval.py": "pipeline.side_effects",
+    "evaluation/test_forgetting.py": "records.side_effects pipeline.side_effects",
     "evaluation/test_gate.py": "cli.gate evaluation.suite",
     "evaluation/test_judge.py": "pipeline.judge",
     "evaluation/test_sandbox.py": "evaluation.sandbox_child",

@@ -128,9 +128,7 @@ class EvaluateSettings(TypedDict, total=False):
     samples: int
     general: str | None
     general_rows: int
-    lm_eval: list[str]
     memorisation: bool
-    canaries: str | None
     consistency: int
     consistency_rows: int
     bootstrap: int

@@ -129,8 +129,6 @@ def test_settings_become_words_of_a_command(roots: Roots) -> None:
         {"store": "s3://bucket/runs"},
         {"train": {"method": "mine.py"}},
         {"evaluate": {"scorers": {"f": "mine.py:score"}}},
-        {"evaluate": {"lm_eval": ["task.yaml"]}},
-        {"evaluate": {"lm_eval": "task.yaml,other"}},
         {"combined": "a.json,/etc/passwd"},
         {"--trust-code": "true"},
         {"train.epochs=1 --trust-code": 1},
@@ -153,7 +151,7 @@ def read(roots: Roots, values: dict[str, Any], *settings: str) -> Recipe:
 def test_a_recipe_may_name_what_is_in_the_folders(roots: Roots) -> None:
     data = {"sources": ["rows.csv"], "instruction": "Choose: a / b.\nBe brief.", "split": {"test": "data/test.csv"}}
     train = {"method": "lora", "targets": ["q_proj"], "ranks": {"q_proj": 4}}
-    recipe = read(roots, {"data": data, "train": train, "evaluate": {"lm_eval": ["arc_easy"], "fields": {"n": "(.*)"}}})
+    recipe = read(roots, {"data": data, "train": train, "evaluate": {"fields": {"n": "(.*)"}}})
     assert recipe.data.sources == ["rows.csv"]
 
 
@@ -188,7 +186,6 @@ OUTSIDE = "/outside/passwords.csv"
         "data.mix.sources=[/etc/passwd]",
         "baselines.prompt=/etc/passwd",
         "evaluate.json_schema=/etc/passwd",
-        "evaluate.canaries=/etc/passwd",
         "evaluate.general=/etc/passwd",
         "train.init=/etc",
         "train.teacher=/etc",
@@ -205,8 +202,6 @@ OUTSIDE = "/outside/passwords.csv"
         "evaluate.scorers={x: 'pwn.py:f'}",
         'evaluate.scorers={"x": "pwn.py:f"}',
         "evaluate.scorers={x: pwn}",
-        "evaluate.lm_eval=[task.yaml]",
-        "evaluate.lm_eval=[dir/task]",
         "evaluate={<<: {scorers: {x: 'pwn.py:f'}}}",
         "evaluate={a: &a {x: 'pwn.py:f'}, scorers: *a}",
     ],

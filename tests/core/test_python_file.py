@@ -57,7 +57,7 @@ def test_a_file_runs_only_where_the_user_has_named_it(trap: Path, tmp_path: Path
     "named",
     [
         "evaluate.scorers.polite=mine.py:polite", "evaluate.scorers={polite: mine.py:polite}", "mine.py", "./mine.py",
-        {"evaluate": {"scorers": {"a": "mine.py:polite"}}}, ["--method", "mine.py"], "evaluate.lm_eval=[mine.py]",
+        {"evaluate": {"scorers": {"a": "mine.py:polite"}}}, ["--method", "mine.py"],
     ],
 )  # fmt: skip
 def test_the_file_is_recognised_however_it_is_named(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import random
 from collections.abc import Callable, Sequence
 
@@ -33,12 +32,11 @@ def labelled(n: int = 40) -> list[Row]:
 Answerer = Callable[[Way], Completion]
 
 
-def measured(rows: Sequence[Row], task: str = "classification", **who: Answerer) -> Consistency:
+def measured(rows: Sequence[Row], answerer: Answerer, task: str = "classification") -> Consistency:
     ways = ways_of(rows, 5, labels=LABELS)
-    answers = {name: [answer(way) for each in ways for way in each] for name, answer in who.items()}
-    return measure_consistency(
-        ways, answers, subject=next(iter(who)), task=task, labels=LABELS if task == "classification" else None, config=CONFIG, seed=0
-    )  # fmt: skip
+    answers = [answerer(way) for row_ways in ways for way in row_ways]
+    labels = LABELS if task == "classification" else None
+    return measure_consistency(ways, answers, task=task, labels=labels, config=CONFIG, seed=0)
 
 
 def constant(way: Way) -> Completion:
@@ -73,48 +71,32 @@ def test_the_same_rows_are_asked_the_same_ways_whatever_their_order() -> None:
 
 
 def test_a_constant_answerer_agrees_with_itself_in_full_and_is_said_to_be_worthless() -> None:
-    found = measured(labelled(), tuned=constant, few_shot=guessing(1))
-    tuned = found.systems["tuned"]
-    assert tuned["agreement"].value == 1.0
-    assert tuned["always_right"].value == pytest.approx(0.25)
+    found = measured(labelled(), constant)
+    assert found.values["agreement"].value == 1.0
+    assert found.values["always_right"].value == pytest.approx(0.25)
     assert "one and the same answer to all rows" in " ".join(found.words)
 
 
-def test_a_guessing_answerer_agrees_as_chance_does_and_loses_the_comparison() -> None:
-    found = measured(labelled(80), tuned=right, few_shot=guessing(2), zero_shot=guessing(3))
-    for name in ("few_shot", "zero_shot"):
-        agreement = found.systems[name]["agreement"]
-        assert agreement.low < 0.25 < agreement.high and agreement.value < 0.35
-    assert found.systems["tuned"]["always_right"].value == 1.0 > found.systems["tuned"]["always_right"].low > 0.9
-    assert [(c.a, c.b, c.metric, c.verdict) for c in found.comparisons] == [
-        (name, "tuned", metric, "better")
-        for metric in ("agreement", "always_right")
-        for name in ("few_shot", "zero_shot")
-    ]
-    assert all(c.p <= c.p_holm < 0.05 and c.low > 0.5 for c in found.comparisons)
-    assert "more consistent" in found.words[1] and "more often right in every way" in found.words[3]
+def test_a_guessing_answerer_agrees_as_chance_does_and_a_right_one_always() -> None:
+    agreement = measured(labelled(80), guessing(2)).values["agreement"]
+    assert agreement.low < 0.25 < agreement.high and agreement.value < 0.35
+    found = measured(labelled(80), right)
+    assert found.values["always_right"].value == 1.0 > found.values["always_right"].low > 0.9
     assert "worthless" not in " ".join(found.words)
-
-
-def test_a_less_consistent_model_is_called_that_and_alike_ones_are_not_told_apart() -> None:
-    worse = measured(labelled(80), tuned=guessing(4), few_shot=right)
-    assert worse.comparisons[0].verdict == "worse" and "less consistent" in worse.words[1]
-    alike = measured(labelled(20), tuned=guessing(5), few_shot=guessing(6))
-    assert "not enough evidence" in alike.words[1]
 
 
 def test_answers_outside_the_labels_agree_only_word_by_word() -> None:
     def rambling(way: Way) -> Completion:
         return Completion("I think it is late" if way.kind in (AS_IT_IS, "case") else f"Well, {way.kind}")
 
-    found = measured(labelled(8), tuned=rambling)
-    assert 0.0 < found.systems["tuned"]["agreement"].value <= 1 / 10  # one pair of ten, where a row has the kind
-    assert found.same_as_plain["tuned"]["case"] == 1.0 and found.same_as_plain["tuned"]["typo"] == 0.0
+    found = measured(labelled(8), rambling)
+    assert 0.0 < found.values["agreement"].value <= 1 / 10  # one pair of ten, where a row has the kind
+    assert found.same_as_plain["case"] == 1.0 and found.same_as_plain["typo"] == 0.0
 
 
 def test_spelling_of_a_label_is_no_disagreement() -> None:
-    found = measured(labelled(8), tuned=lambda way: Completion("Billing." if way.kind == "case" else "billing"))
-    assert found.systems["tuned"]["agreement"].value == 1.0
+    found = measured(labelled(8), lambda way: Completion("Billing." if way.kind == "case" else "billing"))
+    assert found.values["agreement"].value == 1.0
 
 
 def test_json_is_compared_by_its_fields() -> None:
@@ -127,9 +109,8 @@ def test_json_is_compared_by_its_fields() -> None:
     def careless(way: Way) -> Completion:
         return Completion("{" + way.row.answer if way.kind == "typo" else way.row.answer)
 
-    found = measured(rows, "generation", tuned=shuffled, few_shot=careless)
-    assert found.metric == "agreement"
-    assert found.systems["tuned"]["agreement"].value == 1.0 > found.systems["few_shot"]["agreement"].value
+    assert measured(rows, shuffled, "generation").values["agreement"].value == 1.0
+    assert measured(rows, careless, "generation").values["agreement"].value < 1.0
 
 
 def test_free_texts_are_compared_by_their_similarity() -> None:
@@ -138,62 +119,29 @@ def test_free_texts_are_compared_by_their_similarity() -> None:
     def wordy(way: Way) -> Completion:
         return Completion(f"The parcel comes on Monday{' or later' if way.kind == 'typo' else ''}.")
 
-    found = measured(rows, "generation", tuned=lambda way: Completion("The parcel comes."), few_shot=wordy)
-    assert found.metric == "similarity"
-    assert found.systems["tuned"]["similarity"].value == 1.0
-    assert found.systems["few_shot"]["agreement"].value < found.systems["few_shot"]["similarity"].value < 1.0
+    same = measured(rows, lambda way: Completion("The parcel comes."), "generation")
+    assert same.values["similarity"].value == 1.0 and "token F1 of 1.000" in same.words[0]
+    found = measured(rows, wordy, "generation")
+    assert found.values["agreement"].value < found.values["similarity"].value < 1.0
 
 
 def test_empty_answers_agree() -> None:
-    found = measured([row(i, "Text.") for i in range(4)], "generation", tuned=lambda way: Completion(""))
-    assert found.systems["tuned"]["similarity"].value == 1.0
+    found = measured([row(i, "Text.") for i in range(4)], lambda way: Completion(""), "generation")
+    assert found.values["similarity"].value == 1.0
 
 
 def test_rows_that_contradict_themselves_are_shown_with_each_way() -> None:
-    found = measured(labelled(20), tuned=guessing(7))
+    found = measured(labelled(20), guessing(7))
     assert 1 <= len(found.examples) <= 5
     first = found.examples[0]
     assert first["ways"][0]["kind"] == AS_IT_IS and len(first["ways"]) == 5
     assert len({way["answer"] for way in first["ways"]}) > 1
-    assert measured(labelled(8), tuned=right).examples == []
+    assert measured(labelled(8), right).examples == []
 
 
-def test_one_row_has_no_spread_and_no_verdict() -> None:
-    found = measured(labelled(1), tuned=right, few_shot=constant)
-    assert math.isnan(found.comparisons[0].low) and found.comparisons[0].verdict == "not enough evidence"
-    assert found.words
-
-
-def test_three_rows_prove_nothing() -> None:
-    found = measured(labelled(3), tuned=right, few_shot=guessing(8))
-    assert found.comparisons[0].delta > 0.3 and found.comparisons[0].p >= 0.25
-    assert {c.verdict for c in found.comparisons} == {"not enough evidence"}
-
-
-def test_nothing_to_ask_again_and_lost_answers_are_told() -> None:
-    program = Row("p", [{"role": "user", "content": "def f(x):"}, {"role": "assistant", "content": "return"}], "refund")
-    ways = ways_of([program], 5)
-    with pytest.raises(UserError, match="another way"):
-        measure_consistency(
-            ways,
-            {"tuned": [Completion("refund")]},
-            subject="tuned",
-            task="classification",
-            labels=LABELS,
-            config=CONFIG,
-            seed=0,
-        )
-    ways = ways_of(labelled(2), 5)
-    with pytest.raises(UserError, match="1 answers came back for 10"):
-        measure_consistency(
-            ways,
-            {"tuned": [Completion("refund")]},
-            subject="tuned",
-            task="classification",
-            labels=LABELS,
-            config=CONFIG,
-            seed=0,
-        )
+def test_one_row_has_no_spread() -> None:
+    found = measured(labelled(1), right)
+    assert found.values["agreement"].low < 0.5 and found.words
 
 
 def test_one_way_is_refused() -> None:
@@ -212,12 +160,11 @@ def test_texts_with_a_field_agree_by_it_and_answers_that_lack_it_only_word_by_wo
     def chatter(way: Way) -> Completion:
         return Completion(f"I am sorry to hear of {way.row.id} {way.kind}")
 
-    answers = {name: [who(w) for each in ways for w in each] for name, who in (("tuned", card), ("zero-shot", chatter))}
-    found = measure_consistency(
-        ways, answers, subject="tuned", task="generation", labels=None, config=config, seed=0
-    )  # fmt: skip
-    assert found.systems["tuned"]["agreement"].value == 1.0
-    assert found.systems["zero-shot"]["agreement"].value < 0.2, "lacking the queue is no agreement"
-    assert "gives the same queue in 100.0 %" in found.words[0] and found.metric == "agreement"
-    assert found.words[1].startswith("It is more consistent than zero-shot")
-    assert "worthless" not in " ".join(found.words)
+    def agreement(answerer: Answerer) -> Consistency:
+        answers = [answerer(way) for row_ways in ways for way in row_ways]
+        return measure_consistency(ways, answers, task="generation", labels=None, config=config, seed=0)
+
+    found = agreement(card)
+    assert found.values["agreement"].value == 1.0
+    assert "gives the same queue in 100.0 %" in found.words[0] and "worthless" not in " ".join(found.words)
+    assert agreement(chatter).values["agreement"].value < 0.2, "lacking the queue is no agreement"

@@ -7,26 +7,11 @@ import random
 
 import pytest
 
-from tuneloop.core.errors import UserError
-from tuneloop.evaluation.forgetting import (
-    Ability,
-    Completed,
-    canaries,
-    canaries_in_words,
-    canary_alternatives,
-    exposure,
-    forgetting,
-    memorisation,
-)
-from tuneloop.records.rows import Row
+from tuneloop.evaluation.forgetting import Ability, Completed, forgetting, memorisation
 
 
 def able(scores: list[float], losses: list[float] | None = None) -> Ability:
     return Ability(scores, losses or [2.0] * len(scores), [2] * len(scores))
-
-
-def canary(answer: str, **meta: str) -> Row:
-    return Row("c", [{"role": "user", "content": "The code?"}, {"role": "assistant", "content": answer}], meta=meta)
 
 
 def test_the_score_is_the_lost_share_of_what_the_base_could_do() -> None:
@@ -66,34 +51,3 @@ def test_short_answers_alone_say_so() -> None:
     shared = [Completed(True, 20, shared=True)]
     assert memorisation(shared, shared)["share"] is None
     assert memorisation([Completed(True, 1)], [Completed(True, 1)])["share"] is None
-
-
-def test_exposure_goes_from_none_to_all_bits() -> None:
-    others = [float(i) for i in range(1, 256)]
-    assert exposure(0.0, others) == 8.0
-    assert exposure(1000.0, others) == 0.0
-    assert exposure(127.5, others) == pytest.approx(1.0)
-
-
-def test_alternatives_have_the_shape_of_the_canary() -> None:
-    rows = canary_alternatives(canary("The code is 4921-0387."), 50)
-    assert len({row.answer for row in rows}) == 50 and "4921-0387" not in " ".join(row.answer for row in rows)
-    for row in rows:
-        assert row.answer.startswith("The code is ") and row.answer[16] == "-" and row.answer[-1] == "."
-    named = canary_alternatives(canary("Anna lives in Xyzzy", secret="Xyzzy"), 9)
-    assert all(row.answer.startswith("Anna lives in ") and row.answer[14].isupper() for row in named)
-    with pytest.raises(UserError, match="must hold its secret"):
-        canary_alternatives(canary("...", secret="gone"))
-
-
-def test_a_planted_canary_stands_out_under_the_model_that_knows_it() -> None:
-    def knows(rows: list[Row]) -> list[float]:
-        return [0.1 if row.answer == "4921-0387" else 30.0 + len(row.answer) for row in rows]
-
-    def ignorant(rows: list[Row]) -> list[float]:
-        return [float(sum(map(ord, row.answer))) for row in rows]
-
-    planted = [canary("4921-0387")]
-    tuned, base = canaries(planted, knows), canaries(planted, ignorant)
-    assert tuned[0]["exposure"] == pytest.approx(tuned[0]["most"]) and base[0]["exposure"] < 5
-    assert canaries_in_words(base, tuned).startswith("1 of 1 canary stands out")

@@ -22,7 +22,7 @@ FOLDERS = [ROOT / "src", *(ROOT / "tests" / name for name in ("", "helpers", "tr
 # What puts a test that uses it into a layer: libraries, modules and functions of the tests and of the package, fixtures.
 USES = {
     "torch": {
-        "torch", "transformers", "peft", "bitsandbytes", "lm_eval", "llama_models", "gguf", "mlflow", "model_signing", "pretend_gpu",
+        "torch", "transformers", "peft", "bitsandbytes", "llama_models", "gguf", "mlflow", "model_signing", "pretend_gpu",
         "llama3_tokenizer", "tiny_llama", "smollm2", "cli", "tuneloop.cli.main", "tuneloop.api", "CliRunner",
     },
     "process": {

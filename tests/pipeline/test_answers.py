@@ -16,7 +16,6 @@ from tuneloop.evaluation.prompt import prompt_turns
 from tuneloop.inference.labels import label_ids, label_trie
 from tuneloop.inference.local.target import LocalTarget
 from tuneloop.pipeline.answers import CONTENT_FREE, Asking, ask, few_shot_examples, longest_answer, uses_choice
-from tuneloop.pipeline.side_effects import ending_losses
 from tuneloop.records.rows import Dataset, Row
 
 LABELS = ["delivery", "delivery delay", "refund"]
@@ -218,24 +217,3 @@ def test_free_answers_come_with_the_perplexity_of_the_references(model: Any) -> 
     assert 0 < asked.tokens <= 3 * len(data.test)
     assert asked.prompt_tokens == sum(len(model.template.prompt_ids(r.prompt, r.tools)) for r in data.test)
     assert ask(model, data, data.test, SHORT, Asking(data.train[:1]))[""].perplexity is None
-
-
-# --- canaries -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("prompt", ["The code is", ""])
-def test_losses_of_endings_differ_from_those_of_answers_by_one_amount(model: Any, prompt: str) -> None:
-    from tuneloop.inference.local.scoring import answer_fits
-
-    asked = [{"role": "user", "content": prompt}] if prompt else []
-    rows = [
-        Row(
-            str(i),
-            [*asked, {"role": "assistant", "content": f"{'It is ' if prompt else ''}{1717 * i % 9973:04}, they say."}],
-        )
-        for i in range(70)
-    ]
-    whole = [fit.loss for fit in answer_fits(model, [model.template.render(row.messages) for row in rows])]
-    differences = [a - b for a, b in zip(whole, ending_losses(model, rows), strict=True)]
-    assert max(differences) - min(differences) < 1e-3
-    assert max(whole) - min(whole) > 0.1

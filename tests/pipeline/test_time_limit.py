@@ -161,9 +161,9 @@ def test_the_evaluation_is_expected_to_take_what_zero_shot_took() -> None:
     }  # fmt: skip
     assert expected_evaluation(listed(costs, 40.0)) == 15.0
     assert expected_evaluation(listed({}, 0.0)) == 0.0
-    # 8 of 40 rows, 5 ways, of the tuned model (as zero-shot), zero-shot and few-shot: as many answers as there are rows.
+    # 8 of 40 rows, 5 ways, of the tuned model, as fast as zero-shot: as many answers as there are rows.
     several = EvaluateConfig(consistency=5, consistency_rows=8)
-    assert expected_evaluation(listed(costs, 40.0, 40), several) == 15.0 + 40.0
+    assert expected_evaluation(listed(costs, 40.0, 40), several) == 15.0 + 10.0
     assert expected_evaluation(listed(costs, 40.0, 40), EvaluateConfig()) == 15.0
     assert expected_evaluation(listed({}, 0.0), several) == 0.0
 

@@ -96,11 +96,8 @@ def test_the_run_has_the_same_parts(evaluated: Callable[..., Path]) -> None:
 EFFECTS = {
     "forgetting": {"score": {"value": 0.18, "low": 0.05, "high": 0.33}, "loss": {"value": 0.41, "low": 0.3, "high": 0.52}, "n": 80,
                    "base": {"token_f1": 0.31, "loss": 2.1}, "tuned": {"token_f1": 0.254, "loss": 2.51}, "words": "It has forgotten."},
-    "lm_eval": {"tasks": [{"task": "arc_easy", "metric": "acc,none", "base": 0.41, "tuned": 0.39,
-                           "change": {"value": -0.02, "low": -0.05, "high": 0.01}}], "words": "lm-eval before and after."},
     "memorisation": {"share": {"value": 0.5, "low": 0.25, "high": 0.75}, "base": {"value": 0.0, "low": 0.0, "high": 0.2},
-                     "beyond": {"value": 0.5, "low": 0.2, "high": 0.75}, "words": "Known by heart."},
-    "canaries": {"each": [{"id": "c1", "prompt": HOSTILE, "base_exposure": 0.7, "exposure": 9.0, "most": 9.0}], "words": "It is out."},
+                     "beyond": {"value": 0.5, "low": 0.2, "high": 0.75}, "words": f"Known by heart: {HOSTILE}"},
 }  # fmt: skip
 
 
@@ -110,16 +107,15 @@ def test_side_effects_of_tuning_stand_on_the_page_with_before_and_after(evaluate
     text = " ".join(text_of(page).split())
     for part in (
         "It has forgotten.", "token F10.3100.254−18.0 % [−33.0, −5.0]", "loss2.1002.510+0.410 [+0.300, +0.520]",
-        "arc_easy: acc0.4100.390−0.020 [−0.050, +0.010]", "completed verbatim0.00 [0.00, 0.20]0.50 [0.25, 0.75]+0.500 [+0.200, +0.750]",
-        "0.79.0+8.3",
+        "completed verbatim0.00 [0.00, 0.20]0.50 [0.25, 0.75]+0.500 [+0.200, +0.750]",
     ):  # fmt: skip
         assert part in text, part
     assert "<script>alert" not in page
 
 
 def test_a_part_that_could_not_be_measured_says_why(evaluated: Callable[..., Path]) -> None:
-    page = render_evaluation(evaluated(lm_eval={"tasks": [], "words": "lm-eval's tasks were not run: not installed."}))
-    assert "were not run: not installed" in text_of(page) and "Public tasks" in page
+    page = render_evaluation(evaluated(memorisation={"n": 0, "words": "All answers are shared: nothing to memorise."}))
+    assert "nothing to memorise" in text_of(page) and "Training rows known by heart" in page
 
 
 def test_gains_point_the_same_way_in_every_table_of_a_page(evaluated: Callable[..., Path]) -> None:
@@ -195,8 +191,8 @@ def test_of_many_labels_those_with_errors_are_drawn_and_none_is_lost() -> None:
 @pytest.mark.parametrize(
     "damaged",
     [{"slices": 3}, {"slices": [{"score": None}]}, {"confusion": {"cells": [1, [2]]}}, {"calibration": {"bins": [{}]}},
-     {"per_class": [{}]}, {"errors": [{"n": 1}]}, {"costs": {"tuned": None}}, {"forgetting": {"words": 3}}, {"consistency": {"systems": []}}, {"lm_eval": {"tasks": [{}]}},
-     {"canaries": {"each": [1, {}]}}, {"leaderboard": [{"name": "tuned", "gain": "x"}]}, {"production": {"auc": 0.5}}, {"judge": 3},
+     {"per_class": [{}]}, {"errors": [{"n": 1}]}, {"costs": {"tuned": None}}, {"forgetting": {"words": 3}}, {"consistency": {"values": []}},
+     {"memorisation": {"share": 1}}, {"leaderboard": [{"name": "tuned", "gain": "x"}]}, {"production": {"auc": 0.5}}, {"judge": 3},
      {"disagreements": {"few-shot": {"rows": 3}}}],
 )  # fmt: skip
 def test_a_damaged_evaluation_is_named_and_the_rest_of_the_run_is_shown(
@@ -217,15 +213,8 @@ CONSISTENCY = {
     "rows": 20,
     "ways": 3,
     "asked": {"as it is": 20, "typo": 20, "case": 20},
-    "seconds": {},
-    "metric": "agreement",
-    "systems": {
-        "tuned": {"agreement": {"value": 0.9, "low": 0.8, "high": 0.95}},
-        "few-shot": {"agreement": {"value": 0.6, "low": 0.5, "high": 0.7}},
-    },
-    "same_as_plain": {"tuned": {"typo": 0.8, "case": 1.0}, "few-shot": {"typo": 0.5}},
-    "comparisons": [{"a": "few-shot", "b": "tuned", "metric": "agreement", "delta": 0.3, "low": 0.2, "high": 0.4,
-                     "low_holm": 0.1, "high_holm": 0.5, "p": 0.001, "p_holm": 0.002, "tests": 1, "verdict": "better"}],
+    "values": {"agreement": {"value": 0.9, "low": 0.8, "high": 0.95}},
+    "same_as_plain": {"typo": 0.8, "case": 1.0},
     "examples": [
         {"id": "r", "reference": "late", "ways": [{"kind": "as it is", "question": "Where <b>is</b> it?", "answer": "late"},
                                                   {"kind": "typo", "question": "Wheer is it?", "answer": "lost & found"}]},
@@ -235,15 +224,15 @@ CONSISTENCY = {
 }  # fmt: skip
 
 
-def test_consistency_is_a_section_with_systems_kinds_and_contradictions(evaluated: Callable[..., Path]) -> None:
+def test_consistency_is_a_section_with_kinds_and_contradictions(evaluated: Callable[..., Path]) -> None:
     page = render_evaluation(evaluated(consistency=CONSISTENCY))
     assert "consistency" in sections(page)
     part = page[page.index('id="consistency"') :]
     part = part[: part.index("</section>")]
     assert CONSISTENCY["words"][0] in part
-    assert part.index("few-shot") < part.index("0.90 [0.80, 0.95]"), "the evaluation's own stands last"
+    assert "0.90 [0.80, 0.95]" in part and part.index("typo") < part.index("0.80<")
     assert "same answer" in part and "right in every way" not in part
-    assert "0.002" in part and "Wheer is it?" in part and "lost &amp; found" in part and "<b>is</b>" not in part
+    assert "Wheer is it?" in part and "lost &amp; found" in part and "<b>is</b>" not in part
 
 
 def test_a_folder_without_evaluation_is_refused(tmp_path: Path) -> None:

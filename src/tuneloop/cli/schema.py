@@ -45,7 +45,7 @@ RECORDS: dict[str, tuple[str, str, str]] = {
     "prompts": ("records.evaluation", "PromptChoice", "`RUN/baselines/prompts.json`"),
     "gate": ("records.evaluation", "GateResult", "`RUN/gate.json`"),
     "review": ("records.review", "Review", "`REVIEW/review.json`"),
-    "asked-again": ("pipeline.consistency", "AskedAgain", "a line of `consistency.jsonl`"),
+    "asked-again": ("evaluation.consistency", "AskedAgain", "a line of `consistency.jsonl`"),
     "judged": ("records.review", "JudgedRow", "a line of `judge.jsonl`"),
     "review-item": ("records.review", "ReviewItem", "a line of `REVIEW/items.jsonl`"),
     "vote": ("records.review", "Vote", "a line of `REVIEW/votes.jsonl`"),

@@ -22,7 +22,7 @@ from tuneloop.core.errors import UserError
 
 TRUST = "--trust-code"
 _TRUSTED = "TUNELOOP_TRUSTED_CODE"  # files, one a line, or *: in the environment, where a command's processes find it
-_CODE_FILE = re.compile(r"[^\s=,{}\[\]'\"]+\.(?:py|ya?ml)(?=$|[\s:,}\]'\"])")  # YAML: tasks of lm-eval hold Python
+_CODE_FILE = re.compile(r"[^\s=,{}\[\]'\"]+\.py(?=$|[\s:,}\]'\"])")
 
 
 def trust_code(value: object) -> None:

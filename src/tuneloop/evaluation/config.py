@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from tuneloop.core.confined import NAME, PLACE, TEXT
+from tuneloop.core.confined import PLACE, TEXT
 from tuneloop.core.files import FROM_FILE, Config
 from tuneloop.core.flag import flag, option
 from tuneloop.core.python_file import trust_code
@@ -50,18 +50,16 @@ class EvaluateConfig(Config):
         "file of general rows, to measure forgetting; default: those held out of a mix"
     )
     general_rows: int = Field(200, ge=10, description="at most this many of them (seeded sample)")
-    lm_eval: Annotated[list[str], NAME] = Field(
-        default_factory=list, description="tasks of lm-eval (names, YAML files) run before and after tuning"
-    )
     memorisation: bool = option("share of training answers that the model completes verbatim beyond the base", False)
-    canaries: Annotated[str | None, PLACE] = option(
-        "file of canaries planted in the training data: how far they have come out"
-    )
     consistency: int = option(
         "put a sample of rows in so many ways: how often answers agree; 0: not, 5: good", 0, ge=0, le=20
     )
     consistency_rows: int = Field(50, ge=2, description="rows of that sample (seeded)")
     bootstrap: int = Field(2000, ge=100, description="resamples for intervals and paired tests")
+
+    def asked_again(self, rows: int) -> int:
+        """Questions that measuring the consistency of answers to some rows puts to the model, at most."""
+        return self.consistency * min(self.consistency_rows, rows)
 
     @field_validator("scorers")
     @classmethod

@@ -1,25 +1,27 @@
 """Whether a question in other words gets the same answer.
 
-Each row of a sample has several wordings: as it is, and with small rewordings. They are the same for all systems, which
-are compared row by row.
+Each row of a sample has several wordings: as it is, and with small rewordings.
 """
 
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.files import write_jsonl
 from tuneloop.core.stats import intervals as u
-from tuneloop.core.stats.intervals import Array, Statistics, mean_statistics
-from tuneloop.core.stats.tests import p_words
-from tuneloop.core.units import counted
+from tuneloop.core.stats.intervals import mean_statistics
+from tuneloop.core.ui import busy, say
+from tuneloop.core.units import counted, verb
 from tuneloop.evaluation.config import EvaluateConfig
-from tuneloop.evaluation.evaluate import cluster_keys
+from tuneloop.evaluation.evaluate import cluster_keys, sample_rows
 from tuneloop.evaluation.metrics.custom import compile_fields, extract
 from tuneloop.evaluation.metrics.kinds import are_structured, parse
 from tuneloop.evaluation.metrics.labels import label_lists, label_matcher, label_reader, vocabulary
@@ -28,13 +30,28 @@ from tuneloop.evaluation.metrics.text import LONGEST_SCORED, token_f1
 from tuneloop.evaluation.rewording import rewordings
 from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import Estimate
-from tuneloop.records.metric import number_words
-from tuneloop.records.rows import Row, last_user_turn, references_of
-from tuneloop.records.side_effects import AskedWay, Consistency, ContradictedRow, Difference
+from tuneloop.records.record import Part
+from tuneloop.records.rows import Dataset, Message, Row, last_user_turn, references_of
+from tuneloop.records.side_effects import AskedWay, Consistency, ContradictedRow
 
 AS_IT_IS = "as it is"
 FEWEST_WAYS = 2
 MOST_EXAMPLES = 5
+ANSWERS = "consistency.jsonl"
+
+
+class AskedAgain(Part):
+    """A line of `consistency.jsonl`: a row in one of its wordings, and the answer.
+
+    Args:
+        id: of the row; `kind`: of the wording.
+        messages: the turns before the answer.
+    """
+
+    id: str
+    kind: str
+    messages: list[Message]
+    answer: str
 
 
 @dataclass(frozen=True)
@@ -105,77 +122,116 @@ def _folded(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-@dataclass(frozen=True)
-class _SystemAnswers:
-    """One system's answers, by row and way, what they are compared by, and what that comes to."""
+def consistency_part(
+    dataset: Dataset,
+    rows: Sequence[Row],
+    ask: Callable[[Sequence[Row]], Sequence[Completion]],
+    folder: Path,
+    config: EvaluateConfig,
+    *,
+    name: str,
+    seconds: float = 0.0,
+    seed: int,
+) -> dict[str, Consistency]:
+    """The part `consistency` of `eval.json`, and every answer in `consistency.jsonl`; nothing where the setting is 0.
 
-    answers: list[list[Completion]]
-    keys: list[list[object]]
-    scores: dict[str, list[float]]
-    values: dict[str, Estimate]
-    draws: Mapping[str, Array]
+    What prevents it is reported, and the part is left out: the evaluation around it is done already.
 
-    @property
-    def constant(self) -> bool:
-        """Whether it says the same to all rows."""
-        return len(self.keys) > 1 and len({key for row_keys in self.keys for key in row_keys}) == 1
+    Args:
+        rows: those that were evaluated; a sample of them is reworded.
+        ask: the system's answers to rows.
+        folder: for the file.
+        name: of the system; `seconds`: that its answers to all `rows` took.
+        seed: of the sample and of resamples.
+    """
+    labels, task = dataset.manifest.labels, dataset.task
+    if not config.consistency:
+        return {}
+    every = ways_of(sample_rows(rows, config.consistency_rows, seed=seed), config.consistency, labels=labels or ())
+    ways = [each for each in every if len(each) >= FEWEST_WAYS]
+    if not ways:
+        say("warn: consistency was not measured: programs and very long texts are not reworded")
+        return {}
+    questions = [way for each in ways for way in each]
+    minutes = seconds / len(rows) * len(questions) / 60
+    say(
+        f"consistency {counted(len(ways), 'row')} {verb(len(ways), 'is', 'are')} put in several ways: "
+        f"{counted(len(questions), 'question')}{f', about {minutes:.1f} minutes' if minutes >= 0.05 else ''}"
+    )
+    began = time.monotonic()
+    try:
+        answers = ask([way.row for way in questions])
+    except UserError as error:
+        say(f"warn: consistency was not measured: {error.what} ({error.where})")
+        return {}
+    took = time.monotonic() - began
+    with busy("comparing answers"):
+        part = measure_consistency(ways, answers, name=name, task=task, labels=labels, config=config, seed=seed)
+        part = replace(part, seconds=round(took, 3))
+        lines = [
+            AskedAgain(id=way.row.id, kind=way.kind, messages=way.row.prompt, answer=answer.text)
+            for way, answer in zip(questions, answers, strict=True)
+        ]
+        write_jsonl(folder / ANSWERS, lines)
+    for line in part.words:
+        say(f"evaluate  {line}")
+    return {"consistency": part}
 
 
 def measure_consistency(
     ways: Sequence[Sequence[Way]],
-    answers: Mapping[str, Sequence[Completion]],
+    answers: Sequence[Completion],
     *,
-    subject: str,
+    name: str = "tuned",
     task: str,
     labels: Sequence[str] | None,
     config: EvaluateConfig,
     seed: int,
 ) -> Consistency:
-    """How often answers to the same row agree, for each system, with intervals and paired tests.
-
-    Intervals are bootstrapped over rows, or over the clusters that rows form.
-
-    `ways`: of each row (`ways_of`). `answers`: system -> its answers to all ways of all rows, one after the other.
-    `subject`: the system that the evaluation is about. Raises UserError: no row has two ways.
-    """
-    questions = [list(row_ways) for row_ways in ways if len(row_ways) >= FEWEST_WAYS]
-    if not questions:
-        what = "None of the rows can be put in another way (programs, empty and very long texts are not reworded)"
-        raise UserError(what, where="evaluate.consistency", next_step="leave it at 0")
-    rows = [row_ways[0].row for row_ways in questions]
+    """How often a system's answers to the same row agree, with intervals bootstrapped over rows, or over the clusters
+    that rows form. `ways`: of each row, two or more (`ways_of`); `answers`: to all ways of all rows, one after the
+    other."""
+    rows = [row_ways[0].row for row_ways in ways]
     read, kind = _reader(rows, task, labels, config)
-    clusters, measured = u.cluster_numbers(cluster_keys(rows, config.cluster)), {}
-    questions_in_all = sum(map(len, ways))
-    for name, replies in answers.items():
-        if questions_in_all != len(replies):
-            what = f"{len(replies)} answers came back for {questions_in_all} questions"
-            raise UserError(what, next_step="evaluate again")
-        left = iter(replies)
-        by_row = [each for each in ([next(left) for _ in each] for each in ways) if len(each) >= FEWEST_WAYS]
-        keys = [[read(answer.text) for answer in row_answers] for row_answers in by_row]
-        scores = {"agreement": [_share_of_pairs(row_keys, lambda a, b: float(a == b)) for row_keys in keys]}
-        if kind == "labels":
-            right = [read(row.answer) for row in rows]
-            scores["always_right"] = [float(set(row_keys) == {key}) for row_keys, key in zip(keys, right, strict=True)]
-        elif kind == "texts":
-            scores["similarity"] = [_share_of_pairs([a.text for a in row_answers], _similar) for row_answers in by_row]
-        statistics = mean_statistics(scores, right_or_wrong=sorted({"always_right"} & scores.keys()))
-        draws = u.bootstrap([statistics], len(rows), resamples=config.bootstrap, seed=seed, clusters=clusters)
-        measured[name] = _SystemAnswers(by_row, keys, scores, _estimates(statistics, draws), draws)
-    metric = "similarity" if kind == "texts" else "agreement"
-    compared = [name for name in (metric, "always_right") if name in measured[subject].scores]
-    parts: dict[str, Any] = {
-        "rows": len(rows), "ways": max(map(len, questions)),
-        "asked": dict(Counter(way.kind for row_ways in questions for way in row_ways).most_common()), "metric": metric,
-        "systems": {name: system.values for name, system in measured.items()},
-        "same_as_plain": {name: _same_as_plain(questions, system.keys) for name, system in measured.items()},
-        "comparisons": [pair for name in compared for pair in _differences(measured, subject, name, clusters)],
-        "seconds": {}, "examples": _examples(questions, measured[subject]),
-    }  # fmt: skip
-    result = Consistency(**parts)
-    constant = [name for name, system in measured.items() if system.constant]
-    fields = list(config.fields or {}) if kind == "fields" else []
-    return replace(result, words=_words(result, subject, constant=constant, fields=fields))
+    left = iter(answers)
+    by_row = [[next(left) for _ in row_ways] for row_ways in ways]
+    keys = [[read(answer.text) for answer in row_answers] for row_answers in by_row]
+    scores = {"agreement": [_share_of_pairs(row_keys, lambda a, b: float(a == b)) for row_keys in keys]}
+    if kind == "labels":
+        right = [read(row.answer) for row in rows]
+        scores["always_right"] = [float(set(row_keys) == {key}) for row_keys, key in zip(keys, right, strict=True)]
+    elif kind == "texts":
+        scores["similarity"] = [_share_of_pairs([a.text for a in row_answers], _similar) for row_answers in by_row]
+    statistics = mean_statistics(scores, right_or_wrong=sorted({"always_right"} & scores.keys()))
+    clusters = u.cluster_numbers(cluster_keys(rows, config.cluster))
+    draws = u.bootstrap([statistics], len(rows), resamples=config.bootstrap, seed=seed, clusters=clusters)
+    values = {}
+    for metric, value in statistics.point_values().items():
+        low, high = u.bootstrap_interval(value, draws[metric])
+        if not low < high and set(scores[metric]) <= {0.0, 1.0}:  # resamples of rows that are all alike know no spread
+            low, high = u.wilson_interval(int(sum(scores[metric])), len(rows))
+        values[metric] = Estimate(value, low, high)
+    same: dict[str, list[bool]] = {}
+    for row_ways, (first, *others) in zip(ways, keys, strict=True):
+        for way, key in zip(row_ways[1:], others, strict=True):
+            same.setdefault(way.kind, []).append(key == first)
+    different = [len(set(row_keys)) for row_keys in keys]
+    examples = []
+    for i in sorted(range(len(ways)), key=lambda i: (-different[i], i))[:MOST_EXAMPLES]:
+        if different[i] > 1:
+            pairs = zip(ways[i], by_row[i], strict=True)
+            asked = [AskedWay(kind=w.kind, question=last_user_turn(w.row), answer=a.text) for w, a in pairs]
+            examples.append(ContradictedRow(id=rows[i].id, reference=rows[i].answer, ways=asked))
+    result = Consistency(
+        rows=len(rows),
+        ways=max(map(len, ways)),
+        asked=dict(Counter(way.kind for row_ways in ways for way in row_ways).most_common()),
+        values=values,
+        same_as_plain={kind: sum(equal) / len(equal) for kind, equal in sorted(same.items())},
+        examples=examples,
+    )
+    constant = len(keys) > 1 and len({key for row_keys in keys for key in row_keys}) == 1
+    return replace(result, words=_words(result, name, list(config.fields) if kind == "fields" else [], constant))
 
 
 def _share_of_pairs(values: Sequence[Any], alike: Callable[[Any, Any], float]) -> float:
@@ -188,105 +244,27 @@ def _similar(a: str, b: str) -> float:
     return 1.0 if _folded(a) == _folded(b) else token_f1([a], b)  # of no words at all, too
 
 
-def _estimates(statistics: Statistics, draws: Mapping[str, Array]) -> dict[str, Estimate]:
-    estimates = {}
-    for name, value in statistics.point_values().items():
-        (low, high), scores = u.bootstrap_interval(value, draws[name]), statistics.row_scores[name]
-        if not low < high and set(scores) <= {0.0, 1.0}:  # resamples of rows that are all alike know no spread
-            low, high = u.wilson_interval(int(sum(scores)), len(scores))
-        estimates[name] = Estimate(value, low, high)
-    return estimates
+def _words(result: Consistency, name: str, fields: Sequence[str], constant: bool) -> list[str]:
+    """Sentences; `fields`: those of texts that are compared; `constant`: it says the same to all rows."""
 
+    def amount(metric: str) -> str:
+        """`80.0 % (95 % interval 71.0 to 87.5)`, of a similarity `0.800 (...)`."""
+        scale, unit, digits = (1, "", 3) if metric == "similarity" else (100, " %", 1)
+        estimate = result.values[metric]
+        value, low, high = (f"{scale * x:.{digits}f}" for x in (estimate.value, estimate.low, estimate.high))
+        return f"{value}{unit}" + ("" if math.isnan(estimate.low) else f" (95 % interval {low} to {high})")
 
-def _same_as_plain(ways: Sequence[Sequence[Way]], keys: Sequence[Sequence[object]]) -> dict[str, float]:
-    same: dict[str, list[int]] = {}
-    for row_ways, (first, *others) in zip(ways, keys, strict=True):
-        for way, key in zip(row_ways[1:], others, strict=True):
-            same.setdefault(way.kind, []).append(int(key == first))
-    return {kind: sum(equal) / len(equal) for kind, equal in sorted(same.items())}
-
-
-def _differences(
-    measured: Mapping[str, _SystemAnswers], system: str, metric: str, clusters: Sequence[int] | None
-) -> list[Difference]:
-    """Paired differences from each other system, corrected for their number (Holm); p as low as so few rows allow."""
-    mine, others = measured[system], {name: each for name, each in measured.items() if name != system}
-    gaps, p_values = [], []
-    for other in others.values():
-        delta, draws = mine.values[metric].value - other.values[metric].value, mine.draws[metric] - other.draws[metric]
-        pairs = enumerate(zip(mine.scores[metric], other.scores[metric], strict=True))
-        apart = {i if clusters is None else clusters[i] for i, (a, b) in pairs if a != b}
-        p = u.paired_bootstrap_p(delta, draws)
-        gaps.append((delta, draws))
-        p_values.append(p if math.isnan(p) else max(p, u.least_p(len(apart))))
-    tests = sum(not math.isnan(p) for p in p_values)
-    corrected = zip(p_values, u.holm(p_values), u.holm_levels(p_values), strict=True)
-    differences = []
-    for name, gap, (p, holm, level) in zip(others, gaps, corrected, strict=True):
-        low, high = u.paired_bootstrap_interval(*gap, level=u.ALPHA)
-        low, high = u.with_zero((low, high)) if p >= u.ALPHA else (low, high)
-        bounds = u.paired_bootstrap_interval(*gap, level=level)
-        bounds = bounds if holm < u.ALPHA else u.with_zero(bounds)
-        verdict = u.verdict(*bounds, holm)
-        differences.append(Difference(name, system, metric, gap[0], low, high, p, holm, *bounds, tests, verdict))
-    return differences
-
-
-def _examples(ways: Sequence[Sequence[Way]], system: _SystemAnswers) -> list[ContradictedRow]:
-    different = [len(set(row_keys)) for row_keys in system.keys]
-    examples = []
-    for i in sorted(range(len(ways)), key=lambda i: (-different[i], i))[:MOST_EXAMPLES]:
-        if different[i] > 1:
-            row, pairs = ways[i][0].row, zip(ways[i], system.answers[i], strict=True)
-            each = [AskedWay(kind=w.kind, question=last_user_turn(w.row), answer=answer.text) for w, answer in pairs]
-            examples.append(ContradictedRow(id=row.id, reference=row.answer, ways=each))
-    return examples
-
-
-def _words(result: Consistency, system: str, *, constant: Sequence[str], fields: Sequence[str]) -> list[str]:
-    """Sentences; `constant`: the systems that say the same to all rows; `fields`: those of texts that are compared."""
-    metric, rows = result.metric, f"on {counted(result.rows, 'row')}"
-    model = "the tuned model" if system == "tuned" else system
+    model, rows = "the tuned model" if name == "tuned" else name, f"on {counted(result.rows, 'row')}"
     opening = f"Asked {counted(result.ways, 'way')} ({AS_IT_IS}, in other words), {model}"
-    if metric == "agreement":
+    if "similarity" in result.values:
+        sentences = [f"{opening} writes answers to a row with a token F1 of {amount('similarity')} {rows}."]
+    else:
         names = [field.replace("_", " ") for field in fields]
         listed = " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
-        claim = f"gives the same {listed} in" if fields else "has the same answer in"
-        sentences = [f"{opening} {claim} {_amounts(result, system, metric, f' of the pairs of answers {rows}')}"]
-    else:
-        amount = _amounts(result, system, metric, f" with each other {rows}")
-        sentences = [f"{opening} writes answers to a row with a token F1 of {amount}"]
-    sentences += _compared(result, metric, "consistent")
-    if "always_right" in result.systems[system]:
-        sentences.append(f"It is right in every way on {_amounts(result, system, 'always_right', ' of the rows')}")
-        sentences += _compared(result, "always_right", "often right in every way")
-    worthless = "gave one and the same answer to all rows: consistent, and worthless."
-    return sentences + [f"{name} {worthless}" for name in constant]
-
-
-def _amounts(result: Consistency, system: str, metric: str, behind: str) -> str:
-    """`80.0 % (95 % interval 71.0 to 87.5) of the rows; zero-shot 60.0 %, few-shot 70.0 %.`"""
-
-    def shown(value: float) -> str:
-        return f"{value:.3f}" if metric == "similarity" else f"{100 * value:.1f} %"
-
-    mine = result.systems[system][metric]
-    low, high = (shown(bound).removesuffix(" %") for bound in (mine.low, mine.high))
-    bounds = "" if math.isnan(mine.low) else f" (95 % interval {low} to {high})"
-    others = [f"{name} {shown(each[metric].value)}" for name, each in result.systems.items() if name != system]
-    return f"{shown(mine.value)}{bounds}{behind}{'; ' if others else ''}{', '.join(others)}."
-
-
-def _compared(result: Consistency, metric: str, what: str) -> list[str]:
-    pairs = [pair for pair in result.comparisons if pair.metric == metric]
-    if not pairs:
-        return []
-    pair = max(pairs, key=lambda pair: result.systems[pair.a][metric].value)
-    scale, unit, digits = (1, "", 3) if metric == "similarity" else (100, " points", 1)
-    numbers = (pair.delta, pair.low_holm, pair.high_holm)
-    delta, low, high = (number_words(scale * x, digits, signed=True) for x in numbers)
-    verdicts = {"better": "It is more", "worse": "It is less"}
-    verdict = verdicts.get(pair.verdict, "There is not enough evidence that it is more or less")
-    evidence = f"95 % interval {low} to {high}, {p_words(pair.p_holm)}"
-    evidence += f", both corrected for {pair.tests} comparisons (Holm)" if pair.tests > 1 else ""
-    return [f"{verdict} {what} than {pair.a}: {delta}{unit} ({evidence})."]
+        claim = f"gives the same {listed}" if fields else "has the same answer"
+        sentences = [f"{opening} {claim} in {amount('agreement')} of the pairs of answers {rows}."]
+    if "always_right" in result.values:
+        sentences.append(f"It is right in every way on {amount('always_right')} of the rows.")
+    if constant:
+        sentences.append(f"{name} gave one and the same answer to all rows: consistent, and worthless.")
+    return sentences

@@ -1,33 +1,29 @@
 """What tuning has taken away (a score on general rows, before and after), and what it has put in word for word.
 
 Memorisation compares training answers that the tuned model completes verbatim with those that the base completes
-anyway, and ranks planted canaries.
+anyway.
 """
 
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from tuneloop.core.errors import UserError
 from tuneloop.core.stats import intervals as u
-from tuneloop.core.stats.intervals import Statistics, mean_statistics, ratio
-from tuneloop.core.ui import progress
-from tuneloop.core.units import counted, verb
+from tuneloop.core.stats.intervals import Statistics, ratio
+from tuneloop.core.units import counted
 from tuneloop.evaluation.metrics.text import token_f1
 from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import Estimate
 from tuneloop.records.metric import number_words
-from tuneloop.records.rows import Message, Row, last_user_turn, references_of
+from tuneloop.records.rows import Row, references_of
 
 LEAST_TOKENS = 8  # of an answer that counts as memorised: a label is no secret
 RESAMPLES = 2000
-CANDIDATES = 512  # random alternatives that a canary is ranked among
 
 
 @dataclass(frozen=True)
@@ -92,35 +88,6 @@ def _forgetting_in_words(score: Estimate, loss: Estimate, n: int) -> str:
     return f"{verdict}: on {rows} the score {way} by {amount}, and the loss of a token changed by {change}."
 
 
-def tasks_before_and_after(
-    base: Mapping[str, Mapping[str, Any]], tuned: Mapping[str, Mapping[str, Any]], *, seed: int = 0
-) -> dict[str, Any]:
-    """Scores of public tasks, before and after tuning: the part `lm_eval` of `eval.json`.
-
-    `base, tuned`: task -> metric -> an object with `value`, `each` (document -> score) and `higher_is_better`.
-    Returns `tasks`: for each task and metric `base`, `tuned`, `n` and `change` (tuned - base), with a 95 % interval
-    by paired bootstrap over documents where the metric is their mean.
-    """
-    changes: list[dict[str, Any]] = []
-    words = []
-    for task, metrics in base.items():
-        for metric, before in metrics.items():
-            after = tuned[task][metric]
-            shared = sorted(before.each.keys() & after.each.keys())
-            change = Estimate(after.value - before.value, math.nan, math.nan)
-            if shared:
-                differences = [after.each[i] - before.each[i] for i in shared]
-                family = mean_statistics({"change": differences})
-                draws = u.bootstrap([family], len(shared), resamples=RESAMPLES, seed=seed)
-                change = Estimate(change.value, *u.bootstrap_interval(change.value, draws["change"]))
-            sides = {"base": before.value, "tuned": after.value, "higher_is_better": before.higher_is_better}
-            changes.append({"task": task, "metric": metric, "n": len(shared), **sides, "change": change})
-            bounds = "" if math.isnan(change.low) else f" ({change.low:+.3f} to {change.high:+.3f})"
-            values = f"{before.value:.3f} -> {after.value:.3f}, {change.value:+.3f}{bounds}"
-            words.append(f"{task} {metric.removesuffix(',none')} {values}")
-    return {"tasks": changes, "words": f"lm-eval before and after: {'; '.join(words)}."}
-
-
 @dataclass(frozen=True)
 class Completed:
     """How a model completes a training row's answer."""
@@ -159,69 +126,3 @@ def memorisation(base: Sequence[Completed], tuned: Sequence[Completed]) -> dict[
         "base": Estimate(in_base / n, *u.wilson_interval(in_base, n)),
         "beyond": beyond, "p": u.mcnemar_p(only_base, only_tuned), "words": words,
     }  # fmt: skip
-
-
-def canary_alternatives(row: Row, count: int = CANDIDATES, seed: int = 0) -> list[Row]:
-    """Rows like a canary with another secret: the digits of its answer drawn again, or its letters where there are
-    none. `row`: the canary; `meta["secret"]` is the part of the answer that is drawn, default: the whole answer. Raises
-    UserError: the answer doesn't hold the secret, or the secret holds neither digits nor letters."""
-    secret = str(row.meta.get("secret") or row.answer)
-    digits = any(c.isdigit() for c in secret)
-    if secret not in row.answer or not any(c.isdigit() or c.isalpha() for c in secret):
-        what = "A canary's answer must hold its secret, with digits or letters"
-        next_step = 'as in {"prompt": "The code of the safe is", "completion": "4921-0387-5516"}'
-        raise UserError(what, where=f"row {row.id}", next_step=next_step)
-    rng = random.Random(f"{seed}:{row.id}:{secret}")
-
-    def draw(c: str) -> str:
-        if c.isdigit():
-            return rng.choice("0123456789")
-        if not digits and c.isalpha():
-            new = rng.choice("abcdefghijklmnopqrstuvwxyz")
-            return new.upper() if c.isupper() else new
-        return c
-
-    answers: dict[str, None] = {}
-    for _ in range(20 * count):
-        if len(answers) >= count:
-            break
-        other = "".join(map(draw, secret))
-        if other != secret:
-            answers[row.answer.replace(secret, other)] = None
-    turns: list[Message] = [{"role": "assistant", "content": answer} for answer in answers]
-    return [replace(row, messages=[*row.prompt, turn]) for turn in turns]
-
-
-def exposure(loss: float, others: Sequence[float]) -> float:
-    """log2 of the number of candidates less log2 of the canary's rank among them (Carlini et al. 2019, arXiv
-    1802.08232): from 0 to log2(N + 1) with N random alternatives, where the canary is likelier than all."""
-    rank = 1 + sum(other < loss for other in others) + 0.5 * sum(other == loss for other in others)
-    return math.log2(len(others) + 1) - math.log2(rank)
-
-
-def canaries(
-    rows: Sequence[Row], losses: Callable[[Sequence[Row]], list[float]], seed: int = 0
-) -> list[dict[str, Any]]:
-    """Exposure of each planted canary under one model, from the summed losses of answers."""
-    exposures = []
-    for number, row in enumerate(rows):
-        progress("canaries", number, len(rows))
-        alternatives = canary_alternatives(row, seed=seed)
-        loss, *others = losses([row, *alternatives])
-        most = math.log2(len(others) + 1)
-        prompt = last_user_turn(row)[:100]
-        exposures.append({"id": row.id, "prompt": prompt, "exposure": exposure(loss, others), "most": most})
-    progress("canaries", len(rows), len(rows))
-    return exposures
-
-
-def canaries_in_words(base: Sequence[Mapping[str, Any]], tuned: Sequence[Mapping[str, Any]]) -> str:
-    """Which canaries have come out."""
-    most = max(c["most"] for c in tuned)
-    out = [c for c in tuned if c["exposure"] >= c["most"] - 1]
-    mean = [sum(c["exposure"] for c in side) / len(side) for side in (base, tuned)]
-    some = f"{len(out)} of {counted(len(tuned), 'canary')} {verb(len(out), 'stands', 'stand')} out"
-    return (
-        f"{some} (likelier than all or nearly all of their random alternatives); "
-        f"mean exposure {mean[1]:.1f} bits of at most {most:.1f}, the base has {mean[0]:.1f}."
-    )

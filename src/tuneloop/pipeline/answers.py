@@ -423,14 +423,13 @@ def _answering(work: EvalJob) -> Model:
     return replace(model, template=template_of_adapter(folder, model.template))
 
 
-def answers_to_rewordings(work: EvalJob) -> dict[str, SystemAnswers]:
-    """A target's answers to rows, by the system's name."""
-    system = _asked(work, Asking(prompts=_prompts(work)[0], perplexity=False), f"{work.name}, several ways")
+def answers_to_rewordings(work: EvalJob, rows: Sequence[Row]) -> list[Completion]:
+    """A target's answers to rows in other words."""
+    work = replace(work, rows=rows)
+    answers = _asked(work, Asking(prompts=_prompts(work)[0], perplexity=False), f"{work.name}, several ways")
     if (endpoint := work.question.target.endpoint) is not None:
-        cost = usage(endpoint, system.completions)
-        say(endpoint_line(cost))
-        system = SystemAnswers(system.completions, cost["seconds"])
-    return {work.name: system}
+        say(endpoint_line(usage(endpoint, answers.completions)))
+    return answers.completions
 
 
 # --- by actors of a Ray cluster ------------------------------------------------------------------

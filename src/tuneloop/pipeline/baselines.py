@@ -23,7 +23,6 @@ from tuneloop.models.methods import base_only
 from tuneloop.models.names import MINILM_NAME
 from tuneloop.pipeline.answers import Asking, ask, few_shot_examples, few_shot_prompt, reference_lengths, uses_choice
 from tuneloop.pipeline.best_prompt import words_of_choice
-from tuneloop.pipeline.consistency import expected_consistency
 from tuneloop.pipeline.context import RunContext, done_record
 from tuneloop.pipeline.scoring import SystemAnswers, cost_of, headline, score, scoring_settings, write_scored
 from tuneloop.recipe import Recipe
@@ -226,14 +225,15 @@ def expected_evaluation(
         reference: tokens of a reference, on average; default: answers are as long as those of zero-shot.
     """
     costs = manifest.costs
-    again = expected_consistency({n: c.seconds for n, c in costs.items()}, manifest.n, config) if config else 0.0
     # Calibrated answers come with the others.
     others = [c for n, c in costs.items() if not n.startswith("zero-shot") and not n.endswith("calibrated")]
     other = sum(cost.seconds + (cost.training_seconds or 0.0) for cost in others)
     zero, few, shorter, busy_before = costs.get("zero-shot"), costs.get("few-shot"), 0.0, 0.0
     if zero and few and zero.tokens and few.tokens:
         busy_before = max(zero.seconds - few.seconds * zero.tokens / few.tokens, 0.0)
+    again = 0.0
     if zero and manifest.n:
+        again = zero.seconds / manifest.n * config.asked_again(manifest.n) if config else 0.0
         computed = zero.tokens if zero.computed_tokens is None else zero.computed_tokens
         shorter = zero.seconds * (1 - tuned_share(zero.tokens / manifest.n, computed / manifest.n, reference))
     return max(manifest.seconds - other - busy_before - shorter, 0.0) + again

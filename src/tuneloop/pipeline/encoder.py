@@ -51,8 +51,8 @@ def refuse_settings(recipe: Recipe) -> None:
     """
     config = recipe.evaluate
     writing = {
-        "general": config.general, "memorisation": config.memorisation, "canaries": config.canaries,
-        "lm_eval": config.lm_eval, "consistency": config.consistency, "deterministic": config.deterministic,
+        "general": config.general, "memorisation": config.memorisation,
+        "consistency": config.consistency, "deterministic": config.deterministic,
     }  # fmt: skip
     if named := next((name for name, value in writing.items() if value), ""):
         what = f"{recipe.model} is an encoder: it chooses labels and writes no texts"

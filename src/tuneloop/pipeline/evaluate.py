@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from tuneloop.data.config import PrepareConfig
 from tuneloop.data.load_eval_file import read_whole
 from tuneloop.data.mix import GENERAL_FILE
 from tuneloop.evaluation.config import EvalOptions
+from tuneloop.evaluation.consistency import consistency_part
 from tuneloop.evaluation.evaluate import ScoredAnswers, check_ids, sample_order, sample_rows
 from tuneloop.inference.openai.target import Endpoint
 from tuneloop.inference.protocol import Target
@@ -25,6 +27,7 @@ from tuneloop.models.load import Model, load_model
 from tuneloop.models.methods import base_only, method_of_folder
 from tuneloop.models.trained import trained_folder
 from tuneloop.pipeline.answers import (
+    Asking,
     EvalJob,
     Question,
     answers_of_target,
@@ -33,7 +36,6 @@ from tuneloop.pipeline.answers import (
     personal_settings,
 )
 from tuneloop.pipeline.baselines import constant_of, measured_alternatives, on_fewer_rows
-from tuneloop.pipeline.consistency import Ask, consistency_part, prompt_systems, tuned_system
 from tuneloop.pipeline.context import RunContext, attach_trained, dataset_of, done_record, load_run_recipe
 from tuneloop.pipeline.distributed import leading, shared_out
 from tuneloop.pipeline.encoder import refuse_settings
@@ -89,9 +91,14 @@ def evaluate_stage(
     if baselines and (job.folder / "baselines" / BaselinesManifest.file).is_file():
         manifest = read_record(BaselinesManifest, job.folder / "baselines")
         costs = {name: cost.to_json() for name, cost in manifest.costs.items()} | costs
-    systems = [tuned_system(job, dataset), prompt_systems(job, dataset, lambda: base_model(job))]
     more = after_tuning(job, dataset)
-    more |= consistency_part(job, job.folder, dataset, rows, systems, name="tuned", costs=costs)
+
+    def again(reworded: Sequence[Row]) -> list[Completion]:
+        how = Asking(perplexity=False)
+        return ask(model, dataset, reworded, recipe.evaluate, how, task="tuned, several ways")[""].completions
+
+    config, seed = recipe.evaluate, recipe.seed
+    more |= consistency_part(dataset, rows, again, job.folder, config, name="tuned", seconds=answers.seconds, seed=seed)
     subject = Subject(recipe.model, dataset.id, "test", "tuned", key, how_far_trained(run))
     write_scored(job.folder, evaluation, subject, costs, baselines=baselines, more=more)
     speed = f"; {costs['tuned']['rows_per_second']:,.0f} rows a second" if job.is_encoder else ""
@@ -122,12 +129,11 @@ def after_tuning(
     mixed = Path(dataset.path) / GENERAL_FILE
     place = config.general or (str(mixed) if mixed.is_file() and mixed.stat().st_size else None)
     general = read_whole(place, PrepareConfig()).rows if place else []
-    planted = read_whole(config.canaries, PrepareConfig()).rows if config.canaries else []
     learned = [row for row in dataset.train if row.shows_the_task] if config.memorisation else []
-    if not (general or learned or planted or config.lm_eval):
+    if not (general or learned):
         return {}  # without a model
     base = base or (lambda: base_model(job))
-    parts = side_effects(job.model, base, general, learned, planted, config, job.recipe.seed)
+    parts = side_effects(job.model, base, general, learned, config.general_rows, job.recipe.seed)
     for part in parts.values():
         say(f"evaluate  {part['words']}")
     return parts
@@ -248,7 +254,10 @@ def _evaluate(job: RunContext, question: Question) -> EvaluationResult:
         if question.plain and split == "test":
             baselines, costs = _baselines(job, rows)
         baselines, costs = baselines or constant_of(job, dataset, rows), costs | {name: answers.cost}
-        more |= _consistency(work, folder, costs)
+        seconds = float(answers.cost.get("seconds", 0.0))
+        again = partial(answers_to_rewordings, work)
+        config, seed = recipe.evaluate, recipe.seed
+        more |= consistency_part(dataset, rows, again, folder, config, name=name, seconds=seconds, seed=seed)
         key = tuned_key(job, dataset, baselines) if question.plain else _key(recipe, dataset, question)
         production = _production(work) if options.production else None
         trained = how_far_trained(read_record(RunManifest, question.name)) if kind == "run" else ""
@@ -290,8 +299,8 @@ def _refuse_impossible(recipe: Recipe, question: Question) -> None:
         if question.options.few_shot or question.options.prompt:
             what = "An encoder reads one text, and no examples or templates of a prompt"
             raise UserError(what, where=question.name, next_step="leave --few-shot and --prompt out")
-    differences = config.general or config.memorisation or config.canaries or config.lm_eval
-    if differences and kind not in ("run", "adapter") and not (kind == "model" and question.options.base):
+    base_known = kind in ("run", "adapter") or (kind == "model" and question.options.base)
+    if (config.general or config.memorisation) and not base_known:
         what = "What was this model made from? Forgetting and memorisation are differences to its base"
         other = "evaluate the model, with --base MODEL: an endpoint or a file of answers can't be compared with it"
         step = "give --base MODEL" if kind == "model" else other
@@ -478,16 +487,6 @@ def _alternatives(work: EvalJob) -> tuple[dict[str, ScoredAnswers], dict[str, An
         job = RunContext(recipe.model_copy(update={"model": base}), work.job.folder)
         return measured_alternatives(job, work.dataset, work.rows)
     return {}, {}
-
-
-def _consistency(work: EvalJob, folder: Path, costs: dict[str, Any]) -> dict[str, Any]:
-    """The same rows in several wordings: to the target, and to the prompts of its base where it has one."""
-    job, question, dataset = work.job, work.question, work.dataset
-
-    systems: list[Ask] = [lambda rows: answers_to_rewordings(replace(work, rows=rows))]
-    if question.kind in ("run", "adapter"):
-        systems.append(prompt_systems(job, dataset, lambda: base_model(job)))
-    return consistency_part(job, folder, dataset, work.rows, systems, name=work.name, costs=costs)
 
 
 def evaluate_files(places: Sequence[str], against: EvalOptions) -> dict[str, str]:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 # Settings that baselines don't depend on.
 AFTERWARDS = {
-    "general", "general_rows", "memorisation", "canaries", "lm_eval", "consistency", "consistency_rows",
+    "general", "general_rows", "memorisation", "consistency", "consistency_rows",
 }  # fmt: skip
 FEW_STEPS = 30  # below this a run is a trial, whatever came of it
 

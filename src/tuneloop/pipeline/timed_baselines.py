@@ -11,7 +11,6 @@ from tuneloop.evaluation.evaluate import sample_order, sample_rows
 from tuneloop.models.methods import base_only
 from tuneloop.pipeline.answers import Asking, ask, few_shot_prompt, joined, reading_seconds
 from tuneloop.pipeline.baselines import MeasuredBefore, ask_base, base_examples, mean_reference, tuned_share
-from tuneloop.pipeline.consistency import expected_consistency
 from tuneloop.pipeline.context import RunContext
 from tuneloop.pipeline.scoring import SystemAnswers
 from tuneloop.records.rows import Dataset, Row
@@ -108,8 +107,7 @@ def ask_within(
         ways = [way for way in (zero if job.recipe.baselines.zero_shot else None, few) if way]
         while True:
             each, tuned = sum(way.each for way in ways), TUNED * zero.each * _share_of_tuned(zero, reference)
-            took = {way.name: way.each for way in ways}
-            several = expected_consistency(took, 1, config) * min(config.consistency_rows, len(first.rows))
+            several = zero.each * config.asked_again(len(first.rows))
             reading = sum(way.reading for way in ways)
             left = seconds - (time.monotonic() - began) - tuned * number - several - reading
             more = _more(number, len(first.rows), left / max(each + tuned, 1e-9))

@@ -12,7 +12,7 @@ from tuneloop.records.metric import Estimate as Estimate
 from tuneloop.records.metric import Metric
 from tuneloop.records.record import Number, Part, Record
 from tuneloop.records.rows import Message
-from tuneloop.records.side_effects import Canaries, Consistency, Forgetting, Memorisation, PublicTasks
+from tuneloop.records.side_effects import Consistency, Forgetting, Memorisation
 
 EVALUATION = "eval.json"
 SAMPLES = "samples.jsonl"  # next to it
@@ -450,7 +450,7 @@ class EvaluationManifest(Record, what="an evaluation", file=EVALUATION, again="d
         primary: the metric that decides; `row_metric`: what single rows are judged by.
         production: the test rows against what users sent.
         leaderboard, leaderboard_words: all systems with gains and costs.
-        forgetting, lm_eval, memorisation, canaries: what tuning has done besides its task, see `records.side_effects`.
+        forgetting, memorisation: what tuning has done besides its task, see `records.side_effects`.
         consistency: answers to rewordings of the same question.
         judge: a model's preferences, see `evaluate.judge`.
         endpoint: its address.
@@ -494,9 +494,7 @@ class EvaluationManifest(Record, what="an evaluation", file=EVALUATION, again="d
     endpoint: str | None = None
     failures: list[dict[str, str]] = []
     forgetting: Forgetting | None = None
-    lm_eval: PublicTasks | None = None
     memorisation: Memorisation | None = None
-    canaries: Canaries | None = None
     consistency: Consistency | None = None
     runs: dict[str, str] = {}
     judge: dict[str, Any] | None = None

@@ -34,25 +34,6 @@ class Forgetting(Part):
     words: str = ""
 
 
-class PublicTask(Part):
-    """A metric of a task of lm-eval, before and after tuning, on `n` documents."""
-
-    task: str
-    metric: str
-    n: int = 0
-    base: Number
-    tuned: Number
-    higher_is_better: bool | None = None
-    change: Estimate | None = None
-
-
-class PublicTasks(Part):
-    """Tasks of lm-eval; none where they could not be run, and `words` say why."""
-
-    tasks: list[PublicTask] = []
-    words: str = ""
-
-
 class Memorisation(Part):
     """Training answers that are completed word for word.
 
@@ -68,23 +49,6 @@ class Memorisation(Part):
     base: Estimate | None = None
     beyond: Estimate | None = None
     p: Number | None = None
-    words: str = ""
-
-
-class Canary(Part):
-    """A planted secret: its exposure in bits (at most `most`) under the tuned model and under the base."""
-
-    id: str
-    prompt: str = ""
-    exposure: Number
-    most: Number = math.nan
-    base_exposure: Number
-
-
-class Canaries(Part):
-    """All planted secrets."""
-
-    each: list[Canary] = []
     words: str = ""
 
 
@@ -105,46 +69,24 @@ class ContradictedRow(Part):
 
 
 @dataclass(frozen=True)
-class Difference:
-    """How far b is above a in one measure of consistency, paired by row; fields as those of a `Comparison`."""
-
-    a: str
-    b: str
-    metric: str
-    delta: Number
-    low: Number
-    high: Number
-    p: Number
-    p_holm: Number
-    low_holm: Number
-    high_holm: Number
-    tests: int
-    verdict: str
-
-
-@dataclass(frozen=True)
 class Consistency:
     """The part `consistency` of `eval.json`.
 
     Args:
         rows, ways: how many rows were used, and how often each, at most; `asked`: questions of each kind.
-        metric: what systems are compared by: `agreement`, for free texts without fields `similarity`.
-        systems: name -> measure -> value with 95 % interval. `agreement`: share of a row's pairs of answers that are
-            the same; `similarity`: token F1 of pairs (free texts); `always_right`: share of rows that are right in
-            every way (labels).
-        same_as_plain: name -> kind -> share of its answers that equal the answer to the row as it is.
-        comparisons: of each other system (a) with the evaluation's (b), by `metric` and for labels by `always_right`.
-        seconds: name -> how long its answers took.
-        examples: rows on which the evaluation's system contradicts itself most; `words`: what to take from it.
+        values: measure -> value with 95 % interval. `agreement`: share of a row's pairs of answers that are the same;
+            `similarity`: token F1 of pairs (free texts); `always_right`: share of rows that are right in every way
+            (labels).
+        same_as_plain: kind -> share of answers that equal the answer to the row as it is.
+        seconds: that the answers took.
+        examples: rows on which the system contradicts itself most; `words`: what to take from it.
     """
 
     rows: int
     ways: int
     asked: dict[str, int]
-    metric: str
-    systems: dict[str, dict[str, Estimate]]
-    same_as_plain: dict[str, dict[str, Number]]
-    comparisons: list[Difference]
-    seconds: dict[str, float]
+    values: dict[str, Estimate]
+    same_as_plain: dict[str, Number]
+    seconds: float = 0.0
     examples: list[ContradictedRow] = field(default_factory=list)
     words: list[str] = field(default_factory=list)

@@ -287,12 +287,6 @@ def _effects(evaluation: EvaluationManifest) -> list[dict[str, Any]]:
         ]
         lines = [(name, f"{a:.3f}", f"{b:.3f}", change) for name, a, b, change in rows if math.isfinite(a + b)]
         parts.append(("General ability", part.words, lines))
-    if tasks := evaluation.lm_eval:
-        lines = []
-        for t in (t for t in tasks.tasks if math.isfinite(t.base + t.tuned)):
-            name, change = f"{t.task}: {t.metric.removesuffix(',none')}", f.finite(t.change)
-            lines.append((name, f"{t.base:.3f}", f"{t.tuned:.3f}", _changed(change, "accuracy") if change else ""))
-        parts.append(("Public tasks", tasks.words, lines))
     if learned := evaluation.memorisation:
         before, after, beyond = map(f.finite, (learned.base, learned.share, learned.beyond))
         lines = []
@@ -300,12 +294,6 @@ def _effects(evaluation: EvaluationManifest) -> list[dict[str, Any]]:
             bounds = f.with_interval(before), f.with_interval(after)
             lines = [("completed verbatim", *bounds, _changed(beyond, "accuracy"))]
         parts.append(("Training rows known by heart", learned.words, lines))
-    if planted := evaluation.canaries:
-        lines = []
-        for c in (c for c in planted.each if math.isfinite(c.exposure + c.base_exposure)):
-            more = f"{c.exposure - c.base_exposure:+.1f}".replace("-", "−")
-            lines.append((c.prompt or c.id, f"{c.base_exposure:.1f}", f"{c.exposure:.1f}", more))
-        parts.append(("Canaries: exposure in bits", planted.words, lines))
     return [{"title": title, "words": _words(words), "lines": lines} for title, words, lines in parts]
 
 
@@ -313,27 +301,16 @@ CONSISTENCY = {"agreement": "same answer", "similarity": "similar", "always_righ
 
 
 def _consistency(evaluation: EvaluationManifest) -> dict[str, Any]:
-    consistency, system = evaluation.consistency, evaluation.name
-    if consistency is None or not consistency.systems:
+    consistency = evaluation.consistency
+    if consistency is None or not consistency.values:
         return {}
-    names = [key for key in CONSISTENCY if any(key in values for values in consistency.systems.values())]
-    pairs = {pair.a: pair for pair in consistency.comparisons if pair.metric == consistency.metric}
-    same = consistency.same_as_plain
-    kinds = list(dict.fromkeys(kind for each in same.values() for kind in each))
-
-    def ordered(systems: Mapping[str, T]) -> list[tuple[str, T]]:
-        return sorted(systems.items(), key=lambda item: item[0] == system)
-
-    lines = []
-    for name, values in ordered(consistency.systems):
-        cells = [f.with_interval(f.finite(values.get(key))) for key in names]
-        p = f.p_value(f.number(pairs[name].p_holm)) if name in pairs else ""
-        lines.append({"name": name, "tuned": "yes" if name == system else "", "cells": cells, "p": p})
+    values = [(CONSISTENCY[k], f.with_interval(f.finite(v))) for k, v in consistency.values.items() if k in CONSISTENCY]
     return {
-        "words": consistency.words, "columns": [CONSISTENCY[key] for key in names], "lines": lines, "kinds": kinds,
-        "same": [(name, [f.metric_text(f.number(each.get(kind))) for kind in kinds]) for name, each in ordered(same)],
+        "words": consistency.words,
+        "values": values,
+        "same": [(kind, f.metric_text(f.number(share))) for kind, share in consistency.same_as_plain.items()],
         "examples": [example for example in consistency.examples if example.ways],
-    }  # fmt: skip
+    }
 
 
 def _production(evaluation: EvaluationManifest) -> dict[str, Any]:

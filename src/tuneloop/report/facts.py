@@ -415,7 +415,7 @@ def verdict_line(evaluation: EvaluationManifest) -> str:
 
 def more_words(evaluation: EvaluationManifest) -> list[str]:
     """What else an evaluation says: the side effects of tuning, consistency, and what requests cost."""
-    parts = (evaluation.forgetting, evaluation.lm_eval, evaluation.memorisation, evaluation.canaries)
+    parts = (evaluation.forgetting, evaluation.memorisation)
     consistency = evaluation.consistency.words if evaluation.consistency else []
     words = [*(part.words for part in parts if part), *consistency, *evaluation.leaderboard_words]
     return [line for line in words if line]

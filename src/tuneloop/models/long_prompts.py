@@ -3,6 +3,7 @@ many turns grows with their square, for each answer is looked for in the convers
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 from tuneloop.core.bounded_work import WORK, TooMuchWork
 from tuneloop.core.foreign import LIMITS, parse_json
-from tuneloop.models.template import Template, TemplateError, packed_template, unpacked_template
+from tuneloop.models.template import Template, TemplateError, unpacked_template
 from tuneloop.records.rows import Message
 
 _LIMITS = LIMITS["conversation"]
@@ -38,11 +39,11 @@ async def ids_of_long(
             `core.bounded_work`.
     """
     order = json.dumps([text, list(messages), list(map(dict, tools))]).encode()
-    head = template.digest.encode() + b"\n"
+    head = (await asyncio.to_thread(lambda: template.digest)).encode() + b"\n"
     try:
         reply = await WORK.result(ids_job, head + b"\n" + order, seconds=SECONDS)
         if reply == b"null":  # this child has not read the template yet
-            reply = await WORK.result(ids_job, head + packed_template(template) + b"\n" + order, seconds=READING)
+            reply = await WORK.result(ids_job, head + template.packed + b"\n" + order, seconds=READING)
     except TooMuchWork:
         raise TemplateError("the conversation takes too long: send fewer turns") from None
     answer = parse_json(reply)

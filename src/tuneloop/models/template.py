@@ -139,9 +139,14 @@ class Template:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @cached_property
+    def packed(self) -> bytes:
+        """A line of JSON, for another process; see `unpacked_template`. Kept: Llama 3's takes a third of a second."""
+        return json.dumps({**self.__getstate__(), "tokenizer": self.tokenizer.to_str()}).encode()
+
+    @cached_property
     def digest(self) -> str:
         """A hash of all that it is."""
-        return sha256(packed_template(self)).hexdigest()
+        return sha256(self.packed).hexdigest()
 
     @cached_property
     def _settings_of_reasoning(self) -> str:
@@ -631,11 +636,6 @@ _ENDS_OF_TURN = [
     "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>"
 ]  # fmt: skip
 _ENDS_OF_TEXT = {"<|end_of_text|>", "<|endoftext|>", "</s>", "<eos>"}
-
-
-def packed_template(template: Template) -> bytes:
-    """A template as a line of JSON, for another process; see `unpacked_template`."""
-    return json.dumps({**template.__getstate__(), "tokenizer": template.tokenizer.to_str()}).encode()
 
 
 def unpacked_template(packed: bytes) -> Template:

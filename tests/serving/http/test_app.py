@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import resource
@@ -27,6 +28,7 @@ from tuneloop.records.completion import Completion
 from tuneloop.records.request import LEFT
 from tuneloop.serving.costs import costs_of
 from tuneloop.serving.gateway import Gateway, ServedModel, engine_error
+from tuneloop.serving.http.app import Call, RouteApp
 from tuneloop.serving.keys import Limits, add_key, open_keys, revoke_key
 from tuneloop.serving.store.store import opened, read_feedback, read_requests
 
@@ -674,3 +676,29 @@ def test_what_is_said_before_a_call_is_its_content(call: str, tmp_path: Path) ->
         assert "".join(d.get("content") or "" for d in deltas).strip() == "I look."
         calls = [c for d in deltas for c in d.get("tool_calls") or ()]
         assert [c["function"]["name"] for c in calls] == ["weather"]
+
+
+def test_a_request_that_a_stopping_server_ends_is_answered() -> None:
+    sent: list[Any] = []
+
+    async def work() -> None:
+        at_work = asyncio.Event()
+
+        async def handler(call: Call) -> None:
+            at_work.set()
+            await asyncio.Event().wait()
+
+        async def receive() -> Any:
+            await asyncio.Event().wait()
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": []}
+        answering = asyncio.create_task(RouteApp(handler, HANG)(scope, receive, send))
+        await at_work.wait()
+        answering.cancel()
+        await answering
+
+    asyncio.run(work())
+    assert sent[0]["status"] == 503 and json.loads(sent[1]["body"])["error"]["code"] == "stopping"

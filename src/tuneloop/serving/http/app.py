@@ -200,9 +200,9 @@ class RouteApp:
             await _fail(call, ApiError(504, f"The request took longer than {self.seconds:g} s", code="timeout"))
         except Disconnected:
             return
-        except asyncio.CancelledError:
-            if not call.left:  # else its client left at the very end
-                raise
+        except asyncio.CancelledError:  # by a server that stops, unless its client left at the very end
+            if not call.left:
+                await _fail(call, unavailable("The server is stopping", "stopping"))
         except Exception as error:
             await _fail(call, error if isinstance(error, ApiError) else failure(error))
 

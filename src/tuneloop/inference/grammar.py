@@ -116,7 +116,7 @@ class Constraint:
 
 
 class Grammars:
-    """Constraints for the answers of one model: its vocabulary is read once, when the first schema comes.
+    """Constraints for the answers of one model: its vocabulary is read once, by `warm` or when the first schema comes.
 
     Args:
         template: tokenizer, and the tokens that end an answer.
@@ -127,15 +127,21 @@ class Grammars:
         self._template, self._size = template, size
         self._tokens: Any = None
 
+    def warm(self) -> None:
+        """Read the vocabulary, where llguidance is there: half a second for 50,000 tokens, in which no thread runs."""
+        if self._tokens is None and find_spec("llguidance") is not None:
+            from llguidance import LLTokenizer
+
+            ends = list(self._template.end_ids)
+            self._tokens = LLTokenizer(self._template.tokenizer.to_str(), n_vocab=self._size, eos_token=ends)
+
     def constraint(self, schema: Mapping[str, Any]) -> Constraint | str:
         """What an answer under a schema may be, or why there is none."""
         if why := _problem(schema).result():
             return why
-        from llguidance import LLMatcher, LLTokenizer
+        from llguidance import LLMatcher
 
-        if self._tokens is None:
-            ends = list(self._template.end_ids)
-            self._tokens = LLTokenizer(self._template.tokenizer.to_str(), n_vocab=self._size, eos_token=ends)
+        self.warm()
         try:
             grammar = LLMatcher.grammar_from_json_schema(dict(schema), defaults={"whitespace_pattern": SPACES})
             matcher = LLMatcher(self._tokens, grammar, log_level=0)

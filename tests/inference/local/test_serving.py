@@ -172,6 +172,19 @@ def test_the_prompt_is_rendered_by_the_template_of_the_adapter(tiny_llama: Path,
     asyncio.run(asyncio.wait_for(main(), HANG))
 
 
+def test_the_vocabulary_is_read_for_schemas_before_there_are_requests(
+    served: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llguidance = pytest.importorskip("llguidance")
+
+    async def work(engine: LocalEngine) -> None:
+        monkeypatch.setattr(llguidance, "LLTokenizer", None)  # reading it now would stop every other answer
+        completion = await complete(engine, asked(BASE, schema={"enum": [1, 2]}))
+        assert completion.text in ("1", "2"), completion.error
+
+    served(work)
+
+
 def test_what_cannot_be_answered_says_why(served: Callable[..., None]) -> None:
     async def work(engine: LocalEngine) -> None:
         bad = [

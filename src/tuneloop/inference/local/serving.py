@@ -202,6 +202,7 @@ class LocalEngine(RenderingEngine):
                 return
             engine = Engine(model, rows=self.slots, tokens=TOKENS)
             self._grammars = engine.grammars
+            self._grammars.warm()
             _settle(loop, loading, None)
             work = _Work(engine, inbox, lambda request: self._tree(request)[0])
             try:

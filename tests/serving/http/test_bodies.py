@@ -15,20 +15,24 @@ from tuneloop.serving.http.app import failure
 from tuneloop.serving.http.bodies import AT_ONCE, MOST_PARTS, json_object
 
 
+def read(raw: bytes) -> Any:
+    return asyncio.run(json_object(raw, asyncio.Lock()))
+
+
 def fault_of(raw: bytes) -> tuple[int, str | None]:
     with pytest.raises(ApiError) as refused:
-        asyncio.run(json_object(raw))
+        read(raw)
     return refused.value.status, refused.value.code
 
 
 def test_small_bodies_are_read_at_once_and_large_ones_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     small, large = {"a": "x" * 100}, {"a": "x, " * AT_ONCE, "ids": list(range(200_000)), "b": [{"c": "ü"}] * 5_000}
-    assert asyncio.run(json_object(json.dumps(large).encode())) == large
+    assert read(json.dumps(large).encode()) == large
     monkeypatch.setattr(WORK, "submit", None)
-    assert asyncio.run(json_object(json.dumps(small).encode())) == small
+    assert read(json.dumps(small).encode()) == small
     monkeypatch.undo()
     monkeypatch.setattr(bodies, "_read", None)
-    assert asyncio.run(json_object(json.dumps(large).encode())) == large
+    assert read(json.dumps(large).encode()) == large
 
 
 @pytest.mark.parametrize(
@@ -54,6 +58,27 @@ def test_what_is_not_looked_at_gets_a_status(error: Exception, status: int, monk
 
     monkeypatch.setattr(WORK, "result", result)
     with pytest.raises((ApiError, TooBusy)) as refused:
-        asyncio.run(json_object(b'{"a": "' + b"x" * AT_ONCE + b'"}'))
+        read(b'{"a": "' + b"x" * AT_ONCE + b'"}')
     fault = refused.value if isinstance(refused.value, ApiError) else failure(refused.value)
     assert fault.status == status and fault.headers == ({"Retry-After": "3"} if status == 429 else {})
+
+
+def test_the_loop_goes_round_between_two_bodies_that_take_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    read_in: list[int] = []
+    rounds = 0
+
+    def count(raw: bytes) -> dict[str, Any]:
+        read_in.append(rounds)
+        return {}
+
+    async def work() -> None:
+        nonlocal rounds
+        turns = asyncio.Lock()
+        reading = [asyncio.create_task(json_object(b"x" * (bodies.QUICK + 1), turns)) for _ in range(20)]
+        while not all(task.done() for task in reading):
+            rounds += 1
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(bodies, "_read", count)
+    asyncio.run(work())
+    assert len(read_in) == 20 == len(set(read_in))

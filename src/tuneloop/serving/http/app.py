@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -59,6 +59,7 @@ class Call:
     scope: Scope
     receive: Receive
     send: Send
+    turns: asyncio.Lock = field(default_factory=asyncio.Lock)  # of large bodies; see `bodies.json_object`
     has_begun: bool = False  # the answer
     left: bool = False  # the client was seen to leave
     events: bool = False  # the answer is a stream of events, in which an error can be one
@@ -116,7 +117,7 @@ class Call:
         if kind not in PLAIN_CLIENTS and kind != "application/json" and not kind.endswith("+json"):
             what = "The body must be JSON, with Content-Type: application/json"
             raise ApiError(415, what, code="unsupported_media_type")
-        return await json_object(await self.body(most, large=large))
+        return await json_object(await self.body(most, large=large), self.turns)
 
     @contextlib.asynccontextmanager
     async def watched(self) -> AsyncIterator[None]:
@@ -188,10 +189,11 @@ class RouteApp:
 
     def __init__(self, handler: Handler, seconds: float, local: bool = True, origins: Sequence[str] = ()) -> None:
         self.handler, self.seconds, self.local, self.origins = handler, seconds, local, origins
+        self.turns = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
-        call = Call(scope, receive, send)
+        call = Call(scope, receive, send, self.turns)
         try:
             refuse_foreign_pages(call, self.local, self.origins)
             async with asyncio.timeout(self.seconds):

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import stat
 import tempfile
 import time
@@ -570,6 +571,15 @@ def lock_folder(
         raise
     finally:
         file.close()
+
+
+def remove_locked(folder: Path) -> None:
+    """Remove a folder that this process holds by `lock_folder`: its lock last, so that no other process begins."""
+    for path in [path for path in folder.iterdir() if path.name != ".lock"]:
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    (folder / ".lock").unlink()
+    with contextlib.suppress(OSError):  # another process has taken it since
+        folder.rmdir()
 
 
 # Windows locks bytes, and no other process can read these: one far behind the end of the file is taken.

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import replacing, sha256_file, user_errors_of_the_disk
+from tuneloop.core.files import lock_folder, remove_locked, replacing, sha256_file, user_errors_of_the_disk
 from tuneloop.core.foreign import parse_line
 from tuneloop.core.ray.actors import asked_actors, usual_actors
 from tuneloop.core.ray.cluster import address_of, on_ray, whole_path
@@ -78,39 +78,32 @@ def answer_batch(job: BatchInput, config: ServeConfig) -> dict[str, Any]:
         UserError: nothing to answer, or another batch is under way in the same place.
     """
     target = open_with_task(next(iter(config.adapters.values()), config.base))
-    requests, folder = is_request_file(job.source), job.folder
-    key = _key(job, config)
-    if (folder / STATE).exists() or (folder / JOURNAL).exists():
-        if read_state(folder).key != key:
-            step = "choose another --out, or delete that folder to give it up"
-            raise UserError("Another batch is under way here", where=str(folder), next_step=step)
-        say(f"batch     continues {folder}")
-    else:
-        is_new = not folder.exists()
-        try:
+    requests, folder, key = is_request_file(job.source), job.folder, _key(job, config)
+    with lock_folder(folder, minor=(INPUT,)):
+        if (folder / STATE).exists() or (folder / JOURNAL).exists():
+            if read_state(folder).key != key:
+                step = "choose another --out, or delete that folder to give it up"
+                raise UserError("Another batch is under way here", where=str(folder), next_step=step)
+            say(f"batch     continues {folder}")
+        else:
             with user_errors_of_the_disk(folder):
-                folder.mkdir(parents=True, exist_ok=True)
                 if requests:
                     shutil.copyfile(job.source, folder / INPUT)
                 else:
                     _write_rows(job, target)
-        except UserError:
-            if is_new:  # nothing was begun
-                shutil.rmtree(folder, ignore_errors=True)
-            raise
-        make_batch(folder, "", seconds=job.window, key=key)
-    answering = _answer_on_ray if job.on else _answer
-    status = asyncio.run(answering(job, config, target, requests))
-    state = read_state(folder)
-    if status == "failed":
-        errors = (state.errors or {}).get("data") or [{}]
-        what = str(errors[0].get("message", "The batch failed"))
-        raise UserError(what, where=str(job.source), next_step=f"correct it and delete {folder}")
-    with user_errors_of_the_disk(job.out):
-        job.out.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(folder / OUTPUT, job.out)
-        shutil.copyfile(folder / ERRORS, job.errors)
-        shutil.rmtree(folder)
+            make_batch(folder, "", seconds=job.window, key=key)
+        answering = _answer_on_ray if job.on else _answer
+        status = asyncio.run(answering(job, config, target, requests))
+        state = read_state(folder)
+        if status == "failed":
+            errors = (state.errors or {}).get("data") or [{}]
+            what = str(errors[0].get("message", "The batch failed"))
+            raise UserError(what, where=str(job.source), next_step=f"correct it and delete {folder}")
+        with user_errors_of_the_disk(job.out):
+            job.out.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / OUTPUT, job.out)
+            shutil.copyfile(folder / ERRORS, job.errors)
+            remove_locked(folder)
     return {"status": status, **state.request_counts.to_json(), "out": str(job.out), "errors": str(job.errors)}
 
 

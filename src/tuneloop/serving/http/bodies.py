@@ -20,7 +20,7 @@ async def json_object(raw: bytes, turns: asyncio.Lock) -> dict[str, Any]:
     """A body as a JSON object.
 
     Args:
-        turns: of bodies that are not `QUICK`. In each round of the event loop one of them goes on, to be read and
+        turns: of bodies that are not `QUICK`. In each round of the event loop one of them is read and
             validated in up to ten milliseconds: thirty at once would hold all others up for a third of a second.
 
     Raises:

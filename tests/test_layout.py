@@ -79,7 +79,7 @@ TESTED_IN = {
     "serving/store/test_store.py": "core.ids",
     "deploy/hosts/test_hosts.py": "deploy.project_text deploy.hosts.baseten deploy.hosts.compose"
     " deploy.hosts.huggingface deploy.hosts.kubernetes"
-    " deploy.hosts.modal deploy.hosts.replicate"
+    " deploy.hosts.modal deploy.hosts.ollama deploy.hosts.replicate"
     " deploy.hosts.runpod deploy.hosts.sagemaker deploy.hosts.together",
     "deploy/clusters/test_clusters.py": "deploy.clusters.kubernetes deploy.clusters.modal deploy.clusters.skypilot"
     " deploy.clusters.slurm deploy.clusters.torchrun",

@@ -122,7 +122,7 @@ def test_bad_input_is_one_error_object_and_no_question(
         ["data", "check", "missing"],
         ["data", "forget", "missing", "--user", "4"],
         ["keys", "open"],
-        ["deploy", "missing", "--to", "compose"],
+        ["deploy", "missing", "--to", "ollama"],
         ["models"],
         ["ab"],
         ["costs"],

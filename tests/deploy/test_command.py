@@ -106,7 +106,7 @@ def test_what_was_made_is_undone_when_a_later_step_fails(
         (["--to", "runpod"], "--hub ORG/NAME"),
         (["--to", "runpod", "--hub", "tickets"], "Not a place on the hub"),
         (["--to", "rumpod", "--hub", "a/b"], "did you mean runpod?"),
-        (["--to", "ollama"], "No host 'ollama'"),
+        (["--to", "ollama"], "does not serve the format 'merged'"),
         ([], "name one of"),
         (["--to", "modal", "--hub", "a/b", "--gpu", "rtx4090"], "Modal has no RTX 4090"),
         (["--to", "modal", "--hub", "a/b", "--context", "99999999"], "not possible"),

@@ -44,7 +44,7 @@ class Project:
 
     def price_words(self) -> str:
         """The monthly price, in a sentence or two."""
-        return price_words(self.job)
+        return price_words(self.host, self.job)
 
     def record(self) -> HostedDeployment:
         """What `deploy.json` says of it."""
@@ -76,7 +76,7 @@ def plan_deployment(folder: Path, options: deployment.DeployOptions) -> Project:
     refuse_form(host, manifest.format)
     if options.hub and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", options.hub):
         raise UserError(f"Not a place on the hub: {options.hub!r}", where="--hub", next_step="write ORG/NAME")
-    if host.pulls and manifest.format != "gguf" and not options.hub:
+    if host.pulls and manifest.format not in ("gguf", "gguf-lora") and not options.hub:
         step = f"tuneloop models push {folder} hub:ORG/NAME --send, then deploy with --hub ORG/NAME"
         raise UserError(f"{host.title} loads the artifact from the Hugging Face hub", where="--hub", next_step=step)
     shape = find_model(str(folder) if (folder / "config.json").is_file() else manifest.base.model)[1]
@@ -134,7 +134,7 @@ def write_project(project: Project, out: Path) -> Path:
 def _size(folder: Path, manifest: ArtifactManifest, shape: ModelShape, context: int | None) -> deployment.Size:
     """Memory of the weights as they are stored, of an adapter with its base in 16 bits."""
     weights = sum(entry.bytes for name, entry in manifest.files.items() if name.endswith((".safetensors", ".gguf")))
-    if manifest.format == "adapter":
+    if manifest.format in ("adapter", "gguf-lora"):
         weights += 2 * shape.parameters
     most = shape.context or USUAL_CONTEXT
     if context is not None and not 16 <= context <= most:

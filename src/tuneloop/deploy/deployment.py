@@ -15,7 +15,7 @@ from tuneloop.core.flag import flag, switch
 
 # A value of an option of vLLM: True is an option alone, a record is JSON.
 Option = str | int | float | bool | Mapping[str, str]
-Form = Literal["merged", "adapter", "gguf"]
+Form = Literal["merged", "adapter", "gguf", "gguf-lora"]
 HOURS_A_MONTH = 730.0
 GIB = 2**30
 USABLE = 0.9  # of a card's memory, what vLLM takes by default
@@ -173,7 +173,7 @@ class ServingJob:
     @property
     def model(self) -> str:
         """What the engine loads: the artifact itself, or the base of an adapter."""
-        return self.base if self.form == "adapter" else self.repo
+        return self.base if self.form in ("adapter", "gguf-lora") else self.repo
 
     @property
     def half(self) -> bool:

@@ -46,9 +46,9 @@ def shell_steps(steps: Steps) -> str:
     return "\n\n".join(f"{what}:\n\n```sh\n{command}\n```" for command, what in steps)
 
 
-def price_words(job: ServingJob) -> str:
+def price_words(host: Host, job: ServingJob) -> str:
     """The monthly price, in a sentence or two; at the given traffic, where there is one."""
-    words, demand, month = _replica_words(job), job.demand, job.usd_a_month()
+    words, demand, month = _replica_words(host, job), job.demand, job.usd_a_month()
     if demand is None:
         return words
     tokens = f"{demand.prompt_tokens:,.0f} + {demand.answer_tokens:,.0f} tokens"
@@ -63,9 +63,10 @@ def price_words(job: ServingJob) -> str:
     return words + (f": --max-replicas {job.traffic.most} is too few." if few else ".")
 
 
-def _replica_words(job: ServingJob) -> str:
+def _replica_words(host: Host, job: ServingJob) -> str:
     if job.machine is None:
-        return "The host bills by use; see its price page."
+        at_home = "It runs on a machine of your own and costs nothing more."
+        return at_home if host.own_machines else "The host bills by use; see its price page."
     card = job.machine.card
     machine = f"{job.machine.cards} x {card.name}"
     month = job.usd_a_month()
@@ -110,7 +111,7 @@ Artifact `{job.artifact}` ({job.form}), base `{job.base}`, at most {job.context:
 
 ## Price
 
-{price_words(job)} Planned need: {job.size.need_gib:,.1f} GiB of GPU memory (weights {job.size.weights_gib:,.1f}).
+{price_words(host, job)} Planned need: {job.size.need_gib:,.1f} GiB of GPU memory (weights {job.size.weights_gib:,.1f}).
 
 {f"## Secrets{chr(10)}{chr(10)}{secrets}{chr(10)}" if secrets else ""}## What was checked
 

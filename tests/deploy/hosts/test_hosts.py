@@ -20,7 +20,8 @@ from tuneloop.deploy.hosts import find_host, hosts, refuse_form
 from tuneloop.deploy.project_text import readme, request_text
 
 NAMES = [
-    "runpod", "modal", "baseten", "replicate", "together", "huggingface", "sagemaker", "kubernetes", "compose",
+    "runpod", "modal", "baseten", "replicate", "together", "huggingface", "sagemaker",
+    "kubernetes", "compose", "ollama",
 ]  # fmt: skip
 
 
@@ -180,10 +181,16 @@ def test_a_readme_asks_for_a_token_only_where_something_is_read_from_the_hub() -
         assert ("HF_TOKEN" in readme(find_host("kubernetes"), job("kubernetes", form))) == asks
 
 
+def test_what_runs_on_a_machine_of_one_s_own_names_no_bill() -> None:
+    host, one = find_host("ollama"), job("ollama", "gguf")
+    assert "costs nothing more" in readme(host, one) and "bills by use" not in readme(host, one)
+    assert "cd " not in host.commands(one)[0][0], "the first request lies in this folder"
+
+
 def test_a_format_that_a_host_can_t_serve_names_one_that_it_can() -> None:
-    with pytest.raises(UserError, match="SageMaker does not serve the format 'adapter'") as caught:
-        refuse_form(find_host("sagemaker"), "adapter")
-    assert "--format merged" in caught.value.next_step
+    with pytest.raises(UserError, match="Ollama does not serve the format 'merged'") as caught:
+        refuse_form(find_host("ollama"), "merged")
+    assert "--format gguf" in caught.value.next_step
 
 
 @pytest.mark.parametrize("form", ["merged", "adapter"])

@@ -193,3 +193,37 @@ def test_monitor(work: Path, cli: Any, cli_environment: dict[str, str]) -> None:
         "2026-03-02",
         "-q",
     )
+
+
+@pytest.mark.nightly
+def test_sweep(recipe: Path, cli_environment: dict[str, str]) -> None:
+    both(recipe, cli_environment, "sweep", "recipe.yaml", "train.learning_rate=0.001,0.01", "-o", "found", "-q")
+
+
+@pytest.mark.nightly
+def test_distill(work: Path, tiny_llama: Path, make_tuned: Any, cli_environment: dict[str, str]) -> None:
+    make_tuned().rename(work / "teacher")
+    cases(work)
+    train = ("train.epochs=1", "evaluate.bootstrap=100", "track.report_to=none", "-q")
+    rows = ("--dataset", "teacher/dataset", "-o", "student")
+    both(work, cli_environment, "distill", "teacher", str(tiny_llama), *rows, *train)
+
+
+@pytest.mark.nightly
+def test_route(work: Path, cli_environment: dict[str, str]) -> None:
+    lines = [f"Case {i}: {'refund' if i % 2 else 'parcel'} {i * 37 % 101},{i % 2},{1 - i % 2}" for i in range(200)]
+    (work / "outcomes.csv").write_text("\n".join(["prompt,small,large", *lines]) + "\n")
+    both(work, cli_environment, "route", "fit", "--outcomes", "outcomes.csv", "--features", "words", "-q")
+
+
+@pytest.mark.nightly
+def test_promote(work: Path, make_artifact: Any, cli: Any, cli_environment: dict[str, str]) -> None:
+    make_artifact("adapter").rename(work / "artifact")
+    assert cli("models", "register", "artifact", "--name", "m", "-q", cwd=work).returncode == 0
+    both(work, cli_environment, "models", "promote", "m", "1", "--force", "the first one", "-q")
+
+
+@pytest.mark.nightly
+def test_deploy(work: Path, make_artifact: Any, cli_environment: dict[str, str]) -> None:
+    make_artifact("merged").rename(work / "artifact")
+    both(work, cli_environment, "deploy", "artifact", "--to", "compose", "--dry-run", "-q")

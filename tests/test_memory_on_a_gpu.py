@@ -126,6 +126,7 @@ CASES = [
 ]
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("case", [pytest.param(case, id=case.name, marks=case.marks) for case in CASES])
 def test_a_step_takes_what_the_planner_says(case: Case) -> None:
     assert gib_planned(case) == pytest.approx(gib_of_a_step(case), rel=MOST_OFF)

@@ -83,6 +83,7 @@ def test_tensors_of_two_devices_are_refused_as_on_a_gpu() -> None:
         torch.ones(3, device="cuda")
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("kind", EVERY)
 def test_a_run_has_the_losses_of_the_processor(kind: str, tiny_llama: Path, tmp_path: Path) -> None:
     config = changed(**KINDS[kind], epochs=0.5, evaluations=2)
@@ -160,6 +161,7 @@ def _waits_of_steps(folder: Path, out: Path, config: Any) -> Counter[tuple[str, 
     return seen[3] - seen[1]
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("kind", EVERY)
 def test_a_step_waits_for_its_loss_and_its_norm_alone(kind: str, tiny_llama: Path, tmp_path: Path) -> None:
     waits = _waits_of_steps(tiny_llama, tmp_path, changed(**KINDS[kind], epochs=1, evaluations=1, patience=99))

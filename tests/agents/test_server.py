@@ -225,6 +225,7 @@ anyio.run(work)"""
     assert json.loads((place / folder / "job.json").read_text())["pid"] == pid
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_cancelled_run_is_continued_by_the_same_call(
     place: Path, cli_environment: dict[str, str], small_packaged: dict[str, str]

@@ -10,6 +10,7 @@ from adapters import write_adapter
 from benchmarks.serve_leaks import BASE, Names, Plan, matrix
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_every_answer_is_that_of_a_cold_engine_asked_alone(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

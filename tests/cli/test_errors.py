@@ -327,6 +327,7 @@ def test_full_disk_and_going_on_when_there_is_room(
     assert (small_disk / "run" / "run.json").is_file()
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_file_size_limit(cli_process: Any, tmp_path: Path, tiny_llama: Path) -> None:
     """What a quota does: a checkpoint can't be written, the data set before it stays whole."""

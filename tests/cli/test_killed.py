@@ -56,16 +56,19 @@ def test_import(work: Path, cli_environment: dict[str, str]) -> None:
     killed(work, cli_environment, "import", "jsonl", "log.jsonl", "--keep-users", "-q")
 
 
+@pytest.mark.nightly
 def test_improve(work: Path, cli_environment: dict[str, str]) -> None:
     fill(work)
     killed(work, cli_environment, "call", "improve")
 
 
+@pytest.mark.nightly
 def test_ui(work: Path, cli_environment: dict[str, str]) -> None:
     fill(work)
     killed(work, cli_environment, "call", "ui")
 
 
+@pytest.mark.nightly
 def test_run(work: Path, tiny_llama: Path, cli_environment: dict[str, str]) -> None:
     with (work / "cases.jsonl").open("w") as file:
         for i in range(60):

@@ -78,6 +78,7 @@ def test_import(work: Path, cli_environment: dict[str, str]) -> None:
     both(work, cli_environment, "import", "jsonl", "log.jsonl", "--keep-users", "-q")
 
 
+@pytest.mark.nightly
 def test_init(work: Path, cli_environment: dict[str, str]) -> None:
     cases(work)
     both(work, cli_environment, "init", "cases.jsonl", "-q")
@@ -92,10 +93,12 @@ def test_run(recipe: Path, cli_environment: dict[str, str]) -> None:
     both(recipe, cli_environment, "run", "recipe.yaml", "-q")
 
 
+@pytest.mark.nightly
 def test_train(recipe: Path, cli_environment: dict[str, str]) -> None:
     both(recipe, cli_environment, "train", "recipe.yaml", "-q")
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("form", ["merged", "gguf"])
 def test_export(work: Path, make_run: Any, cli_environment: dict[str, str], form: str) -> None:
     make_run().rename(work / "run")
@@ -103,36 +106,43 @@ def test_export(work: Path, make_run: Any, cli_environment: dict[str, str], form
     both(work, cli_environment, "export", "run", "--format", form, *measure, "-q")
 
 
+@pytest.mark.nightly
 def test_predict(work: Path, make_tuned: Any, cli_environment: dict[str, str]) -> None:
     make_tuned().rename(work / "run")
     cases(work)
     both(work, cli_environment, "predict", "run", "cases.jsonl", "--out", "answers.jsonl", "-q")
 
 
+@pytest.mark.nightly
 def test_collect(work: Path, cli_environment: dict[str, str]) -> None:
     fill(work)
     both(work, cli_environment, "collect", "serve", "--out", "rows", "-q")
 
 
+@pytest.mark.nightly
 def test_collect_requests(work: Path, cli_environment: dict[str, str]) -> None:
     fill(work)
     both(work, cli_environment, "collect", "requests", "--out", "log.jsonl", "-q")
 
 
+@pytest.mark.nightly
 def test_keys(work: Path, cli_environment: dict[str, str]) -> None:
     both(work, cli_environment, "keys", "add", "shop", "-f", "serve", "-q")
 
 
+@pytest.mark.nightly
 def test_improve(work: Path, cli_environment: dict[str, str]) -> None:
     fill(work)
     both(work, cli_environment, "call", "improve")
 
 
+@pytest.mark.nightly
 def test_evaluate(work: Path, make_tuned: Any, cli_environment: dict[str, str]) -> None:
     make_tuned().rename(work / "run")
     both(work, cli_environment, "evaluate", "run", "limit=2", "-q")
 
 
+@pytest.mark.nightly
 def test_merge(work: Path, make_run: Any, cli_environment: dict[str, str]) -> None:
     for name, targets in (("one", "all-linear"), ("two", "attention")):
         make_run(name, targets=targets).rename(work / name)
@@ -145,12 +155,14 @@ def test_batch(work: Path, make_tuned: Any, cli_environment: dict[str, str]) -> 
     both(work, cli_environment, "batch", "cases.jsonl", "--model", "run", "-o", "answers.jsonl", "-q")
 
 
+@pytest.mark.nightly
 def test_review(work: Path, make_tuned: Any, cli: Any, cli_environment: dict[str, str]) -> None:
     make_tuned().rename(work / "run")
     assert cli("evaluate", "run", "limit=4", "-q", cwd=work).returncode == 0
     both(work, cli_environment, "review", "run", "--no-serve", "-q")
 
 
+@pytest.mark.nightly
 def test_gate(work: Path, make_tuned: Any, cli: Any, cli_environment: dict[str, str]) -> None:
     (work / "suite.yaml").write_text("version: 1\nname: s\nmetrics: [{metric: accuracy, margin: 0.9}]\n")
     for name in ("run", "other"):
@@ -164,18 +176,21 @@ def test_register(work: Path, make_artifact: Any, cli_environment: dict[str, str
     both(work, cli_environment, "models", "register", "artifact", "--name", "m", "-q")
 
 
+@pytest.mark.nightly
 def test_ab_start(work: Path, cli_environment: dict[str, str]) -> None:
     fill(work)
     words = ("--store", "serve", "--model", "m", "--candidate", "b", "--champion", "a", "-q")
     both(work, cli_environment, "ab", "start", "first", *words)
 
 
+@pytest.mark.nightly
 def test_forget(work: Path, cli: Any, cli_environment: dict[str, str]) -> None:
     cases(work)
     assert cli("prepare", "cases.jsonl", "--out", "data", "-q", cwd=work).returncode == 0
     both(work, cli_environment, "data", "forget", "data", "--match", "Case 1:", "--yes", "-q")
 
 
+@pytest.mark.nightly
 def test_monitor(work: Path, cli: Any, cli_environment: dict[str, str]) -> None:
     fill(work)
     cases(work)

@@ -206,6 +206,7 @@ def test_torchrun_trains_and_only_the_first_process_speaks(
     assert done.stderr.count("preflight") == 1
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_run_starts_its_processes_itself(cli_environment: dict[str, str], tiny_llama: Path, tmp_path: Path) -> None:
     rows = [{"prompt": f"Which drawer for letter {i}?", "completion": ["red", "blue"][i % 2]} for i in range(24)]

@@ -41,6 +41,7 @@ def told(said: Said, *arguments: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_from_a_tuned_teacher_in_four_bits_to_a_student_that_answers(
     tiny_llama: Path, llama3_tokenizer: Path, capsys: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

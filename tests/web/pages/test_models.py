@@ -47,6 +47,7 @@ def seen(html: str) -> dict[str, str]:
     return {name: html.partition(f'name="{name}" value="')[2].partition('"')[0] for name in ("registry", "seen")}
 
 
+@pytest.mark.nightly
 def test_a_version_is_promoted_with_the_same_checks_and_the_history_has_who(folder: Path) -> None:
     pages = pages_of(folder)
     html = shown(pages)

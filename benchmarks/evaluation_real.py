@@ -91,7 +91,7 @@ def labels(data: Path, scratch: Path) -> None:
 
 def judge(file: Path, rows: int) -> None:
     """The packaged model as a judge of rows that people have judged."""
-    from tuneloop.pipeline.judge import Judge, check_judge
+    from tuneloop.evaluation.judge import Judge, check_judge
 
     print(f"\n{file.parent.name}:")
     for judgement in check_judge(Judge("smollm2-135m", rows=rows), str(file)):

@@ -62,8 +62,6 @@ NEED = {
     "inference.local.generate": {"torch"},
     "evaluation.classical": {"numpy"},
     "evaluation.compare": {"numpy"},
-    "evaluation.forgetting": {"numpy"},
-    "evaluation.judge": {"numpy"},
     "evaluation.production": {"numpy"},
     "evaluation.review.results": {"numpy"},
     "evaluation.slices": {"numpy"},

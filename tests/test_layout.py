@@ -35,9 +35,8 @@ TESTED_IN = {
     " evaluation.foreign.lm_eval_samples evaluation.foreign.mlflow_table evaluation.foreign.openai_evals"
     " evaluation.foreign.promptfoo evaluation.foreign.table",
     "evaluation/test_few_shot.py": "evaluation.prompt",
-    "evaluation/test_forgetting.py": "records.side_effects pipeline.side_effects",
+    "evaluation/test_forgetting.py": "records.side_effects",
     "evaluation/test_gate.py": "cli.gate evaluation.suite",
-    "evaluation/test_judge.py": "pipeline.judge",
     "evaluation/test_sandbox.py": "evaluation.sandbox_child",
     "imports/test_importing.py": "cli.import imports.formats imports.helicone imports.jsonl imports.litellm"
     " imports.openai imports.parts imports.tensorzero serving.store.users",

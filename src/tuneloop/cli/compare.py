@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from tuneloop.evaluation.evaluate import ScoredAnswers
-    from tuneloop.evaluation.judge import Judgement
-    from tuneloop.pipeline.judge import Judge
+    from tuneloop.evaluation.judge import Judge, Judgement
 
 
 class AnswerOptions(Config):
@@ -198,7 +197,7 @@ def _of_one(folder: Path, table: str) -> Result:
 
 
 def _check_judge(judge: Judge, file: str) -> Result:
-    from tuneloop.pipeline.judge import check_judge
+    from tuneloop.evaluation.judge import check_judge
 
     checks = check_judge(judge, file)
     facts = {"judge": judge.model, "checks": [{**one.facts, "words": one.words} for one in checks]}
@@ -208,9 +207,9 @@ def _check_judge(judge: Judge, file: str) -> Result:
 def _compare(
     evaluations: list[str], out: str, judge: Judge | None, against: EvalOptions
 ) -> tuple[dict[str, Any], list[str]]:
+    from tuneloop.evaluation.judge import judge_evaluations, write_verdicts
     from tuneloop.pipeline.compare import compare_evaluations
     from tuneloop.pipeline.evaluate import evaluate_files
-    from tuneloop.pipeline.judge import judge_evaluations, write_verdicts
 
     judged: list[Judgement] = []
 

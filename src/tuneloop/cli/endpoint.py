@@ -13,8 +13,8 @@ from tuneloop.core.files import Config, cache_folder
 from tuneloop.core.flag import flag, switch
 
 if TYPE_CHECKING:
+    from tuneloop.evaluation.judge import Judge
     from tuneloop.inference.openai.target import Endpoint
-    from tuneloop.pipeline.judge import Judge
 
 
 TARGET = argument("TARGET", "A run, artifact, adapter or model: folder, name or GGUF file; or an endpoint's URL.")
@@ -94,7 +94,7 @@ class JudgeChoice(Config):
 
     def chosen(self, connection: ConnectionOptions, *more: Any) -> Judge | None:
         """The judge, with further fields of a `Judge`; None where none is requested."""
-        from tuneloop.pipeline.judge import Judge
+        from tuneloop.evaluation.judge import Judge
 
         if not self.judge:
             return None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -43,7 +43,7 @@ from tuneloop.evaluation.prompt import (
 from tuneloop.inference.labels import calibrated
 from tuneloop.inference.local.batches import shared_length
 from tuneloop.inference.local.target import LocalTarget
-from tuneloop.inference.openai.target import Endpoint, usage
+from tuneloop.inference.openai.target import Endpoint, endpoint_line, usage
 from tuneloop.inference.protocol import Kind, ModelTarget, Target, as_model
 from tuneloop.inference.request import Request
 from tuneloop.inference.requesting import failures
@@ -558,22 +558,6 @@ def _from_endpoint(work: EvalJob, endpoint: Endpoint, replies: Sequence[Completi
         notes.append("The endpoint doesn't count tokens: costs are unknown.")
     parts = {"model": endpoint.model, "endpoint": masked(endpoint.address)} | _failures_part(failed)
     return TargetAnswers(SystemAnswers(list(replies), cost["seconds"]), cost, notes, parts)
-
-
-def endpoint_line(cost: Mapping[str, Any]) -> str:
-    """The requests to an endpoint and what they cost, in a line."""
-    fresh = cost["requests"] - cost["cached"] - cost["failed"]
-    lost = (
-        f"; up to {counted(cost['lost'], 'further reply')} that did not arrive may be billed too"
-        if cost["lost"]
-        else ""
-    )
-    usd = f"${cost['usd_spent']:.4f} spent now, ${cost['usd']:.4f} in all" if cost["usd"] else "cost unknown"
-    return (
-        f"endpoint  {counted(cost['requests'], 'request')}: {fresh} sent, {cost['cached']} known from before, "
-        f"{cost['failed']} failed, {counted(cost['retries'], 'retry')}; "
-        f"{cost['prompt_tokens']:,} tokens read, {cost['tokens']:,} written; {usd}{lost}"
-    )
 
 
 # --- prompts with a template or examples -----------------------------------------------------------

@@ -20,6 +20,7 @@ from tuneloop.data.mix import GENERAL_FILE
 from tuneloop.evaluation.config import EvalOptions
 from tuneloop.evaluation.consistency import consistency_part
 from tuneloop.evaluation.evaluate import ScoredAnswers, check_ids, sample_order, sample_rows
+from tuneloop.evaluation.forgetting import side_effects
 from tuneloop.inference.openai.target import Endpoint
 from tuneloop.inference.protocol import Target
 from tuneloop.inference.targets import PredictionsTarget, open_endpoint, open_model, open_target
@@ -123,8 +124,6 @@ def after_tuning(
     Forgetting is measured where general rows are named (`evaluate.general`) or were held out of a mix. `base` gives the
     model before for a while; default: the run's base.
     """
-    from tuneloop.pipeline.side_effects import side_effects
-
     config = job.recipe.evaluate
     mixed = Path(dataset.path) / GENERAL_FILE
     place = config.general or (str(mixed) if mixed.is_file() and mixed.stat().st_size else None)

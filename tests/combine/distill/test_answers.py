@@ -192,7 +192,7 @@ def test_the_best_of_those_that_pass_the_gate_is_learned_and_what_fails_is_count
 
 
 def test_a_judge_rates_once(server: Server, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tuneloop.pipeline.judge import Judge
+    from tuneloop.evaluation.judge import Judge
 
     asked: list[int] = []
 

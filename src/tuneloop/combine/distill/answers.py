@@ -35,10 +35,10 @@ from tuneloop.data.formats import Rejection
 from tuneloop.data.sources.parse import SourceRecord
 from tuneloop.data.sources.read import read_records
 from tuneloop.data.task import prompt_reader, task_spec
+from tuneloop.evaluation.judge import AnswerToRate, Judge, conversation_of, judge_answers, load_judge_prompt
 from tuneloop.evaluation.metrics.text import token_f1
 from tuneloop.evaluation.prompt import choose_examples, prompt_turns
 from tuneloop.inference.request import Request, Sampling
-from tuneloop.pipeline.judge import Judge, conversation_of
 from tuneloop.pipeline.targets import TaskTarget
 from tuneloop.records.completion import Completion
 from tuneloop.records.dataset import MANIFEST, SplitFile
@@ -324,8 +324,6 @@ def _overlaps(job: DistilJob, answers: dict[Draw, Completion], usable: dict[str,
 
 def _ratings(job: DistilJob, answers: dict[Draw, Completion], usable: dict[str, list[int]]) -> dict[Draw, float]:
     """What a judge rates each usable answer, 1 to 5; its ratings are written down as they come."""
-    from tuneloop.evaluation.judge import AnswerToRate, judge_answers, load_judge_prompt
-
     prompt = load_judge_prompt("rubric")
     draws = [(row, n) for row in job.for_teacher for n in usable[row.id]]
     key = content_hash([job.options.judge, prompt, [[row.id, n, answers[row.id, n].text] for row, n in draws]])[:12]

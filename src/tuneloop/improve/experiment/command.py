@@ -8,12 +8,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import build_config, plain
 from tuneloop.core.ids import utc, utc_now, uuid7
 from tuneloop.core.ui import quiet
+from tuneloop.evaluation.judge import AnswerPair, Judge, judge_pairs, load_judge_prompt
 from tuneloop.improve.experiment.decision import decide
 from tuneloop.improve.experiment.evidence import evidence_of
 from tuneloop.improve.experiment.record import ExperimentDesign, ExperimentOptions, ExperimentVerdict
@@ -59,9 +60,6 @@ from tuneloop.serving.store.store import (
     store_name,
 )
 from tuneloop.serving.swap import SWAP_SECONDS, is_running
-
-if TYPE_CHECKING:
-    from tuneloop.pipeline.judge import Judge
 
 
 @dataclass(frozen=True)
@@ -382,7 +380,6 @@ def _plain_verdict(one: StoredRequest, copy: StoredRequest, right: str | None) -
 
 
 def _judged(pairs: Pairs, right: Mapping[str, str], judge: Judge) -> tuple[dict[str, Verdict], list[str]]:
-    from tuneloop.evaluation.judge import AnswerPair, judge_pairs, load_judge_prompt
 
     rows = []
     for one, copy in pairs:

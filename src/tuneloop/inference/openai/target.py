@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, write_bytes
+from tuneloop.core.units import counted
 from tuneloop.core.urls import masked, split_login
 from tuneloop.inference import timeouts
 from tuneloop.inference.openai.api import body_of, read_reply
@@ -96,6 +97,22 @@ def usage(endpoint: Endpoint, replies: Sequence[Completion]) -> dict[str, Any]:
         "failed": sum(bool(reply.error) for reply in replies),
         "lost": sum(reply.lost for reply in replies),
     }
+
+
+def endpoint_line(cost: Mapping[str, Any]) -> str:
+    """The requests to an endpoint and what they cost, in a line."""
+    fresh = cost["requests"] - cost["cached"] - cost["failed"]
+    lost = (
+        f"; up to {counted(cost['lost'], 'further reply')} that did not arrive may be billed too"
+        if cost["lost"]
+        else ""
+    )
+    usd = f"${cost['usd_spent']:.4f} spent now, ${cost['usd']:.4f} in all" if cost["usd"] else "cost unknown"
+    return (
+        f"endpoint  {counted(cost['requests'], 'request')}: {fresh} sent, {cost['cached']} known from before, "
+        f"{cost['failed']} failed, {counted(cost['retries'], 'retry')}; "
+        f"{cost['prompt_tokens']:,} tokens read, {cost['tokens']:,} written; {usd}{lost}"
+    )
 
 
 def complete(endpoint: Endpoint, requests: Requests, *, task: str = "asking") -> list[Completion]:

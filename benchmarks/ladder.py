@@ -141,7 +141,7 @@ def answer_alone(target: str, shots: int, dataset: str) -> None:
     from tuneloop.data.dataset import load_dataset
     from tuneloop.evaluation.prompt import choose_examples, prompt_turns
     from tuneloop.inference.request import Request
-    from tuneloop.pipeline.targets import open_with_task
+    from tuneloop.pipeline.answers import open_with_task
 
     use_threads()
     data = load_dataset(dataset)

@@ -104,7 +104,7 @@ TESTED_IN = {
     "pipeline/test_chat.py": "cli.chat",
     "pipeline/demo/test_demo.py": "cli.demo",
     "pipeline/test_evaluate.py": "cli.endpoint pipeline.compare pipeline.scoring",
-    "pipeline/test_predict.py": "cli.predict pipeline.targets",
+    "pipeline/test_predict.py": "cli.predict",
     "pipeline/test_timed_baselines.py": "pipeline.baselines",
     "pipeline/test_run.py": "core.machine cli.run cli.train pipeline.prepare recipe"
     " pipeline.context pipeline.train",

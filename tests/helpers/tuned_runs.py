@@ -15,8 +15,8 @@ from shared_folder import made_once
 from tuneloop.core.files import content_hash
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.prepare import TokenCount, prepare
+from tuneloop.pipeline.answers import write_task
 from tuneloop.pipeline.context import RunContext, load_run_recipe
-from tuneloop.pipeline.targets import write_task
 
 MakeTuned = Callable[..., Path]
 

@@ -9,9 +9,8 @@ import pytest
 
 from tuneloop.core.ui import reporting
 from tuneloop.evaluation.evaluate import sample_rows
-from tuneloop.pipeline import best_prompt
-from tuneloop.pipeline.baselines import ask_base, base_examples
-from tuneloop.pipeline.best_prompt import with_best_prompt
+from tuneloop.pipeline import baselines
+from tuneloop.pipeline.baselines import ask_base, base_examples, with_best_prompt
 from tuneloop.pipeline.context import RunContext
 from tuneloop.pipeline.prepare import prepare_stage
 from tuneloop.recipe import Recipe, make_recipe
@@ -63,7 +62,7 @@ def test_the_prompt_with_the_best_validation_rows_is_taken_and_named(recipe: Rec
 def test_a_rerun_takes_the_same_prompt_without_a_search(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     job, dataset = prepared(recipe)
     first = with_best_prompt(job, recipe, dataset)
-    monkeypatch.setattr(best_prompt, "ask", None)
+    monkeypatch.setattr(baselines, "ask", None)
     assert with_best_prompt(job, recipe, dataset) == first
 
 
@@ -71,8 +70,8 @@ def test_a_limit_on_the_time_ends_the_search_after_the_prompt_as_set(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job, dataset = prepared(recipe)
-    limited = recipe.model_copy(update={"max_minutes": best_prompt.LEAST_MINUTES})
-    monkeypatch.setattr(best_prompt, "SHARE", 0.0)
+    limited = recipe.model_copy(update={"max_minutes": baselines.LEAST_MINUTES})
+    monkeypatch.setattr(baselines, "SEARCH_SHARE", 0.0)
     lines: list[str] = []
     with reporting(lines.append):
         chosen = with_best_prompt(job, limited, dataset)
@@ -85,6 +84,6 @@ def test_without_rows_or_examples_nothing_is_searched(recipe: Recipe, change: di
     unchanged = recipe.model_copy(update={"baselines": recipe.baselines.model_copy(update=change)})
     job, dataset = prepared(unchanged)
     assert with_best_prompt(job, unchanged, dataset) == unchanged
-    short = recipe.model_copy(update={"max_minutes": best_prompt.LEAST_MINUTES - 1})
+    short = recipe.model_copy(update={"max_minutes": baselines.LEAST_MINUTES - 1})
     assert with_best_prompt(job, short, dataset) == short
     assert not (job.folder / "baselines" / PromptChoice.file).exists()

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from tuneloop.cli.main import app, main
 from tuneloop.core.errors import UserError
 from tuneloop.evaluation.results import load_evaluation
-from tuneloop.pipeline.referee import read_all, task_rows
+from tuneloop.pipeline.compare import read_all, task_rows
 
 
 def table(path: Path, share: float, seed: int, n: int = 120) -> str:

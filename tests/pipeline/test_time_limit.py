@@ -15,11 +15,10 @@ from tuneloop.core.files import read_json, read_jsonl, read_yaml, write_json
 from tuneloop.core.ui import reporting
 from tuneloop.evaluation.config import EvaluateConfig
 from tuneloop.pipeline import time_limit
-from tuneloop.pipeline.baselines import expected_evaluation
+from tuneloop.pipeline.baselines import LEAST, ask_tuned_within, expected_evaluation
 from tuneloop.pipeline.context import RunContext
 from tuneloop.pipeline.run import run
 from tuneloop.pipeline.time_limit import limited
-from tuneloop.pipeline.timed_baselines import LEAST, ask_tuned_within
 from tuneloop.pipeline.train import train_alone
 from tuneloop.recipe import Recipe, make_recipe
 from tuneloop.records.evaluation import BaselinesManifest

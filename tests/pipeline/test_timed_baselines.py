@@ -10,11 +10,18 @@ import pytest
 from tuneloop.core.ui import reporting
 from tuneloop.evaluation.evaluate import sample_rows
 from tuneloop.pipeline import answers as systems
-from tuneloop.pipeline import timed_baselines as rounds
-from tuneloop.pipeline.baselines import ask_base, base_examples, baseline_stage, measured_before
+from tuneloop.pipeline import baselines as rounds
+from tuneloop.pipeline.baselines import (
+    FIRST,
+    LEAST,
+    ask_base,
+    ask_within,
+    base_examples,
+    baseline_stage,
+    measured_before,
+)
 from tuneloop.pipeline.context import RunContext
 from tuneloop.pipeline.prepare import prepare_stage
-from tuneloop.pipeline.timed_baselines import FIRST, LEAST, ask_within
 from tuneloop.recipe import Recipe, make_recipe
 from tuneloop.records.rows import Dataset
 

@@ -17,8 +17,8 @@ from tuneloop.core.ui import reporting
 from tuneloop.inference.canary import prove
 from tuneloop.inference.local.serving import LocalEngine
 from tuneloop.inference.protocol import Served
+from tuneloop.pipeline.answers import task_of_run
 from tuneloop.pipeline.evaluate import evaluate_target
-from tuneloop.pipeline.targets import task_of_run
 from tuneloop.serving.config import ServeConfig
 from tuneloop.serving.models import canaries_of, deployment_of
 from tuneloop.serving.server import _started

@@ -147,7 +147,7 @@ def _referee(places: list[str], out: str, deciding: RefereeOptions) -> Result:
     """Evaluations by other tools: compared, or of one alone what it could show."""
     from tuneloop.evaluation.foreign.align import Refereeing
     from tuneloop.evaluation.metrics import metric_of
-    from tuneloop.pipeline.referee import compare_foreign, power_alone, read_all
+    from tuneloop.pipeline.compare import compare_foreign, power_alone, read_all
 
     how, evaluations = Refereeing(deciding.metric, deciding.cluster), read_all(places)
     if len(evaluations) > 1:

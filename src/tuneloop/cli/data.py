@@ -299,7 +299,7 @@ def export(
     Others run it without tuneloop, and the same answers get the same scores.
     """
     from tuneloop.evaluation.foreign.tasks import write_task
-    from tuneloop.pipeline.referee import task_rows
+    from tuneloop.pipeline.compare import task_rows
 
     with screen("reading"):
         task = task_rows(dataset, split, model, endpoint)

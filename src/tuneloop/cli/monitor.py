@@ -14,7 +14,7 @@ from tuneloop.core.flag import flag, switch
 from tuneloop.improve.monitor.record import MonitorOptions
 
 if TYPE_CHECKING:
-    from tuneloop.pipeline.targets import TaskTarget
+    from tuneloop.pipeline.answers import TaskTarget
 
 
 class CanaryTarget(Config):
@@ -68,7 +68,7 @@ def command(
 
 def _canary_target(store: str, canary: CanaryTarget, connection: ConnectionOptions) -> TaskTarget:
     from tuneloop.improve.monitor.command import refuse_itself
-    from tuneloop.pipeline.targets import open_with_task
+    from tuneloop.pipeline.answers import open_with_task
 
     if canary.ask.startswith(("http://", "https://")):
         refuse_itself(store, canary.ask)

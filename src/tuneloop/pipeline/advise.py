@@ -38,8 +38,7 @@ from tuneloop.data.sources.chunks import chunks
 from tuneloop.data.sources.parse import Chunk, SourceFile, SourceRecord, parse_chunk
 from tuneloop.data.sources.read import entry_of, find_files
 from tuneloop.models.names import PACKAGED, is_local
-from tuneloop.pipeline.baselines import baseline_stage
-from tuneloop.pipeline.best_prompt import with_best_prompt
+from tuneloop.pipeline.baselines import baseline_stage, with_best_prompt
 from tuneloop.pipeline.context import RunContext, default_folder, done_record, training_began
 from tuneloop.pipeline.prepare import measure_with, prepare_stage
 from tuneloop.pipeline.recipes import plan_settings, recipe_of, refuse_missing_source

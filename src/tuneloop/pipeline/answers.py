@@ -1,6 +1,7 @@
-"""Answers to rows, from any target: a model here or on Ray, a GGUF file, an endpoint, a file of predictions.
+"""Who answers, and how rows become answers.
 
-`ask` is the one way to answers; `answers_of_target` puts the target of an evaluation in front of it.
+A target is a model here, a GGUF file, an encoder, an endpoint or a file of predictions; with it comes the task that it
+was trained for, which a run keeps in `tuneloop.json` next to the weights. `ask` is the one way to answers.
 """
 
 from __future__ import annotations
@@ -8,26 +9,18 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.ray.actors import ordered_by_actors, usual_actors
-from tuneloop.core.ray.cluster import address_of, on_ray
+from tuneloop.core.files import content_hash, read_json, write_json
 from tuneloop.core.ui import busy, progress, say
 from tuneloop.core.units import counted, verb
-from tuneloop.core.urls import masked
-from tuneloop.data.clean.pii import Redactor
-from tuneloop.data.config import PersonalConfig
-from tuneloop.data.load_eval_file import IDS
-from tuneloop.data.sources.read import read_records
-from tuneloop.evaluation.config import BaselinesConfig, EvalOptions, EvaluateConfig
-from tuneloop.evaluation.metrics.kinds import problem_of
-from tuneloop.evaluation.metrics.labels import label_lists, label_matcher
+from tuneloop.data.task import TaskSpec, read_task, task_spec
+from tuneloop.evaluation.config import BaselinesConfig, EvaluateConfig
+from tuneloop.evaluation.metrics.labels import label_lists
 from tuneloop.evaluation.metrics.text import EMBEDDER, embedder
-from tuneloop.evaluation.predictions import answers_from
 from tuneloop.evaluation.prompt import (
     AS_IT_IS,
     MOST_EXAMPLES,
@@ -43,23 +36,144 @@ from tuneloop.evaluation.prompt import (
 from tuneloop.inference.labels import calibrated
 from tuneloop.inference.local.batches import shared_length
 from tuneloop.inference.local.target import LocalTarget
-from tuneloop.inference.openai.target import Endpoint, endpoint_line, usage
-from tuneloop.inference.protocol import Kind, ModelTarget, Target, as_model
+from tuneloop.inference.openai.target import Endpoint
+from tuneloop.inference.protocol import ModelTarget, Target, as_model
 from tuneloop.inference.request import Request
-from tuneloop.inference.requesting import failures
-from tuneloop.inference.targets import PredictionsTarget
+from tuneloop.inference.targets import open_target
 from tuneloop.models.batch_invariance import batch_invariant, need_batch_invariance
 from tuneloop.models.load import Model
+from tuneloop.models.names import is_local, resolve
 from tuneloop.models.reasoning import with_tags
-from tuneloop.models.template import Template
-from tuneloop.models.trained import template_of_adapter
-from tuneloop.pipeline.context import RunContext, attach_trained
-from tuneloop.pipeline.scoring import SystemAnswers, cost_of
-from tuneloop.recipe import Recipe
+from tuneloop.models.template import Template, plain_source
+from tuneloop.models.trained import OWN, trained_folder
+from tuneloop.pipeline.context import RunContext
+from tuneloop.pipeline.scoring import SystemAnswers
 from tuneloop.records.completion import Completion
-from tuneloop.records.record import read_record
-from tuneloop.records.rows import Dataset, Message, Reject, Row
-from tuneloop.records.run import RunManifest
+from tuneloop.records.rows import Dataset, Message, Row
+from tuneloop.registry import local_name
+
+if TYPE_CHECKING:
+    from tuneloop.inference.openai.target import Endpoint
+
+
+@dataclass(frozen=True)
+class TaskTarget:
+    """A target, and what it was trained to answer; None where no one says it."""
+
+    target: Target
+    task: TaskSpec | None = None
+
+    @property
+    def name(self) -> str:
+        """As the user gave it."""
+        return self.target.name
+
+    @property
+    def local(self) -> LocalTarget | None:
+        """The target, where it is a model on this machine."""
+        return self.target if isinstance(self.target, LocalTarget) else None
+
+    @property
+    def model(self) -> ModelTarget | None:
+        """The target, where its prompts become tokens here: a model on this machine, in whichever engine."""
+        return as_model(self.target)
+
+    def close(self) -> None:
+        """End what computes; see `Target.close`."""
+        self.target.close()
+
+    def check(self) -> None:
+        """Refuse the name of a model that is neither here nor on the hub, before rows are read for it."""
+        if self.local is not None and self.task is None and not is_local(self.local.base):
+            resolve(self.local.base)
+
+    @property
+    def scores_labels(self) -> bool:
+        """Whether answers are labels that are scored, not text that is written."""
+        choice = self.task is not None and self.task.answer == "choice" and bool(self.task.labels)
+        return choice and not self.target.no_scores[0]
+
+    @property
+    def advice(self) -> str:
+        """What to expect of an untuned base model, as a line; empty of others."""
+        plain = self.task is None and self.model is not None and self.model.template.is_plain
+        words = "a base model, without a chat template: it continues texts rather than answers; tune it first"
+        return f"\n          {words}" if plain else ""
+
+    @property
+    def identity(self) -> str:
+        """Hash of what answers depend on: the target and its task."""
+        return content_hash([self.target.identity, self.task])
+
+
+def open_with_task(
+    name: str, *, base: str = "", task: str = "", endpoint: Callable[[str], Endpoint] | None = None
+) -> TaskTarget:
+    """The target of a name, with its task; no model is loaded yet.
+
+    Args:
+        name: see `open_target`; also a registered version, `NAME@ALIAS`.
+        base, endpoint: see `open_target`.
+        task: a run or artifact whose task is taken, where the target has none.
+
+    Raises:
+        UserError: there is nothing of that name, or a run that is not finished.
+    """
+    borrowed = open_with_task(task).task if task else None
+    name = local_name(name)
+    target = open_target(name, base=base, endpoint=endpoint)
+    spec = borrowed if borrowed is not None else task_inside(target)
+    if spec is not None and spec.chat_template:
+        target = open_target(name, base=base, endpoint=endpoint, template=spec.chat_template)
+    return TaskTarget(target, spec)
+
+
+def target_summary(target: Target) -> dict[str, Any]:
+    """What a summary says of a target."""
+    model = as_model(target)
+    base = model.untuned or target.base if model is not None else target.base if target.is_classifier else ""
+    return {"target": target.name, "kind": target.kind, "base": base or None}
+
+
+# --- the task ------------------------------------------------------------------------------------
+
+
+def task_inside(target: Target) -> TaskSpec | None:
+    """The task in a target's folder; None where it has none."""
+    return _read_task(target.folder) if target.folder is not None and target.folder.is_dir() else None
+
+
+def task_of_run(run: Path) -> TaskSpec | None:
+    """The task of a finished run. None where its weights say none."""
+    return _read_task(trained_folder(run))
+
+
+def _read_task(folder: Path) -> TaskSpec | None:
+    """The task in a folder's `tuneloop.json`, if it says one; a damaged file, or a later version, is refused."""
+    file = folder / OWN
+    value = read_json(file) if file.is_file() else None
+    task = value.get("task") if isinstance(value, dict) else None
+    return None if task is None else read_task(task, file)
+
+
+def write_task(job: RunContext, dataset: Dataset) -> None:
+    """Put what a data set teaches into `tuneloop.json`, next to the weights; if it says too little that is reported."""
+    try:
+        file, config, rows = trained_folder(job.folder) / OWN, job.recipe.evaluate, list(dataset.train)
+        dataset = replace(dataset, train=rows, test=dataset.test or rows)
+        task = task_spec(
+            dataset,
+            answer="choice" if dataset.task == "classification" and uses_choice(dataset, config) else "generate",
+            max_new_tokens=longest_answer(job.template, dataset, config),
+            chat_template=plain_source(job.template.source),
+        )
+        write_json(file, {**read_json(file), "task": task})
+    except (UserError, ValueError, KeyError, TypeError) as error:
+        why = " ".join(str(error).split())[:200]
+        say(f"warn: what this model was trained to answer can't be kept with it: {why}")
+
+
+# --- answers --------------------------------------------------------------------------------------
 
 Rows = Sequence[Row]
 CONTENT_FREE = "N/A"  # the text whose scores show which labels a model prefers in any case
@@ -316,286 +430,3 @@ def _content_free(row: Row) -> Row:
     last = max(i for i, message in enumerate(messages) if message["role"] == "user")
     messages[last]["content"] = CONTENT_FREE
     return replace(row, messages=messages)  # type: ignore[arg-type]
-
-
-MOST_FAILURES = 100  # named in eval.json
-PIECES = 8  # parts of the rows for each actor of Ray: what a lost one had is repeated
-
-
-@dataclass(frozen=True)
-class Question:
-    """Who is evaluated on what."""
-
-    target: Target
-    options: EvalOptions
-    settings: Sequence[str] = ()  # `key=value`, of the recipe; those of `evaluate.` may leave that out
-
-    @property
-    def kind(self) -> Kind:
-        """What kind of target it is."""
-        return self.target.kind
-
-    @property
-    def name(self) -> str:
-        """The target as the user gave it; empty where it is no model on this machine."""
-        return self.target.name if self.kind in ("run", "adapter", "model") else ""
-
-    @property
-    def plain(self) -> bool:
-        """Whether it is a run on its own split and prompts: its result belongs into the run's folder."""
-        o = self.options
-        return self.kind == "run" and not (o.dataset or o.data or o.few_shot or o.prompt or o.name)
-
-
-@dataclass(frozen=True)
-class EvalJob:
-    """An evaluation at work."""
-
-    job: RunContext
-    question: Question
-    dataset: Dataset
-    rows: Sequence[Row]  # to answer
-    name: str = ""  # of the system in the result
-
-    @property
-    def training(self) -> RunManifest | None:
-        """The training that the target comes from, where it is a run."""
-        return read_record(RunManifest, self.job.folder) if self.question.kind == "run" else None
-
-    @property
-    def redactor(self) -> Redactor:
-        """Replaces personal data in files as it was replaced in the data set."""
-        return Redactor(personal_settings(self.job.recipe, self.question, self.dataset))
-
-
-@dataclass(frozen=True)
-class TargetAnswers:
-    """Answers to all rows, and what is kept with them in `eval.json`."""
-
-    system: SystemAnswers
-    cost: dict[str, Any]
-    notes: list[str]
-    parts: dict[str, Any] = field(default_factory=dict)  # further parts of `eval.json`
-
-
-def personal_settings(recipe: Recipe, question: Question, dataset: Dataset | None) -> PersonalConfig:
-    """What happens to personal data in files: what the settings say, else what was done to the data set."""
-    if dataset is None or any(setting.startswith("data.personal") for setting in question.settings):
-        return recipe.data.personal
-    return PersonalConfig.model_validate(dataset.manifest.config.get("personal", {}))
-
-
-def answers_of_target(work: EvalJob) -> TargetAnswers:
-    """A target's answers to the rows; refused where it can't answer these."""
-    job, question, target = work.job, work.question, work.question.target
-    if not target.takes_prompts:
-        return _of_file(work)
-    if not all(row.prompt for row in work.rows):
-        what = "These rows are references without prompts: no model can answer them"
-        step = "give rows with prompts, or answers with --predictions FILE"
-        raise UserError(what, where=work.dataset.path, next_step=step)
-    if question.options.on and target.in_process:
-        return _by_actors(work)
-    if target.in_process and question.kind in ("run", "adapter"):
-        attach_trained(job)
-    prompts, notes = _prompts(work)
-    system = _asked(work, Asking(prompts=prompts), work.name)
-    if target.endpoint is not None:
-        return _from_endpoint(work, target.endpoint, system.completions, notes)
-    return TargetAnswers(system, cost_of(job, system, work.training), notes)
-
-
-def _asked(work: EvalJob, how: Asking, task: str) -> SystemAnswers:
-    """A target's answers to the rows; one that is in another engine is closed behind them."""
-    target = work.question.target
-    with closing(target):
-        if target.is_classifier:
-            target.load()  # what is timed is its answers
-        model = _answering(work) if target.in_process else target
-        return ask(model, work.dataset, work.rows, work.job.recipe.evaluate, how, task=task)[""]
-
-
-def _answering(work: EvalJob) -> Model:
-    """The model of the job; behind an adapter of another trainer with the template that is next to it."""
-    folder, model = work.question.target.folder, work.job.model
-    if work.question.kind != "adapter" or folder is None:
-        return model
-    return replace(model, template=template_of_adapter(folder, model.template))
-
-
-def answers_to_rewordings(work: EvalJob, rows: Sequence[Row]) -> list[Completion]:
-    """A target's answers to rows in other words."""
-    work = replace(work, rows=rows)
-    answers = _asked(work, Asking(prompts=_prompts(work)[0], perplexity=False), f"{work.name}, several ways")
-    if (endpoint := work.question.target.endpoint) is not None:
-        say(endpoint_line(usage(endpoint, answers.completions)))
-    return answers.completions
-
-
-# --- by actors of a Ray cluster ------------------------------------------------------------------
-
-
-def _by_actors(work: EvalJob) -> TargetAnswers:
-    """Answers of actors that each have the model; they are the same, since each depends on its row alone."""
-    began, parts, notes = time.monotonic(), list[SystemAnswers](), list[str]()
-    job, options, rows = work.job, work.question.options, list(work.rows)
-    with on_ray(address_of(options.on)) as ray:
-        actors = usual_actors(ray, options.actors)
-        say(f"ray       {actors} {'actor answers' if actors == 1 else 'actors answer'}")
-        size = max(-(-len(rows) // (PIECES * actors)), 1)
-        pieces = [list(range(first, min(first + size, len(rows)))) for first in range(0, len(rows), size)]
-        setting = (work.question, job.recipe, Path(job.folder).resolve(), work.dataset, rows)
-        for part, part_notes in ordered_by_actors(ray, _actor, setting, pieces, actors):
-            parts.append(part)
-            notes = part_notes  # the same of each actor
-            progress(work.name, sum(len(each.completions) for each in parts), len(rows))
-    completions = [completion for part in parts for completion in part.completions]
-    computed = sum(part.computed for part in parts)
-    system = SystemAnswers(completions, time.monotonic() - began, computed=computed)
-    return TargetAnswers(system, cost_of(job, system, work.training), notes)
-
-
-Setting = tuple[Question, Recipe, Path, Dataset, list[Row]]
-
-
-def _actor(setting: Setting) -> Callable[[list[int]], tuple[SystemAnswers, list[str]]]:
-    """What answers rows, by their places, in an actor; it loads the model once."""
-    question, recipe, folder, dataset, rows = setting
-    job = RunContext(recipe, folder)
-    if question.kind in ("run", "adapter"):
-        attach_trained(job)
-    work = EvalJob(job, question, dataset, rows)
-    model, (prompts, notes) = _answering(work), _prompts(work)
-
-    def answer(places: list[int]) -> tuple[SystemAnswers, list[str]]:
-        how = Asking(prompts=None if prompts is None else [prompts[place] for place in places])
-        return ask(model, dataset, [rows[place] for place in places], recipe.evaluate, how)[""], notes
-
-    return answer
-
-
-# --- from a file of predictions ------------------------------------------------------------------
-
-
-def _of_file(work: EvalJob) -> TargetAnswers:
-    """Answers from a file, rows without one and ids without a row, and what a reader has to know of them."""
-    options, rows, dataset = work.question.options, work.rows, work.dataset
-    file, redactor = options.predictions, work.redactor
-    if options.data and Path(options.data).resolve() == Path(file).resolve():
-        what = "The references can't be their own predictions"
-        raise UserError(what, where=options.data, next_step="name two files")
-    records = _read_predictions(file)
-    if not any(problem_of(row) for row in rows):  # an answer is compared with a reference that was redacted too
-        renamed = dataset.renamed
-        ids = [{n: renamed[str(record[n])] for n in IDS if str(record.get(n)) in renamed} for record in records]
-        records = [{**redactor(record), **new} for record, new in zip(records, ids, strict=True)]
-    matches = answers_from(records, rows, file, all_rows=dataset.test, order=dataset.order)
-    further = tuple(each[1:] for each in matches.answers)
-    unused = sum(bool(more) and problem_of(row) is None for more, row in zip(further, rows, strict=True))
-    missing, unknown, notes = matches.missing(rows), matches.unknown, []
-    if unused:
-        notes.append(f"{counted(unused, 'row')} {verb(unused, 'has', 'have')} several predictions: the first counts.")
-    if missing:
-        count, wrong = verb(len(missing), "has", "have"), verb(len(missing), "counts", "count")
-        of_rows = f"{len(missing)} of {counted(len(rows), 'row')}"
-        notes.append(f"{of_rows} {count} no prediction and {wrong} as wrong: {_some(missing)}.")
-    if unknown:
-        notes.append(f"{len(unknown)} predictions are for no row of these and were not used: {_some(unknown)}.")
-    failed = [{"id": i, "error": "no prediction"} for i in missing]
-    failed += [{"id": i, "error": "no such row"} for i in unknown]
-    first = {row.id: each[0] for row, each in zip(rows, matches.answers, strict=True) if each}
-    answers = list(PredictionsTarget(file, first).complete([Request(id=row.id) for row in rows]))
-    if redacted := redactor.words(file, len(rows)):
-        say(f"data      {redacted}")
-    system = SystemAnswers(answers, 0.0, further=further if any(further) else ())
-    return TargetAnswers(system, {}, notes, {"model": work.name} | _failures_part(failed))
-
-
-def _read_predictions(file: str) -> list[Any]:
-    """The records of a file of predictions; blank lines are passed over."""
-    records = []
-    for item in read_records([file]):
-        if not isinstance(item, Reject):
-            records.append(item.value)
-        elif item.reason != "blank_line":
-            what = f"A prediction can't be read ({item.reason}: {item.detail})"
-            step = 'write one {"id": ..., "prediction": "..."} a line'
-            raise UserError(what, where=f"{file}, line {item.line}", next_step=step)
-    return records
-
-
-def _failures_part(failed: list[dict[str, str]]) -> dict[str, Any]:
-    return {"failures": failed[:MOST_FAILURES]} if failed else {}
-
-
-def _some(ids: Sequence[str]) -> str:
-    return ", ".join(each[:60] for each in ids[:3]) + (" ..." if len(ids) > 3 else "")
-
-
-# --- from an endpoint ----------------------------------------------------------------------------
-
-
-def _from_endpoint(work: EvalJob, endpoint: Endpoint, replies: Sequence[Completion], notes: list[str]) -> TargetAnswers:
-    """A server's answers with their costs, and notes on those that failed."""
-    if work.question.target.no_scores[0] and uses_choice(work.dataset, work.job.recipe.evaluate):
-        label_of = label_matcher(work.dataset.manifest.labels or [])
-        others = sum(label_of(reply.text) is None for reply in replies if not reply.error)
-        if others:
-            notes.append(
-                f"{others} of {counted(len(replies), 'answer')} {verb(others, 'names', 'name')} no label: the endpoint "
-                "writes them. With --base MODEL (or --base RUN, for its template) labels are scored, as of a run."
-            )
-    cost = usage(endpoint, replies)
-    say(endpoint_line(cost))
-    failed = [{"id": r.id, "error": reply.error} for r, reply in zip(work.rows, replies, strict=True) if reply.error]
-    if failed:
-        reasons = "; ".join(f"{reason} ({n})" for reason, n in failures(replies)[:3])
-        notes.append(
-            f"{len(failed)} of {counted(len(replies), 'request')} failed and count as wrong answers: {reasons}. "
-            "The same command asks for these again; all others are kept."
-        )
-    if not any(reply.prompt_tokens for reply in replies):
-        notes.append("The endpoint doesn't count tokens: costs are unknown.")
-    parts = {"model": endpoint.model, "endpoint": masked(endpoint.address)} | _failures_part(failed)
-    return TargetAnswers(SystemAnswers(list(replies), cost["seconds"]), cost, notes, parts)
-
-
-# --- prompts with a template or examples -----------------------------------------------------------
-
-
-def _prompts(work: EvalJob) -> tuple[list[list[Message]] | None, list[str]]:
-    """Each row's turns, with a template and examples where the options name them; None: its own. And notes."""
-    options, rows = work.question.options, work.rows
-    if not options.few_shot and not options.prompt:
-        return None, []
-    template = load_prompt(options.prompt) if options.prompt else AS_IT_IS
-    examples, notes = _examples(work) if options.few_shot else ([[] for _ in rows], [])
-    labels = work.dataset.manifest.labels
-    return [prompt_turns(row, template, each, labels) for row, each in zip(rows, examples, strict=True)], notes
-
-
-def _examples(work: EvalJob) -> tuple[list[Sequence[Row]], list[str]]:
-    """The examples of each row; a local model's fit its context. And notes."""
-    job, dataset, rows, options = work.job, work.dataset, work.rows, work.question.options
-    k, recipe, local = options.few_shot, job.recipe, work.question.target.in_process
-    if not dataset.train:
-        what = "Few-shot examples come from a training split, and there is none"
-        step = "give the prepared data set too, with --dataset FOLDER"
-        raise UserError(what, where="--few-shot", next_step=step)
-    pool = [row for row in dataset.train if row.shows_the_task]
-    if options.examples == "nearest":
-        if local:
-            nearest, how = nearest_few_shot(job.model, dataset, rows, k, recipe.evaluate)
-        else:
-            embed = embedder()
-            nearest, how = nearest_examples(pool, rows, k, embed=embed), EMBEDDER if embed else "TF-IDF"
-        notes = [f"Examples: the {k} nearest training rows of each row, by {how}."]
-        if short := sum(len(each) < min(k, len(pool)) for each in nearest):
-            fewer = f"{counted(short, 'row')} {verb(short, 'has', 'have')} fewer than {counted(k, 'example')}"
-            notes.insert(0, f"{fewer}: the context holds no more.")
-        return list(nearest), notes
-    if not local:
-        return [choose_examples(pool, k, seed=recipe.seed)] * len(rows), []
-    settings = recipe.baselines.model_copy(update={"few_shot": k})
-    examples, warning = few_shot_examples(job.model, dataset, rows, settings, recipe.evaluate, recipe.seed)
-    return [examples] * len(rows), [warning] if warning else []

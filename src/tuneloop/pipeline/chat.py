@@ -18,10 +18,9 @@ from tuneloop.evaluation.prompt import example_turns
 from tuneloop.inference.local.target import LocalTarget
 from tuneloop.inference.request import Request
 from tuneloop.models.methods import base_only
-from tuneloop.pipeline.answers import few_shot_examples
+from tuneloop.pipeline.answers import TaskTarget, few_shot_examples, open_with_task
 from tuneloop.pipeline.context import RunContext, dataset_of, load_run_recipe
 from tuneloop.pipeline.predict import Asker, Options, Prediction, prediction_of
-from tuneloop.pipeline.targets import TaskTarget, open_with_task
 from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Message
 

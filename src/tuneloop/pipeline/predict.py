@@ -32,7 +32,7 @@ from tuneloop.data.sources.read import find_files, read_file
 from tuneloop.data.task import PROMPT_NAMES, ReadPrompt, TaskPrompt, TaskSpec, prompt_reader
 from tuneloop.inference.labels import label_distribution
 from tuneloop.inference.request import Request
-from tuneloop.pipeline.targets import TaskTarget, open_with_task, target_summary
+from tuneloop.pipeline.answers import TaskTarget, open_with_task, target_summary
 from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Reject
 

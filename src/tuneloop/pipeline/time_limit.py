@@ -1,6 +1,6 @@
 """A limit on the time of a whole run, which baselines, training and evaluation share by this machine's measured speed.
 
-The base model answers in rounds, see `timed_baselines.py`, until its share of the time is used. What is left then, less
+The base model answers in rounds, see `baselines.py`, until its share of the time is used. What is left then, less
 the evaluation to come, is the time of training. The choices are kept in `RUN/time.json`, so that the same command after
 an interruption continues with them.
 """
@@ -17,13 +17,20 @@ from tuneloop.core.machine import is_busy, processes
 from tuneloop.core.ui import say
 from tuneloop.core.units import counted, exactly, verb
 from tuneloop.evaluation.evaluate import sample_rows
-from tuneloop.pipeline.baselines import expected_evaluation, mean_reference, measured_before
-from tuneloop.pipeline.best_prompt import with_best_prompt
+from tuneloop.pipeline.baselines import (
+    TUNED,
+    TimedAnswers,
+    ask_tuned_within,
+    ask_within,
+    expected_evaluation,
+    mean_reference,
+    measured_before,
+    with_best_prompt,
+)
 from tuneloop.pipeline.context import RunContext, dataset_of, done_record, identity, training_began
 from tuneloop.pipeline.distributed import RunPart, distributed_run
 from tuneloop.pipeline.plan import TRIAL, least_seconds, run_plan, sized, sizes_of
 from tuneloop.pipeline.scoring import SystemAnswers
-from tuneloop.pipeline.timed_baselines import TUNED, TimedAnswers, ask_tuned_within, ask_within
 from tuneloop.recipe import Recipe
 from tuneloop.records.evaluation import BaselinesManifest
 from tuneloop.records.plan import MeasuredMachine, Plan

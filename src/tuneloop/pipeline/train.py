@@ -19,6 +19,7 @@ from tuneloop.models.load import skeleton
 from tuneloop.models.methods import USUAL, method_named
 from tuneloop.models.names import resolve
 from tuneloop.models.shape import ModelShape
+from tuneloop.pipeline.answers import write_task
 from tuneloop.pipeline.context import (
     BEGINNING,
     RunContext,
@@ -32,7 +33,6 @@ from tuneloop.pipeline.distributed import RunPart, distributed_run, leading, sto
 from tuneloop.pipeline.encoder import head_stage, refuse_settings, refuse_task
 from tuneloop.pipeline.plan import plan_stage, run_plan
 from tuneloop.pipeline.prepare import prepare_stage, refuse_errors
-from tuneloop.pipeline.targets import write_task
 from tuneloop.pipeline.template_proof import refuse_wrong_template
 from tuneloop.pipeline.time_limit import TimeLimit, limited
 from tuneloop.planning.ledger import record_run

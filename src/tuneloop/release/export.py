@@ -19,8 +19,8 @@ from tuneloop.models.gguf import read_tokenizer
 from tuneloop.models.methods import method_named
 from tuneloop.models.template import load_template
 from tuneloop.models.trained import trained_folder
+from tuneloop.pipeline.answers import task_of_run
 from tuneloop.pipeline.context import RunContext, attach_trained, dataset_of, load_run_recipe, manifest_of_run
-from tuneloop.pipeline.targets import task_of_run
 from tuneloop.pipeline.template_proof import MOST_ROWS, first_difference
 from tuneloop.records.artifact import EVALS, SIGNATURE, ArtifactManifest, SameAnswers
 from tuneloop.records.encoder import ENCODER_FOLDER

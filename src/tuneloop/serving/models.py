@@ -33,8 +33,8 @@ from tuneloop.models.adapters import BASE
 from tuneloop.models.names import resolve
 from tuneloop.models.peft_layout import SETTINGS, WEIGHTS, hash_of_adapter
 from tuneloop.models.template import Template
+from tuneloop.pipeline.answers import open_with_task, task_inside
 from tuneloop.pipeline.context import RunContext, dataset_of, load_run_recipe
-from tuneloop.pipeline.targets import open_with_task, task_inside
 from tuneloop.records.artifact import ARTIFACT, PARTED
 from tuneloop.records.completion import ENGINE
 from tuneloop.records.evaluation import EVALUATION, EvaluationManifest

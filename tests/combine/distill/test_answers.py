@@ -20,7 +20,7 @@ from tuneloop.core.files import read_jsonl
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.prepare import TokenCount, prepare
 from tuneloop.inference.openai.target import Endpoint
-from tuneloop.pipeline.targets import open_with_task
+from tuneloop.pipeline.answers import open_with_task
 from tuneloop.records.rows import Dataset
 
 COUNT = AT_ONCE + 20

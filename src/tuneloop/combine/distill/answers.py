@@ -39,7 +39,7 @@ from tuneloop.evaluation.judge import AnswerToRate, Judge, conversation_of, judg
 from tuneloop.evaluation.metrics.text import token_f1
 from tuneloop.evaluation.prompt import choose_examples, prompt_turns
 from tuneloop.inference.request import Request, Sampling
-from tuneloop.pipeline.targets import TaskTarget
+from tuneloop.pipeline.answers import TaskTarget
 from tuneloop.records.completion import Completion
 from tuneloop.records.dataset import MANIFEST, SplitFile
 from tuneloop.records.record import write_record

@@ -26,9 +26,9 @@ from tuneloop.inference.request import Request
 from tuneloop.models.load import Model, layers_of, skeleton
 from tuneloop.models.methods import WHOLE
 from tuneloop.models.names import resolve
+from tuneloop.pipeline.answers import TaskTarget, open_with_task
 from tuneloop.pipeline.context import RunContext
 from tuneloop.pipeline.scoring import SystemAnswers, score, score_of
-from tuneloop.pipeline.targets import TaskTarget, open_with_task
 from tuneloop.pipeline.train import train_alone
 from tuneloop.recipe import Recipe, make_recipe
 from tuneloop.records.distillation import DistillationRecord, DistilledFigures, ModelCost, PrunedStudent

@@ -168,7 +168,7 @@ def _record(experts: Sequence[Expert], settings: MergeSettings, merged: MergedAd
 
 def _write_run(experts: Sequence[Expert], merged: MergedAdapter, key: str, out: Path) -> None:
     """`config.yaml`, the rows, the task, and `run.json` last."""
-    from tuneloop.pipeline.targets import write_task
+    from tuneloop.pipeline.answers import write_task
 
     dataset, sources = _rows_of(experts, out)
     name = re.sub(r"[^A-Za-z0-9._-]", "-", out.resolve().name).lstrip("._-") or "merged"

@@ -15,7 +15,7 @@ from tuneloop.data.clean.pii import Redactor
 from tuneloop.data.config import PersonalConfig
 from tuneloop.data.dataset import load_dataset
 from tuneloop.improve.collect.collect import CollectOptions, collect
-from tuneloop.pipeline.targets import task_of_run
+from tuneloop.pipeline.answers import task_of_run
 from tuneloop.records.record import read_record, write_record
 from tuneloop.records.rows import Row
 from tuneloop.records.server import CollectedManifest

@@ -33,7 +33,7 @@ from tuneloop.serving.store.database import Database
 from tuneloop.serving.store.store import insert, opened, read_requests
 
 if TYPE_CHECKING:
-    from tuneloop.pipeline.targets import TaskTarget
+    from tuneloop.pipeline.answers import TaskTarget
     from tuneloop.serving.gateway import Gateway, ServedModel
 
 Changes = list[ChangedAnswer]

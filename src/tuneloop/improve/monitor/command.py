@@ -29,7 +29,7 @@ from tuneloop.serving.store.database import Database
 from tuneloop.serving.store.store import opened, read_decisions, read_feedback, read_requests, store_name
 
 if TYPE_CHECKING:
-    from tuneloop.pipeline.targets import TaskTarget
+    from tuneloop.pipeline.answers import TaskTarget
 
 EVENT, IGNORE = "monitor.window", "monitor.ignore"
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw])")

@@ -28,8 +28,8 @@ from tuneloop.core.units import counted, verb
 from tuneloop.data.formats import Rejection
 from tuneloop.data.sources.parse import SourceRecord
 from tuneloop.data.task import TaskPrompt
+from tuneloop.pipeline.answers import TaskTarget, open_with_task
 from tuneloop.pipeline.predict import SAMPLE, Asker, Options, each_row, refuse_no_rows
-from tuneloop.pipeline.targets import TaskTarget, open_with_task
 from tuneloop.serving.batch.batch import ERRORS, INPUT, JOURNAL, OUTPUT, STATE, Answer, BatchJob, answer_by, make_batch
 from tuneloop.serving.batch.file import Line, any_twice, id_hash
 from tuneloop.serving.batch.record import read_state

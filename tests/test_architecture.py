@@ -62,7 +62,6 @@ NEED = {
     "inference.local.generate": {"torch"},
     "evaluation.classical": {"numpy"},
     "evaluation.compare": {"numpy"},
-    "evaluation.production": {"numpy"},
     "evaluation.review.results": {"numpy"},
     "evaluation.slices": {"numpy"},
 }

@@ -300,7 +300,7 @@ def test_a_trained_run_and_the_commands_after_it_write_no_planted_value(
             "evaluate.consistency=2",
         ],
         ["evaluate", "run", "--split", "val"],
-        ["evaluate", "run", "--data", raw, "--production", raw, "--out", "raw-rows"],
+        ["evaluate", "run", "--data", raw, "--out", "raw-rows"],
         ["compare", "run", "run:zero-shot"],
         ["gate", "run", "--init", "--suite", "suite.yaml"],
         ["export", "run", "--out", "artifact"],

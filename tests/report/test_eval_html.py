@@ -151,15 +151,13 @@ def test_gains_point_the_same_way_in_every_table_of_a_page(evaluated: Callable[.
     assert before["against"] == "Gain: of each line over few-shot; positive means that the line is better."
 
 
-def test_production_and_disagreements_are_told(evaluated: Callable[..., Path]) -> None:
-    production = {"rows": 520, "differs": True, "auc": 0.91, "p": 0.001, "differs_in": ["length", HOSTILE], "metric": "accuracy", "score": 0.87,
-                  "reweighted": {"value": 0.8, "low": 0.7, "high": 0.9}, "effective_rows": 150.2}  # fmt: skip
+def test_disagreements_are_told(evaluated: Callable[..., Path]) -> None:
     rows = [{"id": "r0001", "score": 1.0, "other": 0.0}]
     apart = {"few-shot": {"metric": "accuracy", "better": 30, "worse": 4, "rows": rows}}
-    page = render_evaluation(evaluated(production=production, disagreements=apart, judge={"words": ["It prefers A."]}))
-    assert {"production", "disagreements", "judge"} <= set(sections(page))
+    page = render_evaluation(evaluated(disagreements=apart, judge={"words": ["It prefers A.", HOSTILE]}))
+    assert {"disagreements", "judge"} <= set(sections(page))
     text = " ".join(text_of(page).split())
-    assert "weighted as production0.80 [0.70, 0.90]" in text and "few-shot304" in text and "It prefers A." in text
+    assert "few-shot304" in text and "It prefers A." in text
     assert "<script>alert" not in page
 
 
@@ -192,7 +190,7 @@ def test_of_many_labels_those_with_errors_are_drawn_and_none_is_lost() -> None:
     "damaged",
     [{"slices": 3}, {"slices": [{"score": None}]}, {"confusion": {"cells": [1, [2]]}}, {"calibration": {"bins": [{}]}},
      {"per_class": [{}]}, {"errors": [{"n": 1}]}, {"costs": {"tuned": None}}, {"forgetting": {"words": 3}}, {"consistency": {"values": []}},
-     {"memorisation": {"share": 1}}, {"leaderboard": [{"name": "tuned", "gain": "x"}]}, {"production": {"auc": 0.5}}, {"judge": 3},
+     {"memorisation": {"share": 1}}, {"leaderboard": [{"name": "tuned", "gain": "x"}]}, {"judge": 3},
      {"disagreements": {"few-shot": {"rows": 3}}}],
 )  # fmt: skip
 def test_a_damaged_evaluation_is_named_and_the_rest_of_the_run_is_shown(

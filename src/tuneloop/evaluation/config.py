@@ -111,7 +111,6 @@ class EvalOptions(Config):
         "balanced", "NAME", "How they are picked: balanced, or nearest to each row."
     )
     prompt: str = flag("", "FILE", "Template with {input}: a text, or YAML with keys user and system.")
-    production: str = flag("", "FILE", "What users sent: says whether the test resembles it, and reweights the score.")
     name: str = flag("", "NAME", "Name of the system in the result; default: its kind.")
     out: str = flag("", "FOLDER", "Folder for eval.json; default: the run's, or in evals/.", "-o")
     on: str = flag("", "ray", "Ask the model by actors of a Ray cluster: ray, or ray://HOST:PORT.")

@@ -30,7 +30,6 @@ class ComparedWith:
 
     baselines: Mapping[str, ScoredAnswers] = field(default_factory=dict)  # other systems, on the same rows
     comparisons: Sequence[records.Comparison] = ()  # of baselines (a) with the evaluation (b)
-    production: records.Against | None = None  # how the test rows differ from what users sent
     by_slice: bool = False  # whether all others are compared with the first on each slice too
 
 
@@ -59,8 +58,6 @@ def write_evaluation(
     for other in others if compared.by_slice else ():
         slices = parts["slice_comparisons"][other] = paired_slices(everyone[first], everyone[other])
         words += paired_slices_in_words(first, other, evaluation.row_metric, slices)
-    if compared.production is not None:
-        words.append(compared.production.in_words())
     write_jsonl(out / records.SAMPLES, _samples(evaluation, baselines))
     notes = list(evaluation.notes)
     for other, baseline in baselines.items():
@@ -75,7 +72,7 @@ def write_evaluation(
         "words": words, "invalid": evaluation.invalid,
         "invalid_baselines": {other: baseline.invalid for other, baseline in baselines.items()},
         "notes": notes, "signatures": evaluation.signatures, "costs": {}, **parts,
-        "production": compared.production, **({"own_metrics": own_metrics} if own_metrics else {}),
+        **({"own_metrics": own_metrics} if own_metrics else {}),
         **plain(more or {}), "settings": _settings(evaluation),
     }  # fmt: skip
     write_record(out / records.EVALUATION, records.EvaluationManifest.model_validate(manifest))

@@ -264,10 +264,9 @@ def _evaluate(job: RunContext, question: Question) -> EvaluationResult:
         config, seed = recipe.evaluate, recipe.seed
         more |= consistency_part(dataset, rows, again, folder, config, name=name, seconds=seconds, seed=seed)
         key = tuned_key(job, dataset, baselines) if question.plain else _key(recipe, dataset, question)
-        production = _production(work) if options.production else None
         trained = how_far_trained(read_record(RunManifest, question.name)) if kind == "run" else ""
         subject = Subject(recipe.model, dataset.id, split, name, key, trained)
-        write_scored(folder, evaluation, subject, costs, baselines=baselines, production=production, more=more)
+        write_scored(folder, evaluation, subject, costs, baselines=baselines, more=more)
         write_page(folder)
     return EvaluationResult(folder, int(answers.cost.get("failed", 0)) or len(more.get("failures", ())))
 
@@ -458,14 +457,6 @@ def _key(recipe: Recipe, dataset: Dataset, question: Question) -> str:
     # Without places, which the hash of the data replaces.
     settings = recipe.model_dump(mode="json", exclude={"output_dir": True, "data": {"sources"}})
     return content_hash([settings, dataset.manifest.hash, choices, files, server])
-
-
-def _production(work: EvalJob) -> list[Row]:
-    """What users sent, with personal data replaced: words of it are shown."""
-    from tuneloop.data.checks.drift import read_production
-
-    rows, redactor = read_production([work.question.options.production])[0], work.redactor
-    return [replace(row, messages=redactor(row.messages)) for row in rows]
 
 
 def _baselines(job: RunContext, rows: Sequence[Row]) -> tuple[dict[str, ScoredAnswers], dict[str, Any]]:

@@ -133,7 +133,6 @@ def write_scored(
     costs: Mapping[str, Mapping[str, float]],
     *,
     baselines: Mapping[str, ScoredAnswers] | None = None,
-    production: Sequence[Row] | None = None,
     more: Mapping[str, Any] | None = None,
 ) -> None:
     """Write an evaluation with its comparisons and, where there are baselines, the leaderboard.
@@ -141,12 +140,9 @@ def write_scored(
     Args:
         subject: what was evaluated; `more` may name another model.
         costs: of each system's answers; `more`: further parts of `eval.json`.
-        production: what users sent, to compare the test rows with.
     """
-    from tuneloop.data.checks.drift import tell_apart
     from tuneloop.evaluation.compare import adjusted, compare
     from tuneloop.evaluation.leaderboard import leaderboard, leaderboard_in_words
-    from tuneloop.evaluation.production import against_production
     from tuneloop.evaluation.results import ComparedWith, write_evaluation
 
     name = subject.name
@@ -159,8 +155,7 @@ def write_scored(
             entries = leaderboard({**baselines, name: evaluation}, costs, tuned=[name], comparisons=pairs)
             more = {"leaderboard": entries, "leaderboard_words": leaderboard_in_words(entries), **more}
         subject = replace(subject, model=known_name(str(more.pop("model", subject.model))))
-        against = None if production is None else against_production(evaluation, production, tell_apart)
-        write_evaluation(folder, evaluation, subject, ComparedWith(baselines, pairs, against), more)
+        write_evaluation(folder, evaluation, subject, ComparedWith(baselines, pairs), more)
 
 
 def score_of(evaluation: ScoredAnswers, metric: str) -> Score:

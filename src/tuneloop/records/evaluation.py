@@ -376,42 +376,6 @@ class ErrorGroup(Part):
     example: str
 
 
-@dataclass(frozen=True)
-class Against:
-    """Test rows against production.
-
-    Args:
-        rows: production rows; `differs`: whether the two differ significantly, and enough to matter.
-        auc: how well a classifier separates them on rows that it has not seen; 0.5 is not at all.
-        p: of the test that it can't; `differs_in`: what differs, in words.
-        metric: that decides; `score`: as measured on the test rows.
-        reweighted: of the test rows weighted as production would have them.
-        effective_rows: how many unweighted rows the weighted ones are worth; few: production asks what the test
-            set hardly holds.
-    """
-
-    rows: int
-    differs: bool
-    auc: Number
-    p: Number
-    differs_in: list[str]
-    metric: str
-    score: Number
-    reweighted: Estimate
-    effective_rows: Number
-
-    def in_words(self) -> str:
-        """One sentence."""
-        if not self.differs:
-            return f"The test rows look like production (separated with AUC {self.auc:.2f}; 0.5 is chance)."
-        what = "; ".join(self.differs_in) or "its wording"
-        return (
-            f"Your test set differs from production in {what}. Weighted as production, {self.metric} is "
-            f"{self.reweighted.value:.3f} (95 % interval {self.reweighted.low:.3f} to {self.reweighted.high:.3f}) "
-            f"instead of {self.score:.3f}, from what is worth {counted(self.effective_rows, 'row')}."
-        )
-
-
 class ScoringSettings(Part):
     """How an evaluation was computed, so that it can be computed again from `samples.jsonl`.
 
@@ -448,7 +412,6 @@ class EvaluationManifest(Record, what="an evaluation", file=EVALUATION, again="d
         slice_comparisons: what is compared with the first, by name: the difference on each slice.
         signatures: what exactly was computed, by metric; `costs`: system -> what its answers took.
         primary: the metric that decides; `row_metric`: what single rows are judged by.
-        production: the test rows against what users sent.
         leaderboard, leaderboard_words: all systems with gains and costs.
         forgetting, memorisation: what tuning has done besides its task, see `records.side_effects`.
         consistency: answers to rewordings of the same question.
@@ -488,7 +451,6 @@ class EvaluationManifest(Record, what="an evaluation", file=EVALUATION, again="d
     disagreements: dict[str, Disagreement] = {}
     errors: list[ErrorGroup] = []
     code: dict[str, Any] | None = None
-    production: Against | None = None
     leaderboard: list[LeaderboardEntry] = []
     leaderboard_words: list[str] = []
     endpoint: str | None = None

@@ -130,7 +130,7 @@ def evaluation_parts(evaluation: EvaluationManifest) -> dict[str, Any]:
         "leaderboard": _leaderboard(evaluation),
         "disagreements": [(name, part.better, part.worse) for name, part in evaluation.disagreements.items()],
         "effects": _effects(evaluation), "consistency": _consistency(evaluation),
-        "production": _production(evaluation), "judge": _words((evaluation.judge or {}).get("words")),
+        "judge": _words((evaluation.judge or {}).get("words")),
     }  # fmt: skip
 
 
@@ -310,22 +310,4 @@ def _consistency(evaluation: EvaluationManifest) -> dict[str, Any]:
         "values": values,
         "same": [(kind, f.metric_text(f.number(share))) for kind, share in consistency.same_as_plain.items()],
         "examples": [example for example in consistency.examples if example.ways],
-    }
-
-
-def _production(evaluation: EvaluationManifest) -> dict[str, Any]:
-    production = evaluation.production
-    if production is None or not math.isfinite(production.auc + production.reweighted.value):
-        return {}
-    metric = production.metric
-    score = f.metric_text(f.number(production.score), metric)
-    return {
-        "facts": [
-            ("production rows", f"{production.rows:,}"),
-            ("distinguishable, AUC (0.5: not at all)", f"{production.auc:.2f}"),
-            (f"{title_of(metric)} on the test rows", score),
-            ("weighted as production", f.with_interval(production.reweighted, metric)),
-            ("worth as many rows", f"{f.number(production.effective_rows) or 0:,.0f}"),
-        ],
-        "differs": production.differs_in if production.differs else [],
     }

@@ -93,7 +93,7 @@ SECTIONS = {
     "labels": "Labels", "fields": "Fields", "slices": "Slices", "calibration": "Calibration",
     "errors": "Kinds of errors", "disagreements": "Disagreements", "consistency": "Consistency",
     "effects": "Side effects",
-    "production": "Production", "judge": "Judge", "costs": "Costs", "training": "Training", "settings": "Settings",
+    "judge": "Judge", "costs": "Costs", "training": "Training", "settings": "Settings",
     "data": "Data", "plan": "Plan and outcome", "record": "Record",
 }  # fmt: skip
 

@@ -72,7 +72,7 @@ def test_the_judge_compares_what_is_left_in_both_orders_and_once(store, monkeypa
             pairs, lambda turns, options: ["B" if i % 2 == 0 else "A" for i in range(len(turns))], prompt, names=names
         )
 
-    from tuneloop.evaluation import judge as module
+    from tuneloop.improve.experiment import command as module
 
     real = module.judge_pairs
     monkeypatch.setattr(module, "judge_pairs", both_orders)

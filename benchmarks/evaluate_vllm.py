@@ -35,7 +35,7 @@ from tuneloop.data.load_eval_file import read_whole  # noqa: E402
 from tuneloop.evaluation.config import EvaluateConfig  # noqa: E402
 from tuneloop.evaluation.evaluate import sample_rows  # noqa: E402
 from tuneloop.inference.openai.target import Endpoint  # noqa: E402
-from tuneloop.inference.protocol import ModelTarget, as_model  # noqa: E402
+from tuneloop.inference.protocol import ModelTarget  # noqa: E402
 from tuneloop.inference.request import Request  # noqa: E402
 from tuneloop.inference.targets import open_endpoint, open_model  # noqa: E402
 from tuneloop.models.names import resolve  # noqa: E402
@@ -103,7 +103,7 @@ class Case:
         try:
             name = "base" if merged else own.name
             endpoint = Endpoint(f"{server.address}/v1", name, timeout=600, concurrency=48)
-            target = as_model(open_endpoint(endpoint, base=own.name if merged else ""))
+            target = open_endpoint(endpoint, base=own.name if merged else "").reader
             assert target is not None
             theirs = answers(target, dataset)
             target.close()

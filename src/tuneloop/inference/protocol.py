@@ -43,6 +43,7 @@ from tuneloop.records.record import read_record
 from tuneloop.records.rows import Message
 
 if TYPE_CHECKING:
+    from tuneloop.inference.local.target import LocalTarget
     from tuneloop.inference.openai.target import Endpoint
 
 SCORING = "scoring labels"  # a task, for the progress
@@ -309,7 +310,6 @@ class Target(ABC):
     no_scores: ClassVar[tuple[str, str]] = ("", "")  # why labels can't be scored, and what to do instead; empty: it can
     is_classifier: ClassVar[bool] = False  # it knows its labels only: no texts, no prompts with examples
     takes_prompts: ClassVar[bool] = True  # else it has answers to its own rows only
-    in_process: ClassVar[bool] = False  # our own engine computes, which several processes can share
     shares_prompts: ClassVar[bool] = False  # what all prompts begin with is computed once
     measures_losses: ClassVar[bool] = False  # it has `fits`
     base: str = ""  # name of the model on this machine that it is, or stands on
@@ -324,6 +324,21 @@ class Target(ABC):
     @abstractmethod
     def identity(self) -> str:
         """Hash of what its answers depend on."""
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether it is what a training made of a base that is here too."""
+        return self.kind in ("run", "adapter")
+
+    @property
+    def reader(self) -> ModelTarget | None:
+        """It, where its prompts become tokens here: a model on this machine, in whichever engine."""
+        return None
+
+    @property
+    def local(self) -> LocalTarget | None:
+        """It, where our own engine computes in this process, which several processes can share."""
+        return None
 
     @property
     def folder(self) -> Path | None:
@@ -389,6 +404,10 @@ class ModelTarget(Target):
     measures_losses: ClassVar[bool] = True
 
     @property
+    def reader(self) -> ModelTarget | None:
+        return self
+
+    @property
     @abstractmethod
     def template(self) -> Template:
         """Tokenizer and chat template."""
@@ -434,11 +453,6 @@ class ModelTarget(Target):
     def label_tokens(self, labels: Sequence[str]) -> Mapping[str, int]:
         """Tokens of each label as a whole answer."""
         return self.label_tree(labels).tokens
-
-
-def as_model(target: Target) -> ModelTarget | None:
-    """The target, where it is a model on this machine."""
-    return target if isinstance(target, ModelTarget) else None
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from tuneloop.inference.labels import calibrated
 from tuneloop.inference.local.batches import shared_length
 from tuneloop.inference.local.target import LocalTarget
 from tuneloop.inference.openai.target import Endpoint
-from tuneloop.inference.protocol import ModelTarget, Target, as_model
+from tuneloop.inference.protocol import ModelTarget, Target
 from tuneloop.inference.request import Request
 from tuneloop.inference.targets import open_target
 from tuneloop.models.batch_invariance import batch_invariant, need_batch_invariance
@@ -71,12 +71,12 @@ class TaskTarget:
     @property
     def local(self) -> LocalTarget | None:
         """The target, where it is a model on this machine."""
-        return self.target if isinstance(self.target, LocalTarget) else None
+        return self.target.local
 
     @property
     def model(self) -> ModelTarget | None:
         """The target, where its prompts become tokens here: a model on this machine, in whichever engine."""
-        return as_model(self.target)
+        return self.target.reader
 
     def close(self) -> None:
         """End what computes; see `Target.close`."""
@@ -130,7 +130,7 @@ def open_with_task(
 
 def target_summary(target: Target) -> dict[str, Any]:
     """What a summary says of a target."""
-    model = as_model(target)
+    model = target.reader
     base = model.untuned or target.base if model is not None else target.base if target.is_classifier else ""
     return {"target": target.name, "kind": target.kind, "base": base or None}
 
@@ -343,7 +343,7 @@ def ask(
     started = time.monotonic()
     progress(task, 0, len(rows))  # reading the examples takes a while
     _refuse_settings(target, config)
-    reader = as_model(target)
+    reader = target.reader
     choice = uses_choice(dataset, config) and not target.no_scores[0]
     if reader is not None:
         ids = how.prompt_ids(rows, reader.template)
@@ -393,10 +393,10 @@ def _refuse_settings(target: Target, config: EvaluateConfig) -> None:
         raise UserError(why, where="evaluate.answer", next_step=instead)
     if not config.deterministic:
         return
-    if not isinstance(target, LocalTarget):
+    if target.local is None:
         what, step = f"Only our own engine gives deterministic answers, not that of {target.name}", "leave it out"
         raise UserError(what, where="evaluate.deterministic", next_step=step)
-    need_batch_invariance(target.model)
+    need_batch_invariance(target.local.model)
 
 
 def _calibrated(

@@ -196,7 +196,7 @@ def open_chat(
     opened = open_with_task(target, base=base, task=task, endpoint=endpoint)
     if not opened.target.takes_prompts:
         raise UserError("A file of answers can't chat", where=target, next_step="name a run, a model or an endpoint")
-    tuned = opened.target.kind in ("run", "adapter")
+    tuned = opened.target.is_tuned
     speakers = [Speaker("tuned" if tuned else "answer" if not against else Path(target).name, opened)]
     if against in ("base", "few-shot"):
         speakers.append(_untuned(opened, against))

@@ -227,7 +227,7 @@ def processes_to_start(target: str | Endpoint, options: EvalOptions, settings: S
     if options.on or not target or isinstance(target, Endpoint):
         return None
     question = _question(target, options, settings)
-    return shared_out(_recipe(question), answers_only=True) if question.target.in_process else None
+    return shared_out(_recipe(question), answers_only=True) if question.target.local is not None else None
 
 
 def _evaluate(job: RunContext, question: Question) -> EvaluationResult:
@@ -252,7 +252,7 @@ def _evaluate(job: RunContext, question: Question) -> EvaluationResult:
         evaluation.notes[:0] = notes
         for note in notes:
             say(f"warn: {note}")
-        if kind in ("run", "adapter"):
+        if question.target.is_tuned:
             more |= after_tuning(job, dataset)
         elif kind == "model" and options.base:
             more |= after_tuning(job, dataset, base=lambda: nullcontext(load_model(options.base)))
@@ -303,7 +303,7 @@ def _refuse_impossible(recipe: Recipe, question: Question) -> None:
         if question.options.few_shot or question.options.prompt:
             what = "An encoder reads one text, and no examples or templates of a prompt"
             raise UserError(what, where=question.name, next_step="leave --few-shot and --prompt out")
-    base_known = kind in ("run", "adapter") or (kind == "model" and question.options.base)
+    base_known = question.target.is_tuned or (kind == "model" and question.options.base)
     if (config.general or config.memorisation) and not base_known:
         what = "What was this model made from? Forgetting and memorisation are differences to its base"
         other = "evaluate the model, with --base MODEL: an endpoint or a file of answers can't be compared with it"
@@ -426,7 +426,7 @@ def _default_name(question: Question) -> str:
         name = "tuned" if Path(endpoint.model).is_dir() else endpoint.model
     elif options.predictions:
         name = Path(options.predictions).stem
-    elif question.kind in ("run", "adapter") or options.base:
+    elif question.target.is_tuned or options.base:
         name = "tuned"
     else:
         return "few-shot" if options.few_shot else "zero-shot"
@@ -479,7 +479,7 @@ def _alternatives(work: EvalJob) -> tuple[dict[str, ScoredAnswers], dict[str, An
         return {}, {}  # asked in a way of its own
     if question.kind == "adapter":
         return measured_alternatives(work.job, work.dataset, work.rows)
-    if question.kind == "model" and base and question.target.in_process:
+    if question.kind == "model" and base and question.target.local is not None:
         job = RunContext(recipe.model_copy(update={"model": base}), work.job.folder)
         return measured_alternatives(job, work.dataset, work.rows)
     return {}, {}
@@ -579,9 +579,9 @@ def answers_of_target(work: EvalJob) -> TargetAnswers:
         what = "These rows are references without prompts: no model can answer them"
         step = "give rows with prompts, or answers with --predictions FILE"
         raise UserError(what, where=work.dataset.path, next_step=step)
-    if question.options.on and target.in_process:
+    if question.options.on and target.local is not None:
         return _by_actors(work)
-    if target.in_process and question.kind in ("run", "adapter"):
+    if target.local is not None and target.is_tuned:
         attach_trained(job)
     prompts, notes = _prompts(work)
     system = _asked(work, Asking(prompts=prompts), work.name)
@@ -596,7 +596,7 @@ def _asked(work: EvalJob, how: Asking, task: str) -> SystemAnswers:
     with closing(target):
         if target.is_classifier:
             target.load()  # what is timed is its answers
-        model = _answering(work) if target.in_process else target
+        model = target if target.local is None else _answering(work)
         return ask(model, work.dataset, work.rows, work.job.recipe.evaluate, how, task=task)[""]
 
 
@@ -647,7 +647,7 @@ def _actor(setting: Setting) -> Callable[[list[int]], tuple[SystemAnswers, list[
     """What answers rows, by their places, in an actor; it loads the model once."""
     question, recipe, folder, dataset, rows = setting
     job = RunContext(recipe, folder)
-    if question.kind in ("run", "adapter"):
+    if question.target.is_tuned:
         attach_trained(job)
     work = EvalJob(job, question, dataset, rows)
     model, (prompts, notes) = _answering(work), _prompts(work)
@@ -762,7 +762,7 @@ def _prompts(work: EvalJob) -> tuple[list[list[Message]] | None, list[str]]:
 def _examples(work: EvalJob) -> tuple[list[Sequence[Row]], list[str]]:
     """The examples of each row; a local model's fit its context. And notes."""
     job, dataset, rows, options = work.job, work.dataset, work.rows, work.question.options
-    k, recipe, local = options.few_shot, job.recipe, work.question.target.in_process
+    k, recipe, local = options.few_shot, job.recipe, work.question.target.local is not None
     if not dataset.train:
         what = "Few-shot examples come from a training split, and there is none"
         step = "give the prepared data set too, with --dataset FOLDER"

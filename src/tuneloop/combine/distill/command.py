@@ -20,7 +20,6 @@ from tuneloop.core.units import counted, span_words, usd_words
 from tuneloop.data.dataset import load_dataset
 from tuneloop.evaluation.evaluate import sample_rows
 from tuneloop.evaluation.prompt import prompt_turns
-from tuneloop.inference.local.target import LocalTarget
 from tuneloop.inference.openai.target import usage
 from tuneloop.inference.request import Request
 from tuneloop.models.load import Model, layers_of, skeleton
@@ -262,7 +261,7 @@ def _score(job: DistilJob, rows: Sequence[Row], target: TaskTarget) -> _Scored:
         for row, messages in zip(rows, turns, strict=True)
     ]
     target.target.load()
-    local = target.target if isinstance(target.target, LocalTarget) else None
+    local = target.local
     parameters = sum(weight.numel() for weight in local.model.net.parameters()) if local else None
     began = time.monotonic()
     answers = list(teacher_answers(replace(job, teacher=target), requests))

@@ -67,7 +67,10 @@ class LocalTarget(ModelTarget):
     run: Path | None = None  # the run's folder, where the target is one
     source: str = ""  # chat template that takes the place of the model's; empty: its own
     shares_prompts: ClassVar[bool] = True
-    in_process: ClassVar[bool] = True
+
+    @property
+    def local(self) -> LocalTarget | None:
+        return self
 
     @staticmethod
     def of(model: Model) -> LocalTarget:

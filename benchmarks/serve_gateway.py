@@ -547,7 +547,7 @@ async def compare(sides: Sequence[Side], options: argparse.Namespace) -> dict[st
 def with_llamacpp(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """llama.cpp's server by itself and behind the gateway."""
     sys.path[:0] = [str(ROOT / "src")]
-    from tuneloop.inference.wire import Wire
+    from tuneloop.core.http.wire import Wire
 
     setup = start_own("tuneloop", folder, "llama.cpp")
     try:

@@ -131,7 +131,7 @@ def real_vllm(folder: Path, *arguments: str) -> Iterator[str]:
 @contextmanager
 def through_gateway(folder: Path, name: str, engine: str) -> Iterator[Way]:
     """The gateway before an engine, as a way."""
-    from tuneloop.inference.wire import Wire
+    from tuneloop.core.http.wire import Wire
 
     setup = gateways.start_own(name, folder, engine)
     try:
@@ -144,7 +144,7 @@ def through_gateway(folder: Path, name: str, engine: str) -> Iterator[Way]:
 
 def part_vllm(folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
     """vLLM's own server, and the same through the gateway."""
-    from tuneloop.inference.wire import Wire
+    from tuneloop.core.http.wire import Wire
 
     with real_vllm(folder) as address, through_gateway(folder, "gateway, vLLM", f"{address}#base") as ours:
         own = Way("vLLM", Wire(address), "/v1/completions", {"model": "base", "temperature": 0.0})
@@ -154,7 +154,7 @@ def part_vllm(folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]
 
 def part_engines(folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
     """llama.cpp's own server, the same through the gateway, and our engine; one of the two engines at a time."""
-    from tuneloop.inference.wire import Wire
+    from tuneloop.core.http.wire import Wire
 
     os.environ["SLOTS"] = "32"
     with through_gateway(folder, "gateway, llama.cpp", "llama.cpp") as ours:

@@ -14,10 +14,9 @@ from imported import brought, faults, stored
 from local_http import Quiet, listening
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.http import service, timeouts
 from tuneloop.imports.formats import FORMATS
 from tuneloop.imports.importing import ImportSummary, TraceSource, import_traces
-from tuneloop.inference import timeouts
-from tuneloop.inference.openai import service
 
 
 def generation(name: str, **changes: Any) -> dict[str, Any]:

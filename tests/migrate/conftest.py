@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from openai_service import BASE, KEY, MODEL, Service, as_lines, serving, tickets
 
-from tuneloop.inference import timeouts
+from tuneloop.core.http import timeouts
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from openai_service import KEY, MODEL, job
 from openai_service import Service as StandIn
 
 from tuneloop.core.errors import UserError
-from tuneloop.inference.openai.service import Service, place_of
-from tuneloop.inference.wire import Broken, HttpRefused
+from tuneloop.core.http.service import Service, place_of
+from tuneloop.core.http.wire import Broken, HttpRefused
 
 
 def with_service(stand_in: StandIn, work: Any, key: str = KEY) -> Any:

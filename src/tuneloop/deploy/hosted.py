@@ -14,17 +14,17 @@ from urllib.parse import quote
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import cache_folder, content_hash, lock_folder, write_jsonl
+from tuneloop.core.http import timeouts
+from tuneloop.core.http.allowance import LONGEST_NAME
+from tuneloop.core.http.service import Item, Service, place_of, refusal
+from tuneloop.core.http.wire import Broken, HttpRefused, finished
 from tuneloop.core.ui import progress, say
 from tuneloop.core.units import counted, usd_words
 from tuneloop.core.urls import masked
 from tuneloop.data.dataset import load_dataset
 from tuneloop.deploy.services import Order, TrainingService, fireworks, openai, together
 from tuneloop.evaluation.config import EvalOptions
-from tuneloop.inference import timeouts
-from tuneloop.inference.allowance import LONGEST_NAME
-from tuneloop.inference.openai.service import Item, Service, place_of, refusal
 from tuneloop.inference.openai.target import Endpoint
-from tuneloop.inference.wire import Broken, HttpRefused, finished
 from tuneloop.models.names import PACKAGED
 from tuneloop.pipeline.evaluate import evaluate_target
 from tuneloop.planning.prices import load_prices

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.http.allowance import Allowance
 from tuneloop.data.formats.draft import as_value, first, objects
 from tuneloop.data.formats.turns import Refused
 from tuneloop.imports.otel import span_parts
 from tuneloop.imports.pages import refuse_endless
 from tuneloop.imports.parts import Record, TraceFormat, TracePart, call, call_of, facts, score, text_of, version_of
-from tuneloop.inference.allowance import Allowance
 
 PAGE = 100  # traces of a request
 _CALLS = ("LLM", "CHAT_MODEL")

@@ -1,4 +1,4 @@
-"""Lists of a service, a page at a time, by cursor or by number, with the tries and limits of `openai.service`."""
+"""Lists of a service, a page at a time, by cursor or by number, with the tries and limits of `core.http.service`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 import orjson
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.http.allowance import Allowance
+from tuneloop.core.http.service import Service, why
+from tuneloop.core.http.timeouts import RETRIED
+from tuneloop.core.http.wire import Broken, HttpRefused, finished
 from tuneloop.core.ids import utc_now
 from tuneloop.core.urls import masked
-from tuneloop.inference.allowance import Allowance
-from tuneloop.inference.openai.service import Service, why
-from tuneloop.inference.timeouts import RETRIED
-from tuneloop.inference.wire import Broken, HttpRefused, finished
 
 
 class NoSuchList(Exception):
@@ -32,7 +32,7 @@ class Pages:
     def rows(self, path: str, parameters: Mapping[str, Any], page: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         """The pages of a list from one on, each with the place of the next; NoSuchList: there is no such list.
 
-        Raises UserError: the list has no end (`inference.allowance`); what came before was given out.
+        Raises UserError: the list has no end (`core.http.allowance`); what came before was given out.
         """
         bound = {"observations": "toStartTime"}.get(path.rpartition("/")[2], "toTimestamp")
         taken = Allowance()

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, TypeVar
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash
+from tuneloop.core.http.timeouts import NO_QUOTA
 from tuneloop.core.ui import busy
 from tuneloop.inference.labels import LabelTrie
 from tuneloop.inference.local.target import LocalTarget
@@ -22,7 +23,6 @@ from tuneloop.inference.openai.target import Endpoint
 from tuneloop.inference.protocol import SCORING, AnswerFit, Kind, ModelTarget, ServingEngine, complete, with_template
 from tuneloop.inference.request import Request, Requests
 from tuneloop.inference.requesting import Body, FailedTry, Requester, RequestLimits
-from tuneloop.inference.timeouts import NO_QUOTA
 from tuneloop.models.adapters import ATTACHED, BASE
 from tuneloop.models.load import load_tokenizer
 from tuneloop.models.names import is_local

@@ -30,10 +30,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.http.timeouts import START_WITHIN
 from tuneloop.inference.grammar import Grammars, why_not_written
 from tuneloop.inference.labels import LabelTrees, LabelTrie, label_ids, label_trie
 from tuneloop.inference.request import Request, Requests, Separation, Update, fit_checked, refused, with_ids
-from tuneloop.inference.timeouts import START_WITHIN
 from tuneloop.models.adapters import ATTACHED, BASE
 from tuneloop.models.long_prompts import ids_of_long, is_long
 from tuneloop.models.template import Rendered, Template, TemplateError, plain_source, sets_of

@@ -17,8 +17,8 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_json
 from tuneloop.core.foreign import file_bytes, parse_json
+from tuneloop.core.http import timeouts
 from tuneloop.core.ui import progress
-from tuneloop.inference import timeouts
 from tuneloop.records.completion import Completion
 
 ALWAYS = 1_000  # further tries of what may pass, before the limit of the settings

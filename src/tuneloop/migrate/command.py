@@ -9,9 +9,9 @@ from shlex import quote
 from typing import TypeVar
 
 from tuneloop.core.files import content_hash, lock_folder
+from tuneloop.core.http.service import Service
+from tuneloop.core.http.wire import finished
 from tuneloop.core.units import counted
-from tuneloop.inference.openai.service import Service
-from tuneloop.inference.wire import finished
 from tuneloop.migrate.copy import ROWS, cleaned, copy_all, refuse_other_folder
 from tuneloop.migrate.notices import no_new_jobs, price_of, replacement_of
 from tuneloop.migrate.record import HostedJob, Migration

@@ -32,12 +32,12 @@ from tuneloop.core.files import (
     write_jsonl,
 )
 from tuneloop.core.foreign import parse_line
+from tuneloop.core.http.allowance import MOST_OF_A_PAGE
+from tuneloop.core.http.service import Item, Service, place_of, refusal, why
+from tuneloop.core.http.wire import Broken, HttpRefused
 from tuneloop.core.ui import progress
 from tuneloop.core.units import counted
 from tuneloop.data.formats.draft import objects
-from tuneloop.inference.allowance import MOST_OF_A_PAGE
-from tuneloop.inference.openai.service import Item, Service, place_of, refusal, why
-from tuneloop.inference.wire import Broken, HttpRefused
 from tuneloop.migrate.record import CopiedFile, Migration, Missing, Traffic
 from tuneloop.migrate.survey import Survey
 from tuneloop.records.record import write_record

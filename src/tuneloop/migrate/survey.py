@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from tuneloop.core.http.service import Item, Service, place_of, refusal, why
+from tuneloop.core.http.wire import Broken, HttpRefused
 from tuneloop.core.units import counted
-from tuneloop.inference.openai.service import Item, Service, place_of, refusal, why
-from tuneloop.inference.wire import Broken, HttpRefused
 from tuneloop.migrate.notices import stop_of
 from tuneloop.migrate.record import HostedJob, Missing
 

@@ -17,11 +17,11 @@ from itertools import takewhile
 from typing import Any, TypeVar, cast
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.http.timeouts import START_WITHIN
+from tuneloop.core.http.wire import Broken
 from tuneloop.core.ui import bound_say
 from tuneloop.inference.protocol import AdapterFacts, ServingEngine, can_give_way
 from tuneloop.inference.request import Request, Update
-from tuneloop.inference.timeouts import START_WITHIN
-from tuneloop.inference.wire import Broken
 from tuneloop.models.adapters import BASE
 from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Message

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.http.timeouts import METRICS_WITHIN
+from tuneloop.core.http.wire import Broken, HttpRefused, Wire, fetched, need_aiohttp
 from tuneloop.core.urls import masked
-from tuneloop.inference.timeouts import METRICS_WITHIN
-from tuneloop.inference.wire import Broken, HttpRefused, Wire, fetched, need_aiohttp
 from tuneloop.records.record import read_record
 from tuneloop.records.server import ServerState
 from tuneloop.serving.batch.record import read_state

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from tuneloop.inference.openai.service import Item, Service
+from tuneloop.core.http.service import Item, Service
 
 LOOKS = 60  # at a file that a service makes ready
 Send = Callable[[Service, str, Path], Awaitable[str]]

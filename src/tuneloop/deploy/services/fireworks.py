@@ -7,10 +7,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.http.allowance import Allowance
+from tuneloop.core.http.service import Item, Service, place_of
+from tuneloop.core.http.wire import Broken, HttpRefused
 from tuneloop.deploy.services import LOOKS, HostedState, Order, State, TrainingService
-from tuneloop.inference.allowance import Allowance
-from tuneloop.inference.openai.service import Item, Service, place_of
-from tuneloop.inference.wire import Broken, HttpRefused
 
 LARGEST = 150 << 20  # bytes of a file in one request
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from tuneloop.core.http.service import Item, Service
 from tuneloop.deploy.services import HostedState, Order, State, TrainingService, uploads
-from tuneloop.inference.openai.service import Item, Service
 
 _STATES: dict[str, State] = {
     "running": "running", "succeeded": "succeeded", "failed": "failed", "cancelled": "cancelled",

@@ -8,9 +8,9 @@ from typing import Any
 from urllib.parse import quote
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.http.service import Item, Service
+from tuneloop.core.http.wire import HttpRefused
 from tuneloop.deploy.services import LOOKS, HostedState, Order, State, TrainingService, uploads
-from tuneloop.inference.openai.service import Item, Service
-from tuneloop.inference.wire import HttpRefused
 
 _STATES: dict[str, State] = {
     "running": "running", "compressing": "running", "uploading": "running", "completed": "succeeded",

@@ -16,8 +16,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 from tuneloop.core import machine
 from tuneloop.core.errors import UserError
+from tuneloop.core.http.timeouts import CHILD_ANSWERS_WITHIN, HANGS_AFTER
 from tuneloop.core.parent import environment_of_child
-from tuneloop.inference.timeouts import CHILD_ANSWERS_WITHIN, HANGS_AFTER
 
 if TYPE_CHECKING:
     import numpy as np

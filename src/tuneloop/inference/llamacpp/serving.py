@@ -42,6 +42,8 @@ import orjson
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import sha256_file, user_errors_of_the_disk
 from tuneloop.core.foreign import fast_json, parse_line
+from tuneloop.core.http.timeouts import CHILD_HEALTHY_WITHIN, HANGS_AFTER, LOOK_EVERY, REVIVE_PAUSE
+from tuneloop.core.http.wire import Broken, HttpRefused, Wire, message_of
 from tuneloop.inference.grammar import compile_problem
 from tuneloop.inference.labels import best_label
 from tuneloop.inference.llamacpp import ENGINE, LlamaCpp, cores, error_from, need_llamacpp, need_wheel, spawn
@@ -58,8 +60,6 @@ from tuneloop.inference.protocol import (
 )
 from tuneloop.inference.request import Request, Update, refused
 from tuneloop.inference.stream import TextStream
-from tuneloop.inference.timeouts import CHILD_HEALTHY_WITHIN, HANGS_AFTER, LOOK_EVERY, REVIVE_PAUSE
-from tuneloop.inference.wire import Broken, HttpRefused, Wire, message_of
 from tuneloop.models.adapters import BASE
 from tuneloop.models.gguf import read_tokenizer
 from tuneloop.models.template import Template, load_template

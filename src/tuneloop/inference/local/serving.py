@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.http.timeouts import STOP_WITHIN
 from tuneloop.core.threads import use_threads
 from tuneloop.core.ui import in_this_context
 from tuneloop.inference.grammar import Grammars, compile_problem
@@ -36,7 +37,6 @@ from tuneloop.inference.protocol import (
     with_template,
 )
 from tuneloop.inference.request import Request, Update, refused
-from tuneloop.inference.timeouts import STOP_WITHIN
 from tuneloop.models.adapters import BASE
 from tuneloop.models.batch_invariance import batch_invariant, need_batch_invariance
 from tuneloop.models.load import Model, load_model

@@ -29,6 +29,16 @@ from urllib.parse import urlsplit
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.foreign import parse_json
+from tuneloop.core.http.timeouts import (
+    HEALTHY_WITHIN,
+    MODELS_WITHIN,
+    NO_QUOTA,
+    READY_PAUSE,
+    START_WITHIN,
+    TOKENS_WITHIN,
+    is_busy,
+)
+from tuneloop.core.http.wire import Broken, HttpRefused, Wire, fetched, message_of, need_aiohttp
 from tuneloop.core.units import counted
 from tuneloop.core.urls import masked, split_login
 from tuneloop.inference.label_search import MOST_BRANCHES, Reading, Unconstrained, search_labels
@@ -47,16 +57,6 @@ from tuneloop.inference.protocol import (
 )
 from tuneloop.inference.request import GREEDY, MOST_LOGPROBS, NO_PROMPT, Request, Update, refused, schema_problem
 from tuneloop.inference.stream import TextStream
-from tuneloop.inference.timeouts import (
-    HEALTHY_WITHIN,
-    MODELS_WITHIN,
-    NO_QUOTA,
-    READY_PAUSE,
-    START_WITHIN,
-    TOKENS_WITHIN,
-    is_busy,
-)
-from tuneloop.inference.wire import Broken, HttpRefused, Wire, fetched, message_of, need_aiohttp
 from tuneloop.models.adapters import BASE
 from tuneloop.models.load import load_tokenizer
 from tuneloop.models.peft_layout import WEIGHTS, hash_of_adapter

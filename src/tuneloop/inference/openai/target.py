@@ -15,14 +15,14 @@ from urllib.parse import urlsplit
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, write_bytes
+from tuneloop.core.http import timeouts
+from tuneloop.core.http.wire import Broken, HttpRefused, Wire, finished, need_aiohttp
 from tuneloop.core.units import counted
 from tuneloop.core.urls import masked, split_login
-from tuneloop.inference import timeouts
 from tuneloop.inference.openai.api import body_of, read_reply
 from tuneloop.inference.protocol import Kind, Target
 from tuneloop.inference.request import Request, Requests
 from tuneloop.inference.requesting import Body, FailedTry, Requester, RequestLimits
-from tuneloop.inference.wire import Broken, HttpRefused, Wire, finished, need_aiohttp
 from tuneloop.records.completion import Completion
 
 # Parameters that some models refuse by name, and what is sent instead.

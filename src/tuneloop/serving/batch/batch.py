@@ -24,8 +24,8 @@ import orjson
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import replacing
+from tuneloop.core.http.timeouts import NO_QUOTA, PAUSE, RETRIED, Throttle, backoff, is_busy, seconds_to_wait
 from tuneloop.core.ui import bound_say
-from tuneloop.inference.timeouts import NO_QUOTA, PAUSE, RETRIED, Throttle, backoff, is_busy, seconds_to_wait
 from tuneloop.records.record import write_record
 from tuneloop.records.request import StoredRequest
 from tuneloop.serving.batch.file import (

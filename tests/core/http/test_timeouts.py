@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from tuneloop.inference.timeouts import Throttle, backoff, is_busy, seconds_to_wait
+from tuneloop.core.http.timeouts import Throttle, backoff, is_busy, seconds_to_wait
 
 
 def test_retry_after_in_both_forms() -> None:

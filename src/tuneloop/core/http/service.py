@@ -20,11 +20,11 @@ from uuid import uuid4
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import replacing
 from tuneloop.core.foreign import parse_json
+from tuneloop.core.http import allowance, timeouts
+from tuneloop.core.http.allowance import Allowance
+from tuneloop.core.http.wire import Broken, HttpRefused, Wire, need_aiohttp
 from tuneloop.core.ui import say
 from tuneloop.core.urls import masked, split_login
-from tuneloop.inference import allowance, timeouts
-from tuneloop.inference.allowance import Allowance
-from tuneloop.inference.wire import Broken, HttpRefused, Wire, need_aiohttp
 
 T = TypeVar("T")
 Item = Mapping[str, Any]  # of a list, as the service describes it
@@ -114,7 +114,7 @@ class Service:
         is read again from its beginning, and what was there before is left out.
 
         Raises:
-            HttpRefused, Broken: see `get`; the list has no end (`inference.allowance`).
+            HttpRefused, Broken: see `get`; the list has no end (`core.http.allowance`).
         """
         seen: set[str] = set()
         restarts, after, taken = 0, "", Allowance()

@@ -8,7 +8,7 @@ from contextlib import aclosing
 
 import pytest
 
-from tuneloop.inference.wire import Broken, HttpRefused, Wire
+from tuneloop.core.http.wire import Broken, HttpRefused, Wire
 
 OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"Content-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -199,7 +199,7 @@ def test_in_uvloop_a_large_answer_waits_for_its_reader() -> None:
 
 
 def test_without_httptools_aiohttp_sends_the_requests(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tuneloop.inference.wire.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("tuneloop.core.http.wire.importlib.util.find_spec", lambda name: None)
 
     async def work(wire: Wire, server: Server) -> None:
         assert await wire.post("/completion", b"{}") == b"{}" and await read(wire) == [b"1"]

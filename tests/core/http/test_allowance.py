@@ -13,14 +13,14 @@ import pytest
 from hostile_service import ESCAPES, WRONG, Hostile, hostile
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.http import allowance
+from tuneloop.core.http import service as client
+from tuneloop.core.http.allowance import Allowance
+from tuneloop.core.http.service import Service
+from tuneloop.core.http.wire import Broken, HttpRefused
 from tuneloop.deploy import hosted
 from tuneloop.deploy.services import TrainingService
 from tuneloop.imports.pages import Pages
-from tuneloop.inference import allowance
-from tuneloop.inference.allowance import Allowance
-from tuneloop.inference.openai import service as client
-from tuneloop.inference.openai.service import Service
-from tuneloop.inference.wire import Broken, HttpRefused
 from tuneloop.migrate.copy import copy_all
 from tuneloop.migrate.survey import survey_of
 

@@ -18,9 +18,9 @@ from urllib.request import getproxies, proxy_bypass
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.foreign import parse_json
+from tuneloop.core.http.http1 import JSON, Client, NoConnection
+from tuneloop.core.http.timeouts import CONNECT_WITHIN, NO_QUOTA, seconds_to_wait
 from tuneloop.core.urls import basic_login
-from tuneloop.inference.http1 import JSON, Client, NoConnection
-from tuneloop.inference.timeouts import CONNECT_WITHIN, NO_QUOTA, seconds_to_wait
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponse, ClientSession

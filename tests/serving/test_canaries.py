@@ -14,11 +14,11 @@ from patience import HANG
 from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
 from tuneloop.core.ui import reporting
-from tuneloop.inference.canary import prove
 from tuneloop.inference.local.serving import LocalEngine
 from tuneloop.inference.protocol import Served
 from tuneloop.pipeline.answers import task_of_run
 from tuneloop.pipeline.evaluate import evaluate_target
+from tuneloop.serving.canary import prove
 from tuneloop.serving.config import ServeConfig
 from tuneloop.serving.models import canaries_of, deployment_of
 from tuneloop.serving.server import _started

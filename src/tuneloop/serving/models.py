@@ -22,7 +22,6 @@ from tuneloop.core.ui import quiet, say
 from tuneloop.core.urls import masked
 from tuneloop.data.formats import Rejection
 from tuneloop.data.task import TaskPrompt, TaskSpec, prompt_reader
-from tuneloop.inference.canary import CanaryRow, Parting, is_expected, parting_of, prove, prove_base
 from tuneloop.inference.labels import label_ids
 from tuneloop.inference.openai.serving import EndpointEngine, EndpointSettings, only_model
 from tuneloop.inference.openai.target import key_from
@@ -50,6 +49,7 @@ from tuneloop.registry import (
     version_of,
 )
 from tuneloop.serving.bases import SeveralBases
+from tuneloop.serving.canary import CanaryRow, Parting, is_expected, parting_of, prove, prove_base
 from tuneloop.serving.config import ServeConfig
 from tuneloop.serving.gateway import Prompt, ReadPrompt, ServedModel
 from tuneloop.serving.pool import EnginePool

@@ -19,12 +19,12 @@ from vllm_stand_in import MODEL, TOGETHER, StandIn, schema_of
 
 from patience import HANG
 from tuneloop.core.errors import UserError
-from tuneloop.inference.canary import CanaryRow, prove_base
 from tuneloop.inference.openai.serving import QUANTUM, EndpointEngine, EndpointSettings
 from tuneloop.inference.protocol import BASE, Served, complete
 from tuneloop.inference.request import Request, Sampling
 from tuneloop.models.load import load_tokenizer
 from tuneloop.models.peft_layout import hash_of_adapter
+from tuneloop.serving.canary import CanaryRow, prove_base
 
 TURNS: Any = [{"role": "user", "content": "Is it windy on Jupiter?"}]
 LABELS = ("refund", "delivery", "other")
@@ -169,7 +169,7 @@ def test_adapters_that_a_restart_has_lost_are_loaded_again_and_the_last_engine_u
 def test_a_server_that_gives_the_base_an_adapter_s_weights_is_noticed(
     files: Files, mixes: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tuneloop.inference.canary.MIXED", 0.1)  # random weights of a tiny model change little
+    monkeypatch.setattr("tuneloop.serving.canary.MIXED", 0.1)  # random weights of a tiny model change little
     server = StandIn(files.base)
     rows = [CanaryRow(Request(TURNS), "")] * 3
 

@@ -13,11 +13,11 @@ import served
 from served import Files
 
 from tuneloop.core.errors import UserError
-from tuneloop.inference import canary as proofs
-from tuneloop.inference.canary import CanaryRow, Parting, parting_of, prove, rounding_step
 from tuneloop.inference.local.serving import LocalEngine
 from tuneloop.inference.protocol import BASE, ServingEngine, complete
 from tuneloop.inference.request import Request, Update
+from tuneloop.serving import canary as proofs
+from tuneloop.serving.canary import CanaryRow, Parting, parting_of, prove, rounding_step
 
 TEXTS = ("Is it windy on Jupiter?", "Does it rain?", "Why?")
 LABELS = ("refund", "delivery", "other")

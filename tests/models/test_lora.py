@@ -384,7 +384,7 @@ def test_a_damaged_or_missing_adapter_says_so(tiny_model: Model, tmp_path: Path)
         load_adapter(tiny_model.net, tmp_path)
 
 
-@pytest.mark.parametrize("odd", [{"fan_in_fan_out": True}, {"peft_type": "IA3"}, {"modules_to_save": ["lm_head"]}])
+@pytest.mark.parametrize("odd", [{"fan_in_fan_out": True}, {"peft_type": "IA3"}, {"lora_bias": True}])
 def test_adapters_that_are_not_plain_lora_are_refused(tiny_model: Model, tmp_path: Path, odd: dict[str, Any]) -> None:
     save(tiny_model, tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text())

@@ -93,12 +93,58 @@ def ours(tiny_llama: Path, folder: Path) -> torch.Tensor:
     {"layers_to_transform": [1]},
     {"target_modules": "all-linear", "exclude_modules": ["k_proj"]},
     {"target_modules": r"model[.]layers[.]0[.](self_attn|mlp)[.](q_proj|down_proj)"},
+    {"modules_to_save": ["lm_head", "norm"]},
+    {"modules_to_save": ["embed_tokens"], "use_dora": True},
+    {"target_modules": ["q_proj", "lm_head"], "alpha_pattern": {"lm_head": 32}, "use_rslora": True},
+    {"target_modules": ["v_proj", "embed_tokens"]},
+    {"target_modules": [], "target_parameters": ["self_attn.q_proj.weight", "mlp.up_proj.weight"]},
+    {"bias": "lora_only"},
 ], ids=lambda s: " ".join(s))  # fmt: skip
 def test_an_adapter_of_another_trainer_answers_as_in_peft(
     tiny_llama: Path, tmp_path: Path, settings: dict[str, object]
 ) -> None:
     logits = theirs(tiny_llama, tmp_path / "theirs", **settings)
     torch.testing.assert_close(ours(tiny_llama, tmp_path / "theirs"), logits, atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["Qwen3Moe", "Mixtral"])
+@pytest.mark.parametrize("settings", [
+    {"target_modules": "all-linear"},
+    {"target_modules": [], "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
+     "alpha_pattern": {r".*\.gate_up_proj": 32}, "rank_pattern": {r".*\.gate_up_proj": 2}},
+    {"target_parameters": ["mlp.experts.down_proj"], "modules_to_save": ["lm_head"]},
+], ids=lambda s: " ".join(s))  # fmt: skip
+def test_an_adapter_of_a_mixture_changes_its_experts_as_in_peft(
+    tiny_llama: Path, tmp_path: Path, kind: str, settings: dict[str, object]
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "moe_intermediate_size": 24, "head_dim": 8}
+    counts = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "num_experts_per_tok": 2}
+    counts |= {"num_experts" if kind == "Qwen3Moe" else "num_local_experts": 4, "vocab_size": 8192}
+    base = copied(tiny_llama, tmp_path / "base")
+    (base / "model.safetensors").unlink()
+    config = getattr(transformers, f"{kind}Config")(**sizes, **counts, tie_word_embeddings=True)
+    transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(base)
+    logits = theirs(base, tmp_path / "theirs", **settings)
+    torch.testing.assert_close(ours(base, tmp_path / "theirs"), logits, atol=1e-4, rtol=1e-3)
+
+
+def test_a_whole_tensor_that_the_base_has_no_place_for_is_told(tiny_llama: Path, tmp_path: Path) -> None:
+    theirs(tiny_llama, tmp_path, modules_to_save=["lm_head"])
+    state = load_file(tmp_path / "adapter_model.safetensors")
+    (name,) = (name for name in state if "lm_head" in name)
+    a = torch.ones(4, 64)
+    for odd in (
+        {name: state[name][:-1].contiguous()},
+        {name.replace("lm_head", "no_head"): state[name]},
+        {name.replace(".weight", ".lora_A.weight"): a, name.replace(".weight", ".lora_B.weight"): torch.ones(3, 4)},
+        {name.replace(".weight", ".lora_A.weight"): a},
+        {name.replace(".weight", ".lora_embedding_A"): torch.ones(4), name.replace("weight", "lora_embedding_B"): a},
+    ):
+        rest = {key: tensor for key, tensor in state.items() if key != name}
+        save_file({**rest, **odd}, tmp_path / "adapter_model.safetensors")
+        with pytest.raises(UserError, match=r"_head.*"):
+            ours(tiny_llama, tmp_path)
 
 
 def test_weights_of_older_peft_are_read_as_they_are(tiny_llama: Path, tmp_path: Path) -> None:
@@ -226,8 +272,6 @@ def test_pissa_of_llama_factory_is_measured_by_the_converted_adapter(tiny_llama:
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"target_modules": ["q_proj", "lm_head"]}, "lm_head"),
         ({"init_lora_weights": "pissa"}, "a base whose weights were changed first"),
         ({"init_lora_weights": "olora"}, "init_lora_weights: olora"),
         ({"init_lora_weights": "pissa_niter_2"}, "init_lora_weights: pissa_niter_2"),

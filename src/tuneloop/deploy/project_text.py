@@ -113,13 +113,11 @@ Artifact `{job.artifact}` ({job.form}), base `{job.base}`, at most {job.context:
 
 {price_words(host, job)} Planned need: {job.size.need_gib:,.1f} GiB of GPU memory (weights {job.size.weights_gib:,.1f}).
 
-{f"## Secrets{chr(10)}{chr(10)}{secrets}{chr(10)}" if secrets else ""}## What was checked
-
-{evidence(host, "Not checked here")}"""
+{f"## Secrets{chr(10)}{chr(10)}{secrets}{chr(10)}" if secrets else ""}{evidence(host)}"""
 
 
-def evidence(place: JobSite[Any], unchecked: str) -> str:
-    """The end of a README: what was checked and what not, by which source, and what one should know."""
-    text = f"{place.checked} **{unchecked}: {place.unchecked}**\nThe files follow {place.source}.\n"
+def evidence(place: JobSite[Any]) -> str:
+    """The end of a README: what the files follow, what was not checked, and what one should know."""
+    text = f"## What was checked\n\nThe files follow {place.source}. **Not checked: {place.unchecked}**\n"
     limits = "".join(f"- {limit}\n" for limit in place.limits)
     return text + (f"\n## Good to know\n\n{limits}" if limits else "")

@@ -149,9 +149,7 @@ def readme(cluster: Cluster, job: ClusterJob, plan: Mapping[str, Any]) -> str:
 
 {price_words(plan, cluster)}
 
-## What was checked
-
-{evidence(cluster, "Not checked, since it needs an account")}"""
+{evidence(cluster)}"""
 
 
 def _planned(recipe: Recipe, dataset: Path, cluster: Cluster, options: RemoteOptions) -> dict[str, Any]:

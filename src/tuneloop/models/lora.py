@@ -26,7 +26,15 @@ from tuneloop.core.threads import adapt_threads
 from tuneloop.models.adapters import ATTACHED, Assignment, assignment, forward_assigned
 from tuneloop.models.batch_invariance import is_batch_invariant, least_size
 from tuneloop.models.families import LANGUAGE, module_name
-from tuneloop.models.peft_layout import PEFT_PREFIX, PICKLED, lora_settings, more_than_matrices, rank_of, scale_of
+from tuneloop.models.peft_layout import (
+    IN_BASE,
+    PEFT_PREFIX,
+    PICKLED,
+    lora_settings,
+    more_than_matrices,
+    rank_of,
+    scale_of,
+)
 from tuneloop.models.quantised import Nf4Linear
 from tuneloop.models.sharded import copied, distribute, whole
 
@@ -627,17 +635,20 @@ def read_adapter(folder: Path, base_fingerprint: str = "") -> tuple[dict[str, An
 
 def load_adapter(net: nn.Module, folder: Path, base_fingerprint: str = "") -> LoraShape:
     """Put the LoRA of a PEFT folder into `net`. Raises UserError: there is none, or of another kind or base model."""
-    shape, state = _read_lora(net, folder, base_fingerprint)
+    shape, state = _read_lora(net, folder, base_fingerprint, alone=True)
     add_lora(net, shape, seed=0)
     copy_tensors(state, adapter_parameters(net), str(folder))
     return shape
 
 
-def _read_lora(net: nn.Module, folder: Path, base_fingerprint: str) -> tuple[LoraShape, dict[str, Tensor]]:
-    """Shape and tensors of a folder; refused where its settings describe more than our LoRA does."""
+def _read_lora(
+    net: nn.Module, folder: Path, base_fingerprint: str, *, alone: bool = False
+) -> tuple[LoraShape, dict[str, Tensor]]:
+    """Shape and tensors of a folder; refused where its settings describe more than our LoRA does. `alone`: what of it
+    changes the base itself is put there; no other adapter has that base then."""
     file = folder / "adapter_config.json"
     config = read_json_object(file)
-    if odd := more_than_matrices({**config, "use_dora": False}):
+    if odd := more_than_matrices({**config, "use_dora": False, **(dict.fromkeys(IN_BASE) if alone else {})}):
         plain = folder / "pissa_converted"  # LLaMA-Factory's
         step = f"name {plain}" if plain.is_dir() else AS_SERVED if "_niter_" in odd or "alora" in odd else MERGE
         raise UserError(f"Not a plain LoRA adapter: {odd}", where=str(file), next_step=step)
@@ -645,15 +656,61 @@ def _read_lora(net: nn.Module, folder: Path, base_fingerprint: str) -> tuple[Lor
     shape = shape_of(net, config)
     if (folder / "tuneloop.json").is_file():
         return shape, state
-    return _as_ours(net, shape, config, state, str(folder))
+    state = {PEFT_PREFIX + module_name(name.removeprefix(PEFT_PREFIX)): tensor for name, tensor in state.items()}
+    if alone:
+        _put_in_base(net, config, state, str(folder))
+    return _as_ours(shape, config, state, str(folder))
+
+
+def _put_in_base(net: nn.Module, config: Mapping[str, Any], state: dict[str, Tensor], where: str) -> None:
+    """Take from a state what is no matrix next to a linear layer, and change the base by it: what was trained whole
+    (modules_to_save, biases), and products for embeddings, routers and stacked experts (PEFT's `ParamWrapper`)."""
+    modules, linear = dict(net.named_modules()), linear_places(net)
+    for key in [key for key in sorted(state) if not key.endswith((".lora_B.weight", ".lora_embedding_B"))]:
+        name, _, part = key.removeprefix(PEFT_PREFIX).replace(".base_layer", "").partition(".lora_")
+        place, last = (name, "") if part else name.rpartition(".")[::2]
+        module, a = modules.get(place, net), state[key].float()
+        weights = dict(module.named_parameters(recurse=False))
+        if part:
+            other = key.replace(f".lora_{part}", ".lora_B.weight" if part == "A.weight" else ".lora_embedding_B")
+            with_dora = key.replace(part, "magnitude_vector") in state
+            if place in linear or part not in ("A.weight", "embedding_A") or other not in state or with_dora:
+                continue  # the rest has its place, or is refused
+            b = state[other].float()
+            last = next((each for each, weight in weights.items() if _fits(a, b, weight)), "")
+            state.pop(other)
+        if last and part:
+            update = _product(a, b, weights[last], getattr(module, "is_transposed", False))
+            scale = scale_of(config, f"{place}.{last}" if weights[last].ndim == 3 else place)
+            a = weights[last] + scale * update
+        state.pop(key)
+        if last not in weights or weights[last].shape != a.shape:
+            what, step = f"The adapter holds {key}, which this model has no place for", "name its base with --base"
+            raise UserError(what, where=where, next_step=step)
+        # A weight of its own: the base's may be that of another layer too (tied embeddings).
+        setattr(module, last, nn.Parameter(distribute(a, weights[last]).to(weights[last]), requires_grad=False))
+
+
+def _fits(a: Tensor, b: Tensor, weight: Tensor) -> bool:
+    """Whether two matrices make an update of a weight: of all its experts, where it has three dimensions."""
+    pair = a.ndim == b.ndim == 2 and len(a) == b.shape[1] and {len(b), a.shape[1]} == set(weight.shape[-2:])
+    return pair and (weight.ndim == 2 or (weight.ndim == 3 and len(a) % len(weight) == 0))
+
+
+def _product(a: Tensor, b: Tensor, weight: Tensor, transposed: bool) -> Tensor:
+    """The update of a weight that is no linear layer's; of experts (expert, out, in), or `transposed` (expert, in,
+    out), whose A are one after the other and whose B take turns (PEFT)."""
+    if weight.ndim == 2:
+        return b @ a if len(b) == len(weight) else (b @ a).T
+    b_ore, a_eri = b.reshape(len(b), -1, len(weight)), a.reshape(len(weight), -1, a.shape[1])
+    return torch.einsum("ore,eri->eio" if transposed else "ore,eri->eoi", b_ore, a_eri)
 
 
 def _as_ours(
-    net: nn.Module, shape: LoraShape, config: Mapping[str, Any], state: dict[str, Tensor], where: str
+    shape: LoraShape, config: Mapping[str, Any], state: dict[str, Tensor], where: str
 ) -> tuple[LoraShape, dict[str, Tensor]]:
     """A LoRA of PEFT's as we have it: the modules are those that have tensors, whichever settings chose them, and a
     scale of their own (`alpha_pattern`) is in their matrices."""
-    state = {PEFT_PREFIX + module_name(name.removeprefix(PEFT_PREFIX)): tensor for name, tensor in state.items()}
     stems = {name.removeprefix(PEFT_PREFIX).partition(".lora_")[0] for name in state}
     if others := sorted(stem for stem in stems if "lm_head" in stem or "embed" in stem):
         what = f"The adapter also changes {others[0]}: it is not a plain LoRA"
@@ -677,7 +734,8 @@ def shape_of(net: nn.Module, config: Mapping[str, Any]) -> LoraShape:
     dropout: Any = config.get("lora_dropout") or 0.0
     counts = [rank, *ranks.values()] if isinstance(ranks, dict) else [None]
     sound = {
-        "target_modules": bool(names) and all(isinstance(name, str) for name in names),
+        "target_modules": bool(names or config.get("target_parameters"))
+        and all(isinstance(name, str) for name in names),
         "r, rank_pattern": all(type(count) is int and 0 < count <= 65536 for count in counts),
         "lora_alpha, lora_dropout": all(type(x) in (int, float) and abs(x) < 1e6 for x in (alpha, dropout)),
     }

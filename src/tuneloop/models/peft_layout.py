@@ -25,6 +25,7 @@ _MORE_THAN_MATRICES = {
     "target_parameters": "weights that are no layer (target_parameters)",
     "alora_invocation_tokens": "matrices that count from some tokens on (alora_invocation_tokens)",
 }
+IN_BASE = ("modules_to_save", "target_parameters", "bias")  # what changes the base's own weights
 _STARTS = (True, False, None, "gaussian", "eva", "orthogonal")  # with these the base's own weights stay as they are
 
 
@@ -57,7 +58,7 @@ def more_than_matrices(settings: Mapping[str, Any]) -> str:
     parts = [what for key, what in _MORE_THAN_MATRICES.items() if settings.get(key)]
     if (start := settings.get("init_lora_weights", True)) not in _STARTS:
         parts.append(f"a base whose weights were changed first (init_lora_weights: {start})")
-    return " and ".join([*parts, "trained biases"] if settings.get("bias", "none") != "none" else parts)
+    return " and ".join([*parts, "trained biases"] if settings.get("bias") not in (None, "none") else parts)
 
 
 def scale_of(settings: Mapping[str, Any], stem: str) -> float:

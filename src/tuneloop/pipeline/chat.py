@@ -18,6 +18,7 @@ from tuneloop.evaluation.prompt import example_turns
 from tuneloop.inference.local.target import LocalTarget
 from tuneloop.inference.request import Request
 from tuneloop.models.methods import base_only
+from tuneloop.models.trained import OWN
 from tuneloop.pipeline.answers import TaskTarget, few_shot_examples, open_with_task
 from tuneloop.pipeline.context import RunContext, dataset_of, load_run_recipe
 from tuneloop.pipeline.predict import Asker, Options, Prediction, prediction_of
@@ -214,7 +215,7 @@ def _untuned(target: TaskTarget, how: str) -> Speaker:
     if local is None or not local.untuned:
         what, step = "It is not known what this was tuned from", "name the other model: --against MODEL"
         raise UserError(what, where=f"--against {how}", next_step=step)
-    if local.trained is None:
+    if local.trained is None or not (local.trained / OWN).is_file():  # another trainer's may change the base itself
         template = target.task.chat_template if target.task else ""
         base = TaskTarget(LocalTarget(local.untuned, local.untuned, source=template), target.task)
     return Speaker(how, base, _examples(target, base) if how == "few-shot" else (), base=base is target)

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from host_definitions import in_environment, schema
 
+from places import ROOT
 from tuneloop.core.errors import UserError
 from tuneloop.deploy.deployment import Card, Form, Machine, Replicas, ServingJob, Size
 from tuneloop.deploy.hosts import find_host, hosts, refuse_form
@@ -59,7 +60,19 @@ def test_a_project_names_the_model_its_template_and_no_secret(name: str, form: F
     text = "\n".join(host.project(one).values()) + readme(host, one)
     assert "tickets" in text and "4,096 tokens" in text and "File the ticket." in text
     assert not re.search(r"hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9]{8,}", text)
-    assert len(host.commands(one)) == 3 and host.unchecked and host.checked and ", read on 2026-" in host.source
+    assert len(host.commands(one)) == 3 and host.unchecked and ", read on 2026-" in host.source
+    assert host.unchecked in readme(host, one) and host.source in readme(host, one)
+
+
+def test_the_page_says_of_each_host_what_it_was_held_against_and_how_many_calls_it_takes() -> None:
+    page = (ROOT / "docs/deploy.md").read_text()
+    rows = [
+        line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| `") and "--to" not in line
+    ]
+    table = {name.strip("`"): (forms, against, calls) for name, forms, _, against, calls in rows[: len(NAMES)]}
+    assert list(table) == NAMES
+    for name, (forms, against, calls) in table.items():
+        assert ", ".join(find_host(name).forms) == forms and re.search(r"\d", against) and int(calls) in (2, 3, 4)
 
 
 @pytest.mark.parametrize(("name", "form"), [case for case in CASES if case[1] == "adapter"])

@@ -71,7 +71,6 @@ def commands(job: ClusterJob) -> Steps:
 CLUSTER = Cluster(
     title="Kubernetes",
     source="https://kubernetes.io/docs/concepts/workloads/controllers/job (by kubernetes-validate), read on 2026-11-27",
-    checked="kubernetes-validate accepts job.yaml in its strict mode.",
     unchecked="that a node has the GPUs and the storage class; the image's tag.",
     gpus={key: key for key in CARDS},
     own_machines=True,

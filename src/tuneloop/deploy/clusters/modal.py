@@ -70,7 +70,6 @@ def commands(job: ClusterJob) -> Steps:
 CLUSTER = Cluster(
     title="Modal",
     source="https://modal.com/docs/reference, read on 2026-11-27",
-    checked="Modal's own package builds the app from this file without a token.",
     unchecked="that the image builds there, the prices.",
     gpus=GPUS,
     providers=("Modal",),

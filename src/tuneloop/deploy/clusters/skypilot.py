@@ -58,8 +58,6 @@ def commands(job: ClusterJob) -> Steps:
 CLUSTER = Cluster(
     title="SkyPilot",
     source="SkyPilot's own schemas (sky/utils/schemas.py), read on 2026-11-27",
-    checked="SkyPilot's strict schemas of tasks and resources accept sky.yaml; its calls fit the signatures of "
-    "skypilot 0.14.1, and start and end a run before a stand-in of that package.",
     unchecked="that a cloud has the card, quotas, the prices.",
     gpus=GPUS,
     providers=PROVIDERS,

@@ -42,7 +42,6 @@ def commands(job: ClusterJob) -> Steps:
 CLUSTER = Cluster(
     title="Slurm",
     source="https://slurm.schedmd.com/sbatch.html, read on 2026-11-27",
-    checked="The shell reads the script.",
     unchecked="partitions and accounts, which your site wants to be named (sbatch --partition ... --account ...).",
     limits=("Set HF_TOKEN in the shell that calls sbatch; with --bucket, the bucket's credentials as well.",),
 )

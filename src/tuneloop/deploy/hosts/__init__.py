@@ -32,7 +32,6 @@ class JobSite(Generic[J]):
     project: Callable[[J], dict[str, str]] = lambda job: {}  # makes the files of its folder, name -> text
     commands: Callable[[J], Steps] = lambda job: ()  # start, use, end; each with what it does
     source: str  # definition that the files follow, and the day on which it was read, ISO 8601
-    checked: str  # how the files are checked without an account
     unchecked: str  # what can't be checked without one
     limits: tuple[str, ...] = ()  # what one should know before paying
     gpus: Mapping[str, str] = field(default_factory=dict)  # the planner's cards there; empty: none, or any

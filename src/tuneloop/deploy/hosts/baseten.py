@@ -40,7 +40,6 @@ HOST = Host(
     title="Baseten",
     forms=("merged", "adapter"),
     source="https://docs.baseten.co/reference/truss-configuration and the truss package, read on 2026-11-27",
-    checked="Truss's own package reads config.yaml; each key is compared with its fields, since it takes any key.",
     unchecked="that the image starts there, the prices.",
     limits=("How many replicas there are is set in Baseten's console or by its API after the first push.",),
     gpus=GPUS,

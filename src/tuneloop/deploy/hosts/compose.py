@@ -66,7 +66,6 @@ HOST = Host(
     title="Docker Compose",
     forms=("gguf", "merged", "adapter"),
     source="https://github.com/compose-spec/compose-spec, schema/compose-spec.json, read on 2026-11-27",
-    checked="The Compose specification's JSON Schema accepts compose.yaml.",
     unchecked="that the images start on your machine.",
     limits=(
         "Without --hub the artifact's folder on that machine is mounted; with --priorities an adapter's always is, by "

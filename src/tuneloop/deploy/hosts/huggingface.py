@@ -99,7 +99,6 @@ HOST = Host(
     title="Hugging Face Inference Endpoints",
     forms=("merged", "adapter"),
     source="huggingface_hub's create_inference_endpoint, read on 2026-11-27",
-    checked="deploy.py runs with huggingface_hub against a stand-in, also a busy one; a refusal leaves nothing.",
     unchecked="that vendor, region and instance go together (list_inference_endpoints_hardware tells), the prices.",
     gpus=INSTANCES,
     providers=("Hugging Face",),

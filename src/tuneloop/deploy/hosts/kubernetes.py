@@ -119,7 +119,6 @@ HOST = Host(
     forms=("merged", "adapter", "gguf"),
     source="https://kubernetes.io/docs/reference/kubernetes-api/ (by kubernetes-validate), https://docs.vllm.ai, "
     "read on 2026-11-27",
-    checked="kubernetes-validate accepts service.yaml in its strict mode.",
     unchecked="that a node has the GPUs and the storage class, the prices.",
     limits=(
         "The nodes need NVIDIA's device plugin.",

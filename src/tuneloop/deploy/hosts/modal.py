@@ -61,7 +61,6 @@ HOST = Host(
     title="Modal",
     forms=("merged", "adapter"),
     source="https://modal.com/docs/reference, read on 2026-11-27",
-    checked="Modal's own package builds the app from this file without a token.",
     unchecked="that the image starts there, the prices.",
     limits=("A container is kept warm for at most 20 minutes after its last request, unless one is always on.",),
     gpus=GPUS,

@@ -21,7 +21,6 @@ HOST = Host(
     title="Ollama",
     forms=("gguf", "gguf-lora"),
     source="https://docs.ollama.com/modelfile, read on 2026-11-27",
-    checked="The Modelfile's template writes the tokens that the trained one writes (tested when it is exported).",
     unchecked="that your version of Ollama reads the file.",
     own_machines=True,
     pulls=False,

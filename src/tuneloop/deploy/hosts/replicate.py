@@ -124,7 +124,6 @@ HOST = Host(
     title="Replicate",
     forms=("merged", "adapter"),
     source="https://github.com/replicate/cog/blob/main/pkg/config/data/config_schema_v1.0.json, read on 2026-11-27",
-    checked="cog.yaml fits Cog's JSON Schema, and predict.py is valid Python with the names that Cog requires.",
     unchecked="that the image builds and starts, the prices. A private model needs HF_TOKEN in the image's build.",
     limits=("The API is Replicate's own, not OpenAI's.",),
     request_model=lambda job: None,

@@ -123,7 +123,6 @@ HOST = Host(
     forms=("merged", "adapter"),
     source="https://github.com/runpod-workers/worker-vllm/blob/main/docs/configuration.md and "
     "https://rest.runpod.io/v1/docs, read on 2026-11-27",
-    checked="Each variable is an option of the worker or its wrapper; deploy.sh runs against a stand-in, also busy.",
     unchecked="that a worker starts, the image's tag, the prices.",
     limits=(
         "The first request after a pause waits until a worker has loaded the model, unless one is always on "

@@ -122,8 +122,6 @@ HOST = Host(
     title="Amazon SageMaker",
     forms=("merged",),
     source="botocore's model of SageMaker's API, and docs.djl.ai for the container's variables, read on 2026-11-27",
-    checked="botocore's own validator accepts the three calls; deploy.py runs against a stand-in, which a refusal at "
-    "each step leaves as it was.",
     unchecked="that the image of that tag is in your region, quotas, the prices.",
     limits=("The address of the image holds for us-east-1.", "An endpoint is billed while it exists, used or not."),
     request_model=lambda job: "",

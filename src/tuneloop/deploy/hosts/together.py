@@ -50,8 +50,6 @@ HOST = Host(
     title="Together",
     forms=("adapter", "merged"),
     source="the together package 2 (its command tg and its types), read on 2026-11-27",
-    checked="deploy.sh and down.sh run with Together's own command against a stand-in, which a refusal at each step "
-    "leaves as it was.",
     unchecked="that Together serves this base, that the upload is accepted, the prices.",
     limits=(
         "The base has to be one that Together serves: an upload names it.",

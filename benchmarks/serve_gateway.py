@@ -147,12 +147,11 @@ async def run_gateway(port: int, folder: str, kind: str) -> None:
     """tuneloop's gateway before an engine, everything on."""
     import uvicorn
 
-    from tuneloop.serving.admission import Admission
+    from tuneloop.serving.admission import Admission, Ledger
     from tuneloop.serving.config import ServeConfig
     from tuneloop.serving.gateway import Gateway, ServedModel
     from tuneloop.serving.http.app import make_app
     from tuneloop.serving.keys import Keyring, Limits, add_key
-    from tuneloop.serving.limits import Ledger
     from tuneloop.serving.store.writer import StoreWriter
     from tuneloop.serving.swap import freeze_heap
 

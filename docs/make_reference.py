@@ -171,7 +171,7 @@ def _reasons() -> str:
 
 
 def _http() -> str:
-    from tuneloop.serving.http.openapi import document
+    from tuneloop.serving.http.contract import document
 
     parts = [
         f"# HTTP API\n\n{GENERATED}\n\nThe routes of `tuneloop serve`, default address `http://127.0.0.1:8100`; "

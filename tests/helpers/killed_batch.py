@@ -22,14 +22,13 @@ from typing import Any
 from live_server import StubEngine
 
 from tuneloop.core.ui import quiet
-from tuneloop.serving.admission import Admission
+from tuneloop.serving.admission import Admission, Ledger
 from tuneloop.serving.batch.api import Batches
 from tuneloop.serving.batch.batch import INPUT, OUTPUT, make_batch
 from tuneloop.serving.batch.record import read_state
 from tuneloop.serving.config import ServeConfig
 from tuneloop.serving.gateway import Gateway, ServedModel
 from tuneloop.serving.keys import Keyring
-from tuneloop.serving.limits import Ledger
 from tuneloop.serving.store.store import opened, read_requests
 from tuneloop.serving.store.writer import StoreWriter
 

@@ -20,13 +20,12 @@ from tuneloop.imports.endpoint import trace_routes
 from tuneloop.inference.protocol import AdapterFacts
 from tuneloop.inference.request import Request, Update
 from tuneloop.records.completion import Completion
-from tuneloop.serving.admission import Admission
+from tuneloop.serving.admission import Admission, Ledger
 from tuneloop.serving.batch.api import Batches
 from tuneloop.serving.config import ServeConfig
 from tuneloop.serving.gateway import Gateway, ServedModel
 from tuneloop.serving.http.app import make_app
 from tuneloop.serving.keys import Keyring
-from tuneloop.serving.limits import Ledger
 from tuneloop.serving.store.writer import StoreWriter
 
 

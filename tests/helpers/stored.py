@@ -26,7 +26,7 @@ from tuneloop.serving.batch.batch import INPUT, JOURNAL, make_batch
 from tuneloop.serving.batch.file import encoded
 from tuneloop.serving.keys import ApiKey, KeyFile
 from tuneloop.serving.store.store import connect, insert
-from tuneloop.serving.store.write_ahead import FILES, line_of
+from tuneloop.serving.store.writer import FILES, line_of
 
 FIRST = Path(__file__).resolve().parents[1] / "stored" / "1"
 DAY = "2026-11-29"

@@ -31,9 +31,9 @@ from tuneloop.inference.llamacpp import installed
 from tuneloop.inference.llamacpp.serving import VERSION, WHEEL, LlamaCppEngine
 from tuneloop.inference.protocol import BASE, EngineSettings, Served, complete
 from tuneloop.inference.request import Request
-from tuneloop.serving.bases import SeveralBases
 from tuneloop.serving.config import ServeConfig
 from tuneloop.serving.models import Candidate, deployment_of, started
+from tuneloop.serving.pool import SeveralBases
 from tuneloop.serving.store.store import opened, read_requests
 
 pytestmark = pytest.mark.skipif(not (installed() and installed(WHEEL, VERSION)), reason="llama.cpp is not installed")

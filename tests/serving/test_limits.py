@@ -9,8 +9,9 @@ import pytest
 
 from tuneloop.core.ids import utc_now, uuid7
 from tuneloop.records.request import StoredRequest
+from tuneloop.serving.admission import Ledger, Refusal
+from tuneloop.serving.http.feedback import FeedbackLimit
 from tuneloop.serving.keys import ApiKey, Limits, add_key, read_keys, revoke_key
-from tuneloop.serving.limits import FeedbackLimit, Ledger, Refusal
 from tuneloop.serving.server import _spent
 from tuneloop.serving.store.store import insert, opened
 
@@ -120,7 +121,7 @@ def test_a_request_larger_than_the_rate_waits_for_a_full_minute_and_goes_through
 
 
 def test_feedback_comes_back_with_time_and_few_users_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tuneloop.serving.limits.MOST_SENDERS", 3)
+    monkeypatch.setattr("tuneloop.serving.http.feedback.MOST_SENDERS", 3)
     clock = Clock()
     limit = FeedbackLimit(2, 1000, clock)
     for _ in range(2):

@@ -17,7 +17,7 @@ from tuneloop.improve.experiment.record import ExperimentOptions, ExperimentPlan
 if TYPE_CHECKING:
     from tuneloop.improve.experiment.record import ExperimentPlan
     from tuneloop.improve.experiment.state import ExperimentState
-    from tuneloop.serving.store.chain import DecisionLog
+    from tuneloop.serving.store.store import DecisionLog
 
 NAME = argument("[NAME]", "Name of the experiment; default: the one that runs.", "")
 EXIT = {"promote": 0, "roll back": 1, "futility": 1, "continue": 3}

@@ -236,6 +236,23 @@ def fast_json(data: str | bytes) -> Any:
     return orjson.loads(data)
 
 
+MOST_DEPTH = LIMITS["body"].depth  # levels of a client's JSON: deeper ones can't be written again
+
+
+def too_deep(raw: bytes, value: Any) -> bool:
+    """Whether objects and lists are nested in more than `MOST_DEPTH` levels, in a JSON value and its text.
+
+    It goes down level by level, so that nothing is too deep for it.
+    """
+    if raw.count(b"{") + raw.count(b"[") <= MOST_DEPTH:
+        return False
+    level = [value]
+    for _ in range(MOST_DEPTH):
+        parts = (part for each in level for part in (each.values() if isinstance(each, dict) else each))
+        level = [part for part in parts if isinstance(part, dict | list)]
+    return bool(level)
+
+
 def bounded_int(text: str) -> int:
     """An integer of a JSON file; ValueError: no float is so large."""
     if len(text) > DIGITS:

@@ -21,7 +21,6 @@ LARGEST = 2**53  # numbers that all readers of JSON read alike (RFC 8259, sectio
 MOST_COUNT = 1_000_000  # of `minLength`, `maxItems` and the like
 LARGEST_MULTIPLE = 10_000  # of `multipleOf`: an automaton has a state for each remainder
 MOST_WRITTEN_OUT = 1_000  # atoms of all patterns
-MOST_DEPTH = LIMITS["body"].depth  # levels of a client's JSON: deeper ones can't be written again
 # Parts of a schema times values of a text, which are compared in 20 ns each where this process does it, and in 20 us
 # where a breach is explained.
 MOST_AT_ONCE, MOST_EXPLAINED = 1_000_000, 2_000
@@ -41,20 +40,6 @@ _NOTES = {
     "$schema", "$id", "$comment", "title", "description", "default", "examples", "example", "deprecated", "readOnly",
     "writeOnly", "nullable", "discriminator", "contentEncoding", "contentMediaType", "strict",
 }  # fmt: skip
-
-
-def too_deep(raw: bytes, value: Any) -> bool:
-    """Whether objects and lists are nested in more than `MOST_DEPTH` levels, in a JSON value and its text.
-
-    It goes down level by level, so that nothing is too deep for it.
-    """
-    if raw.count(b"{") + raw.count(b"[") <= MOST_DEPTH:
-        return False
-    level = [value]
-    for _ in range(MOST_DEPTH):
-        parts = (part for each in level for part in (each.values() if isinstance(each, dict) else each))
-        level = [part for part in parts if isinstance(part, dict | list)]
-    return bool(level)
 
 
 def schema_problem(schema: Mapping[str, Any], *, any_keyword: bool = False) -> str:

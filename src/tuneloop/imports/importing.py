@@ -38,8 +38,7 @@ from tuneloop.records.feedback import Feedback, feedback_of
 from tuneloop.records.request import StoredRequest
 from tuneloop.records.rows import Reject
 from tuneloop.serving.store.database import Database, DataRefusedError
-from tuneloop.serving.store.store import insert, opened, store_folder
-from tuneloop.serving.store.users import pseudonym_of_user, users_key
+from tuneloop.serving.store.store import insert, opened, pseudonym_of_user, store_folder, users_key
 
 BATCH = 1000  # records of a transaction in the store
 CHUNK = 1 << 18  # bytes of a source that are read in one transaction: a record may hold hundreds of spans

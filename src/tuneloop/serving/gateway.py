@@ -9,9 +9,10 @@ import re
 import time
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tuneloop.core.bounded_work import TooBusy, charged_to
 from tuneloop.core.errors import UserError
@@ -23,19 +24,22 @@ from tuneloop.models.adapters import BASE
 from tuneloop.records.completion import Completion
 from tuneloop.records.request import ANYONE, LEFT, NOT_LOADED, REFUSED, StoredRequest
 from tuneloop.records.rows import Message
-from tuneloop.serving.admission import Admission, QueuePlace, Work
+from tuneloop.serving.admission import Admission, Ledger, QueuePlace, Reservation, Work, prompt_size
 from tuneloop.serving.config import ServeConfig
 from tuneloop.serving.http.api_request import ApiError, ApiRequest, unavailable
 from tuneloop.serving.http.metrics import Metrics
 from tuneloop.serving.keys import ApiKey, Keyring, Right
-from tuneloop.serving.limits import Ledger, Reservation
-from tuneloop.serving.pool import prompt_size
-from tuneloop.serving.store.store import AnsweredRequest, experiment_unit
+from tuneloop.serving.store.database import Database, DatabaseError, is_database_url
+from tuneloop.serving.store.store import AnsweredRequest, experiment_unit, opened
 from tuneloop.serving.store.writer import StoreWriter
 
 if TYPE_CHECKING:
     from tuneloop.inference.request import Update
     from tuneloop.serving.embeddings import Embedder
+
+T = TypeVar("T")
+ELSEWHERE = 0.3  # seconds after which another server has stored what it has just answered
+_LOOKING = ThreadPoolExecutor(2, "looks")  # into the store: no other work comes before it
 
 
 @dataclass(frozen=True)
@@ -673,6 +677,24 @@ class Gateway:
         self.recent[record.id] = answered, until
         if len(self.recent) > MOST_RECENT:
             del self.recent[next(iter(self.recent))]
+
+    async def read_store(self, look: Callable[[Database], T | None]) -> T | None:
+        """What the store says, also a moment later where other servers write to it; ApiError: it can't be read."""
+        place = self.config.store
+
+        def work() -> T | None:
+            with opened(place) as store:
+                return look(store)
+
+        try:
+            loop = asyncio.get_running_loop()
+            value = await loop.run_in_executor(_LOOKING, work)
+            if not value and is_database_url(place):
+                await asyncio.sleep(ELSEWHERE)
+                value = await loop.run_in_executor(_LOOKING, work)
+            return value
+        except (UserError, DatabaseError):
+            raise unavailable("The store can't be read at present", "store") from None
 
 
 def _record_of(account: _Account) -> StoredRequest:

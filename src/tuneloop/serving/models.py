@@ -48,11 +48,10 @@ from tuneloop.registry import (
     registered_name,
     version_of,
 )
-from tuneloop.serving.bases import SeveralBases
 from tuneloop.serving.canary import CanaryRow, Parting, is_expected, parting_of, prove, prove_base
 from tuneloop.serving.config import ServeConfig
 from tuneloop.serving.gateway import Prompt, ReadPrompt, ServedModel
-from tuneloop.serving.pool import EnginePool
+from tuneloop.serving.pool import EnginePool, SeveralBases
 from tuneloop.serving.router import Named, served_by
 
 

@@ -27,7 +27,7 @@ from tuneloop.planning.gpus import this_cpu
 from tuneloop.records.record import write_record
 from tuneloop.records.server import ServedName, ServerState
 from tuneloop.registry import registered_name
-from tuneloop.serving.admission import Admission
+from tuneloop.serving.admission import Admission, Ledger
 from tuneloop.serving.batch.api import Batches
 from tuneloop.serving.config import ServeConfig
 from tuneloop.serving.embeddings import open_encoder
@@ -35,7 +35,6 @@ from tuneloop.serving.gateway import Gateway
 from tuneloop.serving.http.app import App, make_app
 from tuneloop.serving.http.lines import LogLines
 from tuneloop.serving.keys import ApiKey, Keyring, add_key, read_keys, refuse_budget_without_prices
-from tuneloop.serving.limits import Ledger
 from tuneloop.serving.models import (
     Candidate,
     Sameness,

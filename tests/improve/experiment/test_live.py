@@ -25,13 +25,12 @@ from tuneloop.improve.experiment.state import read_experiments
 from tuneloop.inference.request import Request
 from tuneloop.records.completion import Completion
 from tuneloop.records.request import StoredRequest
-from tuneloop.serving.admission import Admission
+from tuneloop.serving.admission import Admission, Ledger
 from tuneloop.serving.config import ServeConfig
 from tuneloop.serving.gateway import Caller, Gateway, ServedModel
 from tuneloop.serving.http.api_request import ApiRequest
 from tuneloop.serving.http.app import whole
 from tuneloop.serving.keys import Keyring
-from tuneloop.serving.limits import Ledger
 from tuneloop.serving.store.store import connect, opened, read_requests
 from tuneloop.serving.store.writer import StoreWriter
 

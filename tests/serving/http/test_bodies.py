@@ -10,9 +10,8 @@ import pytest
 
 from tuneloop.core.bounded_work import WORK, TooBusy, TooMuchWork
 from tuneloop.serving.http import bodies
-from tuneloop.serving.http.api_request import ApiError
+from tuneloop.serving.http.api_request import AT_ONCE, MOST_PARTS, ApiError, json_object
 from tuneloop.serving.http.app import failure
-from tuneloop.serving.http.bodies import AT_ONCE, MOST_PARTS, json_object
 
 
 def read(raw: bytes) -> Any:

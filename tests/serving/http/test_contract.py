@@ -25,8 +25,7 @@ from tuneloop.serving.batch.api import Batches
 from tuneloop.serving.http import api_request as read
 from tuneloop.serving.http.api_request import ApiError
 from tuneloop.serving.http.app import routes_of
-from tuneloop.serving.http.contract import OPERATIONS
-from tuneloop.serving.http.openapi import document
+from tuneloop.serving.http.contract import OPERATIONS, document
 
 DOCUMENT = document(most_choices=16)
 BODIES = {each.path: each.body for each in OPERATIONS if each.body is not None and each.media == "application/json"}

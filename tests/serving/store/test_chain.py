@@ -14,10 +14,9 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc_now, uuid7
 from tuneloop.improve.experiment.command import check, start
 from tuneloop.records.server import Decision
-from tuneloop.serving.store.chain import COLUMNS, link, refuse_rewritten, verify
 from tuneloop.serving.store.database import Database
 from tuneloop.serving.store.erase import erase, find
-from tuneloop.serving.store.store import insert, opened, store_name
+from tuneloop.serving.store.store import COLUMNS, insert, link, opened, refuse_rewritten, store_name, verify
 
 EACH = pytest.mark.usefixtures("each_database")
 

@@ -22,10 +22,9 @@ from patience import HANG
 from places import ROOT
 from tuneloop.core.ids import utc_now, uuid7
 from tuneloop.records.request import StoredRequest
-from tuneloop.serving.store import write_ahead as ahead
+from tuneloop.serving.store import writer as ahead
 from tuneloop.serving.store.store import connect, opened, read_requests
-from tuneloop.serving.store.write_ahead import FILES, KILLED, WriteAhead, line_of
-from tuneloop.serving.store.writer import SHORT, StoreWriter
+from tuneloop.serving.store.writer import FILES, KILLED, SHORT, StoreWriter, WriteAhead, line_of
 
 SERVER = """
 import sys, time

@@ -29,8 +29,7 @@ from tuneloop.records.request import StoredRequest
 from tuneloop.serving.keys import add_key
 from tuneloop.serving.store import writer
 from tuneloop.serving.store.store import TABLES, opened, read_feedback, read_requests
-from tuneloop.serving.store.write_ahead import FILES
-from tuneloop.serving.store.writer import DEAD, SPILL, StoreWriter
+from tuneloop.serving.store.writer import DEAD, FILES, SPILL, StoreWriter
 
 EACH = pytest.mark.usefixtures("each_database")
 PLACES = {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'tests'}:{ROOT / 'tests' / 'helpers'}"}

@@ -33,9 +33,15 @@ from tuneloop.improve.monitor.detectors import CANARIES
 from tuneloop.records.feedback import Feedback, value_of
 from tuneloop.records.server import Decision
 from tuneloop.registry import registered_name
-from tuneloop.serving.store.chain import refuse_rewritten
 from tuneloop.serving.store.database import Database, is_database_url, keep_password
-from tuneloop.serving.store.store import opened, read_decisions, read_feedback, store_folder, store_name
+from tuneloop.serving.store.store import (
+    opened,
+    read_decisions,
+    read_feedback,
+    refuse_rewritten,
+    store_folder,
+    store_name,
+)
 
 PER_USER = 20  # answers that one user's feedback counts for, as in `collect`
 NO_REASON = {"latency", "cost", CANARIES}  # alarms that another training would not silence

@@ -47,7 +47,6 @@ from tuneloop.records.server import ServerState
 from tuneloop.serving import models
 from tuneloop.serving.config import ServeConfig
 from tuneloop.serving.keys import read_keys
-from tuneloop.serving.store.chain import refuse_rewritten
 from tuneloop.serving.store.database import Database, is_database_url
 from tuneloop.serving.store.store import (
     insert,
@@ -56,6 +55,7 @@ from tuneloop.serving.store.store import (
     read_decisions,
     read_feedback,
     read_requests,
+    refuse_rewritten,
     store_folder,
     store_name,
 )

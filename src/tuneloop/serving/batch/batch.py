@@ -47,7 +47,7 @@ from tuneloop.serving.http import replies
 from tuneloop.serving.http.api_request import ApiError, ApiRequest
 from tuneloop.serving.http.app import Whole, whole
 from tuneloop.serving.http.contract import ResponsesBody
-from tuneloop.serving.http.earlier import earlier_responses
+from tuneloop.serving.http.responses import earlier_responses, read_responses, responses_body
 
 T = TypeVar("T")
 
@@ -452,9 +452,9 @@ def answer_by(gateway: Gateway, caller: Caller, journal: Path, model: str = "") 
             return replies.completions_body(requests, [await answer_one(each) for each in requests])
         if line.url == "/v1/responses":
             asked = read.parsed(ResponsesBody, body)
-            request = read.read_responses(asked, await earlier_responses(gateway, asked, caller))
+            request = read_responses(asked, await earlier_responses(gateway, asked, caller))
             piece, (completion, *_) = await answer_one(request)
-            return replies.responses_body(request, piece, completion)
+            return responses_body(request, piece, completion)
         request = read.read_chat(body, most)
         return replies.chat_body(request, *await answer_one(request))
 

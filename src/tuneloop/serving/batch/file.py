@@ -26,9 +26,8 @@ import orjson
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import user_errors_of_the_disk
-from tuneloop.core.foreign import fast_json, parse_json
+from tuneloop.core.foreign import MOST_DEPTH, fast_json, parse_json, too_deep
 from tuneloop.core.journal import JournalFile
-from tuneloop.core.json_schema import MOST_DEPTH, too_deep
 from tuneloop.records.record import JsonSteps, latest, upgraded
 from tuneloop.serving.http.contract import BatchEndpoint
 

@@ -1,10 +1,13 @@
 """What a client requests, read from the bodies of OpenAI's endpoints, and the errors as that API reports them.
 
-The models of `http.contract` check every value, so that what comes behind can trust it.
+Small bodies are read at once, others first where that can be ended. The models of `http.contract` check every value, so
+that what comes behind can trust it.
 """
 
 from __future__ import annotations
 
+import asyncio
+import json
 import random
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -14,18 +17,24 @@ from typing import Any, Literal, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
 
+from tuneloop.core.bounded_work import WORK, TooMuchWork
 from tuneloop.core.errors import UserError, did_you_mean
+from tuneloop.core.foreign import LIMITS, MOST_DEPTH, fast_json, parse_json, too_deep
 from tuneloop.core.json_schema import schema_problem
 from tuneloop.core.units import counted
 from tuneloop.inference.openai.api import reasoning_of
 from tuneloop.inference.request import Sampling
 from tuneloop.records.rows import Message
-from tuneloop.serving.http.contract import ChatBody, ClassifyBody, CompletionsBody, DrawnBody, ResponsesBody, Turn
+from tuneloop.serving.http.contract import ChatBody, ClassifyBody, CompletionsBody, DrawnBody, Turn
 
 Tier = Literal["default", "flex", "priority"]
 Body = Mapping[str, Any]
 _Model = TypeVar("_Model", bound=BaseModel)
 _ROLES = {"developer": "system", "function": "tool"}  # as records name them
+
+AT_ONCE, PARTS_AT_ONCE = LIMITS["at once"].bytes, LIMITS["at once"].nodes  # parts: quotes and brackets
+MOST_PARTS, SECONDS = LIMITS["body"].nodes, LIMITS["body"].seconds  # parts: objects, lists and texts
+QUICK = 4_096  # bytes of a body that is read and validated in a fraction of a millisecond; others take turns
 
 EXAMPLE = '[{"role": "user", "content": "Where is my parcel?"}]'
 PARTS = '[{"type": "text", "text": "Where is my parcel?"}]'
@@ -123,6 +132,70 @@ def bad(message: str, param: str | None = None, code: str | None = None) -> ApiE
     return ApiError(400, message, param=param, code=code)
 
 
+async def json_object(raw: bytes, turns: asyncio.Lock) -> dict[str, Any]:
+    """A body as a JSON object.
+
+    Args:
+        turns: of bodies that are not `QUICK`. In each round of the event loop one of them is read and
+            validated in up to ten milliseconds: thirty at once would hold all others up for a third of a second.
+
+    Raises:
+        ApiError: it is none, nested too deeply, or too much for this server. TooBusy: see `core.bounded_work`.
+    """
+    is_small = len(raw) <= AT_ONCE and sum(map(raw.count, (b'"', b"[", b"{"))) <= PARTS_AT_ONCE
+    if not is_small:
+        try:
+            fault = parse_json(await WORK.result(check_job, raw, seconds=SECONDS))
+        except TooMuchWork:
+            fault = 413, "Reading the request takes too long: send less", "request_too_large"
+        if fault:
+            status, message, code = fault
+            raise ApiError(status, message, code=code)
+    if len(raw) > QUICK:
+        async with turns:
+            await asyncio.sleep(0)
+    if is_small:
+        return _read(raw)
+    value: dict[str, Any] = fast_json(raw)
+    return value
+
+
+def check_job(raw: bytes) -> bytes:
+    """In a process of `core.bounded_work`: what is wrong with a body, as JSON of status, message and code, or null."""
+    try:
+        value = _read(raw)
+    except ApiError as error:
+        return json.dumps([error.status, error.message, error.code]).encode()
+    parts = 0
+    left: list[Any] = [value]
+    while left and parts <= MOST_PARTS:
+        part = left.pop()
+        if isinstance(part, dict):
+            parts += len(part)
+            part = part.values()
+        below = [item for item in part if isinstance(item, dict | list | str)]
+        parts += len(below)
+        left += [item for item in below if not isinstance(item, str)]
+    if parts > MOST_PARTS:
+        what = f"The body has more than {MOST_PARTS:,} objects, lists and texts"
+        return json.dumps([413, what, "request_too_large"]).encode()
+    return b"null"
+
+
+def _read(raw: bytes) -> dict[str, Any]:
+    try:
+        value = fast_json(raw)
+    except ValueError as error:
+        raise ApiError(400, f"The body is not valid JSON: {error}"[:300], code="invalid_json") from None
+    except RecursionError:
+        value = None
+    if not isinstance(value, dict):
+        raise ApiError(400, "The body must be a JSON object", code="invalid_json")
+    if too_deep(raw, value):
+        raise ApiError(400, f"The body is nested in more than {MOST_DEPTH} levels", code="invalid_json")
+    return value
+
+
 def parsed(model: type[_Model], body: Body) -> _Model:
     """A body as its model of `http.contract`; ApiError: a value is wrong or missing, or a field unknown."""
     try:
@@ -173,7 +246,7 @@ def read_chat(body: Body, most_choices: int) -> ApiRequest:
     """The body of `/v1/chat/completions`; ApiError: a value is wrong, or a field unknown."""
     asked = parsed(ChatBody, body)
     choice: Any = asked.tool_choice or "auto"
-    tools, schema = _tools(asked.tools or [], choice if choice in _CHOICES else choice["function"]["name"])
+    tools, schema = tools_of(asked.tools or [], choice if choice in CHOICES else choice["function"]["name"])
     logprobs = None
     if asked.logprobs:
         logprobs = asked.top_logprobs or 0
@@ -183,7 +256,7 @@ def read_chat(body: Body, most_choices: int) -> ApiRequest:
         "chat",
         messages=as_messages(asked.messages),
         tools=tools,
-        schema=schema or _schema_of(asked.response_format, "response_format"),
+        schema=schema or schema_of(asked.response_format, "response_format"),
         logprobs=logprobs,
         max_new_tokens=asked.max_completion_tokens or asked.max_tokens,
         one_call=asked.parallel_tool_calls is False,
@@ -206,95 +279,6 @@ def read_completions(body: Body, most_choices: int) -> list[ApiRequest]:
     return [ApiRequest("completions", **{"text" if isinstance(p, str) else "ids": p}, **shared) for p in prompts]
 
 
-@dataclass(frozen=True)
-class EarlierResponse:
-    """An answer of `/v1/responses` that a later request refers to."""
-
-    prompt: Sequence[Message]  # the turns before it, without instructions
-    answer: Message
-
-
-# Ids of items, from those of their answers: a message, a thought, the call of that number.
-ITEM_ID = re.compile(r"(msg|rs|fc)_([0-9a-f-]{36})(?:_(\d{1,3}))?")
-Earlier = Mapping[str, EarlierResponse]  # by id
-
-
-def read_responses(asked: ResponsesBody, earlier: Earlier) -> ApiRequest:
-    """A body of `/v1/responses`, with the answers that it refers to; ApiError: see `read_chat`."""
-    turns: Any = [{"role": "user", "content": asked.input}] if isinstance(asked.input, str) else _turns(asked, earlier)
-    messages = as_messages(turns)
-    if not messages:
-        raise bad(f"input must hold a message: {EXAMPLE}", "input")
-    if asked.previous_response_id:
-        before = earlier[asked.previous_response_id]
-        messages = [*before.prompt, before.answer, *messages]
-    if asked.instructions:
-        messages = [{"role": "system", "content": asked.instructions}, *messages]
-    choice: Any = asked.tool_choice or "auto"
-    tools, schema = _tools(
-        [_chat_tool(tool) for tool in asked.tools or ()], choice if choice in _CHOICES else choice["name"]
-    )
-    names = ("instructions", "tools", "previous_response_id")
-    repeated = {name: getattr(asked, name) for name in names} | {
-        "tool_choice": choice,
-        "store": asked.store is not False,
-    }
-    return ApiRequest(
-        "responses",
-        messages=messages,
-        tools=tools,
-        one_call=asked.parallel_tool_calls is False,
-        repeated=repeated,
-        schema=schema or _schema_of((asked.text or {}).get("format"), "text.format"),
-        model=asked.model or "",
-        user=asked.user or "",
-        tier=_tier(asked.service_tier),
-        stream=bool(asked.stream),
-        max_new_tokens=asked.max_output_tokens,
-        sampling=_sampling(asked.temperature, asked.top_p),
-    )
-
-
-def _turns(asked: ResponsesBody, earlier: Earlier) -> list[dict[str, Any]]:
-    """The turns of items: calls belong to the turn of the assistant before them."""
-    turns: list[dict[str, Any]] = []
-    for item in asked.input:
-        part: Any = item
-        kind = part.get("type") or "message"
-        if kind == "item_reference":
-            part = _referred(part["id"], earlier)
-        elif kind == "function_call":
-            function = {"name": part["name"], "arguments": part["arguments"]}
-            part = {"role": "assistant", "content": "", "tool_calls": [
-                {"id": part["call_id"], "type": "function", "function": function}
-            ]}  # fmt: skip
-        elif kind == "function_call_output":
-            part = {"role": "tool", "content": part["output"], "tool_call_id": part["call_id"]}
-        elif kind == "reasoning":
-            continue
-        calls = part.get("tool_calls") if part else None
-        if calls and turns and turns[-1]["role"] == "assistant" and not part.get("content"):
-            turns[-1] = {**turns[-1], "tool_calls": [*turns[-1].get("tool_calls", ()), *calls]}
-        elif part:
-            turns.append(part)
-    return turns
-
-
-def _referred(id_: str, earlier: Earlier) -> dict[str, Any] | None:
-    """An item of an earlier answer as a turn; None: it has no turn of its own, as a thought."""
-    kind, of, number = ITEM_ID.fullmatch(id_).groups()  # type: ignore[union-attr]
-    answer: Any = earlier[of].answer
-    if kind == "msg":
-        return {"role": "assistant", "content": answer["content"]}
-    calls = answer.get("tool_calls", [])[int(number) :][:1] if kind == "fc" and number else []
-    return {"role": "assistant", "content": "", "tool_calls": calls} if calls else None
-
-
-def _chat_tool(tool: Mapping[str, Any]) -> dict[str, Any]:
-    function = {name: tool[name] for name in ("name", "description", "parameters") if tool.get(name) is not None}
-    return {"type": "function", "function": function}
-
-
 def read_classify(body: Body) -> list[ApiRequest]:
     """The body of `/v1/classify`: a request for each of its texts; raises as `read_chat`."""
     asked = parsed(ClassifyBody, body)
@@ -304,7 +288,8 @@ def read_classify(body: Body) -> list[ApiRequest]:
         texts = [asked.input] if isinstance(asked.input, str) else asked.input or []
         conversations = [[{"role": "user", "content": text}] for text in texts]
     shared: dict[str, Any] = {
-        "model": asked.model or "", "user": asked.user or "", "tier": _tier(asked.service_tier), "top": asked.top or 0,
+        "model": asked.model or "", "user": asked.user or "", "tier": tier_of(asked.service_tier),
+        "top": asked.top or 0,
     }  # fmt: skip
     return [ApiRequest("classify", messages=messages, **shared) for messages in conversations]
 
@@ -316,19 +301,19 @@ def _drawn(asked: DrawnBody, most_choices: int) -> dict[str, Any]:
         raise bad(f"n must be 1 to {most_choices}, not {n}", "n")
     return {
         "model": asked.model or "", "n": n, "stop": (stop,) if isinstance(stop, str) else tuple(stop),
-        "sampling": _sampling(
+        "sampling": sampling_of(
             asked.temperature, asked.top_p, asked.seed, asked.top_k, asked.min_p, asked.repetition_penalty
         ),
         "stream": bool(asked.stream), "include_usage": bool((asked.stream_options or {}).get("include_usage")),
-        "user": asked.user or "", "tier": _tier(asked.service_tier),
+        "user": asked.user or "", "tier": tier_of(asked.service_tier),
     }  # fmt: skip
 
 
-def _tier(asked: str | None) -> Tier:
+def tier_of(asked: str | None) -> Tier:
     return cast(Tier, asked) if asked in ("flex", "priority") else "default"
 
 
-def _sampling(
+def sampling_of(
     temperature: float | None,
     top_p: float | None,
     seed: int | None = None,
@@ -369,11 +354,11 @@ def _text_of(part: Any) -> str:
     return part if isinstance(part, str) else part["text"] if "text" in part else part["refusal"]
 
 
-_CHOICES = ("none", "auto", "required")
+CHOICES = ("none", "auto", "required")
 
 
-def _tools(tools: list[Any], choice: str) -> tuple[list[Any], Mapping[str, Any] | None]:
-    """The tools, and the schema of a call where one must be made; `choice`: as in `_CHOICES`, or a tool's name."""
+def tools_of(tools: list[Any], choice: str) -> tuple[list[Any], Mapping[str, Any] | None]:
+    """The tools, and the schema of a call where one must be made; `choice`: as in `CHOICES`, or a tool's name."""
     if choice == "auto":
         return tools, None
     if choice == "none":
@@ -391,7 +376,7 @@ def _tools(tools: list[Any], choice: str) -> tuple[list[Any], Mapping[str, Any] 
     return tools, _bounded(calls[0] if len(calls) == 1 else {"anyOf": calls}, "tools")
 
 
-def _schema_of(form: Mapping[str, Any] | None, param: str) -> Mapping[str, Any] | None:
+def schema_of(form: Mapping[str, Any] | None, param: str) -> Mapping[str, Any] | None:
     """The schema that an answer must fulfil."""
     if form is None or form["type"] == "text":
         return None

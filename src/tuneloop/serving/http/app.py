@@ -13,7 +13,7 @@ import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -28,16 +28,19 @@ from tuneloop.serving.gateway import Caller, Gateway, Piece
 from tuneloop.serving.http import api_request as read
 from tuneloop.serving.http import replies
 from tuneloop.serving.http.api_request import ApiError, ApiRequest, Headers, unavailable
-from tuneloop.serving.http.bodies import json_object
-from tuneloop.serving.http.contract import MOST_EMBEDDED, MOST_TEXTS, EmbeddingsBody, ResponsesBody, TokenizeBody
-from tuneloop.serving.http.earlier import earlier_responses
-from tuneloop.serving.http.openapi import document
-from tuneloop.serving.http.senders import limited_as, of_its_sender, read_feedback_of
-from tuneloop.serving.limits import FeedbackLimit
+from tuneloop.serving.http.contract import (
+    MOST_EMBEDDED,
+    MOST_TEXTS,
+    EmbeddingsBody,
+    ResponsesBody,
+    TokenizeBody,
+    document,
+)
+from tuneloop.serving.http.feedback import FeedbackLimit, take_feedback
+from tuneloop.serving.http.responses import ResponsesStream, earlier_responses, read_responses, responses_body
 
 # Bytes of a body: of schemas and settings, and for each token of a prompt, which mostly has four characters.
 AROUND_PROMPTS, BYTES_A_TOKEN = 262_144, 32
-MOST_FEEDBACK = 150_000  # bytes of feedback: its longest text, mostly also where it is escaped
 NO_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE)
 ANSWERING = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/classify", "/v1/models", "/v1/batches")
 PLAIN_CLIENTS = ("", "application/x-www-form-urlencoded")  # what raw sockets, `curl -d` and urllib say of JSON
@@ -59,7 +62,7 @@ class Call:
     scope: Scope
     receive: Receive
     send: Send
-    turns: asyncio.Lock = field(default_factory=asyncio.Lock)  # of large bodies; see `bodies.json_object`
+    turns: asyncio.Lock = field(default_factory=asyncio.Lock)  # of large bodies; see `api_request.json_object`
     has_begun: bool = False  # the answer
     left: bool = False  # the client was seen to leave
     events: bool = False  # the answer is a stream of events, in which an error can be one
@@ -117,7 +120,7 @@ class Call:
         if kind not in PLAIN_CLIENTS and kind != "application/json" and not kind.endswith("+json"):
             what = "The body must be JSON, with Content-Type: application/json"
             raise ApiError(415, what, code="unsupported_media_type")
-        return await json_object(await self.body(most, large=large), self.turns)
+        return await read.json_object(await self.body(most, large=large), self.turns)
 
     @contextlib.asynccontextmanager
     async def watched(self) -> AsyncIterator[None]:
@@ -263,8 +266,8 @@ def routes_of(gateway: Gateway) -> list[Any]:
     """The routes of a server but for those of batches; `http.contract` describes them."""
     from starlette.routing import Route
 
-    limits = gateway.config.feedback
-    server = RouteHandlers(gateway, FeedbackLimit(limits.per_minute, limits.pages_per_minute))
+    limits, server = gateway.config.feedback, RouteHandlers(gateway)
+    limit = FeedbackLimit(limits.per_minute, limits.pages_per_minute)
     seconds, local = gateway.config.limits.request_seconds, gateway.config.loopback
     handlers = (
         ("POST", "/v1/chat/completions", server.chat),
@@ -283,7 +286,7 @@ def routes_of(gateway: Gateway) -> list[Any]:
         ("GET", "/", server.page),
     )
     routes = [Route(path, RouteApp(handler, seconds, local), methods=[method]) for method, path, handler in handlers]
-    feedback = RouteApp(server.feedback, seconds, local, limits.origins)
+    feedback = RouteApp(partial(take_feedback, gateway, limit), seconds, local, limits.origins)
     return [*routes, Route("/v1/feedback", feedback, methods=["POST", "OPTIONS"] if limits.origins else ["POST"])]
 
 
@@ -321,7 +324,6 @@ class RouteHandlers:
     """The handlers of all routes but those of batches."""
 
     gateway: Gateway
-    limit: FeedbackLimit
 
     async def _body(self, call: Call, prompts: int = 1) -> tuple[dict[str, Any], Caller]:
         """The body and who sends it; the key is checked first, so that no body without one is read.
@@ -365,12 +367,12 @@ class RouteHandlers:
         """`POST /v1/responses`."""
         body, caller = await self._body(call)
         asked = read.parsed(ResponsesBody, body)
-        request = read.read_responses(asked, await earlier_responses(self.gateway, asked, caller))
+        request = read_responses(asked, await earlier_responses(self.gateway, asked, caller))
         if request.stream:
-            await self._stream(call, request, caller, replies.ResponsesStream(request), end="")
+            await self._stream(call, request, caller, ResponsesStream(request), end="")
             return
         ((piece, (completion, *_)),) = await self._whole(call, [request], caller)
-        await call.reply(replies.responses_body(request, piece, completion), headers=self._headers(piece, caller))
+        await call.reply(responses_body(request, piece, completion), headers=self._headers(piece, caller))
 
     async def classify(self, call: Call) -> None:
         """`POST /v1/classify`: labels with their probabilities."""
@@ -433,30 +435,6 @@ class RouteHandlers:
                 await call.event(event)
             await call.send({"type": "http.response.body", "body": b""})
 
-    async def feedback(self, call: Call) -> None:
-        """`POST /v1/feedback`: what people say of an answer. It is stored when the reply comes."""
-        page = call.header("origin") if call.header("origin") in self.gateway.config.feedback.origins else ""
-        shared = {"access-control-allow-origin": page, "vary": "origin"} if page else {}
-        if call.scope["method"] == "OPTIONS":  # a browser asks before it sends what a page of another site wants sent
-            more = {"access-control-allow-headers": "content-type, idempotency-key", "access-control-max-age": "3600"}
-            if not page:
-                raise ApiError(403, "Requests from pages of other sites are refused", code="foreign_origin")
-            await call.reply_bytes(b"", "text/plain", 204, {**shared, **more})
-            return
-        caller = Caller(rights=()) if page else self.gateway.caller(call.header)  # readers of pages have no key
-        body = await call.json(MOST_FEEDBACK)
-        body.setdefault("key", call.header("idempotency-key") or None)
-        record = read_feedback_of(body, caller, page=bool(page))
-        user = record.user or "" if "users" in caller.rights else ""
-        self.limit.take(limited_as(caller, call.scope.get("client")), page=bool(page), user=user)
-        record = await of_its_sender(self.gateway, record, caller)
-        try:
-            id_ = await asyncio.wrap_future(self.gateway.store.add_durably(record))
-        except OSError:  # the log has it
-            raise unavailable("The store takes nothing at present", "store") from None
-        reply = {"id": id_, "object": "feedback", "request": record.request, "conversation": record.conversation}
-        await call.reply(reply, headers=shared)
-
     async def widget(self, call: Call) -> None:
         """`GET /feedback.js`: thumbs, correction and comment for any page."""
         script = (files("tuneloop.serving.http") / "feedback.js").read_bytes()
@@ -515,7 +493,7 @@ class RouteHandlers:
     async def metrics(self, call: Call) -> None:
         """`GET /metrics`."""
         self.gateway.caller(call.header)
-        gauges(self.gateway)
+        self.gateway.metrics.set_gauges(self.gateway)
         await call.reply_bytes(self.gateway.metrics.text(), "text/plain; version=0.0.4; charset=utf-8")
 
     async def openapi(self, call: Call) -> None:
@@ -564,24 +542,3 @@ async def whole(pieces: AsyncGenerator[Piece, None]) -> Whole:
     if last is None:
         raise ApiError(503, "The engine gave no answer", code="engine")
     return last, [completions[index] for index in sorted(completions)]
-
-
-def gauges(gateway: Gateway) -> dict[str, float]:
-    """The state of a server in numbers; those of `/metrics` are set to it."""
-    admission, counts, tally = gateway.admission, gateway.store.counts, gateway.admission.tally
-    calibrations = [times.calibration for times in admission.models.values() if times.calibration.n]
-    n = sum(each.n for each in calibrations) or 1
-    values: dict[str, float] = {
-        "active": len(admission.active), "waiting": admission.waiting, "giving_way": admission.giving_way,
-        "store_waiting": gateway.store.waiting, "store_written": counts.stored, "store_spilled": counts.spilled,
-        "store_lost": counts.losses, "store_dead": counts.dead, "store_unsafe": gateway.store.unsafe,
-        "prediction_error": sum(each.error * each.n for each in calibrations) / n,
-        "prediction_coverage": sum(each.coverage * each.n for each in calibrations) / n,
-        "predictions": sum(each.n for each in calibrations),
-        "on_time": tally.on_time, "late": tally.late, "refused": tally.refused, "downgraded": tally.downgraded,
-        "shadow_waiting": len(gateway.copies.waiting), "shadow_dropped": gateway.copies.dropped,
-        "engines_out": sum(bool(member.out) for member in getattr(gateway.engine, "members", ())),
-    }  # fmt: skip
-    for name, value in values.items():
-        gateway.metrics.gauges[name].set(value)
-    return values

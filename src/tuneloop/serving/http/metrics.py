@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tuneloop.records.request import StoredRequest
+    from tuneloop.serving.gateway import Gateway
 
 _GAUGES = {
     "active": "Requests that are being answered.",
@@ -99,6 +100,26 @@ class Metrics:
             if record.completion_tokens > 1:
                 rest = (record.total_ms - record.ttft_ms) / 1000 / (record.completion_tokens - 1)
                 series.each.observe(max(rest, 0.0))
+
+    def set_gauges(self, gateway: Gateway) -> dict[str, float]:
+        """Set the gauges to the state of a server; returns it."""
+        admission, counts, tally = gateway.admission, gateway.store.counts, gateway.admission.tally
+        calibrations = [times.calibration for times in admission.models.values() if times.calibration.n]
+        n = sum(each.n for each in calibrations) or 1
+        values: dict[str, float] = {
+            "active": len(admission.active), "waiting": admission.waiting, "giving_way": admission.giving_way,
+            "store_waiting": gateway.store.waiting, "store_written": counts.stored, "store_spilled": counts.spilled,
+            "store_lost": counts.losses, "store_dead": counts.dead, "store_unsafe": gateway.store.unsafe,
+            "prediction_error": sum(each.error * each.n for each in calibrations) / n,
+            "prediction_coverage": sum(each.coverage * each.n for each in calibrations) / n,
+            "predictions": sum(each.n for each in calibrations),
+            "on_time": tally.on_time, "late": tally.late, "refused": tally.refused, "downgraded": tally.downgraded,
+            "shadow_waiting": len(gateway.copies.waiting), "shadow_dropped": gateway.copies.dropped,
+            "engines_out": sum(bool(member.out) for member in getattr(gateway.engine, "members", ())),
+        }  # fmt: skip
+        for name, value in values.items():
+            self.gauges[name].set(value)
+        return values
 
     def collect(self) -> Iterator[Any]:
         """What was counted, in the form that the client library expects of a collector."""

@@ -40,7 +40,7 @@ def calls_of(
 
 
 @dataclass
-class _CallSplitter:
+class CallSplitter:
     """Keeps text of a streamed answer back that may become calls, until it is known which of the two it is."""
 
     request: ApiRequest
@@ -164,61 +164,6 @@ def _echo(request: ApiRequest) -> str:
     return (request.text or "") if request.echo else ""
 
 
-def responses_body(
-    request: ApiRequest, piece: Piece, completion: Completion | None, output: Sequence[dict[str, Any]] | None = None
-) -> dict[str, Any]:
-    """The body of `/v1/responses`; without a completion that of an answer that has only begun.
-
-    Args:
-        output: its items, where they are known; None: those of the completion.
-    """
-    tokens, repeated = usage([completion]) if completion else None, request.repeated
-    cut = completion is not None and completion.finish == "length"
-    if output is None and completion is not None:
-        said, calls = calls_of(completion.text, request.tools, one=request.one_call, id_=piece.id)
-        items = [_message_item(piece.id, said, "completed")] if said or not calls else []
-        output = [*_thoughts(piece.id, completion), *items, *_call_items(piece.id, calls)]
-    return {
-        "id": piece.id, "object": "response", "created_at": int(time.time()), "model": piece.model.name,
-        "status": ("incomplete" if cut else "completed") if completion else "in_progress",
-        "error": None, "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
-        "metadata": {}, "parallel_tool_calls": not request.one_call, "temperature": request.sampling.temperature,
-        "top_p": request.sampling.top_p, "max_output_tokens": request.max_new_tokens,
-        **repeated, "tools": repeated.get("tools") or [],
-        "text": {"format": {"type": "text"}}, "truncation": "disabled", "user": request.user or None,
-        "output": output or [],
-        "usage": tokens and {
-            "input_tokens": tokens["prompt_tokens"], "input_tokens_details": tokens["prompt_tokens_details"],
-            "output_tokens": tokens["completion_tokens"], "output_tokens_details": {"reasoning_tokens": 0},
-            "total_tokens": tokens["total_tokens"],
-        },
-    }  # fmt: skip
-
-
-def _thoughts(id_: str, completion: Completion) -> list[dict[str, Any]]:
-    """What a model thought before its answer, as an item of its own; not of a streamed answer, whose item has begun."""
-    content = [{"type": "reasoning_text", "text": completion.reasoning}]
-    return [{"id": f"rs_{id_}", "type": "reasoning", "summary": [], "content": content}] if completion.reasoning else []
-
-
-def _message_item(id_: str, text: str, status: str) -> dict[str, Any]:
-    content = [] if status == "in_progress" else [_part(text)]
-    return {"id": f"msg_{id_}", "type": "message", "role": "assistant", "status": status, "content": content}
-
-
-def _call_items(id_: str, calls: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Calls as items, whose ids say of which answer they are, so that a later request can refer to them."""
-    of_all = {"type": "function_call", "status": "completed"}
-    return [
-        {"id": f"fc_{id_}_{number}", **of_all, "call_id": call["id"], **call["function"]}
-        for number, call in enumerate(calls)
-    ]
-
-
-def _part(text: str) -> dict[str, Any]:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
-
-
 @dataclass
 class _AnswerStream:
     """An answer that is streamed."""
@@ -242,7 +187,7 @@ class _AnswerStream:
 class ChatStream(_AnswerStream):
     """The events of a streamed chat answer."""
 
-    splitters: dict[int, _CallSplitter] = field(default_factory=dict)  # by the choice
+    splitters: dict[int, CallSplitter] = field(default_factory=dict)  # by the choice
 
     def events(self, piece: Piece) -> Iterator[dict[str, Any]]:
         """What a piece of the answer becomes."""
@@ -252,7 +197,7 @@ class ChatStream(_AnswerStream):
             yield self._chunk(index, {"role": "assistant", "content": "", "refusal": None})
         if piece.reasoning:
             yield self._chunk(index, {"reasoning_content": piece.reasoning})
-        splitter = self.splitters.setdefault(index, _CallSplitter(self.request))
+        splitter = self.splitters.setdefault(index, CallSplitter(self.request))
         text, calls = splitter.split(piece.text, last=completion is not None)
         logprobs = chat_logprobs(completion, piece.model) if completion is not None else None
         if text:
@@ -293,62 +238,3 @@ class CompletionsStream(_AnswerStream):
         if text or finish:
             choice = {"index": piece.index, "text": text, "logprobs": None, "finish_reason": finish}
             yield {**self._head(piece), "choices": [choice]}
-
-
-@dataclass
-class ResponsesStream:
-    """The events of a streamed answer of `/v1/responses`; each has its type."""
-
-    request: ApiRequest
-    number: int = -1
-    text: str = ""  # that was given out
-    splitter: _CallSplitter | None = None
-
-    def events(self, piece: Piece) -> Iterator[dict[str, Any]]:
-        """What a piece of the answer becomes."""
-        if self.splitter is None:
-            self.splitter = _CallSplitter(self.request, piece.id)
-            body = responses_body(self.request, piece, None)
-            yield self._event("response.created", response=body)
-            yield self._event("response.in_progress", response=body)
-        text, calls = self.splitter.split(piece.text, last=piece.completion is not None)
-        at = {"item_id": f"msg_{piece.id}", "output_index": 0, "content_index": 0}
-        over = piece.completion is not None
-        if not self.text and (text or (over and not calls)):
-            item = _message_item(piece.id, "", "in_progress")
-            yield self._event("response.output_item.added", output_index=0, item=item)
-            yield self._event("response.content_part.added", **at, part=_part(""))
-        self.text += text
-        if text:
-            yield self._event("response.output_text.delta", **at, delta=text, logprobs=[])
-        if piece.completion is None:
-            return
-        output = []
-        if self.text or not calls:
-            yield self._event("response.output_text.done", **at, text=self.text, logprobs=[])
-            yield self._event("response.content_part.done", **at, part=_part(self.text))
-            output.append(_message_item(piece.id, self.text, "completed"))
-            yield self._event("response.output_item.done", output_index=0, item=output[0])
-        for item in _call_items(piece.id, calls):
-            yield from self._called(item, len(output))
-            output.append(item)
-        body = responses_body(self.request, piece, piece.completion, output)
-        yield self._event(f"response.{body['status']}", response=body)
-
-    def _called(self, item: dict[str, Any], index: int) -> Iterator[dict[str, Any]]:
-        """The events of a call, which is known as a whole when it begins."""
-        at = {"item_id": item["id"], "output_index": index}
-        begun = {**item, "arguments": "", "status": "in_progress"}
-        yield self._event("response.output_item.added", output_index=index, item=begun)
-        yield self._event("response.function_call_arguments.delta", **at, delta=item["arguments"])
-        done = {"name": item["name"], "arguments": item["arguments"]}
-        yield self._event("response.function_call_arguments.done", **at, **done)
-        yield self._event("response.output_item.done", output_index=index, item=item)
-
-    def end(self) -> Iterator[dict[str, Any]]:
-        """Nothing: the last event says that it is the last."""
-        return iter(())
-
-    def _event(self, kind: str, **fields: Any) -> dict[str, Any]:
-        self.number += 1
-        return {"type": kind, "sequence_number": self.number, **fields}

@@ -27,8 +27,7 @@ from tuneloop.serving.batch.batch import ERRORS, INPUT, JOURNAL, OUTPUT, STATE
 from tuneloop.serving.batch.record import OVER
 from tuneloop.serving.keys import FILE as KEYS
 from tuneloop.serving.store.database import FILE
-from tuneloop.serving.store.write_ahead import FILES
-from tuneloop.serving.store.writer import DEAD, SPILL
+from tuneloop.serving.store.writer import DEAD, FILES, SPILL
 
 PENDING = "forget-*.json"  # erasures that have begun
 SQLITE = b"SQLite format 3\0"

@@ -38,8 +38,7 @@ from tuneloop.serving.store.database import Database, DatabaseError, open_sqlite
 from tuneloop.serving.store.erase import COLUMNS, Erased, Matched, delete, erase, find, proved, whose_lines
 from tuneloop.serving.store.erase_files import PENDING, Whose, copies_of_the_store, erase_lines
 from tuneloop.serving.store.migrations import VERSION, bring_up_to_date
-from tuneloop.serving.store.store import opened, store_file, store_folder, store_name, store_url
-from tuneloop.serving.store.users import known_user
+from tuneloop.serving.store.store import known_user, opened, store_file, store_folder, store_name, store_url
 from tuneloop.serving.store.writer import SPILL, StoreWriter
 
 DEEPEST = 8  # folders below the root

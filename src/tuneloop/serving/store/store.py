@@ -7,7 +7,10 @@ is its file, the URL of a database, or the folder of its server, which says wher
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import hmac
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -18,15 +21,16 @@ from typing import Any
 import orjson
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import make_private, user_errors_of_the_disk
+from tuneloop.core.files import cache_folder, make_private, read_json, user_errors_of_the_disk, write_json
 from tuneloop.core.foreign import parse_json
+from tuneloop.core.ids import utc_now
 from tuneloop.core.text import storable
+from tuneloop.data.clean.pii import DEFAULT_SECRET
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.record import latest, read_record
 from tuneloop.records.request import StoredRequest
 from tuneloop.records.server import Decision, ServerState
 from tuneloop.serving.store import database
-from tuneloop.serving.store.chain import DecisionLog, last_link, link, verify
 from tuneloop.serving.store.database import FILE, Database, DatabaseError, is_database_url, named, without_password
 from tuneloop.serving.store.migrations import STEPS, StoreSteps, bring_up_to_date
 
@@ -35,11 +39,14 @@ OWN = ("store.*", "*.log*", "*.db", "*.db-*", "keys.json", "state.json", ".lock"
        "improve")  # fmt: skip
 FOLDER = "serve"  # that a server works in where nothing else is said
 PATIENCE = 5.0  # seconds to wait for a lock that another process holds
+CHAINED = ("id", "time", "kind", "subject", "data", "key")  # of a decision, of which its hash is made
+PSEUDONYM = "u-"  # before the pseudonym of a user
 
 
 _Where = tuple[str, str, str, Iterable[Any]]  # since, until, and a condition with its values; see `read_requests`
 Stored = StoredRequest | Feedback | Decision
 TABLES: dict[type[Stored], str] = {StoredRequest: "requests", Feedback: "feedback", Decision: "decisions"}
+VERSIONS = {kind: latest(kind.migrations) for kind in TABLES}  # of records in files
 _TEXTS = ("prompt", "tools", "completion")
 _JSON = {"prompt", "tools", "completion", "value", "data", "route"}  # columns that hold JSON
 
@@ -371,4 +378,89 @@ def exported(request: StoredRequest) -> dict[str, Any] | None:
 def decision_log(place: Path | str) -> DecisionLog:
     """The log of decisions of a store, verified; UserError: there is no store."""
     with opened(place) as store:
-        return verify(store, store_name(place))
+        return verify_log(store, store_name(place))
+
+
+@dataclass(frozen=True)
+class DecisionLog:
+    """The log of decisions, as far as it was verified.
+
+    It is a chain: each decision has the hash of the one before it in its own, so that no change is unseen. A log that
+    is rewritten as a whole ends in another hash than this user has seen: it is noted outside of the store each time
+    that the log was verified, and `tuneloop ab replay` prints it.
+    """
+
+    decisions: int  # how many there are
+    head: str  # hash of the last one; empty: there is none
+    fault: str = ""  # what is wrong, in a sentence; empty: nothing is
+
+
+def link(previous: str, values: Sequence[Any]) -> str:
+    """The hash of a decision, by that of the one before it and the values of `CHAINED` as the database holds them."""
+    return hashlib.sha256(json.dumps([previous, *values], ensure_ascii=True).encode()).hexdigest()
+
+
+def last_link(store: Database) -> tuple[int, str]:
+    """Number and hash of the last decision; 0 and an empty text where there is none."""
+    row = store.execute("SELECT number, chain FROM decisions ORDER BY number DESC LIMIT 1").fetchone()
+    return (int(row[0]), str(row[1])) if row else (0, "")
+
+
+def verify_log(store: Database, name: str) -> DecisionLog:
+    """Whether the log is as it was written, and holds what it did when last verified; `name`: from `store_name`."""
+    try:
+        noted = read_json(_head_file(name))
+    except (UserError, OSError):
+        noted = None
+    if not isinstance(noted, dict) or not {"store", "decisions", "head", "time"} <= noted.keys():
+        noted = {}
+    (id_,) = store.execute("SELECT store FROM places").fetchone()
+    same = noted.get("store") == id_  # not an earlier one in the same place
+    head, count, fault, seen = "", 0, "", not same or not noted.get("decisions")
+    for row in store.read(f"SELECT {', '.join(CHAINED)}, number, chain FROM decisions ORDER BY number"):
+        count += 1
+        head = link(head, row[:-2])
+        if not fault and (row[-2] != count or row[-1] != head):
+            fault = f"decision {count:,} ({row[2]}, {row[1]}) or one before it was changed, added or removed"
+        seen = seen or (count == noted["decisions"] and head == noted["head"])
+    if not fault and not seen:
+        before = f"{noted['decisions']:,} decisions and ended in {noted['head'][:16]}"
+        fault = f"it was rewritten: on {noted['time']} it had {before}"
+    if not fault:
+        with contextlib.suppress(UserError):  # a user without a home, as in some containers: then the chain alone holds
+            write_json(_head_file(name), {"store": id_, "decisions": count, "head": head, "time": utc_now()})
+    return DecisionLog(count, head, fault)
+
+
+def refuse_rewritten(store: Database, name: str) -> None:
+    """Refuse to decide anything by a log that was changed, with a UserError."""
+    if fault := verify_log(store, name).fault:
+        step = f"restore the store from a backup; if that is what you have done, delete {_head_file(name)}"
+        raise UserError(f"The log of decisions can't be trusted: {fault}", where=name, next_step=step)
+
+
+def _head_file(name: str) -> Path:
+    place = without_password(name) if "://" in name else str(Path(name).resolve())
+    digest = hashlib.sha256(place.encode("utf-8", "surrogatepass")).hexdigest()
+    return Path(os.environ.get("TUNELOOP_LOG_HEADS") or cache_folder() / "decision-logs") / f"{digest[:24]}.json"
+
+
+def users_key(store: Database) -> bytes:
+    """The key of a store's pseudonyms: that of TUNELOOP_SECRET, else a random name that this store alone has."""
+    name = store.execute("SELECT store FROM places").fetchone()[0]
+    return os.environ.get(DEFAULT_SECRET, "").encode("utf-8", "surrogateescape") or str(name).encode()
+
+
+def pseudonym_of_user(name: str, key: bytes) -> str:
+    """A user's pseudonym (HMAC-SHA256, RFC 2104, 80 bits of it), from which the key alone leads back."""
+    return PSEUDONYM + hmac.new(key, name.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()[:20]
+
+
+def known_user(store: Database, match: str) -> str:
+    """A match `user=NAME` with the pseudonym, where the store knows the user by that alone; any other as it is."""
+    column, _, name = match.partition("=")
+    query = 'SELECT 1 FROM requests WHERE "user" = ? LIMIT 1'
+    if column != "user" or store.execute(query, [name]).fetchone() is not None:
+        return match
+    pseudonym = pseudonym_of_user(name, users_key(store))
+    return match if store.execute(query, [pseudonym]).fetchone() is None else f"user={pseudonym}"

@@ -1,4 +1,4 @@
-"""Who may say what of an answer: feedback that comes in by HTTP, checked against the request that it is about.
+"""`/v1/feedback`: what people say of an answer, by HTTP, checked against the request that it is about.
 
 Who names a request, whose id has 62 secret random bits, had its answer or was shown it. A conversation's name can be
 guessed: only its key may speak of it. User, weight and source are believed only from keys with the right to them.
@@ -10,24 +10,51 @@ import asyncio
 import ipaddress
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash
 from tuneloop.core.ids import utc_now, uuid7
 from tuneloop.records.feedback import Feedback, feedback_of
 from tuneloop.records.request import ANYONE
+from tuneloop.serving.admission import Bucket, Refusal
 from tuneloop.serving.gateway import Caller, Gateway
 from tuneloop.serving.http.api_request import ApiError, parsed, unavailable
 from tuneloop.serving.http.contract import FeedbackBody
-from tuneloop.serving.store.database import Database, DatabaseError, is_database_url
-from tuneloop.serving.store.store import AnsweredRequest, find_answered, had_conversation, opened
+from tuneloop.serving.store.store import AnsweredRequest, find_answered, had_conversation
+
+if TYPE_CHECKING:
+    from tuneloop.serving.http.app import Call
 
 TRUSTED = ("source", "weight")  # fields that need the right `feedback`
-T = TypeVar("T")
-ELSEWHERE = 0.3  # seconds after which another server has stored what it has just answered
-_LOOKING = ThreadPoolExecutor(2, "feedback")  # no other work comes before it
+MOST_FEEDBACK = 150_000  # bytes of feedback: its longest text, mostly also where it is escaped
+MOST_SENDERS = 10_000  # senders whose feedback is counted at a time
+
+
+async def take_feedback(gateway: Gateway, limit: FeedbackLimit, call: Call) -> None:
+    """`POST /v1/feedback`: what people say of an answer. It is stored when the reply comes."""
+    page = call.header("origin") if call.header("origin") in gateway.config.feedback.origins else ""
+    shared = {"access-control-allow-origin": page, "vary": "origin"} if page else {}
+    if call.scope["method"] == "OPTIONS":  # a browser asks before it sends what a page of another site wants sent
+        more = {"access-control-allow-headers": "content-type, idempotency-key", "access-control-max-age": "3600"}
+        if not page:
+            raise ApiError(403, "Requests from pages of other sites are refused", code="foreign_origin")
+        await call.reply_bytes(b"", "text/plain", 204, {**shared, **more})
+        return
+    caller = Caller(rights=()) if page else gateway.caller(call.header)  # readers of pages have no key
+    body = await call.json(MOST_FEEDBACK)
+    body.setdefault("key", call.header("idempotency-key") or None)
+    record = read_feedback_of(body, caller, page=bool(page))
+    user = record.user or "" if "users" in caller.rights else ""
+    limit.take(limited_as(caller, call.scope.get("client")), page=bool(page), user=user)
+    record = await of_its_sender(gateway, record, caller)
+    try:
+        id_ = await asyncio.wrap_future(gateway.store.add_durably(record))
+    except OSError:  # the log has it
+        raise unavailable("The store takes nothing at present", "store") from None
+    reply = {"id": id_, "object": "feedback", "request": record.request, "conversation": record.conversation}
+    await call.reply(reply, headers=shared)
 
 
 def read_feedback_of(body: Mapping[str, Any], caller: Caller, *, page: bool) -> Feedback:
@@ -64,8 +91,8 @@ async def of_its_sender(gateway: Gateway, record: Feedback, caller: Caller) -> F
     elif conversation is not None:
         now = time.monotonic()
         recent = {(each.key, each.conversation) for each, until in gateway.recent.values() if until > now}
-        if (caller.name, conversation) not in recent and not await read_store(
-            gateway, lambda store: had_conversation(store, caller.name, conversation)
+        if (caller.name, conversation) not in recent and not await gateway.read_store(
+            lambda store: had_conversation(store, caller.name, conversation)
         ):
             raise ApiError(404, "This key had no such conversation", param="conversation", code="not_found")
     else:
@@ -83,29 +110,10 @@ async def _answered(gateway: Gateway, id_: str, caller: Caller, param: str) -> A
     """A request of the sender's that was answered, or, where it has no key, any one of this id."""
     answered, until = gateway.recent.get(id_, (None, 0.0))
     if until <= time.monotonic():
-        answered = await read_store(gateway, lambda store: find_answered(store, id_))
+        answered = await gateway.read_store(lambda store: find_answered(store, id_))
     if answered is None or (caller.key is not None and answered.key != caller.name):
         raise ApiError(404, "There is no answer of this id", param=param, code="not_found")
     return answered
-
-
-async def read_store(gateway: Gateway, look: Callable[[Database], T | None]) -> T | None:
-    """What the store says, also a moment later where other servers write to it; ApiError: it can't be read."""
-    place = gateway.config.store
-
-    def work() -> T | None:
-        with opened(place) as store:
-            return look(store)
-
-    try:
-        loop = asyncio.get_running_loop()
-        value = await loop.run_in_executor(_LOOKING, work)
-        if not value and is_database_url(place):
-            await asyncio.sleep(ELSEWHERE)
-            value = await loop.run_in_executor(_LOOKING, work)
-        return value
-    except (UserError, DatabaseError):
-        raise unavailable("The store can't be read at present", "store") from None
 
 
 def limited_as(caller: Caller, client: Any) -> str:
@@ -119,3 +127,35 @@ def limited_as(caller: Caller, client: Any) -> str:
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is None:
         return str(ipaddress.ip_network((address, 64), strict=False))
     return str(getattr(address, "ipv4_mapped", None) or address)
+
+
+@dataclass
+class FeedbackLimit:
+    """How much feedback is taken in a minute, so that no one fills the store alone."""
+
+    each: int  # pieces a minute from one sender
+    pages: int  # from all readers of pages together, or from all users whom one key names
+    clock: Callable[[], float] = time.monotonic  # seconds
+    _open: Bucket | None = None
+    _senders: dict[str, Bucket] = field(default_factory=dict)
+
+    def take(self, who: str, *, page: bool, user: str = "") -> None:
+        """Count a piece of feedback, or raise a Refusal where there was too much of it in this minute.
+
+        Args:
+            who: the key, or the address where there is none.
+            page: it comes from a reader of a page.
+            user: whom a key names that is believed; empty: none.
+        """
+        now = self.clock()
+        if page:
+            self._open = self._open or Bucket(self.pages, self.pages, now)
+            if wait := self._open.take(1, now):
+                raise Refusal("rate_limit_exceeded", f"Pages may send {self.pages:,} pieces of feedback a minute", wait)
+        for sender, rate in ((who, self.pages), (f"{who}\x1f{user}", self.each)) if user else ((who, self.each),):
+            bucket = self._senders.pop(sender, None) or Bucket(rate, rate, now)
+            self._senders[sender] = bucket  # the last ones stand last
+            if len(self._senders) > MOST_SENDERS:
+                del self._senders[next(iter(self._senders))]
+            if wait := bucket.take(1, now):
+                raise Refusal("rate_limit_exceeded", f"One sender may send {rate:,} pieces of feedback a minute", wait)

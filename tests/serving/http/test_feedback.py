@@ -28,7 +28,7 @@ from tuneloop.records.request import ANYONE, StoredRequest
 from tuneloop.serving import gateway
 from tuneloop.serving.gateway import ArmDraw, Caller, Gateway
 from tuneloop.serving.http import senders
-from tuneloop.serving.http.senders import limited_as
+from tuneloop.serving.http.feedback import limited_as
 from tuneloop.serving.keys import Limits, Right, add_key
 from tuneloop.serving.store.database import DatabaseError
 from tuneloop.serving.store.store import insert, opened, read_feedback, read_requests

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tuneloop.core.bounded_work import WORK, TooBusy, TooMuchWork
-from tuneloop.serving.http import bodies
+from tuneloop.serving.http import api_request as bodies
 from tuneloop.serving.http.api_request import AT_ONCE, MOST_PARTS, ApiError, json_object
 from tuneloop.serving.http.app import failure
 

@@ -27,7 +27,7 @@ from tuneloop.records.feedback import Feedback
 from tuneloop.records.request import ANYONE, StoredRequest
 from tuneloop.serving import gateway
 from tuneloop.serving.gateway import ArmDraw, Caller, Gateway
-from tuneloop.serving.http import senders
+from tuneloop.serving.http import feedback
 from tuneloop.serving.http.feedback import limited_as
 from tuneloop.serving.keys import Limits, Right, add_key
 from tuneloop.serving.store.database import DatabaseError
@@ -169,7 +169,7 @@ def test_a_store_that_can_not_be_read_takes_no_feedback_for_the_moment(
     def away(*args: Any) -> None:
         raise DatabaseError("it is away")
 
-    monkeypatch.setattr(senders, "find_answered", away)
+    monkeypatch.setattr(feedback, "find_answered", away)
     me = Client(server[0])
     assert me.say(request=me.ask()).status_code == 200
     reply = me.say(request=uuid7())
@@ -410,7 +410,7 @@ def test_feedback_finds_its_request_while_all_threads_render(tmp_path: Path) -> 
         loop.set_default_executor(ThreadPoolExecutor(1))
         busy = loop.run_in_executor(None, release.wait)
         try:
-            return await asyncio.wait_for(senders.read_store(gateway, lambda store: "there"), HANG)
+            return await asyncio.wait_for(gateway.read_store(lambda store: "there"), HANG)
         finally:
             release.set()
             await busy

@@ -16,7 +16,7 @@ from tuneloop.improve.experiment.command import check, start
 from tuneloop.records.server import Decision
 from tuneloop.serving.store.database import Database
 from tuneloop.serving.store.erase import erase, find
-from tuneloop.serving.store.store import COLUMNS, insert, link, opened, refuse_rewritten, store_name, verify
+from tuneloop.serving.store.store import CHAINED, insert, link, opened, refuse_rewritten, store_name, verify_log
 
 EACH = pytest.mark.usefixtures("each_database")
 
@@ -69,7 +69,7 @@ def test_what_is_added_is_a_chain_whoever_adds_it(tmp_path: Path) -> None:
         thread.join()
     with opened(tmp_path) as store:
         assert insert(store, [twice]) == 0
-        log = verify(store, store_name(tmp_path))
+        log = verify_log(store, store_name(tmp_path))
         assert (log.decisions, log.fault) == (62, "") and len(log.head) == 64
 
 
@@ -81,7 +81,7 @@ def test_a_change_is_noticed(tmp_path: Path, how: str) -> None:
         free(store)
         store.execute(CHANGES[how])
         for _ in range(2):  # and it is not forgotten by the next look
-            assert verify(store, store_name(tmp_path)).fault
+            assert verify_log(store, store_name(tmp_path)).fault
         with pytest.raises(UserError, match="can't be trusted"):
             refuse_rewritten(store, store_name(tmp_path))
 
@@ -92,25 +92,25 @@ def test_a_log_that_was_written_anew_with_right_hashes_is_noticed_and_a_restored
     name = store_name(tmp_path)
     with opened(tmp_path, create=True) as store:
         insert(store, [decision(i) for i in range(4)])
-        assert not verify(store, name).fault
+        assert not verify_log(store, name).fault
         insert(store, [decision(9)])  # not seen yet
         free(store)
         store.execute("UPDATE decisions SET data = '{\"won\":true}' WHERE number = 2")
         head = ""
-        for row in store.execute(f"SELECT {', '.join(COLUMNS)}, number FROM decisions ORDER BY number").fetchall():
+        for row in store.execute(f"SELECT {', '.join(CHAINED)}, number FROM decisions ORDER BY number").fetchall():
             head = link(head, row[:-1])
             store.execute("UPDATE decisions SET chain = ? WHERE number = ?", [head, row[-1]])
-        assert "rewritten" in verify(store, name).fault
+        assert "rewritten" in verify_log(store, name).fault
         (note,) = notes.iterdir()
         note.unlink()
-        assert not verify(store, name).fault
+        assert not verify_log(store, name).fault
 
 
 def test_another_store_in_the_same_place_is_no_rewritten_one(tmp_path: Path) -> None:
     for _ in range(2):
         with opened(tmp_path, create=True) as store:
             insert(store, [decision(i) for i in range(3)])
-            assert not verify(store, store_name(tmp_path)).fault
+            assert not verify_log(store, store_name(tmp_path)).fault
         for path in tmp_path.iterdir():
             path.unlink()
 
@@ -122,7 +122,7 @@ def test_an_erasure_leaves_the_chain_whole(tmp_path: Path) -> None:
     with opened(tmp_path, create=True) as store:
         insert(store, [decision(), request(1, 0.1, user="anna"), decision()])
         assert erase(store, "user=anna", find(store, "user=anna")).requests == 1
-        log = verify(store, store_name(tmp_path))
+        log = verify_log(store, store_name(tmp_path))
         assert (log.decisions, log.fault) == (3, "")
 
 

@@ -71,7 +71,7 @@ END $$;
 _SUM_COLUMNS = ", ".join(f"{each} {'REAL' if each in ('seconds', 'usd') else 'INTEGER'} NOT NULL" for each in _SUMS_1)
 
 # `place` is the order in which requests and feedback were stored: a request's time is that at which it came. `number`
-# and `chain` are of `serving/store/chain.py`; `store` is a name that this store alone has.
+# and `chain` are of `serving/store/store.py`; `store` is a name that this store alone has.
 _TABLES_1 = f"""
 CREATE TABLE requests (
     id TEXT PRIMARY KEY, time TEXT NOT NULL, key TEXT, model TEXT NOT NULL, adapter TEXT, release TEXT, arm TEXT,

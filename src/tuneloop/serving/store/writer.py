@@ -281,7 +281,8 @@ class StoreWriter:
             if settling is not None and not self._spilled and not self._held:
                 self._settling = None
                 settling.set()
-            if self._over and (self._held or not items):  # what is held was written ahead, for the next server
+            done = not (items or self._awaited)  # which may have come since the last were written
+            if self._over and (self._held or done):  # what is held was written ahead, for the next server
                 break
 
     def _write_awaited(self) -> None:

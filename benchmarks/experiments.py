@@ -9,7 +9,7 @@
 
 `--first` and `--last` select lines of the last three.
 
-`improve/experiment/simulation.py` lets users come, rate and mature; at each look the evidence of each experiment is
+`simulated_experiments.py` lets users come, rate and mature; at each look the evidence of each experiment is
 made by `evidence_at`, and `outcome_of` decides and moves the ramp. Other rules see users of the same kind, drawn into equal
 halves from the first day on, without guardrails:
 
@@ -35,21 +35,12 @@ from dataclasses import dataclass, fields, replace
 from itertools import islice, product
 
 import numpy as np
+from simulated_experiments import SimulatedEnd, Stages, Verdicts, World, draw_users, simulate, verdicts_of
 
 from tuneloop.core.errors import UserError
 from tuneloop.improve.experiment.decision import outcome_of
-from tuneloop.improve.experiment.evidence import Stage, evidence_at
 from tuneloop.improve.experiment.record import ExperimentDesign
-from tuneloop.improve.experiment.simulation import (
-    SimulatedEnd,
-    Stages,
-    Verdicts,
-    World,
-    draw_users,
-    quick_verdicts,
-    simulate,
-)
-from tuneloop.improve.experiment.tally import Findings, UserTally
+from tuneloop.improve.experiment.tally import Findings, Stage, UserTally, evidence_at
 
 Z, POWER, LOOKS = 1.959963984540054, 0.8, 10
 CHECKED = 20
@@ -58,10 +49,10 @@ CHECKED = 20
 def decided(design: ExperimentDesign, tally: UserTally, findings: Findings, stages: Stages) -> Verdicts:
     """What the functions that decide real experiments say of each of many.
 
-    Where the same rules on arrays let an experiment continue as it is, they are believed but in one of `CHECKED` cases;
+    Where the stop rule on arrays lets an experiment continue as it is, they are believed but in one of `CHECKED` cases;
     both must agree wherever both are used.
     """
-    verdicts = quick_verdicts(design, tally, findings, stages)
+    verdicts = verdicts_of(design, tally, findings, stages)
     for at, quick in enumerate(verdicts):
         share = float(stages.share[at])
         if quick[0] == "continue" and quick[2] == share and at % CHECKED:

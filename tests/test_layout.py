@@ -51,8 +51,7 @@ TESTED_IN = {
     "inference/llamacpp/test_serving.py": "inference.llamacpp.server",
     "pipeline/test_gguf.py": "release.measure",
     "improve/experiment/test_plan.py": "improve.experiment.record",
-    "improve/experiment/test_statistics.py": "improve.experiment.decision improve.experiment.evidence"
-    " improve.experiment.tally",
+    "improve/experiment/test_statistics.py": "improve.experiment.decision improve.experiment.tally",
     "models/methods/test_methods.py": "models.methods.full models.methods.lora models.methods.method models.methods.prefix",
     "planning/test_cost.py": "report.plan_terminal",
     "planning/test_memory.py": "planning.config planning.job",

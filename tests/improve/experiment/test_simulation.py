@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from benchmarks.simulated_experiments import World, share_of, simulate
 from traffic import design
 
-from tuneloop.improve.experiment.simulation import World, share_of, simulate
 from tuneloop.improve.experiment.state import guardrails_of
 
 RUNS = 200

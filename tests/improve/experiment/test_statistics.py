@@ -7,9 +7,9 @@ import pytest
 from traffic import BEGIN, at, design, request, thumb, traffic
 
 from tuneloop.improve.experiment.decision import decide
-from tuneloop.improve.experiment.evidence import Stage, evidence_of
 from tuneloop.improve.experiment.state import guardrails_of
 from tuneloop.improve.experiment.statistics import assign, in_sample, place_of, registration_hash, unit_of, units_of
+from tuneloop.improve.experiment.tally import Stage, evidence_of
 from tuneloop.records.request import NOT_LOADED
 
 LATE = BEGIN + timedelta(days=60)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from benchmarks.simulated_experiments import World, draw_users, simulate
 from traffic import design
 
 from tuneloop.improve.experiment.record import Guardrail
-from tuneloop.improve.experiment.simulation import World, draw_users, simulate
 from tuneloop.improve.experiment.walk import days_needed, outcomes_of, schedule_of, walk
 
 UNHAPPY = [Guardrail(name="unhappy", tolerance=1.0)]

@@ -16,7 +16,6 @@ from tuneloop.core.ids import utc, utc_now, uuid7
 from tuneloop.core.ui import quiet
 from tuneloop.evaluation.judge import AnswerPair, Judge, judge_pairs, load_judge_prompt
 from tuneloop.improve.experiment.decision import decide
-from tuneloop.improve.experiment.evidence import evidence_of
 from tuneloop.improve.experiment.record import ExperimentDesign, ExperimentOptions, ExperimentVerdict
 from tuneloop.improve.experiment.state import (
     DECISION,
@@ -38,6 +37,7 @@ from tuneloop.improve.experiment.statistics import (
     time_of,
     units_of,
 )
+from tuneloop.improve.experiment.tally import evidence_of
 from tuneloop.improve.feedback.value import by_request, conversations_of, current
 from tuneloop.improve.monitor.detectors import answer_of
 from tuneloop.records.feedback import SHADOW, Feedback

@@ -1,9 +1,13 @@
-"""What follows from an experiment's evidence, and from nothing else, so that each decision can be made again."""
+"""What follows from an experiment's evidence, and from nothing else, so that each decision can be made again.
+
+`endings` is the stop rule, on many experiments at once; `outcome_of` says in words what it means for a real one."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
+from tuneloop.core.lazy import Array, NDArray, np
 from tuneloop.core.units import counted, exactly, verb
 from tuneloop.improve.experiment.record import (
     MISSING,
@@ -12,7 +16,6 @@ from tuneloop.improve.experiment.record import (
     ExperimentDesign,
     ExperimentVerdict,
     GuardrailFinding,
-    Strengths,
 )
 from tuneloop.improve.experiment.statistics import registration_hash
 from tuneloop.improve.experiment.tally import AMOUNTS, RATES, WEEK
@@ -21,6 +24,65 @@ LIKELY_WORSE = 0.9  # of the evidence for a loss, with which a candidate without
 
 
 RuleResult = tuple[str, str, float, str]  # outcome, reason, share, sentence
+# How experiments with users may end or continue: outcome and reason, the first that applies.
+ENDINGS = (
+    ("roll back", "assignment"), ("roll back", "guardrail"), ("roll back", "worse"), ("promote", "better"),
+    ("roll back", "no gain"), ("futility", "no gain"), ("futility", "time"), ("continue", "open"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Proven:
+    """What the stop rule reads of experiments, arrays with one value each; see `record.Evidence`.
+
+    Args:
+        tripped, held: whether any guardrail is.
+        difference: of the measure.
+    """
+
+    days: Array
+    live_days: Array
+    ratio: Array
+    tripped: NDArray[np.bool_]
+    held: NDArray[np.bool_]
+    worse: Array
+    promotion: Array
+    no_gain: Array
+    whole_weeks: Array
+    difference: Array
+
+
+def endings(design: ExperimentDesign, proven: Proven) -> NDArray[np.int64]:
+    """The stop rule: how experiments with users end or continue, places in `ENDINGS`.
+
+    Decisions, plans and simulations call it. See `outcome_of` for its order.
+    """
+    held = np.logical_or.reduce([*holds(design, proven).values()])
+    lost = (proven.difference <= -design.effect) & (proven.worse >= LIKELY_WORSE)
+    futile = proven.no_gain >= 1
+    rules = [
+        proven.ratio >= 1, proven.tripped, proven.worse >= 1, (proven.promotion >= 1) & ~held,
+        futile & lost, futile, proven.days >= design.most_days,
+    ]  # fmt: skip
+    return np.select(rules, range(len(rules)), len(rules))
+
+
+def holds(design: ExperimentDesign, proven: Proven) -> dict[str, NDArray[np.bool_]]:
+    """What keeps a candidate that is better from being promoted yet, the first reason first."""
+    weeks = proven.whole_weeks < 1 if design.least_days >= WEEK else np.zeros(proven.held.shape, dtype=bool)
+    return {
+        "assignment": proven.ratio
+        >= math.log(design.alpha) / math.log(design.ratio_alpha),  # likely at the level alpha
+        "guardrail": proven.held,
+        "first": proven.live_days < first_promotion(design),
+        "weeks": weeks,
+    }
+
+
+def next_share(design: ExperimentDesign, share: float, step_days: float, units: float) -> float:
+    """The share of new users from now on, where an experiment continues. `units`: with a value, in the smaller arm."""
+    later = [step for step in design.ramp if share < step < 1]
+    return later[0] if later and step_days >= design.hold_days and units >= design.least_units else share
 
 
 def decide(design: ExperimentDesign, evidence: Evidence, at: str) -> ExperimentVerdict:
@@ -38,7 +100,7 @@ def outcome_of(design: ExperimentDesign, evidence: Evidence) -> RuleResult:
     3. Shadow mode: roll back where the candidate's answers are worse, begin the ramp after enough copies. Pairs that
        no one could judge count as copies, so that shadow mode ends without a judge, too.
     4. The measure is lower: roll back. It is higher, whatever the missing values are as far as the registration
-       assumes: promote, unless something holds that back (`_held_back`).
+       assumes: promote, unless something holds that back (`holds`).
     5. A gain of the registered size is excluded: roll back where the estimate is a loss of that size and most of the
        evidence for a loss is there, else futility. The time is over: futility. Whether a loss is certain is then left
        open, since no one would be served worse to know it.
@@ -48,45 +110,59 @@ def outcome_of(design: ExperimentDesign, evidence: Evidence) -> RuleResult:
     Raises:
         ValueError: a strength is not a number. None is where `evidence_of` made the evidence.
     """
-    _refuse_nan(evidence)
-    rules = (_wrong_shares, _tripped, _shadow, _settled, _over, _continued)
-    return next(result for rule in rules if (result := rule(design, evidence)))
+    proven = _proven_by(evidence)
+    if evidence.strengths.switched >= 1:
+        why = "users who came again met the other arm without a new draw, so no comparison holds."
+        return "roll back", "assignment", 0.0, f"Rolled back: {why}"
+    outcome, reason = ENDINGS[int(endings(design, proven)[0])]
+    if not evidence.share > 0 and reason not in ("assignment", "guardrail"):
+        return _shadow(design, evidence)
+    difference = _difference_words(design, evidence.measure)
+    held = _held_back(design, evidence, proven)
+    if outcome == "continue":
+        return _continued(design, evidence, difference, held)
+    users = counted(evidence.candidate_users, "user")
+    if reason == "assignment":
+        why = f"{evidence.candidate_users:,} of {counted(evidence.users, 'user')} met the candidate, which does not fit"
+        why += f" the shares that were drawn (level {design.ratio_alpha:g}), so no comparison holds"
+        sentence = f"Rolled back: {why}"
+    elif reason == "guardrail":
+        rail = next(rail for rail in evidence.guardrails if rail.tripped)
+        sentence = f"Rolled back after {users}: {_compared(design, rail)}"
+    elif reason == "worse":
+        sentence = f"Rolled back after {users}: {difference}"
+    elif outcome == "promote":
+        sentence = _promoted(design, evidence, difference)
+    elif reason == "no gain":
+        ended = f"Rolled back after {users}" if outcome == "roll back" else "Ended for futility"
+        sentence = f"{ended}: a gain of {design.effect:g} is excluded; {difference}"
+    else:
+        why = f"{counted(design.most_days, 'day')} {verb(design.most_days, 'is', 'are')} over; {difference}"
+        more = ""
+        if evidence.strengths.better >= 1:
+            reason, more = "ratings", _what_is_missing(design)
+        reason, more = held or (reason, more)
+        sentence = f"Ended for futility: {why}{more}"
+    return outcome, reason, 1.0 if outcome == "promote" else 0.0, f"{sentence}."
 
 
-def _refuse_nan(evidence: Evidence) -> None:
+def _proven_by(evidence: Evidence) -> Proven:
+    """The evidence as the rule reads it; ValueError: a strength is not a number."""
     strengths = {f"guardrail {rail.name}": rail.strength for rail in evidence.guardrails}
     strengths |= {"ratio": evidence.ratio_strength, "rated ratio": evidence.rated_ratio_strength}
-    strengths |= {
-        "days": evidence.days,
-        "step": evidence.step_days,
-        "share": evidence.share,
-        "live": evidence.live_days,
-    }
+    strengths |= {name: getattr(evidence, name) for name in ("days", "step_days", "share", "live_days")}
     strengths |= evidence.strengths.model_dump()
     missing = [name for name, value in strengths.items() if math.isnan(value)]
     if missing:
         raise ValueError(f"no decision follows from evidence that is not a number: {', '.join(missing)}")
-
-
-def _wrong_shares(design: ExperimentDesign, evidence: Evidence) -> RuleResult | None:
-    if evidence.strengths.switched >= 1:
-        why = "users who came again met the other arm without a new draw, so no comparison holds."
-        return "roll back", "assignment", 0.0, f"Rolled back: {why}"
-    if evidence.ratio_strength < 1:
-        return None
-    why = (
-        f"{evidence.candidate_users:,} of {counted(evidence.users, 'user')} met the candidate, which does not fit the "
+    names = ("days", "live_days", "worse", "promotion", "no_gain", "whole_weeks")
+    return Proven(
+        **{name: np.array([strengths[name]]) for name in names},
+        ratio=np.array([evidence.ratio_strength]),
+        tripped=np.array([any(rail.tripped for rail in evidence.guardrails)]),
+        held=np.array([any(rail.held for rail in evidence.guardrails)]),
+        difference=np.array([evidence.measure.difference]),
     )
-    why += f"shares that were drawn (level {design.ratio_alpha:g}), so no comparison holds."
-    return "roll back", "assignment", 0.0, f"Rolled back: {why}"
-
-
-def _tripped(design: ExperimentDesign, evidence: Evidence) -> RuleResult | None:
-    rail = next((rail for rail in evidence.guardrails if rail.tripped), None)
-    if rail is None:
-        return None
-    users = counted(evidence.candidate_users, "user")
-    return "roll back", "guardrail", 0.0, f"Rolled back after {users}: {_compared(design, rail)}."
 
 
 def _compared(design: ExperimentDesign, rail: GuardrailFinding) -> str:
@@ -102,26 +178,21 @@ def _compared(design: ExperimentDesign, rail: GuardrailFinding) -> str:
     return f"{what} is {candidate} under the candidate and {champion} under the champion, {limit}"
 
 
-def likely_missing(design: ExperimentDesign) -> float:
-    """The strength of evidence, at the level alpha, with which users of one arm seem to be missing."""
-    return math.log(design.alpha) / math.log(design.ratio_alpha)
-
-
-def _held_back(design: ExperimentDesign, evidence: Evidence) -> tuple[str, str] | None:
+def _held_back(design: ExperimentDesign, evidence: Evidence, proven: Proven) -> tuple[str, str] | None:
     """Why a candidate that is better is not promoted yet: a reason, and words for it."""
-    if evidence.ratio_strength >= likely_missing(design):
+    hold = next((name for name, held in holds(design, proven).items() if held[0]), "")
+    if hold == "assignment":
         met = f"{evidence.candidate_users:,} of {counted(evidence.users, 'user')} met the candidate"
         return "assignment", f"; but users of one arm seem to be missing ({met}): look for what loses them"
-    if evidence.strengths.promotion < 1:
+    if not hold or evidence.strengths.promotion < 1:
         return None
-    if rail := next((rail for rail in evidence.guardrails if rail.held), None):
+    if hold == "guardrail":
+        rail = next(rail for rail in evidence.guardrails if rail.held)
         return "guardrail", f"; but it seems that {_compared(design, rail)}, so more users must tell"
-    if evidence.live_days < first_promotion(design):
+    if hold == "first":
         days = counted(design.least_days, "full day")
         return "weeks", f"; but nothing is promoted before {days} of users whose windows are over"
-    if design.least_days >= WEEK and evidence.strengths.whole_weeks < 1:
-        return "weeks", "; but the average of the days of the week, each counting the same, does not show it yet"
-    return None
+    return "weeks", "; but the average of the days of the week, each counting the same, does not show it yet"
 
 
 def first_promotion(design: ExperimentDesign) -> float:
@@ -129,22 +200,13 @@ def first_promotion(design: ExperimentDesign) -> float:
     return design.least_days + design.maturation_hours / 24 if design.least_days else 0.0
 
 
-def _shadow(design: ExperimentDesign, evidence: Evidence) -> RuleResult | None:
-    if evidence.share > 0:
-        return None
+def _shadow(design: ExperimentDesign, evidence: Evidence) -> RuleResult:
+    copies, judged = evidence.shadow_copies, evidence.shadow_votes
+    votes = f"{counted(copies, 'copy')}, {judged:,} of them judged"
+    votes += f", mean {evidence.shadow_mean:+.3f}" if judged else ""
     if evidence.strengths.shadow_worse >= 1:
-        why = f"{_votes(evidence)}, significantly below 0 (level {design.alpha:g})."
+        why = f"{votes}, significantly below 0 (level {design.alpha:g})."
         return "roll back", "shadow", 0.0, f"Rolled back in shadow mode: {why}"
-    return _shadow_continued(design, evidence)
-
-
-def _votes(evidence: Evidence) -> str:
-    mean = f", mean {evidence.shadow_mean:+.3f}" if evidence.shadow_votes else ""
-    return f"{counted(evidence.shadow_copies, 'copy')}, {evidence.shadow_votes:,} of them judged{mean}"
-
-
-def _shadow_continued(design: ExperimentDesign, evidence: Evidence) -> RuleResult:
-    copies, votes = evidence.shadow_copies, _votes(evidence)
     if copies >= design.shadow_votes:
         share = design.ramp[0]
         why = f"Shadow mode is passed ({votes}): {share:.0%} of new users meet the candidate."
@@ -157,45 +219,20 @@ def _shadow_continued(design: ExperimentDesign, evidence: Evidence) -> RuleResul
     return "continue", "open", 0.0, f"Shadow mode continues: {why}."
 
 
-def _settled(design: ExperimentDesign, evidence: Evidence) -> RuleResult | None:
-    proven, difference = evidence.strengths, _difference_words(design, evidence.measure)
-    if proven.worse >= 1:
-        why = f"Rolled back after {counted(evidence.candidate_users, 'user')}: {difference}."
-        return "roll back", "worse", 0.0, why
-    if proven.promotion >= 1 and _held_back(design, evidence) is None:
-        why = f"Promoted after {counted(evidence.days, 'day')}: {difference}; {_why_it_holds(design, proven)}"
-        rails = {rail.name: rail for rail in evidence.guardrails}
-        if (invalid := rails.get("invalid")) and invalid.candidate > invalid.champion:
-            why += f"; invalid: {invalid.candidate:.1%} of users, the champion's {invalid.champion:.1%}"
-        if (later := rails.get("later")) and not math.isnan(later.candidate - later.champion):
-            why += f"; after the window {later.candidate:.3f}, the champion's {later.champion:.3f}"
-        why += "."
-        return "promote", "better", 1.0, why
-    return None
-
-
-def _why_it_holds(design: ExperimentDesign, proven: Strengths) -> str:
+def _promoted(design: ExperimentDesign, evidence: Evidence, difference: str) -> str:
     if design.sample:
-        return f"{counted(proven.checked_units, 'user')} of the random sample prove it"
-    if design.missing == "one-way":
-        return "good values per request are more and bad ones fewer"
-    return f"of missing values it is assumed: {MISSING[design.missing]}"
-
-
-def _over(design: ExperimentDesign, evidence: Evidence) -> RuleResult | None:
-    proven, difference = evidence.strengths, _difference_words(design, evidence.measure)
-    if proven.no_gain >= 1:
-        excluded = f"a gain of {design.effect:g} is excluded; {difference}."
-        if evidence.measure.difference <= -design.effect and proven.worse >= LIKELY_WORSE:
-            why = f"Rolled back after {counted(evidence.candidate_users, 'user')}: {excluded}"
-            return "roll back", "no gain", 0.0, why
-        return "futility", "no gain", 0.0, f"Ended for futility: {excluded}"
-    if evidence.days >= design.most_days:
-        why = f"{counted(design.most_days, 'day')} {verb(design.most_days, 'is', 'are')} over; {difference}"
-        reason, more = ("ratings", _what_is_missing(design)) if proven.better >= 1 else ("time", "")
-        reason, more = _held_back(design, evidence) or (reason, more)
-        return "futility", reason, 0.0, f"Ended for futility: {why}{more}."
-    return None
+        holds = f"{counted(evidence.strengths.checked_units, 'user')} of the random sample prove it"
+    elif design.missing == "one-way":
+        holds = "good values per request are more and bad ones fewer"
+    else:
+        holds = f"of missing values it is assumed: {MISSING[design.missing]}"
+    sentence = f"Promoted after {counted(evidence.days, 'day')}: {difference}; {holds}"
+    rails = {rail.name: rail for rail in evidence.guardrails}
+    if (invalid := rails.get("invalid")) and invalid.candidate > invalid.champion:
+        sentence += f"; invalid: {invalid.candidate:.1%} of users, the champion's {invalid.champion:.1%}"
+    if (later := rails.get("later")) and not math.isnan(later.candidate - later.champion):
+        sentence += f"; after the window {later.candidate:.3f}, the champion's {later.champion:.3f}"
+    return sentence
 
 
 def _what_is_missing(design: ExperimentDesign) -> str:
@@ -211,19 +248,18 @@ def _what_is_missing(design: ExperimentDesign) -> str:
     )
 
 
-def _continued(design: ExperimentDesign, evidence: Evidence) -> RuleResult:
-    m, share = evidence.measure, evidence.share
-    later = [step for step in design.ramp if share < step < 1]
-    difference, reason = _difference_words(design, m), "open"
-    values = min(m.candidate_units, m.units - m.candidate_units) >= design.least_units
-    if held := _held_back(design, evidence):
+def _continued(
+    design: ExperimentDesign, evidence: Evidence, difference: str, held: tuple[str, str] | None
+) -> RuleResult:
+    m, share, reason = evidence.measure, evidence.share, "open"
+    if held:
         reason, difference = held[0], difference + held[1]
-        later = [] if reason == "assignment" else later
     elif evidence.strengths.better >= 1:
         difference, reason = difference + _what_is_missing(design), "ratings"
-    if later and evidence.step_days >= design.hold_days and values:
-        why = f"Continues with {later[0]:.0%} of new users instead of {share:.0%}: {difference}."
-        return "continue", reason, later[0], why
+    later = next_share(design, share, evidence.step_days, min(m.candidate_units, m.units - m.candidate_units))
+    if later != share and reason != "assignment":
+        why = f"Continues with {later:.0%} of new users instead of {share:.0%}: {difference}."
+        return "continue", reason, later, why
     return "continue", reason, share, f"Continues at {share:.0%}: {difference}."
 
 

@@ -25,9 +25,8 @@ from tuneloop.improve.experiment.record import (
     PlannedPower,
     RampHarm,
 )
-from tuneloop.improve.experiment.simulation import World
 from tuneloop.improve.experiment.statistics import UNHAPPY_VALUES
-from tuneloop.improve.experiment.walk import Looks, days_needed, walk
+from tuneloop.improve.experiment.walk import Looks, Traffic, days_needed, walk
 
 LEAST_UNITS = 10  # users with a value in either arm before a step of the ramp; decisions need no least number
 MOST_DAYS = 3650
@@ -60,26 +59,26 @@ class Planned:
     """A registration with its traffic, and how it is simulated."""
 
     design: ExperimentDesign
-    world: World
+    traffic: Traffic
     seed: int
 
     def looks(self, effect: float, experiments: int, days: int = 0) -> Looks:
         """What becomes of experiments with this true effect. `days`: 0: as long as the registered effect needs."""
-        world = replace(self.world, effect=effect)
+        traffic = replace(self.traffic, effect=effect)
         seed = self.seed + round(1000 * (effect + 1))
-        return walk(self.design, world, days=days or self.days(), experiments=experiments, seed=seed)
+        return walk(self.design, traffic, days=days or self.days(), experiments=experiments, seed=seed)
 
     def days(self) -> int:
         """Days in which most experiments with the registered effect end."""
         design = self.design
         last = max(share for share in design.ramp if share < 1)
-        needed = days_needed(design, replace(self.world, effect=design.effect), last)
+        needed = days_needed(design, replace(self.traffic, effect=design.effect), last)
         held = len(design.ramp) * design.hold_days + design.maturation_hours / 24
         return math.ceil(min(max(14.0, held + 3 * needed), MOST_DAYS))
 
 
 def _planned(options: ExperimentPlanOptions, **changes: Any) -> Planned:
-    """`changes`: fields of the world, and `ramp` or `missing` of the registration."""
+    """`changes`: fields of the traffic, and `ramp` or `missing` of the registration."""
     shares = changes.pop("ramp", [options.share] if options.share else ramp_of(options.ramp))
     missing: Missing = changes.pop("missing", options.missing)
     try:
@@ -105,7 +104,7 @@ def _planned(options: ExperimentPlanOptions, **changes: Any) -> Planned:
         what = f"Not a ramp: {options.ramp!r:.60}"
         step = "shares that rise from above 0 to at most 100, the first below 100"
         raise UserError(what, where="--ramp", next_step=step) from error
-    world = World(
+    traffic = Traffic(
         users_per_day=options.requests_per_day / options.requests_per_user,
         base=options.base,
         rated=options.rated,
@@ -113,7 +112,7 @@ def _planned(options: ExperimentPlanOptions, **changes: Any) -> Planned:
         correlation=options.correlation,
         population=options.users,
     )
-    return Planned(design, replace(world, **changes), options.seed)
+    return Planned(design, replace(traffic, **changes), options.seed)
 
 
 def plan_experiment(settings: Mapping[str, Any]) -> ExperimentPlan:

@@ -13,10 +13,10 @@ from pydantic import ValidationError
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc_now, uuid7
-from tuneloop.improve.experiment.evidence import Stage
 from tuneloop.improve.experiment.plan import LEAST_UNITS, ramp_of, refuse_unreachable
 from tuneloop.improve.experiment.record import ExperimentDesign, ExperimentOptions, ExperimentVerdict, Guardrail
 from tuneloop.improve.experiment.statistics import CANDIDATE, assign, may_be_drawn_again, time_of
+from tuneloop.improve.experiment.tally import Stage
 from tuneloop.records.feedback import COMMENTS, KIND
 from tuneloop.records.record import read_record
 from tuneloop.records.server import Decision, ServerState

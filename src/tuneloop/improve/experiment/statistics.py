@@ -2,7 +2,7 @@
 
 The unit is the user: drawn into an arm by a hash, kept in it, and counted once, with what came within one maturation
 window, the same for both arms. Where the share has risen since, the champion's users are drawn again and count again.
-`evidence.py` says what that proves, `decision.py` what follows."""
+`tally.py` says what that proves, `decision.py` what follows."""
 
 from __future__ import annotations
 

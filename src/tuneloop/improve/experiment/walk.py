@@ -15,16 +15,39 @@ from dataclasses import dataclass, replace
 
 from tuneloop.core.lazy import Array, NDArray, np
 from tuneloop.core.stats.betting import Book
-from tuneloop.improve.experiment.decision import LIKELY_WORSE, first_promotion
+from tuneloop.improve.experiment.decision import ENDINGS, Proven, endings, next_share
 from tuneloop.improve.experiment.record import ExperimentDesign
-from tuneloop.improve.experiment.simulation import World
 from tuneloop.improve.experiment.statistics import UNHAPPY_VALUES
 from tuneloop.improve.experiment.tally import Matured, empty_tally, seem_more, with_matured
 
 MOST_LOOKS = 400
 QUALITIES = 15  # kinds of users where their answers are correlated
 Z_TWO_SIDED = 1.959963984540054
+OUTCOMES = np.array([outcome for outcome, _ in ENDINGS], dtype=object)
 Column = tuple[str, int]  # book and claim
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What is true of users and candidate.
+
+    Args:
+        users_per_day: that come; new ones, or of a `population` that comes again (0: endless).
+        base, effect: chance that the champion's answer is good, and how much higher the candidate's is.
+        rated: chance that a request gets a value; `rated_factors` multiply it for good and bad answers of the
+            candidate, good and bad answers of the champion.
+        requests: of a user within the window, on average; each has one at least.
+        correlation: of the answers' qualities of one user.
+    """
+
+    users_per_day: float = 80.0
+    base: float = 0.6
+    effect: float = 0.0
+    rated: float = 0.75
+    rated_factors: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
+    requests: float = 1.0
+    correlation: float = 0.0
+    population: int = 0
 
 
 @dataclass(frozen=True)
@@ -46,20 +69,21 @@ class UserOutcomes:
         return np.asarray(np.divide(self.likes, valued, out=np.full_like(valued, np.nan), where=valued > 0))
 
 
-def outcomes_of(world: World, *, candidate: bool) -> UserOutcomes:
-    """All outcomes of a user of one arm, with their chances; `simulation.draw_users` draws from the same."""
+def outcomes_of(traffic: Traffic, *, candidate: bool) -> UserOutcomes:
+    """All outcomes of a user of one arm, with their chances; simulated users are drawn from the same."""
     from scipy.special import gammaln, xlogy
     from scipy.stats import beta, poisson
 
-    rate = min(1.0, max(0.0, world.base + world.effect * candidate))
+    rate = min(1.0, max(0.0, traffic.base + traffic.effect * candidate))
     qualities = np.array([rate])
-    if world.correlation and 0 < rate < 1:
-        scale = (1 - world.correlation) / world.correlation
+    if traffic.correlation and 0 < rate < 1:
+        scale = (1 - traffic.correlation) / traffic.correlation
         qualities = beta.ppf((np.arange(QUALITIES) + 0.5) / QUALITIES, rate * scale, (1 - rate) * scale)
         qualities = np.clip(qualities + rate - qualities.mean(), 0.0, 1.0)
-    good, bad = np.minimum(world.rated * np.array(world.rated_factors), 1.0)[slice(0, 2) if candidate else slice(2, 4)]
-    numbers = np.arange(1, 2 if world.requests == 1 else int(world.requests + 6 * math.sqrt(world.requests)) + 2)
-    weights = poisson.pmf(numbers - 1, world.requests - 1) if world.requests > 1 else np.ones(1)
+    rates = np.minimum(traffic.rated * np.array(traffic.rated_factors), 1.0)
+    good, bad = rates[slice(0, 2) if candidate else slice(2, 4)]
+    numbers = np.arange(1, 2 if traffic.requests == 1 else int(traffic.requests + 6 * math.sqrt(traffic.requests)) + 2)
+    weights = poisson.pmf(numbers - 1, traffic.requests - 1) if traffic.requests > 1 else np.ones(1)
     parts = []
     for number, weight in zip(numbers, weights / weights.sum(), strict=True):
         likes, dislikes = (grid.ravel() for grid in np.meshgrid(np.arange(number + 1), np.arange(number + 1)))
@@ -101,9 +125,9 @@ def columns_of(design: ExperimentDesign) -> list[Column]:
     return [("measure", 0), ("measure", 1), ("measure", 2), *promotion]
 
 
-def moments_of(design: ExperimentDesign, world: World, share: float) -> Moments:
+def moments_of(design: ExperimentDesign, traffic: Traffic, share: float) -> Moments:
     """The moments of one user; guesses are the true means."""
-    arms = [outcomes_of(world, candidate=True), outcomes_of(world, candidate=False)]
+    arms = [outcomes_of(traffic, candidate=True), outcomes_of(traffic, candidate=False)]
     chance = np.concatenate([share * arms[0].chance, (1 - share) * arms[1].chance])
     candidate = np.repeat([True, False], [len(arms[0].chance), len(arms[1].chance)])[:, None]
     likes, dislikes, values = (
@@ -138,10 +162,10 @@ def moments_of(design: ExperimentDesign, world: World, share: float) -> Moments:
     )
 
 
-def days_needed(design: ExperimentDesign, world: World, share: float) -> float:
+def days_needed(design: ExperimentDesign, traffic: Traffic, share: float) -> float:
     """Days at this share until the slowest claim of a promotion is proven by the mean growth of its best stake;
     infinite where none grows."""
-    claims, mean = _Claims(design), moments_of(design, world, share).mean[:-1] * world.users_per_day
+    claims, mean = _Claims(design), moments_of(design, traffic, share).mean[:-1] * traffic.users_per_day
     days = np.where(mean > 0, (claims.needed - claims.weights) / np.where(mean > 0, mean, 1.0), math.inf)
     of_claims = np.minimum.reduceat(days, claims.starts)
     return float(of_claims[:1].max() if design.missing == "random" else of_claims[3:].max())
@@ -171,30 +195,29 @@ class RampSchedule:
     met: Array
 
 
-def schedule_of(design: ExperimentDesign, world: World, days: int) -> RampSchedule:
+def schedule_of(design: ExperimentDesign, traffic: Traffic, days: int) -> RampSchedule:
     """Users a day, and the ramp, which moves when it has been held and both arms are expected to have values."""
     steps = [share for share in design.ramp if share < 1]
     valued = [
-        float(arm.chance @ ~np.isnan(arm.values)) for arm in (outcomes_of(world, candidate=c) for c in (True, False))
+        float(arm.chance @ ~np.isnan(arm.values)) for arm in (outcomes_of(traffic, candidate=c) for c in (True, False))
     ]
     window = math.ceil(design.maturation_hours / 24)
-    new, at, left, step, since = np.zeros(days), np.zeros(days, dtype=np.int64), float(world.population), 0, 0
-    again, visits = np.zeros(len(steps)), world.users_per_day  # the champion's users whose windows are over, by step
-    chance = -math.expm1(visits * math.log1p(-1 / world.population)) if world.population > 1 else 1.0
+    new, at, left, step, since = np.zeros(days), np.zeros(days, dtype=np.int64), float(traffic.population), 0, 0
+    again, visits = np.zeros(len(steps)), traffic.users_per_day  # the champion's users whose windows are over, by step
+    chance = -math.expm1(visits * math.log1p(-1 / traffic.population)) if traffic.population > 1 else 1.0
     for day in range(days):
         if day >= window:
             again[at[day - window]] += new[day - window] * (1 - steps[at[day - window]])
         back = again[:step] * chance  # they are drawn again; see `state.Arms`
         again[:step] -= back
-        first = left * chance if world.population else visits
-        new[day] = first + back.sum() if world.population else visits
+        first = left * chance if traffic.population else visits
+        new[day] = first + back.sum() if traffic.population else visits
         left -= first
         at[day] = step
         ripe = slice(0, max(0, day + 1 - window))
         shares = np.array(steps)[at[ripe]]
         units = (new[ripe] @ shares * valued[0], new[ripe] @ (1 - shares) * valued[1])
-        enough = min(units) >= design.least_units
-        if step + 1 < len(steps) and day + 1 - since >= design.hold_days and enough:
+        if next_share(design, steps[step], day + 1 - since, min(units)) != steps[step]:
             step, since = step + 1, day + 1
     return RampSchedule(new, at, np.cumsum(new * np.array(steps)[at]))
 
@@ -221,19 +244,20 @@ class Looks:
     met: Array
 
 
-def walk(design: ExperimentDesign, world: World, *, days: int, experiments: int, seed: int) -> Looks:
+def walk(design: ExperimentDesign, traffic: Traffic, *, days: int, experiments: int, seed: int) -> Looks:
     """Simulate experiments that are looked at daily; over long times less often, 400 times in all."""
     rng = np.random.default_rng(seed)
-    schedule, window = schedule_of(design, world, days), math.ceil(design.maturation_hours / 24)
+    schedule, window = schedule_of(design, traffic, days), math.ceil(design.maturation_hours / 24)
     steps = [share for share in design.ramp if share < 1]
-    moments = [moments_of(design, world, share) for share in steps]
+    moments = [moments_of(design, traffic, share) for share in steps]
     every = math.ceil(days / MOST_LOOKS)
     at = np.arange(every, days + every, every)
     claims, rail = _Claims(design), next((rail for rail in design.guardrails if rail.name == "unhappy"), None)
     state, unhappy = np.zeros((experiments, len(moments[0].mean))), np.zeros((experiments, len(steps), 2))
     best, log_e = np.zeros((experiments, claims.number)), claims.wealth(state, state[0])[0]
     variance = information = total = 0.0
-    first = np.full((experiments, 4), len(at))  # the look of promotion, roll-back, futility, z-test
+    end, z_first = np.full(experiments, len(at)), np.full(experiments, len(at))  # looks
+    outcome = np.full(experiments, "continue", dtype=object)
     one_look, units = np.zeros(len(at)), np.zeros(len(at))
     for look, day in enumerate(at):
         ripe = slice(max(0, day - every - window), max(0, day - window))
@@ -256,12 +280,21 @@ def walk(design: ExperimentDesign, world: World, *, days: int, experiments: int,
         best = np.maximum(best, _highest(before, log_e, deviation, rng))
         difference = state[:, -1] / max(information, 1e-300)
         z = state[:, -1] > Z_TWO_SIDED * math.sqrt(variance or math.inf)
-        free = ~(seem_more("unhappy", unhappy, np.array(steps), rail.tolerance) if rail else np.zeros_like(z))
-        up, down, none = claims.outcomes(best, difference)
-        free &= day >= first_promotion(design)
-        first = np.minimum(first, np.where(np.stack([up & free, down, none, z], axis=1), look, len(at)))
-        one_look[look], units[look] = (claims.outcomes(log_e, difference)[0] & free).mean(), total
-    return _looks(schedule, at, units, one_look, first)
+        held = seem_more("unhappy", unhappy, np.array(steps), rail.tolerance) if rail else np.zeros_like(z)
+        found = OUTCOMES[claims.endings(best, difference, float(day), held)]
+        ended = (end == len(at)) & (found != "continue")
+        end, outcome = np.where(ended, look, end), np.where(ended, found, outcome)
+        z_first = np.minimum(z_first, np.where(z, look, len(at)))
+        alone = OUTCOMES[claims.endings(log_e, difference, float(day), held)]
+        one_look[look], units[look] = (alone == "promote").mean(), total
+    looks = np.arange(len(at))
+    by_then = end[:, None] <= looks
+    promoted, rolled_back, futile = (
+        (outcome == name)[:, None] & by_then for name in ("promote", "roll back", "futility")
+    )
+    last = np.minimum(at[np.minimum(end, len(at) - 1)], len(schedule.met)) - 1
+    z_promoted = z_first[:, None] <= looks
+    return Looks(at, units, promoted, rolled_back, futile, z_promoted, one_look, schedule.met[last])
 
 
 def _highest(before: Array, after: Array, deviation: Array, rng: np.random.Generator) -> Array:
@@ -291,32 +324,22 @@ class _Claims:
         deviation = np.add.reduceat(stakes * np.sqrt(variance[:-1]), self.starts, axis=1) / whole
         return most + np.log(whole), np.asarray(deviation)
 
-    def outcomes(self, log_e: Array, difference: Array) -> tuple[NDArray[np.bool_], ...]:
-        """Whether experiments are promoted, rolled back, futile; see `decision.outcome_of`."""
-        proven = log_e >= self.needed
-        promoted = np.asarray(proven[:, 3:].all(axis=1) if self.number > 3 else proven[:, 0])
-        lost = (difference <= -self.design.effect) & (log_e[:, 1] >= LIKELY_WORSE * self.needed)
-        return promoted, proven[:, 1] | (proven[:, 2] & lost), proven[:, 2]
-
-
-def _looks(
-    schedule: RampSchedule, at: NDArray[np.int64], units: Array, one_look: Array, first: NDArray[np.int64]
-) -> Looks:
-    """Ends at the first look at which a rule applied: a roll-back before a promotion, that before futility."""
-    up, down, none, z = first.T
-    end, looks = np.minimum(np.minimum(up, down), none), np.arange(len(at))
-
-    def ended(kind: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        return np.asarray((kind & (end < len(at)))[:, None] & (end[:, None] <= looks))
-
-    last = np.minimum(at[np.minimum(end, len(at) - 1)], len(schedule.met)) - 1
-    return Looks(
-        days=at,
-        units=units,
-        promoted=ended((up == end) & (up < down)),
-        rolled_back=ended(down == end),
-        futile=ended(none < np.minimum(up, down)),
-        z_promoted=z[:, None] <= looks,
-        one_look=one_look,
-        met=schedule.met[last],
-    )
+    def endings(self, log_e: Array, difference: Array, day: float, held: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """How experiments end or continue, by the rule that decides real ones."""
+        proven, none = log_e / self.needed, np.zeros(len(log_e))
+        promotion = proven[:, 3:].min(axis=1) if self.number > 3 else proven[:, 0]
+        return endings(
+            self.design,
+            Proven(
+                days=none,
+                live_days=none + day,
+                ratio=none,
+                tripped=none > 0,
+                held=held,
+                worse=proven[:, 1],
+                promotion=promotion,
+                no_gain=proven[:, 2],
+                whole_weeks=none + math.inf,  # left out, as is the time after which experiments end
+                difference=difference,
+            ),
+        )

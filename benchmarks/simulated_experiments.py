@@ -1,7 +1,8 @@
 """Simulated experiments: users come, are drawn into the arms, rate or don't, and decisions move the ramp.
 
 Many experiments are simulated at once. Their users are counted by the functions that count those of real ones
-(`tally.py`); what follows is decided by the rules of `decision.py`, or by `quick_verdicts`, the same rules on arrays.
+(`tally.py`), and the rule that decides those (`decision.endings`) decides what follows. `ab plan` simulates walks, which
+take no longer with more traffic; tests compare both.
 """
 
 from __future__ import annotations
@@ -11,8 +12,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from tuneloop.core.lazy import Array, NDArray, np
-from tuneloop.improve.experiment.decision import LIKELY_WORSE, first_promotion, likely_missing
+import numpy as np
+from numpy.typing import NDArray
+
+from tuneloop.core.lazy import Array
+from tuneloop.core.stats.betting import Book
+from tuneloop.improve.experiment.decision import ENDINGS, Proven, endings, holds, next_share
 from tuneloop.improve.experiment.record import ExperimentDesign
 from tuneloop.improve.experiment.statistics import UNHAPPY_VALUES
 from tuneloop.improve.experiment.tally import (
@@ -25,28 +30,23 @@ from tuneloop.improve.experiment.tally import (
     empty_tally,
     findings_of,
     kinds_of,
-    rows_of,
     with_affected,
     with_amounts,
     with_arrivals,
     with_matured,
     with_values,
 )
+from tuneloop.improve.experiment.walk import Traffic
 
 CELLS = 200_000  # users of all experiments of a chunk that come between two looks, about
 
 
 @dataclass(frozen=True)
-class World:
-    """What is true of users and candidate.
+class World(Traffic):
+    """What is true of users and candidate, more than a plan knows.
 
     Args:
-        users_per_day: that come; new ones, or of a `population` that comes again (0: endless).
-        base, effect: chance that the champion's answer is good, and how much higher the candidate's is.
-        rated: chance that a request gets a value; `rated_factors` multiply it for good and bad answers of the
-            candidate, good and bad answers of the champion. Only `raters` of the users ever rate, so much more often.
-        requests: of a user within the window, on average; each has one at least.
-        correlation: of the answers' qualities of one user.
+        raters: of the users ever rate, so much more often.
         history: requests of a user in the days before its draw, on average, answered by the champion.
         delay_days: mean of the exponential time until a value comes; the window cuts it off.
         looks_per_day: how often is decided.
@@ -61,16 +61,8 @@ class World:
             other two. `first_day` of the week, 0 to 6, on which the experiment begins.
     """
 
-    users_per_day: float = 80.0
-    base: float = 0.6
-    effect: float = 0.0
-    rated: float = 0.75
-    rated_factors: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
     raters: float = 1.0
-    requests: float = 1.0
-    correlation: float = 0.0
     history: float = 0.0
-    population: int = 0
     delay_days: float = 0.0
     looks_per_day: float = 1.0
     invalid: float = 0.02
@@ -110,36 +102,27 @@ Verdicts = list[tuple[str, str, float]]  # outcome, reason, share
 Rule = Callable[[ExperimentDesign, UserTally, Findings, Stages], Verdicts]
 
 
-def quick_verdicts(design: ExperimentDesign, tally: UserTally, findings: Findings, stages: Stages) -> Verdicts:
-    """The rules of `decision.decide` on many experiments at once."""
-    missing = np.asarray(findings.ratio >= likely_missing(design))
-    apart, tripped = np.asarray(findings.ratio >= 1), np.asarray((findings.guardrails >= 1).any(axis=-1))
-    worse, better = findings.worse >= 1, (findings.promotion >= 1) & ~missing & ~findings.held.any(axis=-1)
-    better &= (stages.days >= first_promotion(design)) & ((findings.whole_weeks >= 1) | (design.least_days < WEEK))
-    futile = findings.no_gain >= 1
-    lost = futile & (tally.books["measure"].difference <= -design.effect) & (findings.worse >= LIKELY_WORSE)
-    over = stages.days >= design.most_days
-    enough = tally.rated.sum(axis=1).min(axis=-1) >= design.least_units
+def verdicts_of(design: ExperimentDesign, tally: UserTally, findings: Findings, stages: Stages) -> Verdicts:
+    """What the stop rule says of many experiments at once, and their shares from then on."""
+    days = np.full(len(stages.share), stages.days)
+    strengths = {name: getattr(findings, name) for name in ("ratio", "worse", "promotion", "no_gain", "whole_weeks")}
+    proven = Proven(
+        days=days, live_days=days, tripped=(findings.guardrails >= 1).any(axis=-1), held=findings.held.any(axis=-1),
+        difference=tally.books["measure"].difference, **strengths,
+    )  # fmt: skip
+    missing, units = holds(design, proven)["assignment"], tally.rated.sum(axis=1).min(axis=-1)
     verdicts: Verdicts = []
-    for at, share in enumerate(stages.share):
-        if apart[at] or tripped[at] or worse[at]:
-            reason = "assignment" if apart[at] else "guardrail" if tripped[at] else "worse"
-            verdicts.append(("roll back", reason, 0.0))
-        elif better[at]:
-            verdicts.append(("promote", "better", 1.0))
-        elif lost[at]:
-            verdicts.append(("roll back", "no gain", 0.0))
-        elif futile[at] or over:
-            verdicts.append(("futility", "no gain" if futile[at] else "time", 0.0))
-        else:
-            later = [step for step in design.ramp if share < step < 1]
-            goes_on = bool(later) and enough[at] and not missing[at] and stages.step_days[at] >= design.hold_days
-            verdicts.append(("continue", "open", later[0] if goes_on else float(share)))
+    for at, place in enumerate(endings(design, proven)):
+        outcome, reason = ENDINGS[place]
+        share = float(stages.share[at])
+        if outcome == "continue" and not missing[at]:
+            share = next_share(design, share, float(stages.step_days[at]), float(units[at]))
+        verdicts.append((outcome, reason, share if outcome == "continue" else 1.0 if outcome == "promote" else 0.0))
     return verdicts
 
 
 def simulate(
-    design: ExperimentDesign, world: World, *, experiments: int, seed: int, rule: Rule = quick_verdicts
+    design: ExperimentDesign, world: World, *, experiments: int, seed: int, rule: Rule = verdicts_of
 ) -> list[SimulatedEnd]:
     """How simulated experiments end, until `most_days` of the design.
 
@@ -334,3 +317,23 @@ def _some(users: NewUsers, rows: NDArray[np.bool_]) -> NewUsers:
 def share_of(ends: Sequence[SimulatedEnd], outcome: str, reason: str = "") -> float:
     """The share of experiments with an outcome, and where one is given with a reason."""
     return sum(end.outcome == outcome and reason in ("", end.reason) for end in ends) / len(ends)
+
+
+def rows_of(tally: UserTally, rows: Array) -> UserTally:
+    """The sums of some of the experiments. `rows`: which, as numpy selects them along the first axis."""
+
+    def some(book: Book) -> Book:
+        arrays = {name: getattr(book, name)[rows] for name in ("n", "total", "squares", "score", "information")}
+        wealth, best = (tuple(array[rows] for array in arrays) for arrays in (book.log_wealth, book.best))
+        return replace(book, **arrays, log_wealth=wealth, best=best)
+
+    return replace(
+        tally,
+        users=tally.users[rows],
+        rated=tally.rated[rows],
+        sums=tally.sums[rows],
+        weekdays=tally.weekdays[rows],
+        affected={name: counts[rows] for name, counts in tally.affected.items()},
+        amounts={name: sums[rows] for name, sums in tally.amounts.items()},
+        books={name: some(book) for name, book in tally.books.items()},
+    )

@@ -36,13 +36,13 @@ from tuneloop.improve.experiment.tally import (
     with_matured,
     with_values,
 )
-from tuneloop.improve.experiment.walk import Traffic
+from tuneloop.improve.experiment.walk import PlannedTraffic
 
 CELLS = 200_000  # users of all experiments of a chunk that come between two looks, about
 
 
 @dataclass(frozen=True)
-class World(Traffic):
+class World(PlannedTraffic):
     """What is true of users and candidate, more than a plan knows.
 
     Args:

@@ -146,14 +146,13 @@ async def _embedded(gateway: Gateway, encoder: Embedder, asked: EmbeddingsBody, 
         gateway.store.add(record)
         gateway.metrics.count(record, status)
     in_base64 = asked.encoding_format == "base64"
+
+    def packed(vector: Any) -> str:  # as OpenAI does: 32-bit numbers, the lowest byte first
+        return base64.b64encode(vector.astype("<f4").tobytes()).decode()
+
     data = [
-        {"object": "embedding", "index": number, "embedding": _base64(each) if in_base64 else each.tolist()}
+        {"object": "embedding", "index": number, "embedding": packed(each) if in_base64 else each.tolist()}
         for number, each in enumerate(vectors)
     ]
     counts = {"prompt_tokens": tokens, "total_tokens": tokens}
     return {"object": "list", "model": encoder.name, "data": data, "usage": counts}
-
-
-def _base64(vector: Any) -> str:
-    """A vector as OpenAI packs it: 32-bit numbers, the lowest byte first."""
-    return base64.b64encode(vector.astype("<f4").tobytes()).decode()

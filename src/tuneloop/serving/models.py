@@ -268,18 +268,13 @@ def open_candidate(config: ServeConfig, candidate: Candidate, *, kind: EngineKin
     opened = open_model(kind, candidate.model, candidate.source, base=base)
     if opened.base == base:
         return opened
-    size, left = _gguf_size(opened.base), memory_left()
-    if size > left:
+    weights, left = Path(opened.base).expanduser(), memory_left()
+    # llama.cpp maps a file into memory; of other weights their engine says what they need.
+    files = [weights] if weights.suffix == ".gguf" else list(weights.glob("*.gguf"))
+    if (size := sum(file.stat().st_size for file in files) / GIB) > left:
         what = f"A second base needs memory of its own: its file has {size:.1f} GiB, and {left:.1f} GiB are left"
         raise UserError(what, where=opened.base, next_step="quantise it to fewer bits, or take a larger machine")
     return replace(opened, loaded=opened.loaded or Served(opened.base))
-
-
-def _gguf_size(source: str) -> float:
-    """GiB of a GGUF file, which llama.cpp maps into memory; of other weights 0: their engine says what they need."""
-    place = Path(source).expanduser()
-    files = [place] if place.suffix == ".gguf" else list(place.glob("*.gguf"))
-    return sum(file.stat().st_size for file in files) / GIB
 
 
 def _why(error: UserError) -> str:
@@ -424,7 +419,9 @@ def prompt_of(task: TaskSpec) -> ReadPrompt:
         )
 
     def read(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> Prompt:
-        turns = _without_trained_system(task, messages)
+        turns, trained = messages, (task.system or task.instruction or "").strip()
+        if messages and messages[0]["role"] == "system" and str(messages[0]["content"]).strip() == trained:
+            turns = messages[1:]  # the prompt has it anyway
         *before, last = turns or messages
         alone = not before and last["role"] == "user"
         record: dict[str, Any] | None = None
@@ -446,20 +443,9 @@ def prompt_of(task: TaskSpec) -> ReadPrompt:
         if row is not None:  # turns of one speaker in a row were merged: the record stays alone
             merged = bool(before) and before[-1]["role"] == "user"
             everything = [*(before if merged else whole.messages[:-1]), row.messages[-1]]
-        return Prompt(_under(_trained_system(task), everything), whole.tools, outside=True)
+        return Prompt(_under(task.system or task.instruction or "", everything), whole.tools, outside=True)
 
     return read
-
-
-def _trained_system(task: TaskSpec) -> str:
-    return task.system or task.instruction or ""
-
-
-def _without_trained_system(task: TaskSpec, messages: Sequence[Message]) -> Sequence[Message]:
-    """Turns without a system turn that is the trained one, which the prompt has anyway."""
-    trained = _trained_system(task).strip()
-    is_trained = bool(messages) and messages[0]["role"] == "system" and str(messages[0]["content"]).strip() == trained
-    return messages[1:] if is_trained else messages
 
 
 def _as_sent(

@@ -2,8 +2,9 @@ import pytest
 from traffic import at, design, traffic
 
 from tuneloop.core.errors import UserError
+from tuneloop.improve.experiment.live import Arms
 from tuneloop.improve.experiment.record import ExperimentOptions
-from tuneloop.improve.experiment.state import DECISION, START, STOP, Arms, design_of, experiments_of
+from tuneloop.improve.experiment.state import DECISION, START, STOP, design_of, experiments_of
 from tuneloop.improve.experiment.statistics import assign, registration_hash
 from tuneloop.records.server import Decision
 

@@ -21,7 +21,7 @@ from tuneloop.cli.main import main
 from tuneloop.core.ids import utc, utc_now, uuid7
 from tuneloop.improve.collect.command import collect_store
 from tuneloop.improve.experiment.command import check, replay, start
-from tuneloop.improve.experiment.state import Arms
+from tuneloop.improve.experiment.live import Arms
 from tuneloop.improve.experiment.statistics import time_of
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.request import ANYONE, StoredRequest

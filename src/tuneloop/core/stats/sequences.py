@@ -1,7 +1,6 @@
-"""Evidence on counts that holds however often one looks, and the width of a confidence sequence for plans.
+"""Evidence on counts that holds however often one looks.
 
-Waudby-Smith et al. 2024, "Time-uniform central limit theory ..."; Lindon & Malek 2022, "Anytime-valid inference for
-multinomial count data".
+Lindon & Malek 2022, "Anytime-valid inference for multinomial count data".
 """
 
 from __future__ import annotations
@@ -11,17 +10,6 @@ import math
 from tuneloop.core.lazy import Array, np
 
 LEAST_LOG_E = 1e4  # below -LEAST_LOG_E, evidence is the same: none
-
-
-def best_rho2(n: float, alpha: float) -> float:
-    """The mixture variance with which a two-sided sequence of level alpha is narrowest at `n` observations.
-
-    The width is least where x = n rho2 solves x = log(x + 1) - 2 log(alpha), which iteration finds.
-    """
-    x = -2 * math.log(alpha)
-    for _ in range(60):
-        x = math.log1p(x) - 2 * math.log(alpha)
-    return x / n
 
 
 def odds_log_e(counts: Array, shares: Array, ratio: float) -> Array:

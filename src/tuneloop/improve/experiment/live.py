@@ -12,15 +12,43 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.ids import utc_now
 from tuneloop.core.ui import bound_say
-from tuneloop.improve.experiment.state import EVENTS, Arms, ExperimentState, experiments_of
-from tuneloop.improve.experiment.statistics import CANDIDATE
+from tuneloop.improve.experiment.state import EVENTS, ExperimentState, experiments_of
+from tuneloop.improve.experiment.statistics import CANDIDATE, assign, may_be_drawn_again
 from tuneloop.serving.gateway import ArmDraw, Gateway
 from tuneloop.serving.models import Candidate
 from tuneloop.serving.store.database import Database, DatabaseError
 from tuneloop.serving.store.store import connect, drawn_arms, is_store, read_decisions
 
 EVERY = 1.0  # seconds between two looks into the store
+
+
+@dataclass
+class Arms:
+    """Who meets what, for a server. A unit keeps its arm. When its window is over and the share has risen, a champion's
+    is drawn again, so that users who return do not stop the ramp; a candidate's stays, with a propensity of 1."""
+
+    state: ExperimentState  # of the experiment
+    arms: dict[str, tuple[str, float, str]] = field(default_factory=dict)  # unit -> arm, propensity, time of its draw
+
+    def arm_of(self, unit: str, now: str = "") -> tuple[str, float] | None:
+        """Arm and propensity of a unit, which are stored with its request; None where no experiment runs.
+
+        Args:
+            unit: from `experiment.unit_of`.
+            now: ISO 8601 in UTC; the present time where empty.
+        """
+        design, share = self.state.design, self.state.share
+        if self.state.ended or not share:
+            return None
+        now = now or utc_now()
+        arm, propensity, drawn = self.arms.get(unit, ("", 0.0, ""))
+        if not arm or (propensity < share and may_be_drawn_again(design, drawn, now)):
+            chance = 1.0 if arm == CANDIDATE else share
+            arm = arm if arm == CANDIDATE else assign(design, unit, share, again=bool(arm))
+            self.arms[unit] = arm, chance, now
+        return self.arms[unit][:2]
 
 
 @dataclass

@@ -13,7 +13,6 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import build_config
 from tuneloop.core.lazy import np
-from tuneloop.core.stats.sequences import best_rho2
 from tuneloop.core.units import counted
 from tuneloop.improve.experiment.record import (
     DenserMeasure,
@@ -26,7 +25,7 @@ from tuneloop.improve.experiment.record import (
     RampHarm,
 )
 from tuneloop.improve.experiment.statistics import UNHAPPY_VALUES
-from tuneloop.improve.experiment.walk import Looks, Traffic, days_needed, walk
+from tuneloop.improve.experiment.walk import Looks, PlannedTraffic, days_needed, walk
 
 LEAST_UNITS = 10  # users with a value in either arm before a step of the ramp; decisions need no least number
 MOST_DAYS = 3650
@@ -34,15 +33,6 @@ TABLE_DAYS = (7, 28, 91, 182, 365, 730, 1460)
 RAMPS = ("2,5,10", "5,10,25,50", "10,25,50", "20,50", "30,50", "50")
 FEW = 400  # simulations of what is listed for comparison
 LABELS_SHARE = 0.2  # of users whose answers are checked, in the plan
-
-
-def units_for(deviation: float, effect: float, alpha: float) -> int:
-    """Units after which an asymptotic interval is as narrow as the effect.
-
-    `deviation`: standard deviation of what one unit says; `alpha`: of the sequence, which is narrowest there.
-    """
-    x = best_rho2(1.0, alpha)  # at the best mixture the width depends on units times rho2 alone
-    return math.ceil(2 * (1 + 1 / x) * math.log(math.sqrt(x + 1) / alpha) * (deviation / effect) ** 2)
 
 
 def ramp_of(text: str, where: str = "--ramp") -> list[float]:
@@ -59,7 +49,7 @@ class Planned:
     """A registration with its traffic, and how it is simulated."""
 
     design: ExperimentDesign
-    traffic: Traffic
+    traffic: PlannedTraffic
     seed: int
 
     def looks(self, effect: float, experiments: int, days: int = 0) -> Looks:
@@ -104,7 +94,7 @@ def _planned(options: ExperimentPlanOptions, **changes: Any) -> Planned:
         what = f"Not a ramp: {options.ramp!r:.60}"
         step = "shares that rise from above 0 to at most 100, the first below 100"
         raise UserError(what, where="--ramp", next_step=step) from error
-    traffic = Traffic(
+    traffic = PlannedTraffic(
         users_per_day=options.requests_per_day / options.requests_per_user,
         base=options.base,
         rated=options.rated,
@@ -225,7 +215,10 @@ def _denser(options: ExperimentPlanOptions) -> Iterator[DenserMeasure]:
         per_day = float(looks.units[-1] / looks.days[-1])
         yield DenserMeasure(name=name, how=how, units_per_day=per_day, units=units, days=reached)
     # A judge says which of two answers is better, +1 or -1: a win rate of 1/2 + effect has a mean of 2 effect.
-    pairs = units_for(1.0, 2 * options.effect, options.alpha)
+    # The best stake on it grows by the divergence of that rate from a coin's in each pair (Kelly 1956).
+    rate = min(0.5 + options.effect, 1 - 1e-9)
+    growth = rate * math.log(2 * rate) + (1 - rate) * math.log(2 * (1 - rate))
+    pairs = math.ceil(math.log(1 / options.alpha) / growth)
     how = "both answer each request, users see the champion's answer, and a checked judge says which is better"
     days = math.ceil(pairs / requests)
     yield DenserMeasure(name="shadow judging", how=how, units_per_day=requests, units=pairs, days=days)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc_now, uuid7
 from tuneloop.improve.experiment.plan import LEAST_UNITS, ramp_of, refuse_unreachable
 from tuneloop.improve.experiment.record import ExperimentDesign, ExperimentOptions, ExperimentVerdict, Guardrail
-from tuneloop.improve.experiment.statistics import CANDIDATE, assign, may_be_drawn_again, time_of
+from tuneloop.improve.experiment.statistics import time_of
 from tuneloop.improve.experiment.tally import Stage
 from tuneloop.records.feedback import COMMENTS, KIND
 from tuneloop.records.record import read_record
@@ -111,33 +111,6 @@ def add_event(
     """Add an event to the log of decisions, at a time or now; None where one with this key is there already."""
     event = Decision(id=uuid7(), time=at or utc_now(), kind=kind, subject=subject, data=dict(data), key=key)
     return event if insert(store, [event]) else None
-
-
-@dataclass
-class Arms:
-    """Who meets what, for a server. A unit keeps its arm. When its window is over and the share has risen, a champion's
-    is drawn again, so that users who return do not stop the ramp; a candidate's stays, with a propensity of 1."""
-
-    state: ExperimentState  # of the experiment
-    arms: dict[str, tuple[str, float, str]] = field(default_factory=dict)  # unit -> arm, propensity, time of its draw
-
-    def arm_of(self, unit: str, now: str = "") -> tuple[str, float] | None:
-        """Arm and propensity of a unit, which are stored with its request; None where no experiment runs.
-
-        Args:
-            unit: from `experiment.unit_of`.
-            now: ISO 8601 in UTC; the present time where empty.
-        """
-        design, share = self.state.design, self.state.share
-        if self.state.ended or not share:
-            return None
-        now = now or utc_now()
-        arm, propensity, drawn = self.arms.get(unit, ("", 0.0, ""))
-        if not arm or (propensity < share and may_be_drawn_again(design, drawn, now)):
-            chance = 1.0 if arm == CANDIDATE else share
-            arm = arm if arm == CANDIDATE else assign(design, unit, share, again=bool(arm))
-            self.arms[unit] = arm, chance, now
-        return self.arms[unit][:2]
 
 
 def design_of(name: str, options: ExperimentOptions, salt: str) -> ExperimentDesign:

@@ -28,7 +28,7 @@ Column = tuple[str, int]  # book and claim
 
 
 @dataclass(frozen=True)
-class Traffic:
+class PlannedTraffic:
     """What is true of users and candidate.
 
     Args:
@@ -69,7 +69,7 @@ class UserOutcomes:
         return np.asarray(np.divide(self.likes, valued, out=np.full_like(valued, np.nan), where=valued > 0))
 
 
-def outcomes_of(traffic: Traffic, *, candidate: bool) -> UserOutcomes:
+def outcomes_of(traffic: PlannedTraffic, *, candidate: bool) -> UserOutcomes:
     """All outcomes of a user of one arm, with their chances; simulated users are drawn from the same."""
     from scipy.special import gammaln, xlogy
     from scipy.stats import beta, poisson
@@ -125,7 +125,7 @@ def columns_of(design: ExperimentDesign) -> list[Column]:
     return [("measure", 0), ("measure", 1), ("measure", 2), *promotion]
 
 
-def moments_of(design: ExperimentDesign, traffic: Traffic, share: float) -> Moments:
+def moments_of(design: ExperimentDesign, traffic: PlannedTraffic, share: float) -> Moments:
     """The moments of one user; guesses are the true means."""
     arms = [outcomes_of(traffic, candidate=True), outcomes_of(traffic, candidate=False)]
     chance = np.concatenate([share * arms[0].chance, (1 - share) * arms[1].chance])
@@ -162,7 +162,7 @@ def moments_of(design: ExperimentDesign, traffic: Traffic, share: float) -> Mome
     )
 
 
-def days_needed(design: ExperimentDesign, traffic: Traffic, share: float) -> float:
+def days_needed(design: ExperimentDesign, traffic: PlannedTraffic, share: float) -> float:
     """Days at this share until the slowest claim of a promotion is proven by the mean growth of its best stake;
     infinite where none grows."""
     claims, mean = _Claims(design), moments_of(design, traffic, share).mean[:-1] * traffic.users_per_day
@@ -195,7 +195,7 @@ class RampSchedule:
     met: Array
 
 
-def schedule_of(design: ExperimentDesign, traffic: Traffic, days: int) -> RampSchedule:
+def schedule_of(design: ExperimentDesign, traffic: PlannedTraffic, days: int) -> RampSchedule:
     """Users a day, and the ramp, which moves when it has been held and both arms are expected to have values."""
     steps = [share for share in design.ramp if share < 1]
     valued = [
@@ -244,7 +244,7 @@ class Looks:
     met: Array
 
 
-def walk(design: ExperimentDesign, traffic: Traffic, *, days: int, experiments: int, seed: int) -> Looks:
+def walk(design: ExperimentDesign, traffic: PlannedTraffic, *, days: int, experiments: int, seed: int) -> Looks:
     """Simulate experiments that are looked at daily; over long times less often, 400 times in all."""
     rng = np.random.default_rng(seed)
     schedule, window = schedule_of(design, traffic, days), math.ceil(design.maturation_hours / 24)

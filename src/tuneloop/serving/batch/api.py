@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import make_folder
@@ -32,9 +32,6 @@ from tuneloop.serving.http.api_request import ApiError, parsed
 from tuneloop.serving.http.app import Call, RouteApp
 from tuneloop.serving.http.contract import BatchBody
 from tuneloop.serving.store.erase_files import expire_files
-
-if TYPE_CHECKING:
-    pass
 
 _FILE = re.compile(r"file-[0-9a-f]{32}(-output|-errors)?")
 _BATCH = re.compile(r"batch_[0-9a-f]{32}")

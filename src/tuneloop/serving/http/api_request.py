@@ -337,7 +337,8 @@ def as_messages(turns: Iterable[Turn]) -> list[Message]:
         role, content = turn["role"], turn.get("content")
         if not isinstance(content, str):
             parts: Any = content or ()
-            content = "".join([_text_of(part) for part in parts])
+            texts = [p if isinstance(p, str) else p["text"] if "text" in p else p["refusal"] for p in parts]
+            content = "".join(texts)
         message: dict[str, Any] = {"role": _ROLES.get(role, role), "content": content}
         if role == "assistant":
             if calls := turn.get("tool_calls"):
@@ -348,10 +349,6 @@ def as_messages(turns: Iterable[Turn]) -> list[Message]:
             message |= {name: value for name in ("tool_call_id", "name") if (value := turn.get(name)) is not None}
         messages.append(cast(Message, message))
     return messages
-
-
-def _text_of(part: Any) -> str:
-    return part if isinstance(part, str) else part["text"] if "text" in part else part["refusal"]
 
 
 CHOICES = ("none", "auto", "required")

@@ -65,8 +65,11 @@ def read_responses(asked: ResponsesBody, earlier: Earlier) -> ApiRequest:
     if asked.instructions:
         messages = [{"role": "system", "content": asked.instructions}, *messages]
     choice: Any = asked.tool_choice or "auto"
+    given: Any = asked.tools or ()
+    fields = ("name", "description", "parameters")
     tools, schema = tools_of(
-        [_chat_tool(tool) for tool in asked.tools or ()], choice if choice in CHOICES else choice["name"]
+        [{"type": "function", "function": {n: tool[n] for n in fields if tool.get(n) is not None}} for tool in given],
+        choice if choice in CHOICES else choice["name"],
     )
     names = ("instructions", "tools", "previous_response_id")
     repeated = {name: getattr(asked, name) for name in names} | {
@@ -122,11 +125,6 @@ def _referred(id_: str, earlier: Earlier) -> dict[str, Any] | None:
         return {"role": "assistant", "content": answer["content"]}
     calls = answer.get("tool_calls", [])[int(number) :][:1] if kind == "fc" and number else []
     return {"role": "assistant", "content": "", "tool_calls": calls} if calls else None
-
-
-def _chat_tool(tool: Mapping[str, Any]) -> dict[str, Any]:
-    function = {name: tool[name] for name in ("name", "description", "parameters") if tool.get(name) is not None}
-    return {"type": "function", "function": function}
 
 
 async def earlier_responses(gateway: Gateway, asked: ResponsesBody, caller: Caller) -> Earlier:

@@ -17,7 +17,6 @@ from tuneloop.improve.experiment.record import ExperimentOptions, ExperimentPlan
 if TYPE_CHECKING:
     from tuneloop.improve.experiment.record import ExperimentPlan
     from tuneloop.improve.experiment.state import ExperimentState
-    from tuneloop.serving.store.store import DecisionLog
 
 NAME = argument("[NAME]", "Name of the experiment; default: the one that runs.", "")
 EXIT = {"promote": 0, "roll back": 1, "futility": 1, "continue": 3}
@@ -157,7 +156,7 @@ def replay(name: str = NAME, store: str = STORE) -> Result:
     Exit status 1: one differs, or the log was changed.
     """
     from tuneloop.improve.experiment.command import replay as again
-    from tuneloop.serving.store.store import decision_log
+    from tuneloop.serving.store import decision_log
 
     decisions, log = again(store, name), decision_log(store)
     same = all(one.same for one in decisions)
@@ -168,7 +167,7 @@ def replay(name: str = NAME, store: str = STORE) -> Result:
         if not one.same:
             lines.append(f"      now  {one.again.outcome}: {one.again.sentence}")
     record = {"decisions": decisions, "same": same, "log": log}
-    return Result(record, [*lines, log_line(log)], int(bool(log.fault) or not same))
+    return Result(record, [*lines, log.line], int(bool(log.fault) or not same))
 
 
 def judge(name: str = NAME, store: str = STORE, *, choice: JudgeChoice, connection: ConnectionOptions) -> Result:
@@ -213,13 +212,6 @@ def sample(
         console.print(line, table, sep="\n")
 
     return Result({"requests": requests, "users": users, "checked": done}, show_them)
-
-
-def log_line(log: DecisionLog) -> str:
-    """A line on a log that was verified."""
-    if log.fault:
-        return f"CHANGED  the log of decisions: {log.fault}"
-    return f"unbroken  the log of {log.decisions:,} decisions, which ends in {log.head}"
 
 
 def _as_json(state: ExperimentState) -> dict[str, Any]:

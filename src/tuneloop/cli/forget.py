@@ -63,7 +63,7 @@ def command(
     from tuneloop.data.erase import Matcher, descendants, find_rows, forget, personal_settings, pseudonyms
     from tuneloop.pipeline.prepare import measure_of
     from tuneloop.report.data_html import write_data_report
-    from tuneloop.serving.store.forget import versions_of
+    from tuneloop.serving.store import versions_of
 
     matcher = Matcher(match, regex)
     matcher = Matcher(match, regex, pseudonyms(matcher, personal_settings(dataset)))
@@ -95,14 +95,14 @@ def command(
 def _is_store(place: str) -> bool:
     """Whether a server's folder is named, or its store."""
     from tuneloop.records.server import ServerState
-    from tuneloop.serving.store.database import is_database_url
+    from tuneloop.serving.store import is_database_url
 
     if is_database_url(place):
         return True
     files = (Path(place) / "store.db", Path(place) / ServerState.file)
     if Path(place).suffix != ".db" and not any(file.is_file() for file in files):
         return False
-    from tuneloop.serving.store.store import is_store
+    from tuneloop.serving.store import is_store
 
     return is_store(place)
 
@@ -171,8 +171,7 @@ def _print_erasure(erasure: Forgotten, made: Sequence[Descendant], console: Cons
 
 def _from_store(place: str, match: str, more: ForgetOptions, *, dry_run: bool, yes: bool) -> Result:
     """Erase from a server's store, or show by a receipt that it was done."""
-    from tuneloop.serving.store.forget import forget_requests, made_of_requests, pending, proof_of, rebuild
-    from tuneloop.serving.store.store import store_folder, store_name
+    from tuneloop.serving.store import forget_requests, made_of_requests, proof_of, rebuild, store_folder, store_name
 
     if more.receipt:
         stone = proof_of(place, match, more.receipt)
@@ -184,7 +183,7 @@ def _from_store(place: str, match: str, more: ForgetOptions, *, dry_run: bool, y
         proof = {"proved": stone is not None, "erased": stone.to_json() if stone else None}
         return Result(proof, [line], int(stone is None))
     subject, erasure = forget_requests(place, match, dry_run=True)
-    if (subject.anything or pending(place)) and not dry_run:
+    if (subject.anything or subject.begun) and not dry_run:
         if not yes and (output().as_json or not sys.stdin.isatty()):
             step = "say --yes, or --dry-run to look first"
             raise UserError("This erases for good", where=store_name(place), next_step=step)

@@ -23,10 +23,9 @@ def command(
 
     Exit status 0: nothing to do or to train on, or promoted; 1: rolled back or refused; 3: waits.
     """
-    from tuneloop.cli.ab import log_line
     from tuneloop.improve.controller import command as work
     from tuneloop.improve.monitor.command import days_of
-    from tuneloop.serving.store.store import decision_log
+    from tuneloop.serving.store import decision_log
 
     plan = work.load_project(project)
     if replay:
@@ -36,7 +35,7 @@ def command(
         lines = [f"{words[one.follows]}  {minute(one.time)}  {one.what}" for one in events]
         lines += [] if events else ["Nothing was decided yet."]
         record = {"events": events, "same": same, "log": log}
-        return Result(record, [*lines, log_line(log)], int(bool(log.fault) or not same))
+        return Result(record, [*lines, log.line], int(bool(log.fault) or not same))
     pause = 86_400 * days_of(every, "--every")
     work.check_files(plan)
     if watch:

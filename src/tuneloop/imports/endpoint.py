@@ -26,7 +26,7 @@ from tuneloop.records.request import StoredRequest, as_request
 from tuneloop.serving.gateway import Caller, Gateway
 from tuneloop.serving.http.api_request import ApiError, unavailable
 from tuneloop.serving.http.app import Call, RouteApp
-from tuneloop.serving.store.store import opened, users_key
+from tuneloop.serving.store import opened, users_key
 
 if TYPE_CHECKING:
     from starlette.routing import Route

@@ -37,8 +37,15 @@ from tuneloop.imports.parts import INHERITED, STORED_ALL_THE_SAME, Fault, Record
 from tuneloop.records.feedback import Feedback, feedback_of
 from tuneloop.records.request import StoredRequest
 from tuneloop.records.rows import Reject
-from tuneloop.serving.store.database import Database, DataRefusedError
-from tuneloop.serving.store.store import insert, opened, pseudonym_of_user, store_folder, users_key
+from tuneloop.serving.store import (
+    Database,
+    DataRefusedError,
+    insert,
+    opened,
+    pseudonym_of_user,
+    store_folder,
+    users_key,
+)
 
 BATCH = 1000  # records of a transaction in the store
 CHUNK = 1 << 18  # bytes of a source that are read in one transaction: a record may hold hundreds of spans

@@ -15,7 +15,7 @@ from tuneloop.data.formats.turns import Refused
 from tuneloop.imports.importing import end_of_request_id, requests_of
 from tuneloop.imports.otel import FORMAT
 from tuneloop.imports.parts import REASONS
-from tuneloop.serving.store.writer import json_of
+from tuneloop.serving.store import json_of
 
 PROTOBUF = "application/x-protobuf"
 MOST_FIELDS = LIMITS["traces"].nodes  # of all spans of a message

@@ -20,7 +20,7 @@ from tuneloop.improve.monitor.schedule import monitored, start_tuneloop
 from tuneloop.serving import server
 from tuneloop.serving.config import ServeConfig
 from tuneloop.serving.gateway import Gateway
-from tuneloop.serving.store.store import store_name
+from tuneloop.serving.store import store_name
 from tuneloop.serving.swap import Companions
 
 AGAIN = 60.0  # seconds before a controller that died is started again

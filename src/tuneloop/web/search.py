@@ -17,8 +17,7 @@ from tuneloop.improve.feedback.value import current, mean_value
 from tuneloop.records.feedback import KINDS, Feedback
 from tuneloop.records.request import StoredRequest
 from tuneloop.serving.costs import since_time
-from tuneloop.serving.store.database import Database, PostgresDatabase
-from tuneloop.serving.store.store import read_feedback, read_requests
+from tuneloop.serving.store import Database, read_feedback, read_requests
 
 PAGE = 50  # requests of a page
 SECONDS = 0.25  # of a look
@@ -164,11 +163,10 @@ def _conditions(store: Database, wanted: TrafficFilter) -> tuple[str, list[Any]]
         said = _SAID.format(kind=kind)
         parts.append((f"NOT {said}" if wanted.feedback == "none" else said, [wanted.feedback] * 2 if kind else []))
     if wanted.text:
-        like = "ILIKE" if isinstance(store, PostgresDatabase) else "LIKE"
         inner = json.dumps(wanted.text, ensure_ascii=False)[1:-1]
         for sign in "!%_":
             inner = inner.replace(sign, f"!{sign}")
-        one = f"{{}} {like} ? ESCAPE '!'"
+        one = f"{{}} {store.like} ? ESCAPE '!'"
         parts.append((f"({one.format('prompt')} OR {one.format('completion')})", [f"%{inner}%"] * 2))
     return " AND ".join(text for text, _ in parts), [value for _, values in parts for value in values]
 

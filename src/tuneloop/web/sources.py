@@ -14,7 +14,7 @@ from urllib.parse import quote, urlencode
 
 from tuneloop.core.confined import leads_into
 from tuneloop.core.errors import UserError
-from tuneloop.serving.store.store import is_store, store_name
+from tuneloop.serving.store import is_store, store_name
 from tuneloop.web.index import Found, Index, Kind
 
 

@@ -17,8 +17,15 @@ from tuneloop.core.ids import uuid7
 from tuneloop.improve.experiment.state import add_event
 from tuneloop.records.record import read_record
 from tuneloop.records.server import Decision, ServerState
-from tuneloop.serving.store.database import Database, is_database_url, keep_password
-from tuneloop.serving.store.store import opened, read_decisions, store_folder, store_name
+from tuneloop.serving.store import (
+    Database,
+    is_database_url,
+    keep_password,
+    opened,
+    read_decisions,
+    store_folder,
+    store_name,
+)
 from tuneloop.web.sources import NotFound, Sources
 
 ACTION = "page.action"  # an event of the log: who did what on a page

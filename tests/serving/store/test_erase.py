@@ -18,13 +18,14 @@ from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc, utc_now, uuid7
 from tuneloop.core.ui import reporting
+from tuneloop.improve.collect.command import exported
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.request import StoredRequest
 from tuneloop.serving.config import ServeConfig
 from tuneloop.serving.keys import ApiKey, Limits, add_key
 from tuneloop.serving.server import expire_all
 from tuneloop.serving.store.erase import expire, find, proved, spent_by_erased
-from tuneloop.serving.store.store import connect, exported, insert, opened, read_decisions, read_feedback, read_requests
+from tuneloop.serving.store.store import connect, insert, opened, read_decisions, read_feedback, read_requests
 
 EACH = pytest.mark.usefixtures("each_database")
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi you"}]}

@@ -23,6 +23,7 @@ from tuneloop.core import ids
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc_now, uuid7
 from tuneloop.core.ui import reporting
+from tuneloop.improve.collect.command import exported
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.request import StoredRequest
 from tuneloop.records.server import Decision
@@ -30,7 +31,6 @@ from tuneloop.serving.store.database import DatabaseError, DataRefusedError
 from tuneloop.serving.store.store import (
     connect,
     decision_log,
-    exported,
     insert,
     opened,
     read_decisions,

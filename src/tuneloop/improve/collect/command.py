@@ -17,11 +17,12 @@ from tuneloop.data.dataset import load_dataset
 from tuneloop.improve.collect.collect import CollectOptions, collect
 from tuneloop.pipeline.answers import task_of_run
 from tuneloop.records.record import read_record, write_record
+from tuneloop.records.request import StoredRequest
 from tuneloop.records.rows import Row
 from tuneloop.records.server import CollectedManifest
 from tuneloop.registry import open_registry, registered_name, run_folder_of, version_of
 from tuneloop.serving.models import prompt_of
-from tuneloop.serving.store.store import exported, opened, read_feedback, read_requests, store_name
+from tuneloop.serving.store import opened, read_feedback, read_requests, store_name
 
 Place = Path | str
 FILES = ("sft", "preference", "kto", "heldout", "must_pass")
@@ -117,6 +118,21 @@ def write_requests(
             else:
                 counts["without_text" if request.error is None else "failed"] += 1
     return Written(str(out), **counts)
+
+
+def exported(request: StoredRequest) -> dict[str, Any] | None:
+    """A request as a log of a chat API, which `prepare` reads; None: it must not be trained on, or has no texts."""
+    if not request.prompt or request.completion is None or request.error is not None or request.train == "no":
+        return None
+    message = request.completion
+    if isinstance(message, str):
+        message = {"role": "assistant", "content": message}
+    message = {name: value for name, value in message.items() if name != "response"}  # see `ApiRequest.noted`
+    body = {"model": request.model, "messages": request.prompt} | ({"tools": request.tools} if request.tools else {})
+    reply = {"choices": [{"index": 0, "message": message, "finish_reason": request.finish}]}
+    meta = ("time", "user", "conversation", "release", "adapter", "arm")
+    columns = {name: value for name in meta if (value := getattr(request, name)) is not None}
+    return {"request_id": request.id, "request": body, "response": reply, **columns}
 
 
 TRAIN, TEST = "train.jsonl", "test.jsonl"

@@ -33,8 +33,10 @@ from tuneloop.improve.monitor.detectors import CANARIES
 from tuneloop.records.feedback import Feedback, value_of
 from tuneloop.records.server import Decision
 from tuneloop.registry import registered_name
-from tuneloop.serving.store.database import Database, is_database_url, keep_password
-from tuneloop.serving.store.store import (
+from tuneloop.serving.store import (
+    Database,
+    is_database_url,
+    keep_password,
     opened,
     read_decisions,
     read_feedback,

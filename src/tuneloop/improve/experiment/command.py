@@ -47,9 +47,10 @@ from tuneloop.records.server import ServerState
 from tuneloop.serving import models
 from tuneloop.serving.config import ServeConfig
 from tuneloop.serving.keys import read_keys
-from tuneloop.serving.store.database import Database, is_database_url
-from tuneloop.serving.store.store import (
+from tuneloop.serving.store import (
+    Database,
     insert,
+    is_database_url,
     last_place,
     opened,
     read_decisions,

@@ -18,8 +18,7 @@ from tuneloop.improve.experiment.state import EVENTS, ExperimentState, experimen
 from tuneloop.improve.experiment.statistics import CANDIDATE, assign, may_be_drawn_again
 from tuneloop.serving.gateway import ArmDraw, Gateway
 from tuneloop.serving.models import Candidate
-from tuneloop.serving.store.database import Database, DatabaseError
-from tuneloop.serving.store.store import connect, drawn_arms, is_store, read_decisions
+from tuneloop.serving.store import Database, DatabaseError, drawn_arms, is_store, opened, read_decisions
 
 EVERY = 1.0  # seconds between two looks into the store
 
@@ -63,6 +62,7 @@ class Experiments:
     _seen: int = -1  # number of the last decision that was read
     _reported: dict[str, str] = field(default_factory=dict)
     _store: Database | None = None
+    _open: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)  # until the end of `followed_by`
 
     def refresh(self) -> bool:
         """Read the store again where events came; returns whether anything has changed.
@@ -72,7 +72,7 @@ class Experiments:
         if self._store is None:
             if not is_store(self.place):
                 return False
-            self._store = connect(self.place, create=True)
+            self._store = self._open.enter_context(opened(self.place, create=True))
         last = self._store.execute("SELECT MAX(number) FROM decisions").fetchone()[0] or 0
         if last == self._seen:
             return False
@@ -131,9 +131,8 @@ class Experiments:
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-            if self._store is not None:
-                self._store.close()
-                self._store = None
+            self._open.close()
+            self._store = None
 
     async def _follow(self) -> None:
         while True:

@@ -20,8 +20,7 @@ from tuneloop.improve.experiment.tally import Stage
 from tuneloop.records.feedback import COMMENTS, KIND
 from tuneloop.records.record import read_record
 from tuneloop.records.server import Decision, ServerState
-from tuneloop.serving.store.database import Database
-from tuneloop.serving.store.store import insert, opened, read_decisions, store_folder, store_name
+from tuneloop.serving.store import Database, insert, opened, read_decisions, store_folder, store_name
 
 START, DECISION, STOP = "experiment.start", "experiment.decision", "experiment.stop"
 EVENTS = "kind LIKE 'experiment.%'"  # of all experiments

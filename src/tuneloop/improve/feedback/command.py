@@ -18,7 +18,7 @@ from tuneloop.data.sources.parse import SourceRecord
 from tuneloop.data.sources.read import read_records
 from tuneloop.improve.feedback.value import current, mean_value
 from tuneloop.records.feedback import Feedback, feedback_of
-from tuneloop.serving.store.store import insert, opened, read_feedback
+from tuneloop.serving.store import insert, opened, read_feedback
 
 Place = Path | str  # a store's
 BATCH = 5000

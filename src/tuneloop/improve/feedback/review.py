@@ -23,7 +23,7 @@ from tuneloop.records.feedback import Feedback
 from tuneloop.records.record import write_record
 from tuneloop.records.request import StoredRequest
 from tuneloop.records.review import Review, ReviewedSystem, ReviewItem, Vote
-from tuneloop.serving.store.store import insert, opened, read_decisions, read_feedback, read_requests, store_name
+from tuneloop.serving.store import insert, opened, read_decisions, read_feedback, read_requests, store_name
 
 Place = Path | str
 SYSTEM = "production"

@@ -29,8 +29,7 @@ from tuneloop.models.adapters import BASE
 from tuneloop.records.completion import Completion
 from tuneloop.records.request import StoredRequest
 from tuneloop.records.rows import Dataset, Row, last_user_turn, references_of
-from tuneloop.serving.store.database import Database
-from tuneloop.serving.store.store import insert, opened, read_requests
+from tuneloop.serving.store import Database, insert, opened, read_requests
 
 if TYPE_CHECKING:
     from tuneloop.pipeline.answers import TaskTarget

@@ -25,8 +25,7 @@ from tuneloop.records.record import read_record
 from tuneloop.records.request import StoredRequest
 from tuneloop.records.rows import Dataset, last_user_turn
 from tuneloop.records.server import ServerState
-from tuneloop.serving.store.database import Database
-from tuneloop.serving.store.store import opened, read_decisions, read_feedback, read_requests, store_name
+from tuneloop.serving.store import Database, opened, read_decisions, read_feedback, read_requests, store_name
 
 if TYPE_CHECKING:
     from tuneloop.pipeline.answers import TaskTarget

@@ -30,7 +30,7 @@ from tuneloop.improve.monitor.canaries import (
 from tuneloop.improve.monitor.command import days_of, due_window
 from tuneloop.serving.config import ServeConfig
 from tuneloop.serving.gateway import ROUTER, Gateway
-from tuneloop.serving.store.database import DatabaseError
+from tuneloop.serving.store import DatabaseError
 
 LOOKS = 50  # at the store, in the time of a window
 SELDOM = 3600.0  # seconds between two looks at most

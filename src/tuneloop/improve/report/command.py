@@ -22,8 +22,7 @@ from tuneloop.improve.report import record
 from tuneloop.improve.report.html import ENDS, TONES, render_improve_page
 from tuneloop.records.record import write_record
 from tuneloop.records.server import Decision
-from tuneloop.serving.store.database import Database
-from tuneloop.serving.store.store import opened, read_decisions, read_feedback, store_folder, store_name
+from tuneloop.serving.store import Database, opened, read_decisions, read_feedback, store_folder, store_name
 
 MOST_PERIODS = 45  # of traffic, that a chart shows legibly
 KEYS = ("name", "candidate", "champion", "measure", "effect", "alpha")  # of a design, that an experiment's line shows

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import unquote
 
 from tuneloop.core.errors import UserError
@@ -110,6 +110,7 @@ class SqliteDatabase:
     Types of columns are TEXT, INTEGER, REAL, or JSON, which is a text.
     """
 
+    like: ClassVar[str] = "LIKE"  # compares without regard to case
     _raw: sqlite3.Connection
     path: Path
     expected: int = 0  # version of the tables that this process writes to; 0: any
@@ -290,6 +291,7 @@ def _as_postgres(sql: str) -> str:
 class PostgresDatabase:
     """A store in a Postgres database. A connection that was lost is made again by the next statement."""
 
+    like: ClassVar[str] = "ILIKE"
     url: str = field(repr=False)  # perhaps with a password, so it is never shown
     patience: float  # seconds to wait for a lock, and for a connection
     _raw: Any = None

@@ -36,6 +36,7 @@ class Matched:
     requests: tuple[str, ...]
     feedback: tuple[str, ...]
     lines: int = 0
+    begun: bool = False  # an erasure in the server's folder is not done yet
 
     @property
     def anything(self) -> bool:

@@ -151,7 +151,8 @@ def _matched(store: Database, match: str, folder: Path | None, place: Path | str
     also = _pseudonyms(folder, match)
     matched = find(store, match, also)
     lines = erase_lines(folder, whose_lines(store, match, matched, also), act=False)
-    return replace(matched, lines=lines + _in_copies(folder, place, match, also, act=False))
+    lines += _in_copies(folder, place, match, also, act=False)
+    return replace(matched, lines=lines, begun=any(folder.glob(PENDING)))
 
 
 def _pseudonyms(folder: Path, match: str) -> tuple[str, ...]:
@@ -202,11 +203,6 @@ def proof_of(place: Path | str, match: str, receipt: str) -> Decision | None:
     """The tombstone of an erasure, by its receipt; None: there is none of this person."""
     with opened(place) as store:
         return proved(store, match, receipt)
-
-
-def pending(place: Path | str) -> bool:
-    """Whether an erasure has begun in a server's folder that is not done."""
-    return any(store_folder(place).glob(PENDING))
 
 
 def made_of_requests(roots: Sequence[Path | str], requests: Collection[str], match: str) -> list[Descendant]:

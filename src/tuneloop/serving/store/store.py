@@ -360,21 +360,6 @@ def had_conversation(connection: Database, key: str, conversation: str) -> bool:
     return connection.execute(query, [conversation, key]).fetchone() is not None
 
 
-def exported(request: StoredRequest) -> dict[str, Any] | None:
-    """A request as a log of a chat API, which `prepare` reads; None: it must not be trained on, or has no texts."""
-    if not request.prompt or request.completion is None or request.error is not None or request.train == "no":
-        return None
-    message = request.completion
-    if isinstance(message, str):
-        message = {"role": "assistant", "content": message}
-    message = {name: value for name, value in message.items() if name != "response"}  # see `ApiRequest.noted`
-    body = {"model": request.model, "messages": request.prompt} | ({"tools": request.tools} if request.tools else {})
-    reply = {"choices": [{"index": 0, "message": message, "finish_reason": request.finish}]}
-    meta = ("time", "user", "conversation", "release", "adapter", "arm")
-    columns = {name: value for name in meta if (value := getattr(request, name)) is not None}
-    return {"request_id": request.id, "request": body, "response": reply, **columns}
-
-
 def decision_log(place: Path | str) -> DecisionLog:
     """The log of decisions of a store, verified; UserError: there is no store."""
     with opened(place) as store:
@@ -393,6 +378,13 @@ class DecisionLog:
     decisions: int  # how many there are
     head: str  # hash of the last one; empty: there is none
     fault: str = ""  # what is wrong, in a sentence; empty: nothing is
+
+    @property
+    def line(self) -> str:
+        """It in a line."""
+        if self.fault:
+            return f"CHANGED  the log of decisions: {self.fault}"
+        return f"unbroken  the log of {self.decisions:,} decisions, which ends in {self.head}"
 
 
 def link(previous: str, values: Sequence[Any]) -> str:

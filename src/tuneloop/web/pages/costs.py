@@ -14,8 +14,7 @@ from tuneloop.improve.report.record import LedgerCycle
 from tuneloop.records.server import Decision
 from tuneloop.report.charts import chart_pair
 from tuneloop.serving.costs import BY, costs_of, since_time
-from tuneloop.serving.store.database import Database
-from tuneloop.serving.store.store import opened, read_decisions
+from tuneloop.serving.store import Database, opened, read_decisions
 from tuneloop.web.pages.traffic import by_day
 from tuneloop.web.sources import Sources
 from tuneloop.web.stores import shown_store

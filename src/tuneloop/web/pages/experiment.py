@@ -13,8 +13,7 @@ from tuneloop.improve.experiment.state import ExperimentState, find, left_out, r
 from tuneloop.improve.experiment.statistics import time_of
 from tuneloop.improve.report.command import experiment_line
 from tuneloop.improve.report.html import ENDS, experiment_part
-from tuneloop.serving.store.database import Database
-from tuneloop.serving.store.store import opened, store_name
+from tuneloop.serving.store import Database, opened, store_name
 from tuneloop.web.commands import CommandReading, command_line, reading, run_words, workplace
 from tuneloop.web.sources import Sources
 from tuneloop.web.stores import ShownStore, actions_on, note_action, shown_store

@@ -15,7 +15,7 @@ from tuneloop.improve.report.command import experiment_line
 from tuneloop.improve.report.html import ENDS, TONES
 from tuneloop.improve.report.record import ExperimentLine
 from tuneloop.report.charts import gain_chart
-from tuneloop.serving.store.store import opened, store_name
+from tuneloop.serving.store import opened, store_name
 from tuneloop.web.commands import command_line, run_words, workplace
 from tuneloop.web.search import choices
 from tuneloop.web.sources import Need, Sources

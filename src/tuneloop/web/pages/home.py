@@ -19,8 +19,7 @@ from tuneloop.records.record import read_record
 from tuneloop.records.server import ServerState
 from tuneloop.report import charts
 from tuneloop.report import facts as f
-from tuneloop.serving.store.database import Database
-from tuneloop.serving.store.store import opened, store_folder
+from tuneloop.serving.store import Database, opened, store_folder
 from tuneloop.web.pages import experiments, quality
 from tuneloop.web.pages.run import progress_of
 from tuneloop.web.runs import RunLine, curves, holder, run_lines, score_picture

@@ -15,7 +15,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.improve.report.charts import LineageNode, lineage_chart
 from tuneloop.registry import RegisteredModel, RegisteredVersion, registry_file
 from tuneloop.report.facts import metric_text
-from tuneloop.serving.store.store import opened
+from tuneloop.serving.store import opened
 from tuneloop.web.commands import REGISTRY_FILE, command_line, reading, run_words, stamp_of
 from tuneloop.web.sources import BY_NAME, Sources
 from tuneloop.web.stores import required, store_key

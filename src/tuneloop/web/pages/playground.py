@@ -21,7 +21,7 @@ from tuneloop.records.server import ServerState
 from tuneloop.report import facts as f
 from tuneloop.report.data_rows import row_by_id
 from tuneloop.serving.config import ServeConfig
-from tuneloop.serving.store.store import store_folder
+from tuneloop.serving.store import store_folder
 from tuneloop.web.pages.run import planned_of
 from tuneloop.web.runs import run_lines
 from tuneloop.web.sources import Sources

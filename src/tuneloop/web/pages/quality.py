@@ -18,8 +18,7 @@ from tuneloop.improve.report.html import windows_chart
 from tuneloop.records.server import Decision
 from tuneloop.report.charts import chart_pair
 from tuneloop.serving.costs import since_time
-from tuneloop.serving.store.database import Database
-from tuneloop.serving.store.store import opened, read_decisions, read_requests, store_name
+from tuneloop.serving.store import Database, opened, read_decisions, read_requests, store_name
 from tuneloop.web.commands import command_line
 from tuneloop.web.pages.traffic import line_of
 from tuneloop.web.search import FoundRequest

@@ -19,8 +19,7 @@ from tuneloop.improve.feedback.value import current
 from tuneloop.improve.monitor.detectors import answer_of
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.request import StoredRequest
-from tuneloop.serving.store.database import Database
-from tuneloop.serving.store.store import opened, read_feedback, read_requests
+from tuneloop.serving.store import Database, opened, read_feedback, read_requests
 from tuneloop.web.pages.traffic import calls_of, line_of, plain_text, state_of, words_of
 from tuneloop.web.rendering import prompt_as_read, weights_of
 from tuneloop.web.search import FoundRequest, said_of

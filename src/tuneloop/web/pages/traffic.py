@@ -15,8 +15,7 @@ from tuneloop.records.feedback import Feedback
 from tuneloop.records.request import StoredRequest
 from tuneloop.records.rows import Message
 from tuneloop.report.charts import chart_pair
-from tuneloop.serving.store.database import Database
-from tuneloop.serving.store.store import opened
+from tuneloop.serving.store import Database, opened
 from tuneloop.web.search import ERRORS, FEEDBACK, FoundRequest, choices, filter_of, search
 from tuneloop.web.sources import Sources
 from tuneloop.web.stores import shown_store

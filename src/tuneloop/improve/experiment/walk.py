@@ -23,7 +23,6 @@ from tuneloop.improve.experiment.tally import Matured, empty_tally, seem_more, w
 MOST_LOOKS = 400
 QUALITIES = 15  # kinds of users where their answers are correlated
 Z_TWO_SIDED = 1.959963984540054
-OUTCOMES = np.array([outcome for outcome, _ in ENDINGS], dtype=object)
 Column = tuple[str, int]  # book and claim
 
 
@@ -258,6 +257,7 @@ def walk(design: ExperimentDesign, traffic: PlannedTraffic, *, days: int, experi
     variance = information = total = 0.0
     end, z_first = np.full(experiments, len(at)), np.full(experiments, len(at))  # looks
     outcome = np.full(experiments, "continue", dtype=object)
+    outcomes = np.array([name for name, _ in ENDINGS], dtype=object)
     one_look, units = np.zeros(len(at)), np.zeros(len(at))
     for look, day in enumerate(at):
         ripe = slice(max(0, day - every - window), max(0, day - window))
@@ -281,11 +281,11 @@ def walk(design: ExperimentDesign, traffic: PlannedTraffic, *, days: int, experi
         difference = state[:, -1] / max(information, 1e-300)
         z = state[:, -1] > Z_TWO_SIDED * math.sqrt(variance or math.inf)
         held = seem_more("unhappy", unhappy, np.array(steps), rail.tolerance) if rail else np.zeros_like(z)
-        found = OUTCOMES[claims.endings(best, difference, float(day), held)]
+        found = outcomes[claims.endings(best, difference, float(day), held)]
         ended = (end == len(at)) & (found != "continue")
         end, outcome = np.where(ended, look, end), np.where(ended, found, outcome)
         z_first = np.minimum(z_first, np.where(z, look, len(at)))
-        alone = OUTCOMES[claims.endings(log_e, difference, float(day), held)]
+        alone = outcomes[claims.endings(log_e, difference, float(day), held)]
         one_look[look], units[look] = (alone == "promote").mean(), total
     looks = np.arange(len(at))
     by_then = end[:, None] <= looks

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -128,6 +130,38 @@ def test_stopping_cancels_what_is_being_written(served: Callable[..., None]) -> 
             await engine.tokenize("x")
 
     served(work, slots=1)
+
+
+STOPPED_AT_WORK = """
+import asyncio, sys, torch
+from tuneloop.inference.local import engine, serving
+from tuneloop.inference.protocol import BASE, Served, complete
+from tuneloop.inference.request import Request
+
+serving.STOP_WITHIN, step = 0.0, engine.Engine.step
+def long_step(self):
+    for _ in range(20):
+        torch.ones(1000, 1000) @ torch.ones(1000, 1000)
+    return step(self)
+engine.Engine.step = long_step
+
+async def main():
+    stopping = serving.LocalEngine(Served(sys.argv[1]))
+    await stopping.start()
+    asyncio.ensure_future(complete(stopping, Request([{"role": "user", "content": "x"}], adapter=BASE)))
+    await asyncio.sleep(0.2)
+    await stopping.stop()
+
+asyncio.run(main())
+"""
+
+
+def test_a_process_ends_well_whose_engine_is_in_the_middle_of_a_step(
+    tiny_llama: Path, cli_environment: dict[str, str]
+) -> None:
+    command = [sys.executable, "-c", STOPPED_AT_WORK, str(tiny_llama)]
+    done = subprocess.run(command, capture_output=True, text=True, env=cli_environment, timeout=HANG)
+    assert done.returncode == 0, done.stderr
 
 
 def test_choices_are_answered_by_the_tree_of_labels(

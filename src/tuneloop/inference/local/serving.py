@@ -11,6 +11,7 @@ holds one base, and the adapters of both.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -144,6 +145,8 @@ class LocalEngine(RenderingEngine):
             return
         self._inbox.end()
         await asyncio.to_thread(thread.join, STOP_WITHIN)
+        if thread.is_alive():  # Python ends daemon threads in the middle of torch's code, which aborts the process
+            atexit.register(thread.join)
         self._model, self.adapters, self._templates = None, {}, {}
 
     # -- answers

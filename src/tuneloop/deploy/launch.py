@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.ui import say
-from tuneloop.core.units import usd_words, verb
+from tuneloop.core.units import hours_words, usd_words, verb
 from tuneloop.deploy.hosts import J, JobSite
 from tuneloop.deploy.skypilot_sdk import Offer, SkyJob, find_offer, load_sky, start
 from tuneloop.planning.gpus import all_gpus
@@ -24,7 +24,6 @@ class Limit:
     """What a start may cost."""
 
     hours: float  # of the machines that are offered, which are paid
-    words: str  # for what, in words
     planned: float | None = None  # dollars for these, as planned; None: not known
     usd: float = 0.0  # the most; 0: no limit
 
@@ -92,7 +91,7 @@ def _say_offer(offer: Offer, limit: Limit) -> None:
     price = "it names no price"
     if usd is not None and total is not None:
         planned = "" if limit.planned is None else f", planned {usd_words(limit.planned)}"
-        price = f"{usd_words(usd)} an hour, {usd_words(total)} {limit.words}{planned}"
+        price = f"{usd_words(usd)} an hour, {usd_words(total)} for {hours_words(limit.hours)} of training{planned}"
     say(f"price     SkyPilot takes {offer.words} now: {price}")
     if limit.usd and (total is None or total > limit.usd):
         what = f"SkyPilot takes {offer.words}: {price}. The limit is {usd_words(limit.usd)}"

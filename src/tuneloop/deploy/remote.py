@@ -12,7 +12,7 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_text, write_yaml
 from tuneloop.core.ui import busy, say
-from tuneloop.core.units import hours_expected, hours_words, usd_words
+from tuneloop.core.units import hours_expected, usd_words
 from tuneloop.deploy.clusters import Cluster, ClusterJob, RemoteOptions, find_cluster, refuse_what_it_lacks
 from tuneloop.deploy.deployment import service_name
 from tuneloop.deploy.launch import Launch, Limit, launch_at, no_card
@@ -96,7 +96,7 @@ def _launch(cluster: Cluster, job: ClusterJob, plan: Mapping[str, Any], most_usd
     """How a run elsewhere is started, and what that may cost."""
     variables = tuple(name for name in cluster.variables if job.gated or name != "HF_TOKEN")
     hours = plan["time"]["hours"]
-    limit = Limit(hours, f"for {hours_words(hours)} of training", plan["cost"].get("usd"), most_usd)
+    limit = Limit(hours, plan["cost"].get("usd"), most_usd)
     return launch_at(cluster, job, variables, limit=limit)
 
 

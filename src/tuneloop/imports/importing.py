@@ -510,11 +510,7 @@ def _account(work: _ImportJob, summary: ImportSummary) -> None:
     if counts:
         with replacing(work.rejects) as file:
             os.fchmod(file.fileno(), 0o600)
-            file.writelines(_fault_lines(work.base.execute("SELECT * FROM faults ORDER BY source, line, rowid")))
+            for row in work.base.execute("SELECT * FROM faults ORDER BY source, line, rowid"):
+                facts = zip(("source", "line", "reason", "detail", "request"), row, strict=True)
+                file.write(orjson.dumps({name: value for name, value in facts if value or name != "request"}) + b"\n")
         summary.rejects = str(work.rejects)
-
-
-def _fault_lines(rows: Iterable[tuple[Any, ...]]) -> Iterator[bytes]:
-    for source, line, reason, detail, request in rows:
-        facts = {"source": source, "line": line, "reason": reason, "detail": detail}
-        yield orjson.dumps(facts | ({"request": request} if request else {})) + b"\n"

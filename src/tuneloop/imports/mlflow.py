@@ -122,8 +122,5 @@ def live(address: str, cursor: str) -> Iterator[tuple[str, Sequence[Record]]]:
         raise UserError(f"MLflow refuses: {error!s:.200}", where=address, next_step=step) from None
 
 
-def _is_address(source: str) -> bool:
-    return source.startswith(("http://", "https://", "sqlite://", "postgresql://", "mysql://", "databricks"))
-
-
-FORMAT = TraceFormat("mlflow", "MLflow", parts, live, _is_address)
+PLACES = ("http://", "https://", "sqlite://", "postgresql://", "mysql://", "databricks")
+FORMAT = TraceFormat("mlflow", "MLflow", parts, live, lambda source: source.startswith(PLACES))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tuneloop.core.http.service import Item, Service
+from tuneloop.core.http.service import Service
 from tuneloop.deploy.services import HostedState, Order, State, TrainingService, uploads
 
 _STATES: dict[str, State] = {
@@ -21,10 +21,6 @@ def _body(order: Order) -> dict[str, Any]:
         "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": order.epochs}}},
         "metadata": {"tuneloop": order.key},
     }
-
-
-def _mark(job: Item) -> str:
-    return str((job.get("metadata") or {}).get("tuneloop") or "")
 
 
 async def _look(service: Service, place: str) -> HostedState:
@@ -54,6 +50,6 @@ SERVICE = TrainingService(
     jobs="/fine_tuning/jobs",
     body=_body,
     states=_STATES,
-    mark=_mark,
+    mark=lambda job: str((job.get("metadata") or {}).get("tuneloop") or ""),
     look=_look,
 )

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.http.service import Item, Service
+from tuneloop.core.http.service import Service
 from tuneloop.core.http.wire import HttpRefused
 from tuneloop.deploy.services import LOOKS, HostedState, Order, State, TrainingService, uploads
 
@@ -47,10 +47,6 @@ async def _estimate(service: Service, order: Order) -> float:
     return 0.0
 
 
-def _mark(job: Item) -> str:
-    return str(job.get("suffix") or job.get("model_output_name") or "")
-
-
 async def _look(service: Service, place: str) -> HostedState:
     job = await service.get(place)
     metrics: list[dict[str, float]] = []
@@ -82,7 +78,7 @@ SERVICE = TrainingService(
     jobs="/fine-tunes",
     body=_body,
     states=_STATES,
-    mark=_mark,
+    mark=lambda job: str(job.get("suffix") or job.get("model_output_name") or ""),
     look=_look,
     estimate=_estimate,
     priced=True,

@@ -23,7 +23,7 @@ def with_service(stand_in: StandIn, work: Any, key: str = KEY) -> Any:
         try:
             return await work(service)
         finally:
-            await service.close()
+            await service.aclose()
 
     return asyncio.run(main())
 

@@ -7,6 +7,7 @@ import os
 import re
 import time
 from collections.abc import Awaitable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -187,7 +188,7 @@ async def _trained(plan: HostedPlan, service: Service, cancel: bool, pause: floa
         write_record(place, changed)
         return changed
 
-    try:
+    async with aclosing(service):
         for split in () if cancel else ("train", "val"):
             if not getattr(run, split) and (plan.dataset / f"{split}.jsonl").stat().st_size:
                 run = keep(**{split: await of.send(service, run.key, _rows_as_sent(plan, split))})
@@ -230,8 +231,6 @@ async def _trained(plan: HostedPlan, service: Service, cancel: bool, pause: floa
         if of.weights and not run.weights:
             run = keep(weights=await fetch(of.weights(service, run.job, run.model), service, plan.folder))
         return run, await of.served(service, run.model) if of.served else run.model
-    finally:
-        await service.close()
 
 
 async def _started(plan: HostedPlan, service: Service, run: HostedRun, cancel: bool) -> tuple[str, float]:

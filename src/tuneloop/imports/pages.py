@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,11 +59,8 @@ class Pages:
         where = f"{masked(self.address)}{path}"
 
         async def read() -> tuple[dict[str, Any], int]:
-            service = Service(self.address, "", login=self.login)
-            try:
+            async with aclosing(Service(self.address, "", login=self.login)) as service:
                 return await service.read(path, parameters)
-            finally:
-                await service.close()
 
         try:
             return finished(read())

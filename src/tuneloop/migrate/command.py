@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing
 from datetime import date
 from pathlib import Path
 from shlex import quote
@@ -43,11 +44,8 @@ def copy_service(url: str, key: str, survey: Survey, folder: Path) -> Migration:
 
 
 async def _with_service(url: str, key: str, work: Callable[[Service], Awaitable[T]]) -> T:
-    service = Service(url, key)
-    try:
+    async with aclosing(Service(url, key)) as service:
         return await work(service)
-    finally:
-        await service.close()
 
 
 def job_lines(jobs: list[HostedJob], today: date) -> Iterator[str]:

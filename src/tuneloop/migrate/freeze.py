@@ -111,8 +111,10 @@ def plan_freezing(endpoint: Endpoint, dataset: str, *, copy: Path, most_usd: flo
         what = "It may cost more than --max-usd" if known else "No price is known, so no limit can be kept"
         step = "raise it, name the prices, or freeze fewer rows with --limit"
         raise UserError(f"{what}: {budget.words}", where=f"--max-usd {most_usd:g}", next_step=step)
-    notes = [_what_decides(data), *_what_it_has_seen(data, endpoint.model, copy)]
-    return Freezing(endpoint, dataset, limit, most, budget, notes)
+    kind = f"{len(data.manifest.labels)} labels" if data.manifest.labels else f"task: {data.task}"
+    metric = deciding_of(data, EvaluateConfig())  # it follows from the rows alone
+    decides = f"decides   {metric} ({kind}): by it `gate --margin` compares a successor"
+    return Freezing(endpoint, dataset, limit, most, budget, [decides, *_what_it_has_seen(data, endpoint.model, copy)])
 
 
 def freeze_answers(plan: Freezing, out: Path) -> EvaluationResult:
@@ -130,13 +132,6 @@ def freeze_answers(plan: Freezing, out: Path) -> EvaluationResult:
     if not (out / SUITE).exists():
         write_first_suite(str(out), str(out / SUITE))
     return result
-
-
-def _what_decides(data: Dataset) -> str:
-    """By which metric `gate --margin` will decide about a successor; it follows from the rows alone."""
-    labels = data.manifest.labels
-    kind = f"{len(labels)} labels" if labels else f"task: {data.task}"
-    return f"decides   {deciding_of(data, EvaluateConfig())} ({kind}): by it `gate --margin` compares a successor"
 
 
 def _what_it_has_seen(data: Dataset, model: str, folder: Path) -> list[str]:

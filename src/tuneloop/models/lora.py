@@ -676,13 +676,12 @@ def _put_in_base(net: nn.Module, config: Mapping[str, Any], state: dict[str, Ten
             with_dora = key.replace(part, "magnitude_vector") in state
             if place in linear or part not in ("A.weight", "embedding_A") or other not in state or with_dora:
                 continue  # the rest has its place, or is refused
-            b = state[other].float()
-            last = next((each for each, weight in weights.items() if _fits(a, b, weight)), "")
-            state.pop(other)
-        if last and part:
-            update = _product(a, b, weights[last], getattr(module, "is_transposed", False))
-            scale = scale_of(config, f"{place}.{last}" if weights[last].ndim == 3 else place)
-            a = weights[last] + scale * update
+            b, transposed = state.pop(other).float(), getattr(module, "is_transposed", False)
+            updates = {each: _product(a, b, weight, transposed) for each, weight in weights.items()}
+            last, update = next((each for each in updates.items() if each[1] is not None), ("", None))
+            if update is not None:
+                scale = scale_of(config, f"{place}.{last}" if update.ndim == 3 else place)
+                a = weights[last] + scale * update
         state.pop(key)
         if last not in weights or weights[last].shape != a.shape:
             what, step = f"The adapter holds {key}, which this model has no place for", "name its base with --base"
@@ -691,18 +690,16 @@ def _put_in_base(net: nn.Module, config: Mapping[str, Any], state: dict[str, Ten
         setattr(module, last, nn.Parameter(distribute(a, weights[last]).to(weights[last]), requires_grad=False))
 
 
-def _fits(a: Tensor, b: Tensor, weight: Tensor) -> bool:
-    """Whether two matrices make an update of a weight: of all its experts, where it has three dimensions."""
-    pair = a.ndim == b.ndim == 2 and len(a) == b.shape[1] and {len(b), a.shape[1]} == set(weight.shape[-2:])
-    return pair and (weight.ndim == 2 or (weight.ndim == 3 and len(a) % len(weight) == 0))
-
-
-def _product(a: Tensor, b: Tensor, weight: Tensor, transposed: bool) -> Tensor:
+def _product(a: Tensor, b: Tensor, weight: Tensor, transposed: bool) -> Tensor | None:
     """The update of a weight that is no linear layer's; of experts (expert, out, in), or `transposed` (expert, in,
-    out), whose A are one after the other and whose B take turns (PEFT)."""
+    out), whose A are one after the other and whose B take turns (PEFT). None: these are no matrices of this weight."""
+    experts = len(weight) if weight.ndim == 3 else 1
+    pair = a.ndim == b.ndim == 2 and len(a) == b.shape[1] and {len(b), a.shape[1]} == set(weight.shape[-2:])
+    if not pair or weight.ndim not in (2, 3) or len(a) % experts:
+        return None
     if weight.ndim == 2:
         return b @ a if len(b) == len(weight) else (b @ a).T
-    b_ore, a_eri = b.reshape(len(b), -1, len(weight)), a.reshape(len(weight), -1, a.shape[1])
+    b_ore, a_eri = b.reshape(len(b), -1, experts), a.reshape(experts, -1, a.shape[1])
     return torch.einsum("ore,eri->eio" if transposed else "ore,eri->eoi", b_ore, a_eri)
 
 

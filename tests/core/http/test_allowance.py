@@ -41,7 +41,7 @@ def asked(service: Hostile, work: Any) -> Any:
         try:
             return await work(one)
         finally:
-            await one.close()
+            await one.aclose()
 
     return asyncio.run(main())
 

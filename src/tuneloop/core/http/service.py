@@ -65,7 +65,7 @@ class Service:
         self.url, self.pause = masked(plain), pause
         self._wire = Wire(plain.rstrip("/"), key, True, login or own_login, timeouts.CONNECT_FAR_WITHIN)
 
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         """Close all connections."""
         await self._wire.close()
 
@@ -157,11 +157,8 @@ class Service:
 
         parts = _parts_of(path)
         if parts.netloc:
-            other = Service(f"{parts.scheme}://{parts.netloc}", "", self.pause)
-            try:
+            async with aclosing(Service(f"{parts.scheme}://{parts.netloc}", "", self.pause)) as other:
                 return await other.download(path.split(parts.netloc, 1)[1], file, progress)
-            finally:
-                await other.close()
 
         async def once() -> None:
             size, begun = 0, time.monotonic()

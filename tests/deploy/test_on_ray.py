@@ -33,7 +33,7 @@ from tuneloop.deploy import on_ray
 from tuneloop.deploy.clusters import RayOptions
 from tuneloop.deploy.on_ray import RayRun, run_on_ray
 from tuneloop.evaluation.config import EvalOptions
-from tuneloop.pipeline import answers as target_answers
+from tuneloop.pipeline import evaluate
 from tuneloop.pipeline.evaluate import evaluate_target
 from tuneloop.pipeline.sweep import search_of, sweep
 from tuneloop.pipeline.train import train_alone
@@ -244,7 +244,7 @@ def trained(recipe: Recipe) -> Path:
     return train_alone(short)[0].resolve()
 
 
-real_asker, real_batch_actor = target_answers._actor, batch._actor
+real_asker, real_batch_actor = evaluate._actor, batch._actor
 
 
 def asker_or_die(setting: Any) -> Any:
@@ -263,7 +263,7 @@ def test_an_evaluation_by_actors_has_the_answers_of_one_process_though_one_is_ki
 ) -> None:
     options = EvalOptions(split="train")
     alone = evaluate_target(str(trained), options.model_copy(update={"out": "alone"}), ["limit=30"]).folder
-    monkeypatch.setattr(target_answers, "_actor", asker_or_die)
+    monkeypatch.setattr(evaluate, "_actor", asker_or_die)
     far = evaluate_target(str(trained), options.model_copy(update={"out": "far", "on": "ray"}), ["limit=30"]).folder
     assert (trained / "killed").exists()
     one, other = (read_record(EvaluationManifest, folder) for folder in (alone, far))

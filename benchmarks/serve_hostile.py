@@ -18,6 +18,7 @@ import hashlib
 import http.client
 import itertools
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -27,7 +28,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
@@ -186,27 +187,32 @@ def asked(address: str, key: str) -> str:
         return str(reply.headers["x-tuneloop-request"])
 
 
+def probe(address: str, payload: Payload, key: str, over: Any, found: Any) -> None:
+    """Send one small request after the other until it is over; then the times and the statuses go to a queue."""
+    times, statuses = [], Counter[int]()
+    while not over.wait(0.1):
+        began = time.perf_counter()
+        statuses[sent(address, payload, key)] += 1
+        times.append(time.perf_counter() - began)
+    found.put((times, statuses))
+
+
 class Probe:
-    """Sends one small request after the other, and keeps the times."""
+    """`probe` in a process of its own: in one with the hostile clients it would wait for their threads as well."""
 
     def __init__(self, address: str, payload: Payload, key: str) -> None:
         self.times: list[float] = []
         self.statuses: Counter[int] = Counter()
-        self.over = threading.Event()
-        self.work: Callable[[], int] = lambda: sent(address, payload, key)
-        self.thread = threading.Thread(target=self._run, daemon=True)
-        self.thread.start()
-
-    def _run(self) -> None:
-        while not self.over.wait(0.1):
-            began = time.perf_counter()
-            self.statuses[self.work()] += 1
-            self.times.append(time.perf_counter() - began)
+        own = multiprocessing.get_context("spawn")
+        self.over, self.found = own.Event(), own.Queue()
+        self.process = own.Process(target=probe, args=(address, payload, key, self.over, self.found), daemon=True)
+        self.process.start()
 
     def stop(self) -> None:
         """End it with its last request."""
         self.over.set()
-        self.thread.join()
+        self.times, self.statuses = self.found.get(timeout=60)
+        self.process.join()
 
     def row(self) -> str:
         """Median, 99 %, longest in milliseconds, and the statuses but for 200."""

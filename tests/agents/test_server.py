@@ -66,6 +66,9 @@ async def answer(client: Client, tool: str, /, **arguments: Any) -> dict[str, An
     return result.structured_content
 
 
+RECIPES = ("recipe.yaml", "r1.YAML", "r3.yaml.bak")
+
+
 async def refusal(client: Client, tool: str, /, **arguments: Any) -> str:
     """The words with which a tool refuses."""
     result = await client.call_tool(tool, arguments)
@@ -141,7 +144,9 @@ def test_wrong_calls_are_answered_and_the_server_lives(place: Path, cli_environm
         assert "Code is not run" in await refusal(
             client, "run", source="mails.csv", settings={"train": {"method": "m.py"}}
         )
-        assert "is refused" in await refusal(client, "run", source="recipe.yaml")
+        for recipe in RECIPES:  # only the first name is a recipe's
+            text = await refusal(client, "run", source=recipe)
+            assert ("is refused" if recipe == RECIPES[0] else "Can't read files") in text, text
         for uri in (
             "tuneloop://record/run.json/../other",
             "tuneloop://record/passwd/etc",
@@ -153,7 +158,8 @@ def test_wrong_calls_are_answered_and_the_server_lives(place: Path, cli_environm
 
     (place.parent / "other.csv").write_text("text,queue\na,b\n")
     (place / "leads-out.csv").symlink_to(place.parent / "other.csv")
-    (place / "recipe.yaml").write_text("data: {sources: [/etc/passwd]}\n")
+    for recipe in RECIPES:
+        (place / recipe).write_text("data: {sources: [/etc/passwd]}\n")
     ask(work, place, cli_environment, "--allow-write")
 
 

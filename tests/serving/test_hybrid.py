@@ -62,21 +62,21 @@ def test_flex_takes_no_place_of_those_who_wait(tmp_path: Path) -> None:
         ) as flex:
             events = flex.iter_lines()
             next(events)
-            assert gateway.admission.giving_way == 1 and not gateway.admission.active
+            assert gateway.admission.in_background == 1 and not gateway.admission.active
             began = time.monotonic()
             assert httpx.post(f"{address}/v1/chat/completions", json=CHAT, timeout=HANG).status_code == 200
             assert time.monotonic() - began < 5
         end = time.monotonic() + 5
-        while gateway.admission.giving_way and time.monotonic() < end:
+        while gateway.admission.in_background and time.monotonic() < end:
             time.sleep(0.01)
-        assert not gateway.admission.giving_way
+        assert not gateway.admission.in_background
 
 
 def test_what_gives_way_has_its_bound() -> None:
     admission = Admission(1, most_waiting=1)
     with admission.background(), pytest.raises(ApiError, match="waiting already"), admission.background():
         pass
-    assert admission.giving_way == 0 and admission.tally.refused == 1
+    assert admission.in_background == 0 and admission.tally.refused == 1
     admission.close()
     with pytest.raises(ApiError, match="stopping"), admission.background():
         pass

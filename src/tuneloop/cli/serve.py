@@ -213,7 +213,7 @@ def _top_lines(of: dict[str, Any]) -> Iterator[str]:
     yield (
         f"answering {of['active']:.0f}   waiting {of['waiting']:.0f}   refused {of['refused']:,.0f}   "
         f"on time {of['on_time']:,.0f}   late {of['late']:,.0f}   records lost {of['store_lost']:,.0f}   "
-        f"yielding {of['giving_way']:.0f}"
+        f"yielding {of['in_background']:.0f}"
     )
     if of["predictions"]:
         error, coverage = 100 * of["prediction_error"], 100 * of["prediction_coverage"]

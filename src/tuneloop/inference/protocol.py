@@ -72,7 +72,7 @@ class EngineSettings:
     """How an engine on this machine serves; each takes what concerns it."""
 
     slots: int = 4  # requests that are computed at the same time
-    giving_way: int = 2  # further slots, for background work
+    background_slots: int = 2  # further slots, for background work
     context: int = 4096  # tokens of a prompt with its answer; in llama.cpp each slot has memory for so many
     threads: int = 0  # 0: as many as this process may use
     start_within: float = START_WITHIN  # seconds to load everything

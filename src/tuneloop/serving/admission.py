@@ -186,7 +186,7 @@ class Admission:
     models: dict[str, ServiceTime] = field(default_factory=lambda: defaultdict(ServiceTime))
     active: dict[int, QueuePlace] = field(default_factory=dict)
     closed: bool = False
-    giving_way: int = 0
+    in_background: int = 0
     gap_ms: float = 0.0  # between two that leave while all slots are taken, on average
     _full_since: float = 0.0
     _queue: list[tuple[float, int, QueuePlace, asyncio.Future[None]]] = field(default_factory=list)
@@ -269,15 +269,15 @@ class Admission:
     def background(self) -> Iterator[None]:
         """Count work that takes no slot, as it yields to other work; ApiError: the server stops, or it is too much."""
         self._refuse_where_closed()
-        if (n := self.giving_way) >= self.most_waiting:
+        if (n := self.in_background) >= self.most_waiting:
             self.tally.refused += 1
             what = f"{counted(n, 'request')} of low urgency {verb(n, 'is', 'are')} waiting already"
             raise ApiError(429, what, code="queue_full", headers={"Retry-After": "10"})
-        self.giving_way += 1
+        self.in_background += 1
         try:
             yield
         finally:
-            self.giving_way -= 1
+            self.in_background -= 1
 
     def close(self) -> None:
         """Let no one in any more; those who wait are refused."""

@@ -94,7 +94,7 @@ def view(before: Reading | None, after: Reading, seconds: float) -> dict[str, An
         }
 
     states = (
-        "active", "waiting", "giving_way", "refused", "on_time", "late", "store_lost", "predictions",
+        "active", "waiting", "in_background", "refused", "on_time", "late", "store_lost", "predictions",
         "prediction_error", "prediction_coverage",
     )  # fmt: skip
     return {

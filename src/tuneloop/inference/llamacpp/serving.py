@@ -85,7 +85,7 @@ class LlamaCppEngine(RenderingEngine):
         self, base: Served, adapters: Sequence[Served] = (), settings: EngineSettings = EngineSettings()
     ) -> None:
         super().__init__(ENGINE, base, adapters, settings.slots)
-        self.gives_way, self._settings = settings.giving_way > 0, settings
+        self.gives_way, self._settings = settings.background_slots > 0, settings
         self._files: list[Path] = []
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
@@ -96,9 +96,9 @@ class LlamaCppEngine(RenderingEngine):
         self._reviving: asyncio.Future[bool] | None = None
         self._watching: asyncio.Task[None] | None = None
         self._scoring, self._one_choice = asyncio.Lock(), asyncio.Lock()
-        self._all_slots = settings.slots + settings.giving_way
+        self._all_slots = settings.slots + settings.background_slots
         self._slots, self._background = Slots(range(settings.slots)), Slots(range(settings.slots, self._all_slots))
-        self._turns, self._fair = Turns(settings.giving_way), Fair()
+        self._turns, self._fair = Turns(settings.background_slots), Fair()
         self._reads, self._writes = Pace(LEAST, PIECE), Pace(1, MOST)
 
     @property

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _GAUGES = {
     "active": "Requests that are being answered.",
     "waiting": "Requests that wait.",
-    "giving_way": "Requests of batches and of the tier flex that are under way.",
+    "in_background": "Requests of batches and of the tier flex that are under way.",
     "predictions": "First tokens that were compared with their prediction.",
     "store_waiting": "Records that wait to be written.",
     "store_written": "Records in the store.",
@@ -107,7 +107,7 @@ class Metrics:
         calibrations = [times.calibration for times in admission.models.values() if times.calibration.n]
         n = sum(each.n for each in calibrations) or 1
         values: dict[str, float] = {
-            "active": len(admission.active), "waiting": admission.waiting, "giving_way": admission.giving_way,
+            "active": len(admission.active), "waiting": admission.waiting, "in_background": admission.in_background,
             "store_waiting": gateway.store.waiting, "store_written": counts.stored, "store_spilled": counts.spilled,
             "store_lost": counts.losses, "store_dead": counts.dead, "store_unsafe": gateway.store.unsafe,
             "prediction_error": sum(each.error * each.n for each in calibrations) / n,

@@ -139,9 +139,9 @@ def answer_alone(target: str, shots: int, dataset: str) -> None:
     """Print the median seconds of a request and the GiB of this process, which answers one request at a time."""
     from tuneloop.core.threads import use_threads
     from tuneloop.data.dataset import load_dataset
-    from tuneloop.evaluation.prompt import choose_examples, prompt_turns
     from tuneloop.inference.request import Request
     from tuneloop.pipeline.answers import open_with_task
+    from tuneloop.pipeline.prompt import choose_examples, prompt_turns
 
     use_threads()
     data = load_dataset(dataset)

@@ -52,7 +52,7 @@ NEED = {
         f"training.{name}": {"torch"}
         for name in ("checkpoint", "distil", "loop", "loss", "optimizers", "run", "speed", "step")
     },
-    "evaluation.retained_gain": {"numpy"},
+    "combine.retained_gain": {"numpy"},
     "combine.route.cascade": {"numpy"},
     "combine.route.router": {"numpy"},
     "combine.route.command": {"numpy"},

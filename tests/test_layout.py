@@ -34,7 +34,6 @@ TESTED_IN = {
     "evaluation/foreign/test_read.py": "evaluation.foreign.deepeval evaluation.foreign.inspect_ai"
     " evaluation.foreign.lm_eval_samples evaluation.foreign.mlflow_table evaluation.foreign.openai_evals"
     " evaluation.foreign.promptfoo evaluation.foreign.table",
-    "evaluation/test_few_shot.py": "evaluation.prompt",
     "evaluation/test_forgetting.py": "records.side_effects",
     "evaluation/test_gate.py": "cli.gate evaluation.suite",
     "evaluation/test_sandbox.py": "evaluation.sandbox_child",

@@ -8,6 +8,7 @@ import pytest
 from places import DATA_SETS
 from tuneloop.core.errors import UserError
 from tuneloop.evaluation import classical
+from tuneloop.models.encoder import minilm_folder
 from tuneloop.records.rows import Row
 
 BANKING = DATA_SETS / "banking77"
@@ -24,7 +25,7 @@ HOSTILE = [row("e", "", "fruit"), row("s", "\ud800 pear", "fruit"), row("m", "sa
 
 def makers():
     yield classical.tfidf_system
-    if classical.minilm_folder() is not None:
+    if minilm_folder() is not None:
         yield classical.minilm_system
 
 

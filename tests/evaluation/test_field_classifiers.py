@@ -2,8 +2,9 @@ import json
 
 import pytest
 
-from tuneloop.evaluation.classical import MINILM, TFIDF, minilm_folder
+from tuneloop.evaluation.classical import MINILM, TFIDF
 from tuneloop.evaluation.field_classifiers import field_classifier, fields_that_are_labels
+from tuneloop.models.encoder import minilm_folder
 from tuneloop.records.rows import Row
 
 QUEUES = {"billing": "invoice", "delivery": "parcel", "returns": "refund"}

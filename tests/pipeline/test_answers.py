@@ -12,10 +12,10 @@ from manifests import manifest_of
 
 from tuneloop.core.errors import UserError
 from tuneloop.evaluation.config import BaselinesConfig, EvaluateConfig
-from tuneloop.evaluation.prompt import prompt_turns
 from tuneloop.inference.labels import label_ids, label_trie
 from tuneloop.inference.local.target import LocalTarget
 from tuneloop.pipeline.answers import CONTENT_FREE, Asking, ask, few_shot_examples, longest_answer, uses_choice
+from tuneloop.pipeline.prompt import prompt_turns
 from tuneloop.records.rows import Dataset, Row
 
 LABELS = ["delivery", "delivery delay", "refund"]

@@ -12,9 +12,9 @@ import openai
 import pytest
 from live_server import live
 
-from tuneloop.evaluation import classical
-from tuneloop.evaluation.classical import minilm_embedder
 from tuneloop.inference.openai.serving import only_model
+from tuneloop.models.encoder import minilm_embedder
+from tuneloop.serving import embeddings
 from tuneloop.serving.embeddings import LONGEST, MISSING, open_encoder
 from tuneloop.serving.keys import Limits, add_key
 from tuneloop.serving.store.store import opened, read_requests
@@ -100,7 +100,7 @@ def test_embeddings_are_charged_to_their_key_and_logged_without_texts(tmp_path: 
 
 
 def test_without_the_encoder_one_sentence_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(classical, "minilm_folder", lambda: None)
+    monkeypatch.setattr(embeddings, "minilm_folder", lambda: None)
     assert open_encoder() is None
     with live(tmp_path, encoder=open_encoder()) as (address, _):
         reply = httpx.post(f"{address}/v1/embeddings", json={"input": "x"})

@@ -5,13 +5,10 @@ They train in seconds on any machine; where they tie the tuned model, they are t
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,9 +16,8 @@ import numpy as np
 from tuneloop.core.errors import UserError
 from tuneloop.core.units import counted
 from tuneloop.evaluation.metrics.labels import NO_LABELS, label_lists
-from tuneloop.models.encoder import load_encoder, text_of_turns
+from tuneloop.models.encoder import minilm_embedder, text_of_turns
 from tuneloop.models.names import MINILM as MINILM_PACKAGE
-from tuneloop.models.names import package_folder
 from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Row
 
@@ -86,17 +82,8 @@ def minilm_system(train: Sequence[Row]) -> Classical | None:
 
 def minilm_features(texts: list[str]) -> tuple[Features, Any] | None:
     """all-MiniLM-L6-v2's embeddings, and its table of these texts; None where `minilm_system` gives None."""
-    folder = minilm_folder()
-    if folder is None:
-        return None
-    embed = load_encoder(folder).embed
-    return embed, embed(texts)
-
-
-def minilm_embedder() -> Callable[[Sequence[str]], Any] | None:
-    """all-MiniLM-L6-v2 as a function from texts to unit vectors (texts, 384), None where `minilm_system` gives None."""
-    folder = minilm_folder()
-    return None if folder is None else load_encoder(folder).embed
+    embed = minilm_embedder()
+    return embed and (embed, embed(texts))
 
 
 def _texts_and_rows(train: Sequence[Row]) -> tuple[list[str], list[Row]]:
@@ -167,12 +154,3 @@ def _regressions(features: Features, table: Any, lists: Sequence[frozenset[str]]
         return [Completion(", ".join(each) or NO_LABELS) for each in likely]
 
     return answer
-
-
-def minilm_folder() -> Path | None:
-    """The packaged model's folder; found without importing the package, which would ask for more packages."""
-    if any(importlib.util.find_spec(name) is None for name in ("torch", "transformers")):
-        return None
-    package = package_folder(MINILM_PACKAGE)
-    folder = package / "model" if package else None
-    return folder if folder and (folder / "config.json").is_file() else None

@@ -30,6 +30,7 @@ from tuneloop.evaluation.metrics.labels import (
 from tuneloop.evaluation.metrics.objects import object_statistics
 from tuneloop.evaluation.metrics.probabilities import calibration_statistics, confidences, loss_statistics
 from tuneloop.evaluation.metrics.text import LONGEST_SCORED, exact_match, token_f1
+from tuneloop.models.encoder import MINILM_TITLE, minilm_embedder
 from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Row, references_of
 
@@ -177,11 +178,11 @@ def _score_texts(s: Scoring) -> None:
     s.statistics.append(text_metrics.length_ratio(references, texts))
     embedding = s.measured.row_scores.get("embedding")
     measures = embedding is None and s.config.embedding and not s.measured.complete
-    if measures and (embed := text_metrics.embedder()) is not None:
+    if measures and (embed := minilm_embedder()) is not None:
         embedding = text_metrics.similarity(references, shortened, embed)
     if embedding is not None:
         s.computed["embedding"] = list(embedding)
-        s.signatures["embedding"] = f"cosine of {text_metrics.EMBEDDER}"
+        s.signatures["embedding"] = f"cosine of {MINILM_TITLE}"
         s.statistics.append(mean_statistics({"embedding": s.computed["embedding"]}))
     if are_labels(references):
         s.notes.append("The reference answers are few and short: they are also scored as labels (accuracy, F1).")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,7 +19,7 @@ from tuneloop.core.foreign import load_safetensors
 from tuneloop.core.threads import use_threads
 from tuneloop.core.ui import without_bars
 from tuneloop.models.load import fingerprint
-from tuneloop.models.names import resolve
+from tuneloop.models.names import MINILM, package_folder, resolve
 from tuneloop.records.encoder import ENCODER, ENCODER_FOLDER, HEAD, EncoderManifest
 from tuneloop.records.record import read_record
 from tuneloop.records.rows import Message
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 
 LONGEST_TEXT = 20_000  # characters; beyond this a text adds time, hardly evidence
+MINILM_TITLE = "all-MiniLM-L6-v2"
 AT_ONCE = 64  # texts of a forward pass
 UNSEEN = -100.0  # log probability of a label that the head has never seen
 
@@ -102,6 +104,22 @@ class Encoder:
                 batch = order[start : start + AT_ONCE]
                 vectors[batch] = self.vectors(ids_of(batch)).float().numpy()
         return vectors
+
+
+def minilm_folder() -> Path | None:
+    """The folder of the packaged all-MiniLM-L6-v2; None where it, torch or transformers is not installed. It is found
+    without importing the package, which would need more packages."""
+    if any(find_spec(name) is None for name in ("torch", "transformers")):
+        return None
+    package = package_folder(MINILM)
+    folder = package / "model" if package else None
+    return folder if folder and (folder / "config.json").is_file() else None
+
+
+def minilm_embedder() -> Callable[[Sequence[str]], Any] | None:
+    """all-MiniLM-L6-v2 as a function from texts to unit vectors (texts, 384); None where `minilm_folder` gives None."""
+    folder = minilm_folder()
+    return None if folder is None else load_encoder(folder).embed
 
 
 def load_encoder(folder: Path) -> Encoder:

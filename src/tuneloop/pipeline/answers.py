@@ -20,8 +20,22 @@ from tuneloop.core.units import counted, verb
 from tuneloop.data.task import TaskSpec, read_task, task_spec
 from tuneloop.evaluation.config import BaselinesConfig, EvaluateConfig
 from tuneloop.evaluation.metrics.labels import label_lists
-from tuneloop.evaluation.metrics.text import EMBEDDER, embedder
-from tuneloop.evaluation.prompt import (
+from tuneloop.inference.labels import calibrated
+from tuneloop.inference.local.batches import shared_length
+from tuneloop.inference.local.target import LocalTarget
+from tuneloop.inference.openai.target import Endpoint
+from tuneloop.inference.protocol import ModelTarget, Target
+from tuneloop.inference.request import Request
+from tuneloop.inference.targets import open_target
+from tuneloop.models.batch_invariance import batch_invariant, need_batch_invariance
+from tuneloop.models.encoder import MINILM_TITLE, minilm_embedder
+from tuneloop.models.load import Model
+from tuneloop.models.names import is_local, resolve
+from tuneloop.models.reasoning import with_tags
+from tuneloop.models.template import Template, plain_source
+from tuneloop.models.trained import OWN, trained_folder
+from tuneloop.pipeline.context import RunContext
+from tuneloop.pipeline.prompt import (
     AS_IT_IS,
     MOST_EXAMPLES,
     MOST_LABELS,
@@ -33,20 +47,6 @@ from tuneloop.evaluation.prompt import (
     prompt_turns,
     rarest_label,
 )
-from tuneloop.inference.labels import calibrated
-from tuneloop.inference.local.batches import shared_length
-from tuneloop.inference.local.target import LocalTarget
-from tuneloop.inference.openai.target import Endpoint
-from tuneloop.inference.protocol import ModelTarget, Target
-from tuneloop.inference.request import Request
-from tuneloop.inference.targets import open_target
-from tuneloop.models.batch_invariance import batch_invariant, need_batch_invariance
-from tuneloop.models.load import Model
-from tuneloop.models.names import is_local, resolve
-from tuneloop.models.reasoning import with_tags
-from tuneloop.models.template import Template, plain_source
-from tuneloop.models.trained import OWN, trained_folder
-from tuneloop.pipeline.context import RunContext
 from tuneloop.pipeline.scoring import SystemAnswers
 from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Dataset, Message, Row
@@ -287,7 +287,7 @@ def nearest_few_shot(
 
     Where the context holds fewer, a row's farthest examples are left out.
     """
-    embed = embedder()
+    embed = minilm_embedder()
     nearest = nearest_examples([row for row in dataset.train if row.shows_the_task], rows, k, embed=embed)
     limit = model.context - longest_answer(model.template, dataset, config) - 16
     fitting = []
@@ -295,7 +295,7 @@ def nearest_few_shot(
         while examples and len(model.template.prompt_ids(prompt_turns(row, examples=examples), row.tools)) > limit:
             examples = examples[1:]
         fitting.append(examples)
-    return fitting, EMBEDDER if embed else "TF-IDF"
+    return fitting, MINILM_TITLE if embed else "TF-IDF"
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,6 @@ from tuneloop.evaluation.constants import MAJORITY, strongest_constant
 from tuneloop.evaluation.deciding import deciding_of, training_examples
 from tuneloop.evaluation.evaluate import ScoredAnswers, sample_order, sample_rows
 from tuneloop.evaluation.metrics import lower_is_better
-from tuneloop.evaluation.prompt import AS_IT_IS, labels_shown
 from tuneloop.models.methods import base_only
 from tuneloop.models.names import MINILM_NAME
 from tuneloop.pipeline.answers import (
@@ -37,6 +36,7 @@ from tuneloop.pipeline.answers import (
     uses_choice,
 )
 from tuneloop.pipeline.context import RunContext, done_record
+from tuneloop.pipeline.prompt import AS_IT_IS, labels_shown
 from tuneloop.pipeline.scoring import SystemAnswers, cost_of, headline, score, scoring_settings, write_scored
 from tuneloop.recipe import Recipe
 from tuneloop.records.evaluation import BaselinesManifest, PromptChoice, Subject, TriedPrompt

@@ -14,7 +14,6 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.foreign import parse_line
 from tuneloop.data.formats import Rejection
 from tuneloop.data.task import TaskPrompt
-from tuneloop.evaluation.prompt import example_turns
 from tuneloop.inference.local.target import LocalTarget
 from tuneloop.inference.request import Request
 from tuneloop.models.methods import base_only
@@ -22,6 +21,7 @@ from tuneloop.models.trained import OWN
 from tuneloop.pipeline.answers import TaskTarget, few_shot_examples, open_with_task
 from tuneloop.pipeline.context import RunContext, dataset_of, load_run_recipe
 from tuneloop.pipeline.predict import Asker, Options, Prediction, prediction_of
+from tuneloop.pipeline.prompt import example_turns
 from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Message
 

@@ -29,14 +29,13 @@ from tuneloop.evaluation.evaluate import ScoredAnswers, check_ids, sample_order,
 from tuneloop.evaluation.forgetting import side_effects
 from tuneloop.evaluation.metrics.kinds import problem_of
 from tuneloop.evaluation.metrics.labels import label_matcher
-from tuneloop.evaluation.metrics.text import EMBEDDER, embedder
 from tuneloop.evaluation.predictions import answers_from
-from tuneloop.evaluation.prompt import AS_IT_IS, choose_examples, load_prompt, nearest_examples, prompt_turns
 from tuneloop.inference.openai.target import Endpoint, endpoint_line, usage
 from tuneloop.inference.protocol import Kind, Target
 from tuneloop.inference.request import Request
 from tuneloop.inference.requesting import failures
 from tuneloop.inference.targets import PredictionsTarget, open_endpoint, open_model, open_target
+from tuneloop.models.encoder import MINILM_TITLE, minilm_embedder
 from tuneloop.models.load import Model, load_model
 from tuneloop.models.methods import base_only, method_of_folder
 from tuneloop.models.trained import template_of_adapter, trained_folder
@@ -45,6 +44,7 @@ from tuneloop.pipeline.baselines import constant_of, measured_alternatives, on_f
 from tuneloop.pipeline.context import RunContext, attach_trained, dataset_of, done_record, load_run_recipe
 from tuneloop.pipeline.distributed import leading, shared_out
 from tuneloop.pipeline.encoder import refuse_settings
+from tuneloop.pipeline.prompt import AS_IT_IS, choose_examples, load_prompt, nearest_examples, prompt_turns
 from tuneloop.pipeline.recipes import recipe_of
 from tuneloop.pipeline.scoring import (
     AFTERWARDS,
@@ -772,8 +772,8 @@ def _examples(work: EvalJob) -> tuple[list[Sequence[Row]], list[str]]:
         if local:
             nearest, how = nearest_few_shot(job.model, dataset, rows, k, recipe.evaluate)
         else:
-            embed = embedder()
-            nearest, how = nearest_examples(pool, rows, k, embed=embed), EMBEDDER if embed else "TF-IDF"
+            embed = minilm_embedder()
+            nearest, how = nearest_examples(pool, rows, k, embed=embed), MINILM_TITLE if embed else "TF-IDF"
         notes = [f"Examples: the {k} nearest training rows of each row, by {how}."]
         if short := sum(len(each) < min(k, len(pool)) for each in nearest):
             fewer = f"{counted(short, 'row')} {verb(short, 'has', 'have')} fewer than {counted(k, 'example')}"

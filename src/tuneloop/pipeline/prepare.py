@@ -14,6 +14,7 @@ from tuneloop.core.ui import busy, say
 from tuneloop.core.units import counted
 from tuneloop.data.clean.pii import hidden
 from tuneloop.evaluation.deciding import deciding_of
+from tuneloop.models.encoder import minilm_embedder
 from tuneloop.models.load import fingerprint, load_tokenizer
 from tuneloop.models.names import MINILM, resolve
 from tuneloop.pipeline.context import RunContext, done_record
@@ -149,8 +150,6 @@ def _embedder(recipe: Recipe) -> Callable[[Sequence[str]], Any] | None:
     """Sentence embeddings for semantic duplicates, where these are looked for."""
     if recipe.data.duplicates.semantic is None:
         return None
-    from tuneloop.evaluation.classical import minilm_embedder
-
     embed = minilm_embedder()
     if embed is None:
         what = "Semantic duplicates need the packaged sentence embeddings, which are not installed"

@@ -6,10 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tuneloop.core.files import read_json
-from tuneloop.core.stats.intervals import sums_by_cluster
 from tuneloop.core.ui import busy
 from tuneloop.core.units import counted
 from tuneloop.evaluation.deciding import deciding_of, label_counts, labels_of_fields, training_examples
@@ -26,9 +25,6 @@ from tuneloop.records.evaluation import Estimate, Subject
 from tuneloop.records.rows import Dataset, Row
 from tuneloop.records.run import RunManifest
 from tuneloop.report.facts import percentage
-
-if TYPE_CHECKING:
-    from tuneloop.evaluation.retained_gain import Score
 
 # Settings that baselines don't depend on.
 AFTERWARDS = {
@@ -156,17 +152,6 @@ def write_scored(
             more = {"leaderboard": entries, "leaderboard_words": leaderboard_in_words(entries), **more}
         subject = replace(subject, model=known_name(str(more.pop("model", subject.model))))
         write_evaluation(folder, evaluation, subject, ComparedWith(baselines, pairs), more)
-
-
-def score_of(evaluation: ScoredAnswers, metric: str) -> Score:
-    """A model's score by a metric, to be compared with that of another one on the same rows."""
-    from tuneloop.evaluation.retained_gain import Score
-
-    rows = next(family.rows for family in evaluation.statistics if metric in family.values)
-    if evaluation.clusters is not None:
-        rows = sums_by_cluster(rows, evaluation.clusters)
-    value, draws = evaluation.metrics[metric].value, evaluation.draws[metric]
-    return Score.of(value, draws, lower_is_better=lower_is_better(metric), rows=rows)
 
 
 def how_far_trained(run: RunManifest) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.core.ids import utc_now, uuid7
 from tuneloop.core.text import storable
 from tuneloop.core.units import counted
+from tuneloop.models.encoder import minilm_embedder, minilm_folder
 from tuneloop.models.template import read_tokenizer
 from tuneloop.records.request import StoredRequest
 from tuneloop.serving.gateway import Caller, Gateway
@@ -46,8 +47,6 @@ class Embedder:
 
     @cached_property
     def _embed(self) -> Callable[[Sequence[str]], Any]:
-        from tuneloop.evaluation.classical import minilm_embedder
-
         embed = minilm_embedder()
         assert embed is not None
         return embed
@@ -85,8 +84,6 @@ class Embedder:
 
 def open_encoder() -> Embedder | None:
     """The encoder; None where it is not installed."""
-    from tuneloop.evaluation.classical import minilm_folder
-
     folder = minilm_folder()
     return None if folder is None else Embedder(folder)
 

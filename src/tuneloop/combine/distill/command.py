@@ -19,7 +19,6 @@ from tuneloop.core.ui import say
 from tuneloop.core.units import counted, span_words, usd_words
 from tuneloop.data.dataset import load_dataset
 from tuneloop.evaluation.evaluate import sample_rows
-from tuneloop.evaluation.prompt import prompt_turns
 from tuneloop.inference.openai.target import usage
 from tuneloop.inference.request import Request
 from tuneloop.models.load import Model, layers_of, skeleton
@@ -27,7 +26,8 @@ from tuneloop.models.methods import WHOLE
 from tuneloop.models.names import resolve
 from tuneloop.pipeline.answers import TaskTarget, open_with_task
 from tuneloop.pipeline.context import RunContext
-from tuneloop.pipeline.scoring import SystemAnswers, score, score_of
+from tuneloop.pipeline.prompt import prompt_turns
+from tuneloop.pipeline.scoring import SystemAnswers, score
 from tuneloop.pipeline.train import train_alone
 from tuneloop.recipe import Recipe, make_recipe
 from tuneloop.records.distillation import DistillationRecord, DistilledFigures, ModelCost, PrunedStudent
@@ -40,7 +40,7 @@ from tuneloop.release import open_tuned
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tuneloop.evaluation.retained_gain import Score
+    from tuneloop.combine.retained_gain import Score
     from tuneloop.inference.openai.target import Endpoint
     from tuneloop.records.merge import Share
 
@@ -219,7 +219,7 @@ def _recipe(job: DistilJob, model: str, rows: str, out: Path, teacher: str = "")
 
 def _measured(job: DistilJob, control: Path | None) -> DistilledFigures | None:
     """Teacher, control and student on the same test rows."""
-    from tuneloop.evaluation.retained_gain import difference, kept_share, ratio
+    from tuneloop.combine.retained_gain import difference, kept_share, ratio
 
     rows = sample_rows(job.dataset.test, job.options.rows, seed=0, stratum=job.dataset.stratum)
     if not rows:
@@ -253,6 +253,8 @@ class _Scored:
 
 def _score(job: DistilJob, rows: Sequence[Row], target: TaskTarget) -> _Scored:
     """A model's answers to rows, judged."""
+    from tuneloop.combine.retained_gain import Score
+
     limit = target.task.max_new_tokens if target.task else 256
     shown = job.examples if target is job.teacher else []
     turns = [prompt_turns(row, examples=shown) if shown else row.prompt for row in rows]
@@ -280,7 +282,7 @@ def _score(job: DistilJob, rows: Sequence[Row], target: TaskTarget) -> _Scored:
         usd_per_1000=1000 * usd / len(rows) or None,
         usd_per_hour=None if endpoint else price,
     )
-    return _Scored(scored.primary, score_of(scored, scored.primary), cost)
+    return _Scored(scored.primary, Score.of(scored, scored.primary), cost)
 
 
 def sentences(record: DistillationRecord) -> Sequence[str]:

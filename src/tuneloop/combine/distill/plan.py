@@ -13,7 +13,6 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.units import counted, exactly, usd_words
 from tuneloop.data.dataset import load_dataset
 from tuneloop.models.methods import WHOLE
-from tuneloop.pipeline.scoring import score_of
 from tuneloop.planning.options import plan_machines
 from tuneloop.planning.prices import load_prices
 from tuneloop.records.record import Part
@@ -163,8 +162,8 @@ def expectation(measured: str, labelled: int, further: int) -> str:
             "Whether it pays is not known: evaluate the teacher, and the student tuned on the rows' own answers, on the"
             " same rows, and give --measured TEACHER,STUDENT"
         )
+    from tuneloop.combine.retained_gain import Score, difference
     from tuneloop.evaluation.results import load_evaluation
-    from tuneloop.evaluation.retained_gain import difference
 
     names = [name.strip() for name in measured.split(",")]
     if len(names) != 2:
@@ -174,7 +173,7 @@ def expectation(measured: str, labelled: int, further: int) -> str:
     if [row.id for row in teacher.rows] != [row.id for row in student.rows]:
         step = "evaluate both with the same --dataset and limit"
         raise UserError("The evaluations are of different rows", where=measured, next_step=step)
-    delta = difference(score_of(student, teacher.primary), score_of(teacher, teacher.primary))
+    delta = difference(Score.of(student, teacher.primary), Score.of(teacher, teacher.primary))
     gap = f"in {teacher.primary} the teacher differs from the student tuned on the rows' own answers by"
     if not delta.low > 0:
         return f"It should not pay: {gap} {delta.in_words()}, so it is not shown to be better"

@@ -26,14 +26,14 @@ from tuneloop.models.names import resolve
 from tuneloop.models.trained import load_trained, trained_folder
 from tuneloop.pipeline.answers import Asking, ask
 from tuneloop.pipeline.context import RunContext
-from tuneloop.pipeline.scoring import score, score_of
+from tuneloop.pipeline.scoring import score
 from tuneloop.pipeline.train import train_alone
 from tuneloop.records.merge import MergeRecord, SearchedMerge, TaskDeployment, TaskResult, TaskRoute
 from tuneloop.records.record import read_record, write_record
 from tuneloop.records.run import RUN
 
 if TYPE_CHECKING:
-    from tuneloop.evaluation.retained_gain import Score
+    from tuneloop.combine.retained_gain import Score
     from tuneloop.records.rows import Row
 
 Results = dict[str, TaskResult]  # by task
@@ -63,6 +63,8 @@ class TaskJudge:
 
     def score(self, expert: Expert, split: str, folder: Path | None, name: str) -> Score:
         """The score of an adapter (None: of the base) on a task's rows, kept under the model's name."""
+        from tuneloop.combine.retained_gain import Score
+
         key = (expert.name, split, name)
         if key in self._scores:
             return self._scores[key]
@@ -75,12 +77,12 @@ class TaskJudge:
         with base_only(self.model.net) if folder is None else contextlib.nullcontext():
             answers = ask(self.model, expert.dataset, rows, settings, Asking(perplexity=False), task=title)[""]
         scored = score(job, replace(expert.dataset, test=rows), rows, answers)
-        self._scores[key] = score_of(scored, self._metrics.setdefault(expert.name, scored.primary))
+        self._scores[key] = Score.of(scored, self._metrics.setdefault(expert.name, scored.primary))
         return self._scores[key]
 
     def result(self, expert: Expert, merged: Path, name: str, controls: dict[str, Path]) -> TaskResult:
         """A task's scores on its test rows, next to those of the base, the expert and the controls."""
-        from tuneloop.evaluation.retained_gain import difference, holds, kept_share
+        from tuneloop.combine.retained_gain import difference, holds, kept_share
 
         base = self.score(expert, "test", None, "base")
         before = self.score(expert, "test", expert.adapter.folder, "expert")
@@ -251,7 +253,7 @@ def search(judge: TaskJudge, least: MergeSettings) -> list[TriedMerge]:
 
 
 def _try(judge: TaskJudge, settings: MergeSettings) -> TriedMerge:
-    from tuneloop.evaluation.retained_gain import point_share
+    from tuneloop.combine.retained_gain import point_share
 
     began, name = time.monotonic(), f"tried {content_hash(settings)[:8]}"
     with tempfile.TemporaryDirectory() as scratch:

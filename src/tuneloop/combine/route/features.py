@@ -19,8 +19,7 @@ from tuneloop.core.files import cache_folder, sha256_file, write_bytes
 from tuneloop.core.foreign import load_safetensors
 from tuneloop.core.threads import use_threads
 from tuneloop.core.ui import progress, without_bars
-from tuneloop.evaluation.classical import minilm_folder
-from tuneloop.evaluation.metrics.text import embedder
+from tuneloop.models.encoder import minilm_embedder, minilm_folder
 from tuneloop.models.load import Model, load_model
 from tuneloop.models.template import read_tokenizer
 from tuneloop.records.router import Features
@@ -70,7 +69,7 @@ class RouteJob:
             return np.asarray(table.toarray(), dtype=np.float32)
         if self.features == "static":
             return self._static(clean)
-        embed = embedder()
+        embed = minilm_embedder()
         if embed is None:
             raise _no_embedder(self.features)
         parts = []

@@ -167,17 +167,6 @@ def _streams(references: Sequence[Sequence[str]]) -> list[Any]:
     return [[row[i] if i < len(row) else None for row in references] for i in range(most)]
 
 
-EMBEDDER = "all-MiniLM-L6-v2"
-
-
-@lru_cache(maxsize=1)
-def embedder() -> Callable[[Sequence[str]], Any] | None:
-    """The packaged MiniLM as a function from texts to unit vectors; None where it isn't installed."""
-    from tuneloop.evaluation.classical import minilm_embedder
-
-    return minilm_embedder()
-
-
 def similarity(
     references: Sequence[Sequence[str]], answers: Sequence[str], embed: Callable[[Sequence[str]], Any]
 ) -> list[float]:

@@ -21,6 +21,7 @@ from tuneloop.improve.experiment.statistics import time_of
 from tuneloop.improve.monitor import canaries
 from tuneloop.improve.monitor.detectors import CANARIES, EARLIER_WINDOWS, STEPS, Helpers, monitor
 from tuneloop.improve.monitor.record import MonitorOptions, MonitorReport
+from tuneloop.models.encoder import minilm_embedder
 from tuneloop.records.record import read_record
 from tuneloop.records.request import StoredRequest
 from tuneloop.records.rows import Dataset, last_user_turn
@@ -207,7 +208,6 @@ def monitor_if_due(place: Path | str, reference: Path | str, settings: Mapping[s
 def helpers() -> Helpers:
     """The embedder, language detector and word comparison of other stages, as far as their libraries are installed."""
     from tuneloop.data.checks.drift import compare_with
-    from tuneloop.evaluation.classical import minilm_embedder
 
     def language(text: str) -> str:
         code, sure = detect_language(text.lower())  # capital letters are no language

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tuneloop.evaluation.retained_gain import Score, difference, holds, kept_share, point_share, ratio
+from tuneloop.combine.retained_gain import Score, difference, holds, kept_share, point_share, ratio
 from tuneloop.records.merge import Share
 
 
@@ -37,7 +37,7 @@ def test_an_expert_without_a_sure_gain_has_no_share() -> None:
 
 
 def test_a_metric_of_which_less_is_better_changes_its_sign() -> None:
-    base, expert, merged = (Score.of(v, np.full(50, v), lower_is_better=True) for v in (3.0, 1.0, 2.0))
+    base, expert, merged = (Score(-v, np.full(50, -v)) for v in (3.0, 1.0, 2.0))
     kept = kept_share(base, expert, merged)
     assert kept is not None and kept.value == 0.5
 
@@ -68,7 +68,7 @@ def test_a_ratio_is_paired_and_of_something() -> None:
     found = ratio(teacher, student)
     assert found is not None and found.value == pytest.approx(0.5) and 0.4 < found.low < 0.5 < found.high < 0.6
     assert ratio(nothing, student) is None
-    assert ratio(Score.of(2.0, [2.0], lower_is_better=True), Score.of(3.0, [3.0], lower_is_better=True)) is None
+    assert ratio(Score(-2.0, np.array([-2.0])), Score(-3.0, np.array([-3.0]))) is None
 
 
 def test_so_few_rows_that_no_test_could_show_a_difference_show_none() -> None:

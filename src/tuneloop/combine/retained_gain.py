@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tuneloop.core.stats.intervals import rows_apart, shown_interval
+from tuneloop.core.stats.intervals import rows_apart, shown_interval, sums_by_cluster
+from tuneloop.evaluation.evaluate import ScoredAnswers
+from tuneloop.evaluation.metrics import lower_is_better
 from tuneloop.records.merge import Share
 
 if TYPE_CHECKING:
@@ -25,10 +27,13 @@ class Score:
     rows: Any = None  # the values of each row (or cluster): they show on how many two models differ
 
     @staticmethod
-    def of(value: float, draws: Any, *, lower_is_better: bool = False, rows: Any = None) -> Score:
-        """A score from a metric's values; one of which less is better changes its sign."""
-        sign = -1.0 if lower_is_better else 1.0
-        return Score(sign * value, sign * np.asarray(draws, dtype=np.float64), rows)
+    def of(evaluation: ScoredAnswers, metric: str) -> Score:
+        """A model's score by a metric; one of which less is better changes its sign."""
+        rows = next(family.rows for family in evaluation.statistics if metric in family.values)
+        if evaluation.clusters is not None:
+            rows = sums_by_cluster(rows, evaluation.clusters)
+        sign = -1.0 if lower_is_better(metric) else 1.0
+        return Score(sign * evaluation.metrics[metric].value, sign * evaluation.draws[metric], rows)
 
 
 def difference(expert: Score, merged: Score) -> Share:

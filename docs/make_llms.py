@@ -19,7 +19,7 @@ Every command takes `--json`: one object on stdout, whose schema `tuneloop schem
 [llms-full.txt](llms-full.txt).
 """
 # Pages that no one needs who works with tuneloop: generated tables, and notes on how it came about.
-LEFT_OUT = ("reference", "security-asvs", "security-scan", "scale", "comparison", "style", "releasing")
+LEFT_OUT = ("reference", "comparison", "style", "releasing")
 
 
 def pages() -> list[Path]:

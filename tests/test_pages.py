@@ -97,7 +97,7 @@ def test_a_how_to_page_is_short_and_begins_with_the_command_and_its_output(name:
 
 
 def test_every_cell_of_the_comparison_names_a_page_of_the_list() -> None:
-    text = (ROOT / "docs" / "comparison.md").read_text(encoding="utf-8")
+    text = (ROOT / "benchmarks" / "records" / "comparison.md").read_text(encoding="utf-8")
     cells, _, pages = text.partition("## The pages")
     listed = re.findall(r"^\| `\[(\w+)\]` \| .+ \| .+ \|$", pages, re.MULTILINE)
     assert len(listed) >= 10

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from places import ROOT
 from tuneloop.cli.main import app
 
-PAGE = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "benchmarks" / "records" / "scale.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```sh\ntuneloop ([^\n]+)\n```\n\n```text\n(.*?)```", PAGE, re.S)
 SIMULATIONS = re.findall(r"```sh\npython benchmarks/(\w+)\.py ([^\n]+)\n```\n\n```text\n(.*?)```", PAGE, re.S)
 

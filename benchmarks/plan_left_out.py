@@ -1,8 +1,8 @@
 """The planner on sources that its constants have not seen: each publisher of runs is left out once, what is fitted is fitted again to
-the others, and the runs left out are scored. Prints the table of docs/planner.md.
+the others, and the runs left out are scored. Prints the table of benchmarks/records/planner.md.
 
     python benchmarks/plan_left_out.py            # some minutes on one core
-    python benchmarks/plan_left_out.py --write    # and into docs/planner.md and src/tuneloop/planning/certainty.yaml
+    python benchmarks/plan_left_out.py --write    # and into benchmarks/records/planner.md and src/tuneloop/planning/certainty.yaml
 
 `FITTED` starts from its middle value each time, so nothing of the source left out is in it; a constant that no other source says
 anything of stays there. The formulas around it were written with all of them in view, which no score can take back.
@@ -33,7 +33,7 @@ from tuneloop.planning.memory import memory_of
 from tuneloop.planning.speed import speed_of
 
 ROOT = Path(__file__).parents[1]
-PAGE, POINTS = ROOT / "docs" / "planner.md", ROOT / "tests" / "planning" / "points"
+PAGE, POINTS = ROOT / "benchmarks" / "records" / "planner.md", ROOT / "tests" / "planning" / "points"
 MOST_A_SOURCE = 20  # runs that a source is fitted by: it counts as much as the others anyway
 PARTS = ("memory", "speed")
 CAP = math.log(1.6)  # errors beyond count no more, so that one misread setting does not bend a constant

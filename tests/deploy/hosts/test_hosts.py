@@ -64,15 +64,15 @@ def test_a_project_names_the_model_its_template_and_no_secret(name: str, form: F
     assert host.unchecked in readme(host, one) and host.source in readme(host, one)
 
 
-def test_the_page_says_of_each_host_what_it_was_held_against_and_how_many_calls_it_takes() -> None:
+def test_the_page_says_of_each_host_what_it_was_held_against() -> None:
     page = (ROOT / "docs/deploy.md").read_text()
     rows = [
         line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| `") and "--to" not in line
     ]
-    table = {name.strip("`"): (forms, against, calls) for name, forms, _, against, calls in rows[: len(NAMES)]}
+    table = {name.strip("`"): (forms, against) for name, forms, _, against in rows[: len(NAMES)]}
     assert list(table) == NAMES
-    for name, (forms, against, calls) in table.items():
-        assert ", ".join(find_host(name).forms) == forms and re.search(r"\d", against) and int(calls) in (2, 3, 4)
+    for name, (forms, against) in table.items():
+        assert ", ".join(find_host(name).forms) == forms and re.search(r"\d", against)
 
 
 @pytest.mark.parametrize(("name", "form"), [case for case in CASES if case[1] == "adapter"])

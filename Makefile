@@ -70,7 +70,7 @@ quick: $(VENV)/.installed-dev
 	$(BIN)/ruff format -q --check .
 	TUNELOOP_CHECK_SECONDS=120 $(PYTEST) -p room_tests -m unit
 
-test-all: WHICH :=
+test-all: WHICH := --hypothesis-profile night
 test-all: test test-pages
 
 # What the tests run of each file, as a table: coverage.txt. Processes that tests start are not counted.

@@ -53,13 +53,16 @@ if os.path.isdir(MEMORY):
     if roomy and not place.f_flag & os.ST_NOEXEC:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", MEMORY)
 
-# An example that takes long on a busy machine is no failure.
 # What httpx waits for an answer where a test names no limit: five seconds are too few on a busy machine.
 for part in ("connect", "read", "write", "pool"):
     setattr(httpx._config.DEFAULT_TIMEOUT_CONFIG, part, HANG)
 
-hypothesis.settings.register_profile("any machine", deadline=None)
-hypothesis.settings.load_profile("any machine")
+# An example that takes long on a busy machine is no failure. `make test-all` names the profile of the night.
+for profile, examples in (("day", 30), ("night", 200)):
+    hypothesis.settings.register_profile(
+        profile, deadline=None, max_examples=examples, suppress_health_check=list(hypothesis.HealthCheck)
+    )
+hypothesis.settings.load_profile("day")
 
 
 # Files of a minute and more. A file is one process's, so these begin: else one process still works on them when the others are done.

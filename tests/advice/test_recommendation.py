@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from manifests import TOKENS, manifest_json
 
@@ -265,7 +265,6 @@ def test_nothing_known_is_an_error_and_so_are_unknown_names() -> None:
         advise(AdviceInput(rows=5, gpu="h101"))
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     rows=st.none() | st.integers(0, 10**7), target=st.none() | st.floats(0, 1), few=st.none() | st.floats(0, 1),
     tuned=st.none() | st.floats(0, 1), queries=st.none() | st.floats(1, 1e9), baseline=st.none() | st.floats(1, 1e5),

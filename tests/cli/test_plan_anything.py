@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tuneloop.cli.main import main
@@ -19,8 +19,6 @@ from tuneloop.planning.job import TrainingSetup, make_job
 from tuneloop.planning.memory import memory_of
 from tuneloop.planning.options import plan_machines
 from tuneloop.planning.recommend import changes
-
-QUIET = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(autouse=True)
@@ -128,7 +126,6 @@ def answer(arguments: list[str]) -> dict[str, Any] | None:
     return found
 
 
-@QUIET
 @given(plan_arguments())
 def test_a_plan_is_an_answer_or_a_clear_error(arguments: list[str]) -> None:
     found = answer(["plan", *arguments])
@@ -142,7 +139,6 @@ def test_a_plan_is_an_answer_or_a_clear_error(arguments: list[str]) -> None:
         assert found["assumptions"]
 
 
-@QUIET
 @given(advise_arguments())
 def test_advice_is_an_answer_or_a_clear_error(arguments: list[str]) -> None:
     found = answer(["advise", *arguments])
@@ -155,7 +151,6 @@ def test_advice_is_an_answer_or_a_clear_error(arguments: list[str]) -> None:
             assert found["break_even"] is None and not found["alternatives"]
 
 
-@QUIET
 @given(st.data())
 def test_every_change_that_is_named_makes_the_job_fit(data: st.DataObject) -> None:
     asked: dict[str, Any] = {
@@ -183,7 +178,6 @@ def test_the_fewest_changes_are_named() -> None:
     assert words_[:2] == ["--method lora --grad-ckpt", "--method qlora --grad-ckpt"]
 
 
-@QUIET
 @given(st.dictionaries(st.sampled_from(["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
                                         "num_key_value_heads", "head_dim", "tie_word_embeddings", "model_type", "text_config",
                                         "max_position_embeddings", "num_local_experts"]),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from by_day import by_day
 from live_server import live
 
 from patience import HANG
@@ -79,7 +80,7 @@ def rows(tmp_path: Path) -> str:
     return file.name
 
 
-@pytest.mark.parametrize("unread", ["stdout", "stderr", "stdout stderr"])
+@pytest.mark.parametrize("unread", by_day(["stdout", "stderr", "stdout stderr"], ["stdout stderr"]))
 def test_what_writes_is_finished(
     rows: str, tiny_llama: Path, cli_environment: dict[str, str], tmp_path: Path, unread: str
 ) -> None:
@@ -90,19 +91,17 @@ def test_what_writes_is_finished(
     assert (tmp_path / "data" / "report.html").is_file() and "Traceback" not in out + err
 
 
+@pytest.mark.parametrize("end", by_day(["--json | head -c 1", "2>&1 | head -1", "2>&1 | true", ">&- 2>&-"], 1))
 def test_a_shell_that_looks_at_one_line_gets_a_whole_data_set(
-    rows: str, tiny_llama: Path, cli_environment: dict[str, str], tmp_path: Path
+    end: str, rows: str, tiny_llama: Path, cli_environment: dict[str, str], tmp_path: Path
 ) -> None:
     words = f"{sys.executable} -m tuneloop prepare {rows} -o data --model {tiny_llama} duplicates.near=false"
-    for end in ("--json | head -c 1", "2>&1 | head -1", "2>&1 | true", ">&- 2>&-"):
-        line = f"{words} {end}; echo ${{PIPESTATUS[0]}}"
-        done = subprocess.run(
-            ["bash", "-c", line], cwd=tmp_path, env=cli_environment, capture_output=True, text=True, check=False
-        )
-        assert done.stdout.endswith("0\n"), (end, done.stdout, done.stderr)
-        assert (tmp_path / "data" / "dataset.json").is_file() and "Traceback" not in done.stderr + done.stdout
-        (tmp_path / "data" / "dataset.json").unlink()
-        subprocess.run(["rm", "-r", "data"], cwd=tmp_path, check=True)
+    line = f"{words} {end}; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", line], cwd=tmp_path, env=cli_environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.endswith("0\n"), (end, done.stdout, done.stderr)
+    assert (tmp_path / "data" / "dataset.json").is_file() and "Traceback" not in done.stderr + done.stdout
 
 
 @pytest.mark.nightly
@@ -113,7 +112,7 @@ def test_no_command_fails_because_nobody_reads_its_help(cli_environment: dict[st
         assert (status, err) == (0, ""), name
 
 
-@pytest.mark.parametrize("name", CHEAP)
+@pytest.mark.parametrize("name", by_day(CHEAP, 2))
 def test_a_command_has_the_status_that_it_has_with_a_reader(
     name: str, cli_environment: dict[str, str], tmp_path: Path
 ) -> None:

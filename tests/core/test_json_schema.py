@@ -10,7 +10,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from patience import HANG, slowness
@@ -179,7 +179,6 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.dictionaries(st.sampled_from(WORDS), VALUES, max_size=5), VALUES)
 def test_no_schema_takes_long_or_fails_otherwise(schema: dict[str, Any], value: Any) -> None:
     began = time.process_time()

@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from prepared import Splits, row, tickets, write_dataset
 
@@ -50,7 +50,6 @@ def test_settings_sources_and_versions_are_compared(tmp_path: Path) -> None:
     assert (diff.a["tool_version"], diff.b["tool_version"]) == ("0.1", "0.2")
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.sampled_from(["", "train", "val", "test"]), st.sampled_from(["", "train", "val", "test"]))))  # fmt: skip
 def test_the_account_of_rows_adds_up(tmp_path: Path, places: list[tuple[str, str]]) -> None:
     sides: list[Splits] = [{"train": [], "val": [], "test": []} for _ in range(2)]

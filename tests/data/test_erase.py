@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prepared import Splits, row, tickets, write_dataset
 
@@ -329,7 +329,7 @@ def test_a_folder_in_use_and_a_config_of_another_version_are_left_alone(tmp_path
         remove(tmp_path / "nowhere", "anna berg")
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25)
 @given(name=NAMES, places=st.lists(st.integers(0, 30), max_size=6), upper=st.booleans())
 def test_whatever_matches_goes_and_nothing_else(tmp_path: Path, name: str, places: list[int], upper: bool) -> None:
     rows = [

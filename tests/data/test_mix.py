@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tuneloop.core.errors import UserError
@@ -63,7 +63,6 @@ def mix(task: list[Row], sources: dict[str, list[Row]], *, test: list[Row] | Non
     sizes=st.lists(st.integers(1, 300), min_size=1, max_size=4),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=80, deadline=None)
 def test_the_share_is_reached_to_the_row_unless_all_rows_are_used(
     rows: int, share: float, by: Any, sizes: list[int], seed: int
 ) -> None:
@@ -90,7 +89,6 @@ def test_the_default_is_thirty_percent_of_the_mixed_tokens() -> None:
 
 
 @given(small=st.integers(1, 300), more=st.integers(0, 300), seed=st.integers(0, 9))
-@settings(max_examples=50, deadline=None)
 def test_more_task_rows_keep_the_general_rows_as_a_prefix(small: int, more: int, seed: int) -> None:
     sources = [general("a", 150), general("b", 60)]
     first = plan_mix(MixSize(small, small * 50), sources, MixConfig(weights=[1, 2]), seed)
@@ -179,7 +177,6 @@ def test_weights_that_do_not_fit_are_refused(weights: list[float]) -> None:
 
 
 @given(task=st.integers(0, 700), rows=st.integers(0, 400), window=st.sampled_from([1, 7, 100]))
-@settings(max_examples=150, deadline=None)
 def test_every_window_holds_the_share(task: int, rows: int, window: int) -> None:
     positions = interleaved(task, rows)
     assert positions == sorted(set(positions)) and len(positions) == rows

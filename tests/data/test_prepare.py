@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from ticket_files import measure, run, tickets, write
@@ -171,7 +171,6 @@ def test_every_broken_record_is_rejected_with_its_line_and_the_rest_goes_on(tmp_
     assert next(c for c in dataset.manifest["checks"] if c["name"] == "reject_share")["rows"] == 7
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lines=st.lists(LINES, max_size=15))
 def test_whatever_comes_in_each_line_is_kept_or_rejected(tmp_path: Path, lines: list[str]) -> None:
     base = [json.dumps(r) for r in tickets(6, labels=2)]

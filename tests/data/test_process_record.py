@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tuneloop.core.files import plain, read_jsonl
@@ -24,7 +24,6 @@ PIECES = (
 )  # fmt: skip
 
 
-@settings(max_examples=400, deadline=None)
 @given(st.lists(st.sampled_from(PIECES), max_size=6).map(" ".join) | st.text(max_size=20))
 @example("jane dot doe at example dot com")
 @example("my passw is swordfish")
@@ -131,7 +130,7 @@ def chat_of(number: int, exchanges: int) -> dict[str, Any]:
     return {"messages": turns}
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8)
 @given(st.lists(st.integers(1, 9), min_size=30, max_size=40), st.integers(120, 220))
 def test_split_rows_lose_nothing_stay_together_and_add_up(tmp_path: Path, sizes: list[int], limit: int) -> None:
     records = [chat_of(number + 1, size) for number, size in enumerate(sizes)]

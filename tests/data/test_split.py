@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from manifests import manifest_of
 
@@ -79,7 +79,6 @@ def test_shares_are_met_and_every_class_is_everywhere() -> None:
         assert {s for s, stratum in zip(where, strata, strict=True) if stratum == label} == {"train", "val", "test"}
 
 
-@settings(max_examples=60, deadline=None)
 @given(sizes=st.lists(st.integers(1, 200), min_size=1, max_size=8), seed=st.integers(0, 9), **SHARES)
 def test_counts_of_every_stratum_stay_in_their_band(sizes: list[int], seed: int, val: float, test: float) -> None:
     strata = [number for number, size in enumerate(sizes) for _ in range(size)]
@@ -98,7 +97,6 @@ def test_counts_of_every_stratum_stay_in_their_band(sizes: list[int], seed: int,
             assert counts[name] >= min(share * size - width - 1, size * (1 - others) - width - 2)
 
 
-@settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**32), shuffle=st.randoms(use_true_random=False))
 def test_the_order_of_the_rows_does_not_matter(seed: int, shuffle: random.Random) -> None:
     rows = [(f"text {n % 25}", "abc"[n % 3], f"user {n % 31}" if n % 2 else None) for n in range(60)]
@@ -133,7 +131,6 @@ def test_in_large_strata_the_hash_alone_decides() -> None:
     assert before == whole[:20_000]
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     questions=st.lists(st.integers(0, 12), min_size=1, max_size=60),
     users=st.lists(st.one_of(st.none(), st.integers(0, 20)), min_size=60, max_size=60),
@@ -202,7 +199,6 @@ def test_by_time_the_newest_rows_are_the_test() -> None:
     assert time[where == "val"].max() < time[where == "test"].min()
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     days=st.lists(st.one_of(st.none(), st.integers(0, 6)), min_size=3, max_size=60),
     questions=st.lists(st.integers(0, 30), min_size=60, max_size=60),

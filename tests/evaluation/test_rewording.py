@@ -8,7 +8,7 @@ import re
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tuneloop.evaluation.rewording import GREETINGS, KINDS, THANKS, fields_of, looks_like_code, rewordings
@@ -41,7 +41,6 @@ def test_numbers_ids_addresses_code_and_quotes_stay(seed: str) -> None:
         assert all(part in text for part in KEPT), kind
 
 
-@settings(max_examples=150, deadline=None)
 @given(TEXTS, st.integers(0, 5).map(str))
 def test_what_carries_meaning_by_its_spelling_stays(text: str, seed: str) -> None:
     for kind, new in rewordings(text, seed):
@@ -51,7 +50,6 @@ def test_what_carries_meaning_by_its_spelling_stays(text: str, seed: str) -> Non
         assert not {m for m in missing if m.rstrip(".!?") not in new}, (kind, new)
 
 
-@settings(max_examples=150, deadline=None)
 @given(TEXTS, st.integers(0, 5).map(str))
 def test_each_kind_changes_what_it_says_and_no_more(text: str, seed: str) -> None:
     def letters(of: str) -> str:

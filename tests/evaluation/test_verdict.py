@@ -85,7 +85,6 @@ def test_the_best_odds_of_a_p_value_are_those_of_the_paper() -> None:
     assert best_odds(0.5) == 1 and best_odds(math.nan) == 1
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10_000), st.floats(0, 1), st.floats(0, 1), st.floats(0.5, 0.95), st.integers(8, 80))
 def test_better_is_never_said_without_the_metric_that_decides_or_with_a_sure_loss(
     seed: int, wrong_a: float, wrong_b: float, share: float, n: int
@@ -112,7 +111,7 @@ def test_better_is_never_said_without_the_metric_that_decides_or_with_a_sure_los
         assert label in words[0] or len(found.never) == len(set(labels)) - 1
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 10_000), st.lists(st.floats(0, 1), min_size=3, max_size=3))
 def test_a_further_alternative_never_makes_a_gain_that_was_none(seed: int, wrong: list[float]) -> None:
     labels = ["a", "b"] * 30

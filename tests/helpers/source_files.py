@@ -5,13 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hypothesis import HealthCheck, settings
-
 from tuneloop.data.sources.parse import SourceRecord
 from tuneloop.data.sources.read import read_records
 from tuneloop.records.rows import Reject
-
-QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def read(path: Path, data: bytes | str) -> list[SourceRecord | Reject]:

@@ -8,7 +8,7 @@ import random
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tuneloop.inference.label_search import UNREAD, Path, Reading, search_labels
@@ -56,7 +56,6 @@ def labels_of(seed: int, count: int) -> dict[str, tuple[int, ...]]:
     seed=st.integers(0, 10_000), count=st.integers(1, 30), sharpness=st.floats(0.1, 8), top=st.integers(0, VOCABULARY)
 )
 @example(seed=443, count=5, sharpness=7.7265625, top=0)  # what is left unread has no probability at all
-@settings(max_examples=300, deadline=None)
 def test_the_best_label_and_its_probability_are_those_of_scoring_all(
     seed: int, count: int, sharpness: float, top: int
 ) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tuneloop.inference.local.engine import Engine
@@ -45,7 +45,6 @@ def expected(text: str, stops: Sequence[str]) -> str:
     return text.strip()
 
 
-@settings(max_examples=300, deadline=None)
 @given(TEXT, STOPS)
 def test_pieces_together_are_the_text_before_the_first_stop_string(text: str, stops: list[str]) -> None:
     pieces = pieces_of(decode, text.encode(), stops)
@@ -53,7 +52,6 @@ def test_pieces_together_are_the_text_before_the_first_stop_string(text: str, st
     assert all(pieces), "no piece is empty"
 
 
-@settings(max_examples=200, deadline=None)
 @given(TEXT, STOPS)
 def test_what_has_been_shown_is_never_taken_back(text: str, stops: list[str]) -> None:
     stream, shown = TextStream(decode, stops), ""
@@ -64,7 +62,6 @@ def test_what_has_been_shown_is_never_taken_back(text: str, stops: list[str]) ->
     assert shown == stream.text == expected(text, stops)
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=20))
 def test_bytes_that_are_no_text_end_as_a_decoder_ends_them(raw: bytes) -> None:
     assert "".join(pieces_of(decode, raw)) == decode(list(raw)).strip()

@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 from families import ours_of
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny import VOCABULARY
 
@@ -270,7 +270,6 @@ def test_attention_with_grouped_heads_equals_attention_with_repeated_keys() -> N
     )
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=8), st.integers(0, 100))
 def test_rows_are_put_together_where_they_cost_least(lengths: list[int], before: int) -> None:
     def of_group(rows: int, longest: int) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from patience import slowness
@@ -116,7 +116,6 @@ def test_two_hundred_prompts_are_token_identical_to_metas_formatter(llama3: Temp
         assert llama3.prompt_ids(turns) == meta.encode_dialog_prompt(meta_messages(turns)).tokens, (seed, turns)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(question=st.text(max_size=60), answer=st.text(max_size=60), system=st.none() | st.text(max_size=30))
 def test_any_text_at_all_is_token_identical_to_metas_formatter(
     llama3: Template, meta: Any, question: str, answer: str, system: str | None
@@ -215,7 +214,6 @@ def test_prompt_ids_are_what_the_answer_follows_in_the_rendered_row(llama3: Temp
 # --- user text is never control
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_control_strings_anywhere_in_the_users_text_stay_text(llama3: Template, data: st.DataObject) -> None:
     special = list(llama3.tokenizer.get_added_tokens_decoder().values())

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from manifests import manifest_json
 
@@ -165,7 +165,6 @@ def test_impossible_numbers_are_refused(hours: float, low: float, high: float, e
         cost_of(hours, low, high, 1, PRICE, efforts=efforts)
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.floats(0.01, 500), st.floats(1, 3), st.integers(1, 64), st.sampled_from(["on-demand", "spot", "reserved"]))
 def test_the_range_is_ordered_and_more_gpus_never_cost_less(hours: float, wide: float, gpus: int, tier: str) -> None:
     price = replace(PRICE, tier=tier)  # type: ignore[arg-type]
@@ -231,7 +230,6 @@ def test_what_several_runs_cost_stands_beside_one_run_and_nowhere_else() -> None
     assert not any("--runs" in line for line in cost_lines(PlannedCost(**three.to_json())))
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     model=st.sampled_from(["llama-3.2-1b", "llama-3.1-8b", "llama-3.3-70b"]), rows=st.integers(50, 200_000),
     tokens=st.floats(10, 3000), epochs=st.sampled_from([1.0, 3.0]), longest=st.integers(16, 4000),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from manifests import manifest_json
 
@@ -17,8 +17,6 @@ from tuneloop.planning.job import TrainingSetup, make_job
 from tuneloop.planning.memory import memory_of
 from tuneloop.planning.options import plan_machines
 from tuneloop.planning.shape import find_model
-
-QUIET = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(autouse=True)
@@ -122,7 +120,6 @@ def test_70b_on_sixteen_gpus_is_told_what_makes_it_fit(asked: dict[str, Any], ch
     assert found["table"][0]["fits_with"] == change
 
 
-@QUIET
 @given(
     method=st.sampled_from(["full", "lora", "qlora", "prefix"]), kernel=st.sampled_from(["eager", "triton", "fused", "tuneloop"]),
     ckpt=st.booleans(), rows=st.integers(1, 6), length=st.integers(16, 2048), rank=st.integers(1, 128),

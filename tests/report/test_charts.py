@@ -7,7 +7,7 @@ import re
 import xml.etree.ElementTree as ElementTree
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tuneloop.records.evaluation import Estimate
@@ -91,7 +91,6 @@ def test_every_label_has_a_bar_and_77_labels_are_drawn_as_columns() -> None:
     assert box[3] < 200
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     st.dictionaries(st.text(max_size=60), st.one_of(st.integers(0, 10**9), st.none()), max_size=40),
     st.lists(st.one_of(finite, st.none()), max_size=30),

@@ -234,7 +234,7 @@ def test_hostile_json_of_any_shape_never_breaks_the_page(tmp_path: Path) -> None
     whole = json.loads((folder / "dataset.json").read_text())
     files = {p.name: [json.loads(line) for line in p.open(encoding="utf-8")] for p in folder.glob("*.jsonl")}
 
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     @given(st.data())
     def check(data: st.DataObject) -> None:
         broken = {
@@ -462,7 +462,6 @@ def test_the_flow_accounts_for_every_record(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.integers(0, 10**6), min_size=1, max_size=12), st.integers(0, 10**6), st.sampled_from([350.0, 760.0]))
-@settings(max_examples=40, deadline=None)
 def test_the_flow_is_drawn_inside_its_width(exits: list[int], kept: int, width: float) -> None:
     read = sum(exits) + kept
     if not read:

@@ -7,7 +7,7 @@ from collections import Counter
 from typing import Literal
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tuneloop.models.template import Rendered
@@ -26,7 +26,6 @@ def indices(steps: list[Step]) -> list[int]:
 LENGTHS = st.lists(st.integers(2, 300), min_size=1, max_size=120)
 
 
-@settings(max_examples=150, deadline=None)
 @given(LENGTHS, st.integers(1, 20), st.integers(0, 2000), st.integers(16, 2000), st.integers(1, 3), st.integers(0, 9))
 def test_every_row_is_trained_on_once_an_epoch(
     lengths: list[int], per_step: int, tokens: int, micro: int, epochs: int, seed: int
@@ -38,7 +37,6 @@ def test_every_row_is_trained_on_once_an_epoch(
     assert sorted(indices(last)) == list(range(len(lengths))), "the first epoch is whole before the second begins"
 
 
-@settings(max_examples=100, deadline=None)
 @given(LENGTHS, st.integers(1, 20), st.integers(0, 2000), st.integers(16, 2000))
 def test_micro_batches_stay_within_their_tokens(lengths: list[int], per_step: int, tokens: int, micro: int) -> None:
     config = TrainConfig(rows_per_step=per_step, tokens_per_step=tokens, micro_batch_tokens=micro, epochs=1)
@@ -84,7 +82,6 @@ def test_a_fraction_of_an_epoch_is_a_fraction_of_its_steps(epochs: float, share:
     assert steps[-1].epoch == pytest.approx(max(epochs, 1 / whole), abs=0.02)
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.integers(40, 400), st.floats(0.05, 0.6), st.integers(2, 12), st.integers(0, 5))
 def test_every_stretch_of_steps_holds_its_share_of_general_rows(n: int, share: float, per_step: int, seed: int) -> None:
     rng = random.Random(seed)

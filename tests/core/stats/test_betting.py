@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tuneloop.core.stats import betting as b
@@ -103,7 +103,6 @@ def test_amounts_of_any_size_are_cut_off_and_rarely_err():
 
 
 @given(st.lists(st.tuples(st.booleans(), st.floats(0, 1), st.floats(0.01, 0.99)), min_size=1, max_size=30), st.data())
-@settings(max_examples=60, deadline=None)
 def test_portions_and_units_without_a_value_change_nothing(units, data):
     arms, outcomes, p = (np.array(column)[None] for column in zip(*units, strict=True))
     whole = b.place_bets(b.open_book([UP, DOWN], guess=0.5), arms.astype(bool), outcomes, p, 0.05)
@@ -122,7 +121,6 @@ def test_portions_and_units_without_a_value_change_nothing(units, data):
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12), st.lists(st.floats(0.01, 0.99), min_size=12, max_size=12))
-@settings(max_examples=40, deadline=None)
 def test_no_unit_has_a_gain_in_expectation_under_equal_arms(outcomes, p):
     """Over both arms of the last unit, each weighted by its chance, wealth is what it was: a martingale."""
     n = len(outcomes)

@@ -8,7 +8,7 @@ import sys
 from collections import defaultdict
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from patience import HANG
@@ -95,7 +95,6 @@ def test_a_word_that_is_no_code_is_refused(code: str) -> None:
         foreign("some text", code)
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.text(max_size=80))
 def test_no_text_makes_it_fail(text: str) -> None:
     code, probability = detect_language(text)

@@ -7,7 +7,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from places import DATA_SETS
@@ -51,7 +51,6 @@ def mended(text: str) -> str:
     return repair_text(text, ALL)[0]
 
 
-@settings(max_examples=400, deadline=None)
 @given(wild)
 @example("<|\u200beot_id|>")
 @example("&am\u200bp;lt;|eot_id|&gt;")
@@ -64,7 +63,6 @@ def test_a_repaired_text_is_never_changed_again(text: str) -> None:
     assert "<|eot_id|>" not in once
 
 
-@settings(max_examples=200, deadline=None)
 @given(wild, configs)
 def test_any_choice_of_steps_is_idempotent(text: str, config: RepairConfig) -> None:
     once, _ = repair_text(text, config)

@@ -5,7 +5,7 @@ import pickle
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from places import DATA_SETS
@@ -99,7 +99,6 @@ def test_an_index_can_be_sent_to_another_process_and_sketches_reused() -> None:
 PIECES = st.lists(st.sampled_from(WORDS[:12]), min_size=3, max_size=9).map(" ".join)
 
 
-@settings(max_examples=40, deadline=None)
 @given(train=st.lists(PIECES, min_size=1, max_size=20), test=st.lists(PIECES, min_size=1, max_size=20))
 def test_no_similar_question_gets_through(train: list[str], test: list[str]) -> None:
     missed = 0

@@ -326,7 +326,6 @@ def test_pairs_across_the_limit_of_length_are_found() -> None:
 PIECES = st.lists(st.sampled_from(WORDS[:12]), min_size=3, max_size=9).map(" ".join)
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     prompts=st.lists(PIECES, min_size=1, max_size=40),
     labels=st.lists(st.sampled_from("ab"), min_size=40, max_size=40),
@@ -354,7 +353,7 @@ def test_dropped_rows_are_like_a_kept_one_and_kept_ones_unlike_each_other(
     assert len(alike) <= 0.02 * len(texts) * len(texts) / 2
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(prompts=st.lists(PIECES, min_size=2, max_size=30), chunk=st.integers(1, 7))
 def test_how_rows_are_cut_into_chunks_does_not_matter(prompts: list[str], chunk: int) -> None:
     whole, parts = search(ask(*prompts)), search(ask(*prompts), chunk=chunk)
@@ -423,7 +422,6 @@ def test_similar_rows_of_other_labels_stay_and_are_linked() -> None:
     assert links.tolist() == [[0, 1]] and values.tolist() == [1.0]
 
 
-@settings(max_examples=40, deadline=None)
 @given(prompts=st.lists(PIECES, min_size=2, max_size=30, unique=True))
 def test_links_reach_every_similar_question(prompts: list[str]) -> None:
     texts = ask(*prompts)
@@ -481,7 +479,7 @@ def test_empty_and_odd_texts_are_no_problem() -> None:
 # --- by meaning ----------------------------------------------------------------------------------
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(count=st.integers(1, 60), seed=st.integers(0, 99))
 def test_semantic_duplicates_are_like_a_kept_row_of_their_kind(count: int, seed: int) -> None:
     draw = np.random.default_rng(seed)

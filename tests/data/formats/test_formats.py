@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from format_records import ANY, ASK, CELL, GPT, HUMAN, KEYS, SAMPLES, SAY, parse, reason, turns
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from places import DATA_SETS
@@ -30,7 +30,6 @@ FITTING = {
 }
 
 
-@settings(max_examples=600, deadline=None)
 @given(record=st.dictionaries(st.sampled_from(KEYS), CELL, max_size=8) | ANY, name=st.sampled_from(sorted(SAMPLES)))
 def test_every_value_is_a_sound_conversation_or_rejected_with_a_reason(record: Any, name: str) -> None:
     config = PrepareConfig(input="{text}", output="{label}") if name == "fields" else PrepareConfig()
@@ -222,7 +221,6 @@ def test_a_column_that_no_record_has_is_named_with_the_nearest(config: dict[str,
     assert caught.value.where == key and caught.value.next_step == "did you mean 'text'?"
 
 
-@settings(max_examples=300, deadline=None)
 @given(st.lists(st.dictionaries(st.sampled_from(KEYS), CELL, max_size=5), min_size=1, max_size=4))
 def test_any_sample_gives_a_format_that_reads_it_or_a_user_error(sample: list[dict[str, Any]]) -> None:
     config = PrepareConfig()
@@ -353,7 +351,6 @@ def test_text_in_dataset_info_and_what_can_not_be_read() -> None:
         assert caught.value.next_step
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.dictionaries(st.sampled_from(["formatting", "columns", "tags", "ranking"]), ANY, max_size=4))
 def test_any_entry_of_dataset_info_is_a_guess_or_a_user_error(entry: dict[str, Any]) -> None:
     try:

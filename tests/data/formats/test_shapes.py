@@ -26,7 +26,7 @@ from format_records import (
     reason,
     turns,
 )
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tuneloop.core.errors import UserError
@@ -186,7 +186,6 @@ def test_the_instruction_goes_only_where_there_is_no_system_turn() -> None:
     )
 
 
-@settings(max_examples=300, deadline=None)
 @given(response=WRAPPED | ANY, request=ANY | st.just(REQUEST))
 def test_pieces_put_together_beforehand_make_the_same_row(response: Any, request: Any) -> None:
     record = {"request": request, "response": response}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from format_records import ASK, SAY, conversation, parse, reason, turns
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tuneloop.data.config import PrepareConfig
@@ -295,7 +295,6 @@ def test_an_error_that_was_asked_for_is_an_answer() -> None:
     assert error_answer("upstream request timeout", "What does this code print?")
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.text(alphabet="aeE rox:.{}[]\"'\n<>0245/", max_size=60))
 def test_the_search_for_errors_ends_on_any_text(text: str) -> None:
     assert error_answer(text) in (

@@ -17,9 +17,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from source_files import QUICK, read, shown
+from source_files import read, shown
 
 from tuneloop.core.errors import UserError
 from tuneloop.data.sources import parse as parse_module
@@ -101,7 +101,6 @@ def packed(kind: str, path: Path, megabytes: int) -> Path:
     return file
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     lines=LINES,
     end=st.sampled_from(["\n", "\r\n", "\r"]),
@@ -129,7 +128,6 @@ def test_the_records_do_not_depend_on_the_size_of_chunks(
     assert [item.line for item in whole] == sorted(item.line for item in whole)
 
 
-@QUICK
 @given(
     rows=st.lists(st.tuples(*[st.text('ab",\n\r;é', max_size=6)] * 2), min_size=1, max_size=8), size=st.integers(1, 30)
 )

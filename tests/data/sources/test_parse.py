@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from source_files import QUICK, read, shown
+from source_files import read, shown
 
 from tuneloop.core.errors import UserError
 from tuneloop.data.sources.parse import MAX_DEPTH, Chunk, SourceRecord, column_names, parse_chunk, scan_json
@@ -103,7 +103,6 @@ def test_harmless_oddities_are_read(tmp_path: Path) -> None:
     assert shown(read(tmp_path / "x.jsonl", line)) == [(1, {"a": "tab\there", "b": "😀", "c": [[[1]]], "d": "\0"})]
 
 
-@QUICK
 @given(records=st.lists(OBJECTS, min_size=1, max_size=6), indent=st.sampled_from([None, 0, 1, 4]), crlf=st.booleans())
 def test_every_layout_of_an_array_gives_its_records_on_their_lines(
     tmp_path: Path, records: list[dict[str, Any]], indent: int | None, crlf: bool
@@ -118,7 +117,6 @@ def test_every_layout_of_an_array_gives_its_records_on_their_lines(
     assert [i.line for i in items] == lines
 
 
-@QUICK
 @given(
     records=st.lists(OBJECTS.filter(bool), min_size=1, max_size=5),
     indent=st.sampled_from([None, 2]),
@@ -154,7 +152,6 @@ def test_an_array_that_was_cut_off_is_not_taken_for_whole(tmp_path: Path) -> Non
     assert shown(read(tmp_path / "x.json", '[\n{"a": 1},\n{"a": 2')) == [(2, {"a": 1}), (3, "broken_json")]
 
 
-@settings(max_examples=200, deadline=None)
 @given(text=st.text(alphabet='[]{},:"\n \\ab1\udcff', max_size=60))
 def test_no_text_makes_the_scanner_fail_or_lose_characters_of_a_record(text: str) -> None:
     pieces = list(scan_json([text], "s"))
@@ -166,7 +163,6 @@ def test_no_text_makes_the_scanner_fail_or_lose_characters_of_a_record(text: str
         assert items
 
 
-@QUICK
 @given(data=st.binary(max_size=80), suffix=st.sampled_from(["json", "jsonl", "csv", "tsv", "txt"]))
 def test_any_bytes_give_records_rejects_or_a_user_error(tmp_path: Path, data: bytes, suffix: str) -> None:
     try:
@@ -178,7 +174,6 @@ def test_any_bytes_give_records_rejects_or_a_user_error(tmp_path: Path, data: by
     json.dumps([i.record if isinstance(i, Reject) else i.value for i in items], ensure_ascii=False).encode("utf-8")
 
 
-@QUICK
 @given(
     rows=st.lists(
         st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=8), min_size=2, max_size=2),
@@ -262,7 +257,6 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatc
     assert "pip install pyarrow" in str(caught.value)
 
 
-@settings(max_examples=300, deadline=None)
 @given(value=st.dictionaries(st.text(max_size=3), VALUES | st.integers(-(2**70), 2**70) | st.floats(), max_size=3))
 def test_a_line_of_json_is_read_as_the_standard_library_reads_it(value: dict[str, Any]) -> None:
     line = json.dumps(value, ensure_ascii=False)

@@ -97,7 +97,6 @@ def opponent(s: Standing) -> str:
     return "always answering" if s.kind == "constant" else f"{re.escape(s.against)}(?! calibrated)"
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from([1, 2, 6, 16, 30, 60, 90]))
 def test_every_sentence_is_shown_by_its_own_numbers(seed: int, rows: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -169,7 +168,7 @@ def check_one_verdict(manifest: EvaluationManifest) -> None:
             assert not re.search(f"worse than {opponent(s)}", said) and (not said or amount(decides) in " ".join(words))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 10**6), st.sampled_from([2, 16, 40, 90]))
 def test_several_systems_against_the_first_have_the_same_verdicts_in_words_and_table(seed: int, rows: int) -> None:
     everyone = evaluations(seed, rows)

@@ -5,7 +5,7 @@ import random
 import warnings
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
@@ -14,7 +14,6 @@ from tuneloop.evaluation.metrics.labels import label_matcher, label_statistics
 LABELS = ["ant", "bee", "cat", "dog"]
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(LABELS[:3]), st.sampled_from([*LABELS, None])), min_size=1, max_size=30))
 def test_label_metrics_are_scikit_learns_with_answers_outside_the_labels_as_wrong(pairs):
     references, predictions = [a for a, _ in pairs], [b for _, b in pairs]
@@ -41,7 +40,6 @@ def test_label_metrics_are_scikit_learns_with_answers_outside_the_labels_as_wron
     assert ours == pytest.approx(theirs)
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(LABELS[:3]), st.sampled_from(LABELS)), min_size=1, max_size=30))
 def test_where_all_answers_are_labels_averages_are_scikit_learns_own_defaults(pairs):
     references, predictions = [a for a, _ in pairs], [b for _, b in pairs]
@@ -87,7 +85,6 @@ def test_a_reference_text_stands_for_its_label():
     assert match("queue: Billing.") == "billing"
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.lists(st.text(min_size=1), min_size=1, max_size=5, unique=True), st.text())
 def test_matching_never_fails_and_only_names_labels(labels, answer):
     found = label_matcher(labels)(answer)

@@ -4,7 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 from sklearn.preprocessing import MultiLabelBinarizer
@@ -29,7 +29,6 @@ def row(i, labels):
     return Row(f"r{i}", turns, joined, meta={"labels": sorted(labels)})
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     st.lists(
         st.tuples(
@@ -107,7 +106,6 @@ def test_labels_that_hold_a_comma_are_one_label():
     assert label_reader(["a, b", "a", "c"])("a, b, c").labels == {"a, b", "c"}
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.text())
 def test_reading_never_fails_and_only_names_labels(answer):
     assert label_reader(LABELS)(answer).labels <= set(LABELS)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tuneloop.evaluation.config import EvaluateConfig
@@ -299,7 +299,6 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(st.dictionaries(st.text(max_size=3), JSON, max_size=3), JSON), min_size=1, max_size=4))
 def test_any_objects_are_scored_and_each_is_right_about_itself(pairs: list[tuple[Any, Any]]) -> None:
     references, answers = [[json.dumps(a)] for a, _ in pairs], [json.dumps(b) for _, b in pairs]

@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tuneloop.core.errors import UserError
@@ -64,7 +64,6 @@ def test_what_is_no_json_as_a_whole_is_not_valid(text):
     assert not parses(text)
 
 
-@settings(max_examples=100, deadline=None)
 @given(VALUES)
 def test_any_value_equals_itself_in_any_spelling(value):
     compact, wide = json.dumps(value), json.dumps(value, indent=2, sort_keys=True)

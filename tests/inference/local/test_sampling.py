@@ -53,7 +53,7 @@ def test_draws_from_a_nucleus_follow_the_softmax_over_it() -> None:
     assert chisquare(counts[:2].numpy(), [20_000 * 5 / 8, 20_000 * 3 / 8]).pvalue > 0.001
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.integers(0, 2**31), st.floats(0.01, 0.99), st.sampled_from([20, 300, 32768]), st.sampled_from([0.1, 1.0, 8.0])
 )

@@ -106,7 +106,7 @@ def test_pruned_choice_computes_less_when_one_label_stands_out(
     assert sum(seen) == len(prompt) + len(tokens) - 1 < 0.7 * full
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=4), min_size=1, max_size=6, unique_by=tuple))
 def test_a_label_tree_holds_every_label_once(tokens: list[list[int]]) -> None:
     ended = [[*t, 9] for t in tokens]

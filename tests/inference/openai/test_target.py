@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from local_http import Quiet, listening
 
@@ -360,7 +360,6 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.one_of(st.text(), JSON.map(json.dumps)))
 def test_no_body_of_an_answer_raises(text: str) -> None:
     reply = read_reply(text)

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tuneloop.core.errors import UserError
@@ -137,7 +137,6 @@ def test_a_file_that_is_no_batch_is_refused(tmp_path: Path) -> None:
         list(BatchFile(tmp_path / "none.jsonl").check())
 
 
-@settings(max_examples=150, deadline=None)
 @given(
     st.binary(max_size=300)
     | st.lists(st.sampled_from([text(), text("b"), *map(str, POISON[:6]), "", "{}"])).map("\n".join)

@@ -577,7 +577,6 @@ FIELDS = (
 PATHS = ("chat/completions", "completions", "responses", "classify", "feedback", "../tokenize", "batches")
 
 
-@hypothesis.settings(max_examples=100, suppress_health_check=list(hypothesis.HealthCheck))
 @hypothesis.given(
     path=st.sampled_from(PATHS), right=st.booleans(), fields=st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=4)
 )

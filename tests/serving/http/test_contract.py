@@ -9,7 +9,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from json_values import ANYTHING, places, samples, values_of
 from live_server import live
@@ -77,7 +77,6 @@ def test_the_routes_of_a_server_are_those_of_the_document(tmp_path: Any) -> None
 
 
 @pytest.mark.parametrize("path", BODIES)
-@settings(max_examples=60, suppress_health_check=list(HealthCheck), deadline=None)
 @given(data=st.data())
 def test_random_bodies_of_the_document_are_taken_and_changed_ones_as_it_says(path: str, data: Any) -> None:
     body = data.draw(values_of(DOCUMENT["components"]["schemas"][BODIES[path].__name__], DOCUMENT))

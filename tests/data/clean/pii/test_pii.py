@@ -10,7 +10,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from patience import slowness
@@ -270,7 +270,6 @@ def test_names_without_the_analyzer_say_what_to_install() -> None:
     assert "pip install presidio-analyzer" in error.value.next_step
 
 
-@settings(max_examples=300, deadline=None)
 @given(WILD)
 def test_findings_of_any_text_are_sorted_apart_and_inside(text: str) -> None:
     at = 0
@@ -279,14 +278,12 @@ def test_findings_of_any_text_are_sorted_apart_and_inside(text: str) -> None:
         at = finding.end
 
 
-@settings(max_examples=300, deadline=None)
 @given(st.text(max_size=200))
 def test_quiet_texts_hold_nothing(text: str) -> None:
     if is_quiet(text):
         assert _spans(text, CONFIG) == []
 
 
-@settings(deadline=None)
 @given(WILD)
 def test_a_known_value_goes_wherever_it_stands(text: str) -> None:
     value = "4242424242424242"
@@ -340,7 +337,6 @@ def test_scrub_follows_the_mode() -> None:
 
 @given(st.recursive(st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=9)),
                     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=8))  # fmt: skip
-@settings(deadline=None)
 def test_scrub_takes_any_json_value(value: Any) -> None:
     clean, _ = scrub({"v": value, "secret_mail": "jane@x.com"}, CONFIG, None)
     assert "jane" not in json.dumps(clean)

@@ -99,7 +99,7 @@ clients: $(VENV)/.installed-dev
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 AVX2_TESTS := tests/models/test_llama.py tests/models/test_lora.py tests/models/test_prefix.py tests/models/test_quantised.py \
 	tests/models/test_adapters.py tests/models/test_fallback.py tests/training/test_flops.py tests/training/test_speed.py \
-	tests/training/test_loss.py tests/training/test_methods.py tests/training/test_optimizers.py tests/inference/local/test_generate.py \
+	tests/training/test_loss.py tests/training/test_methods.py tests/training/test_optimizers.py tests/inference/local/test_answers.py \
 	tests/inference/local/test_scoring.py tests/inference/local/test_sampling.py tests/release/test_tuned_weights.py
 test-avx2: $(VENV)/.installed-dev
 	$(AVX2) $(PYTEST) -m "not slow" $(AVX2_TESTS)

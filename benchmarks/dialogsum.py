@@ -18,7 +18,7 @@ from statistics import mean
 from tuneloop.core.threads import use_threads
 from tuneloop.data.config import PrepareConfig, SplitConfig
 from tuneloop.data.prepare import prepare
-from tuneloop.inference.local.generate import generate
+from tuneloop.inference.local.answers import generate
 from tuneloop.models.load import load_model
 from tuneloop.pipeline.prepare import measure_with
 from tuneloop.records.plan import MeasuredMachine

@@ -64,7 +64,7 @@ def main() -> None:
     import torch
 
     from tuneloop.core.threads import use_threads
-    from tuneloop.inference.local.generate import answer_requests, generate
+    from tuneloop.inference.local.answers import answer_requests, generate
     from tuneloop.inference.request import Request
     from tuneloop.models.load import load_model
     from tuneloop.models.template import Rendered

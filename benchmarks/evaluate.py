@@ -26,6 +26,7 @@ from typing import Any
 from tuneloop.core.device import peak_memory, reset_peak_memory
 from tuneloop.core.threads import use_threads
 from tuneloop.evaluation.config import EvaluateConfig
+from tuneloop.inference.local.target import LocalTarget
 from tuneloop.models.load import Model, load_model
 from tuneloop.pipeline.answers import Asking, ask
 from tuneloop.records.rows import Dataset, Message, Row
@@ -84,7 +85,7 @@ def ours(model: Model, job: Job, rows: Sequence[Row]) -> int:
     config = EvaluateConfig(max_new_tokens=job.limit)
     # Perplexity of the references is measured as well: it is no part of answering, and the peers don't do it.
     prompts = [row.prompt for row in rows]
-    return ask(model, job.data, rows, config, Asking(prompts=prompts))[""].tokens
+    return ask(LocalTarget.of(model), job.data, rows, config, Asking(prompts=prompts))[""].tokens
 
 
 def plain_transformers(model: Model) -> Callable[[Job, Sequence[Row]], int]:
@@ -116,7 +117,8 @@ def llama_cpp_server(model: Model, scratch: Path) -> Callable[[Job, Sequence[Row
     """llama.cpp's server from the wheel xllamacpp, asked through our own client, without its cache."""
     import xllamacpp
 
-    from tuneloop.inference.openai.target import Endpoint, complete
+    from tuneloop.inference.endpoint import Endpoint
+    from tuneloop.inference.openai.target import complete
     from tuneloop.inference.request import Request
 
     params = xllamacpp.CommonParams()

@@ -34,7 +34,7 @@ from tuneloop.data.dataset import load_dataset  # noqa: E402
 from tuneloop.data.load_eval_file import read_whole  # noqa: E402
 from tuneloop.evaluation.config import EvaluateConfig  # noqa: E402
 from tuneloop.evaluation.evaluate import sample_rows  # noqa: E402
-from tuneloop.inference.openai.target import Endpoint  # noqa: E402
+from tuneloop.inference.endpoint import Endpoint  # noqa: E402
 from tuneloop.inference.protocol import ModelTarget  # noqa: E402
 from tuneloop.inference.request import Request  # noqa: E402
 from tuneloop.inference.targets import open_endpoint, open_model  # noqa: E402

@@ -25,7 +25,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tuneloop.inference.llamacpp import LlamaCpp
+from tuneloop.inference.llamacpp.process import LlamaCpp
 from tuneloop.models.names import packaged_gguf, resolve
 from tuneloop.records.artifact import ArtifactManifest
 

@@ -24,8 +24,8 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, read_jsonl
 from tuneloop.core.ui import reporting
 from tuneloop.inference.labels import label_trie
+from tuneloop.inference.local.answers import generate
 from tuneloop.inference.local.engine import Engine
-from tuneloop.inference.local.generate import generate
 from tuneloop.inference.local.scoring import answer_fits, choose
 from tuneloop.inference.request import Request, Sampling
 from tuneloop.models.load import load_model

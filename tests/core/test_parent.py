@@ -24,7 +24,7 @@ for _ in range(2):
     multiprocessing.get_context("fork").Process(target=lambda: (_start(None), time.sleep(600))).start()
 time.sleep(600)
 """
-LLAMACPP = "import time; from tuneloop.inference.llamacpp import LlamaCpp; child = LlamaCpp(); time.sleep(600)"
+LLAMACPP = "import time; from tuneloop.inference.llamacpp.process import LlamaCpp; child = LlamaCpp(); time.sleep(600)"
 
 
 def children_of(process: int) -> list[int]:

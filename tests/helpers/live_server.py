@@ -56,6 +56,7 @@ class StubEngine:
     words: Sequence[str] = ("Hello", " there", ".")
     pause: float = 0.0
     fail_after: int | None = None
+    gives_way = False
     name: str = "stub"
     base: str = "stub-model"
     context: int = 1000
@@ -78,6 +79,9 @@ class StubEngine:
 
     async def render(self, messages: Any, tools: Any = (), *, adapter: str = "base") -> Sequence[int]:
         return list(range(sum(len(turn["content"].split()) for turn in messages) or 1))
+
+    def renders(self, adapter: str) -> bool:
+        return True
 
     async def stop(self) -> None:
         pass

@@ -15,12 +15,11 @@ from vllm_stand_in import MODEL, StandIn
 
 from tuneloop.core.errors import UserError
 from tuneloop.inference import targets
+from tuneloop.inference.endpoint import Endpoint, RequestLimits
 from tuneloop.inference.engine_target import EngineTarget
 from tuneloop.inference.local.serving import LocalEngine
-from tuneloop.inference.openai.target import Endpoint
 from tuneloop.inference.protocol import Served
 from tuneloop.inference.request import Request, Sampling, Update, refused
-from tuneloop.inference.requesting import RequestLimits
 from tuneloop.inference.targets import open_endpoint, open_target
 from tuneloop.models.adapters import BASE
 from tuneloop.models.peft_layout import hash_of_adapter

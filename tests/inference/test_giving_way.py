@@ -14,7 +14,7 @@ import pytest
 import served
 from served import Files
 
-from tuneloop.inference.llamacpp import installed
+from tuneloop.inference.llamacpp.process import installed
 from tuneloop.inference.llamacpp.serving import VERSION, WHEEL, LlamaCppEngine
 from tuneloop.inference.priority import Pace
 from tuneloop.inference.protocol import BASE, ServingEngine, complete

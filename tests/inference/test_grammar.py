@@ -18,7 +18,7 @@ from engine_answers import answers_of
 from patience import HANG, slowness
 from tuneloop.core.json_schema import check_fit
 from tuneloop.inference.grammar import SPACES, Grammars, compile_problem
-from tuneloop.inference.llamacpp import installed
+from tuneloop.inference.llamacpp.process import installed
 from tuneloop.inference.local.engine import Engine
 from tuneloop.inference.local.target import LocalTarget
 from tuneloop.inference.protocol import ServingEngine, complete

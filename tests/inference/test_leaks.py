@@ -14,7 +14,7 @@ import real_vllm
 import served
 from served import Files
 
-from tuneloop.inference.llamacpp import installed
+from tuneloop.inference.llamacpp.process import installed
 from tuneloop.inference.llamacpp.serving import VERSION, WHEEL
 from tuneloop.inference.protocol import BASE, ServingEngine, complete
 from tuneloop.inference.request import Request

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tuneloop.inference.local.answers import generate
 from tuneloop.inference.local.engine import Engine
-from tuneloop.inference.local.generate import generate
 from tuneloop.inference.request import Request
 from tuneloop.inference.stream import TextStream
 

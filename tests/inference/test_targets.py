@@ -15,9 +15,10 @@ from local_http import Quiet, listening
 
 from tuneloop.core.errors import UserError
 from tuneloop.inference import targets
-from tuneloop.inference.local.generate import generate
+from tuneloop.inference.endpoint import Endpoint
+from tuneloop.inference.local.answers import generate
 from tuneloop.inference.local.target import LocalTarget
-from tuneloop.inference.openai.target import Endpoint, EndpointTarget
+from tuneloop.inference.openai.target import EndpointTarget
 from tuneloop.inference.protocol import Target
 from tuneloop.inference.request import Request, Sampling
 from tuneloop.inference.targets import PredictionsTarget, open_target

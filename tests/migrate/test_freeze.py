@@ -10,7 +10,7 @@ from openai_service import KEY, MODEL, Service
 from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json
-from tuneloop.inference.openai.target import Endpoint
+from tuneloop.inference.endpoint import Endpoint
 from tuneloop.migrate.command import copy_service, look
 from tuneloop.migrate.freeze import freeze_answers, plan_freezing, tokens_of
 

@@ -14,8 +14,8 @@ from engine_answers import answers_of
 from tiny import WORDS
 
 from tuneloop.core.errors import UserError
+from tuneloop.inference.local.answers import answer_requests, generate
 from tuneloop.inference.local.engine import Engine
-from tuneloop.inference.local.generate import answer_requests, generate
 from tuneloop.inference.request import Request
 from tuneloop.models.adapters import BASE, applied
 from tuneloop.models.load import Model, load_model

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from tuneloop.core.errors import UserError
 from tuneloop.inference.labels import label_ids, label_trie
+from tuneloop.inference.local.answers import answer_requests
 from tuneloop.inference.local.engine import Engine
-from tuneloop.inference.local.generate import answer_requests
 from tuneloop.inference.local.scoring import _Search, _Tree, choose_for
 from tuneloop.inference.request import Request, Sampling
 from tuneloop.models.adapters import BASE

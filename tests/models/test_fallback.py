@@ -18,7 +18,7 @@ from pretend_gpu import pretend_gpu
 from tuneloop.core.errors import UserError
 from tuneloop.core.ui import reporting
 from tuneloop.inference.labels import label_trie
-from tuneloop.inference.local.generate import generate
+from tuneloop.inference.local.answers import generate
 from tuneloop.inference.local.scoring import choose
 from tuneloop.models.adapters import BASE, applied
 from tuneloop.models.load import Model, load_model

@@ -12,7 +12,7 @@ from families import MODELS, SIZES, folder_of, ours_of
 from tiny import BEGIN_OF_TEXT, END_OF_TURN, VOCABULARY
 
 from tuneloop.inference.labels import label_trie
-from tuneloop.inference.local.generate import generate
+from tuneloop.inference.local.answers import generate
 from tuneloop.inference.local.scoring import choose
 from tuneloop.models.adapters import applied
 from tuneloop.models.families import FAMILIES

@@ -14,7 +14,7 @@ import torch
 
 from real_models import real_model
 from tuneloop.core.errors import UserError
-from tuneloop.inference.llamacpp import LlamaCpp, installed
+from tuneloop.inference.llamacpp.process import LlamaCpp, installed
 from tuneloop.inference.llamacpp.serving import template_of
 from tuneloop.models.gguf import read_header
 from tuneloop.models.load import load_model, read_weights

@@ -10,7 +10,7 @@ from tiny import END_OF_TURN, VOCABULARY
 
 from tuneloop.core.errors import UserError
 from tuneloop.inference.labels import label_trie
-from tuneloop.inference.local.generate import generate
+from tuneloop.inference.local.answers import generate
 from tuneloop.inference.local.scoring import choose
 from tuneloop.models.adapters import BASE, applied
 from tuneloop.models.load import Model, load_model

@@ -17,8 +17,8 @@ from pretend_gpu import Card, pretend_gpu
 from tuneloop.core.device import CARD_SHARE
 from tuneloop.core.errors import UserError
 from tuneloop.inference.labels import label_trie
+from tuneloop.inference.local.answers import generate
 from tuneloop.inference.local.engine import Engine
-from tuneloop.inference.local.generate import generate
 from tuneloop.inference.local.scoring import answer_fits, choose
 from tuneloop.inference.request import Request
 from tuneloop.models.adapters import BASE

@@ -80,7 +80,7 @@ def test_rows_with_several_labels_are_answered_freely_unless_choice_is_asked_for
 
 def test_every_choice_is_a_label_with_a_score_for_each(model: Any) -> None:
     data = dataset()
-    answers = ask(model, data, data.test, CHOICE)[""].completions
+    answers = ask(LocalTarget.of(model), data, data.test, CHOICE)[""].completions
     assert len(answers) == len(data.test)
     for answer in answers:
         assert set(answer.label_scores or {}) == set(LABELS)
@@ -93,8 +93,8 @@ def test_calibration_subtracts_what_a_row_without_content_scores(model: Any) -> 
         data.test[0],
         messages=[data.test[0].messages[0], {"role": "user", "content": CONTENT_FREE}, data.test[0].messages[2]],
     )
-    asked = ask(model, data, data.test, CHOICE, Asking(with_calibrated=True))
-    offset = ask(model, data, [blank], CHOICE)[""].completions[0].label_scores or {}
+    asked = ask(LocalTarget.of(model), data, data.test, CHOICE, Asking(with_calibrated=True))
+    offset = ask(LocalTarget.of(model), data, [blank], CHOICE)[""].completions[0].label_scores or {}
     assert len({round(value, 3) for value in offset.values()}) > 1, "the model prefers some labels"
     for raw, calibrated in zip(asked[""].completions, asked["calibrated"].completions, strict=True):
         expected = {label: (raw.label_scores or {})[label] - offset[label] for label in LABELS}
@@ -108,7 +108,9 @@ def test_a_row_without_content_has_no_preference_after_calibration(model: Any) -
         messages=[{"role": "user", "content": CONTENT_FREE}, {"role": "assistant", "content": "refund"}],
     )
     scores = (
-        ask(model, dataset(), [blank], CHOICE, Asking(with_calibrated=True))["calibrated"].completions[0].label_scores
+        ask(LocalTarget.of(model), dataset(), [blank], CHOICE, Asking(with_calibrated=True))["calibrated"]
+        .completions[0]
+        .label_scores
         or {}
     )
     assert all(abs(score) < 1e-4 for score in scores.values())
@@ -117,10 +119,14 @@ def test_a_row_without_content_has_no_preference_after_calibration(model: Any) -
 def test_calibration_with_examples_keeps_the_examples(model: Any) -> None:
     data = dataset()
     plain = (
-        ask(model, data, data.test[:1], CHOICE, Asking(with_calibrated=True))["calibrated"].completions[0].label_scores
+        ask(LocalTarget.of(model), data, data.test[:1], CHOICE, Asking(with_calibrated=True))["calibrated"]
+        .completions[0]
+        .label_scores
     )
     shown = (
-        ask(model, data, data.test[:1], CHOICE, Asking(data.train[:2], with_calibrated=True))["calibrated"]
+        ask(LocalTarget.of(model), data, data.test[:1], CHOICE, Asking(data.train[:2], with_calibrated=True))[
+            "calibrated"
+        ]
         .completions[0]
         .label_scores
     )
@@ -212,8 +218,8 @@ def test_the_longest_answer_follows_the_references(model: Any) -> None:
 
 def test_free_answers_come_with_the_perplexity_of_the_references(model: Any) -> None:
     data = dataset("generation")
-    asked = ask(model, data, data.test, SHORT)[""]
+    asked = ask(LocalTarget.of(model), data, data.test, SHORT)[""]
     assert asked.perplexity is not None and asked.perplexity > 1
     assert 0 < asked.tokens <= 3 * len(data.test)
     assert asked.prompt_tokens == sum(len(model.template.prompt_ids(r.prompt, r.tools)) for r in data.test)
-    assert ask(model, data, data.test, SHORT, Asking(data.train[:1]))[""].perplexity is None
+    assert ask(LocalTarget.of(model), data, data.test, SHORT, Asking(data.train[:1]))[""].perplexity is None

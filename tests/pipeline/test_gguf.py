@@ -17,7 +17,7 @@ from tuneloop.core.files import lock_folder, read_json, read_yaml, write_json, w
 from tuneloop.core.ui import reporting
 from tuneloop.evaluation.config import EvalOptions
 from tuneloop.evaluation.evaluate import FEWEST_SHARED
-from tuneloop.inference.llamacpp import installed
+from tuneloop.inference.llamacpp.process import installed
 from tuneloop.pipeline.chat import open_chat
 from tuneloop.pipeline.context import RunContext, load_run_recipe
 from tuneloop.pipeline.evaluate import evaluate_target

@@ -14,7 +14,7 @@ from tiny import BEGIN_OF_TEXT
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_json
-from tuneloop.inference.llamacpp import LlamaCpp, installed
+from tuneloop.inference.llamacpp.process import LlamaCpp, installed
 from tuneloop.models.gguf import gguf_name
 from tuneloop.models.template import load_template
 from tuneloop.release.gguf.convert import About, tensor_types, write_gguf

@@ -27,7 +27,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, write_json
 from tuneloop.improve.experiment import command as ab
 from tuneloop.improve.experiment.state import read_experiments
-from tuneloop.inference.llamacpp import installed
+from tuneloop.inference.llamacpp.process import installed
 from tuneloop.inference.llamacpp.serving import VERSION, WHEEL, LlamaCppEngine
 from tuneloop.inference.protocol import BASE, EngineSettings, Served, complete
 from tuneloop.inference.request import Request

@@ -18,8 +18,9 @@ from live_server import StubEngine, live
 
 from patience import HANG
 from tuneloop.core.errors import UserError
+from tuneloop.inference.endpoint import Endpoint
 from tuneloop.inference.openai.serving import EndpointEngine, EndpointSettings
-from tuneloop.inference.openai.target import Endpoint, EndpointTarget
+from tuneloop.inference.openai.target import EndpointTarget
 from tuneloop.inference.protocol import Served
 from tuneloop.inference.request import Request
 from tuneloop.inference.targets import open_target

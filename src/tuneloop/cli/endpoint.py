@@ -14,7 +14,7 @@ from tuneloop.core.flag import flag, switch
 
 if TYPE_CHECKING:
     from tuneloop.evaluation.judge import Judge
-    from tuneloop.inference.openai.target import Endpoint
+    from tuneloop.inference import Endpoint
 
 
 TARGET = argument("TARGET", "A run, artifact, adapter or model: folder, name or GGUF file; or an endpoint's URL.")
@@ -108,7 +108,7 @@ class JudgeChoice(Config):
 
 def _endpoint(url: str, model: str, api_key_env: str, *, cache: str | None = None, **settings: float) -> Endpoint:
     """An endpoint; `cache` is a folder, "" for the user's cache, None to keep nothing."""
-    from tuneloop.inference.openai.target import Endpoint, key_from
+    from tuneloop.inference import Endpoint, key_from
 
     folder = None if cache is None else Path(cache) if cache else cache_folder() / "answers"
     endpoint = Endpoint(url, model, key_from(api_key_env), cache=folder, **settings)  # type: ignore[arg-type]

@@ -37,23 +37,19 @@ def command(
     if options.examples not in ("balanced", "nearest"):
         raise typer.BadParameter("--examples is balanced or nearest")
     refuse_other_place(options.on)
-    from tuneloop.inference.targets import kind_of_name
+    from tuneloop.inference import kind_of_name
     from tuneloop.pipeline.evaluate import evaluate_target, processes_to_start
 
-    kind = kind_of_name(place)
-    if kind == "endpoint" and not endpoint:
-        endpoint, place = place, ""
-    elif kind == "predictions" and not options.predictions:
-        options, place = options.model_copy(update={"predictions": place}), ""
-    if bool(endpoint) != bool(model):
-        raise typer.BadParameter("An endpoint's URL and --model NAME go together")
     if endpoint and place:
         raise typer.BadParameter("One target at a time")
-    source = connection.endpoint(endpoint, model) if endpoint else place
-    if (status := processes_to_start(source, options, settings)) is not None:
+    place = endpoint or place
+    if (kind_of_name(place) == "endpoint" or bool(endpoint)) != bool(model):
+        raise typer.BadParameter("An endpoint's URL and --model NAME go together")
+    server = connection.endpoint(place, model) if model else None
+    if (status := processes_to_start(place, options, settings)) is not None:
         raise typer.Exit(status)
     with screen("evaluating"):
-        made = evaluate_target(source, options, settings)
+        made = evaluate_target(place, options, settings, endpoint=None if server is None else lambda _: server)
     result = read_record(EvaluationManifest, made.folder)
     record = {"path": str(made.folder), **result.to_json()}
     return Result(record, _lines(result, made.folder), int(bool(made.failed)))

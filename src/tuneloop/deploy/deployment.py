@@ -241,7 +241,7 @@ def engine_arguments(job: ServingJob) -> dict[str, Option]:
     if job.half:
         options["dtype"] = "half"  # vLLM refuses bf16 weights there
     if job.scores_labels:
-        from tuneloop.inference.label_search import MOST_BRANCHES
+        from tuneloop.inference.openai import MOST_BRANCHES
 
         options |= {"hf-overrides": {"head_dtype": "float32"}, "max-logprobs": MOST_BRANCHES}
     if job.priorities:

@@ -25,7 +25,7 @@ from tuneloop.core.urls import masked
 from tuneloop.data.dataset import load_dataset
 from tuneloop.deploy.services import Order, TrainingService, fireworks, openai, together
 from tuneloop.evaluation.config import EvalOptions
-from tuneloop.inference.openai.target import Endpoint
+from tuneloop.inference import Endpoint
 from tuneloop.models.names import PACKAGED
 from tuneloop.pipeline.evaluate import evaluate_target
 from tuneloop.planning.prices import load_prices
@@ -166,7 +166,8 @@ def _measure(plan: HostedPlan, url: str, run: HostedRun, model: str, key: str) -
         if not model:
             raise UserError("it answers from a deployment only", where=run.model)
         endpoint = Endpoint(url, model, key, cache=plan.folder / "answers")
-        evaluate_target(endpoint, EvalOptions(dataset=str(plan.dataset), out=str(plan.folder), name="tuned"))
+        options = EvalOptions(dataset=str(plan.dataset), out=str(plan.folder), name="tuned")
+        evaluate_target(url, options, endpoint=lambda _: endpoint)
     except UserError as error:
         names = {"model": run.model, "url": masked(url), "dataset": plan.dataset, "folder": plan.folder}
         if not plan.service.deploy:

@@ -19,8 +19,8 @@ from tuneloop.core.stats.intervals import Statistics, ratio
 from tuneloop.core.units import counted
 from tuneloop.evaluation.evaluate import sample_rows
 from tuneloop.evaluation.metrics.text import token_f1
-from tuneloop.inference.local.target import LocalTarget
-from tuneloop.inference.request import Request
+from tuneloop.inference import Request
+from tuneloop.inference.local import LocalTarget
 from tuneloop.models.load import Model
 from tuneloop.records.evaluation import Estimate
 from tuneloop.records.metric import number_words

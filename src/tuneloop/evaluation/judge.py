@@ -26,16 +26,15 @@ from tuneloop.core.units import counted, verb
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.load_eval_file import read_whole
 from tuneloop.evaluation.evaluate import ScoredAnswers, sample_rows
-from tuneloop.inference.local.target import open_local
-from tuneloop.inference.openai.target import Endpoint, EndpointTarget, endpoint_line, usage
-from tuneloop.inference.request import Request
-from tuneloop.inference.requesting import failures
+from tuneloop.inference import Endpoint, Request, endpoint_line, open_target
+from tuneloop.inference.local import open_local
+from tuneloop.records.completion import failures
 from tuneloop.records.evaluation import Estimate
 from tuneloop.records.review import JudgedRow
 from tuneloop.records.rows import Message, Row
 
 if TYPE_CHECKING:
-    from tuneloop.inference.local.target import LocalTarget
+    from tuneloop.inference.local import LocalTarget
 
 Winner = Literal["a", "b", "tie"]
 PAIR_OPTIONS = ("A", "B", "tie")
@@ -356,11 +355,12 @@ class Judge:
         return lambda turns, options: verdicts(target, turns, options)
 
     def _ask_endpoint(self, turns: Sequence[Sequence[Message]], options: Sequence[str]) -> list[str | None]:
-        assert self.endpoint is not None
-        target = EndpointTarget(self.endpoint.url, self.endpoint)
+        endpoint = self.endpoint
+        assert endpoint is not None
+        target = open_target(endpoint.url, endpoint=lambda _: endpoint)
         requests = [Request(each, max_new_tokens=TOKENS) for each in turns]
         replies = list(target.complete(requests, task="judging"))
-        say(endpoint_line(usage(self.endpoint, replies)))
+        say(endpoint_line(endpoint.usage(replies)))
         for reason, n in failures(replies)[:3]:
             say(f"warn: {counted(n, 'request')} to the judge failed: {reason}")
         return [None if reply.error else read_verdict(reply.text, options) for reply in replies]

@@ -25,7 +25,6 @@ from tuneloop.inference.protocol import (
     Served,
     Target,
     milliseconds_since,
-    named_adapter,
     unknown_adapter,
 )
 from tuneloop.inference.request import Request, Requests, Update, refused
@@ -52,9 +51,15 @@ class EncoderTarget(Target):
     is_classifier: ClassVar[bool] = True
 
     @property
+    def run(self) -> Path | None:  # type: ignore[override]
+        """The run's folder; None of a model that was exported."""
+        folder = Path(self.name).expanduser()
+        return folder if (folder / RUN).is_file() else None
+
+    @property
     def kind(self) -> Kind:
         """A run, or a model that was exported."""
-        return "run" if (Path(self.name).expanduser() / RUN).is_file() else "model"
+        return "run" if self.run else "model"
 
     @property
     def identity(self) -> str:
@@ -146,6 +151,7 @@ class EncoderEngine:
     """See `ServingEngine`: what waits while some texts are computed shares the next forward pass."""
 
     name = NAME
+    gives_way = False
     context = 4096  # a text that is longer than the encoder reads is cut, as in the evaluation
     adapters: Mapping[str, AdapterFacts] = MappingProxyType({})
 
@@ -175,7 +181,7 @@ class EncoderEngine:
         self._waiting.append((request, answer))
         if self._work is None or self._work.done():
             self._work = asyncio.create_task(self._compute())
-        completion = replace(await answer, total_ms=milliseconds_since(began), adapter=named_adapter(request))
+        completion = replace(await answer, total_ms=milliseconds_since(began), adapter=request.named_adapter)
         yield Update(completion.text, replace(completion, ttft_ms=completion.total_ms))
 
     async def _compute(self) -> None:
@@ -197,6 +203,10 @@ class EncoderEngine:
             for (_, waiting), answer in zip(some, answers, strict=True):
                 if not waiting.done():  # else its client has left
                     waiting.set_result(answer)
+
+    def renders(self, adapter: str) -> bool:
+        """It reads texts as tokens."""
+        return True
 
     async def tokenize(self, text: str, *, adapter: str = BASE) -> Sequence[int]:
         """Token ids of a text, as the encoder reads it."""
@@ -222,7 +232,7 @@ class EncoderEngine:
 
 def _not_answered(request: Request) -> str:
     """Why an encoder can't answer a request; empty: it can."""
-    if why := unknown_adapter(named_adapter(request), {}):
+    if why := unknown_adapter(request.named_adapter, {}):
         return why
     return "no_schema: an encoder answers with a label, not with JSON" if request.schema is not None else ""
 

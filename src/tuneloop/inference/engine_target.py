@@ -17,16 +17,16 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash
 from tuneloop.core.http.timeouts import NO_QUOTA
 from tuneloop.core.ui import busy
+from tuneloop.inference.endpoint import Endpoint, RequestLimits
 from tuneloop.inference.labels import LabelTrie
 from tuneloop.inference.local.target import LocalTarget
-from tuneloop.inference.openai.target import Endpoint
-from tuneloop.inference.protocol import SCORING, AnswerFit, Kind, ModelTarget, ServingEngine, complete, with_template
+from tuneloop.inference.protocol import SCORING, AnswerFit, Kind, ModelTarget, ServingEngine, complete
 from tuneloop.inference.request import Request, Requests
-from tuneloop.inference.requesting import Body, FailedTry, Requester, RequestLimits
+from tuneloop.inference.requesting import Body, FailedTry, Requester
 from tuneloop.models.adapters import ATTACHED, BASE
 from tuneloop.models.load import load_tokenizer
 from tuneloop.models.names import is_local
-from tuneloop.models.template import Rendered, Template, TemplateError, load_template
+from tuneloop.models.template import Rendered, Template, TemplateError, load_template, with_template
 from tuneloop.records.completion import Completion
 
 T = TypeVar("T")
@@ -42,13 +42,26 @@ class EngineTarget(ModelTarget):
     name: str  # as the user gave it
     model: LocalTarget  # what it is: its folder, its base, its template; nothing of it is loaded here
     make: Callable[[], ServingEngine]  # makes the engine, with one adapter or none
-    kind: Kind = "model"
     place: str = ""  # of the model, where it is a server's: the address, and the name there
     limits: RequestLimits = field(default_factory=RequestLimits)
     endpoint: Endpoint | None = None
 
     measures_losses: ClassVar[bool] = False
     _running: _Running | None = field(default=None, init=False, repr=False)
+
+    @property
+    def kind(self) -> Kind:
+        """That of the model, or an endpoint."""
+        return "endpoint" if self.endpoint else self.model.kind
+
+    @property
+    def run(self) -> Path | None:  # type: ignore[override]
+        """The run's folder, where it is computed here."""
+        return None if self.endpoint else self.model.run
+
+    @property
+    def is_tuned(self) -> bool:
+        return self.endpoint is None and self.model.is_tuned
 
     @cached_property
     def template(self) -> Template:

@@ -110,10 +110,7 @@ def best_label(
 
 
 def calibrated(answer: Completion, offset: Mapping[str, float], tokens: Mapping[str, int]) -> Completion:
-    """An answer by its scores, all exact, less those under a prompt without the text to classify (`offset`).
-
-    Removes a preference for some labels (Zhao et al. 2021, arXiv 2102.09690; Holtzman et al. 2021, arXiv 2104.08315).
-    """
+    """An answer by its scores, all exact, less an `offset` of each label; see `ModelTarget.calibrated`."""
     scores = {label: score - offset[label] for label, score in (answer.label_scores or {}).items()}
     return replace(best_label(scores, tokens, answer.prompt_tokens, True), total_ms=answer.total_ms)
 

@@ -31,20 +31,20 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.http.timeouts import START_WITHIN
+from tuneloop.inference.endpoint import Endpoint
 from tuneloop.inference.grammar import Grammars, why_not_written
-from tuneloop.inference.labels import LabelTrees, LabelTrie, label_ids, label_trie
+from tuneloop.inference.labels import LabelTrees, LabelTrie, calibrated, label_ids, label_trie
 from tuneloop.inference.request import Request, Requests, Separation, Update, fit_checked, refused, with_ids
-from tuneloop.models.adapters import ATTACHED, BASE
+from tuneloop.models.adapters import BASE
 from tuneloop.models.long_prompts import ids_of_long, is_long
-from tuneloop.models.template import Rendered, Template, TemplateError, plain_source, sets_of
+from tuneloop.models.template import Rendered, Template, TemplateError
 from tuneloop.records.artifact import ARTIFACT, ArtifactManifest
 from tuneloop.records.completion import ENGINE, Completion, Finish, TokenLogprob
 from tuneloop.records.record import read_record
 from tuneloop.records.rows import Message
 
 if TYPE_CHECKING:
-    from tuneloop.inference.local.target import LocalTarget
-    from tuneloop.inference.openai.target import Endpoint
+    from tuneloop.models.load import Model
 
 SCORING = "scoring labels"  # a task, for the progress
 Kind = Literal["run", "adapter", "model", "endpoint", "predictions"]
@@ -112,6 +112,13 @@ class ServingEngine(Protocol):
     def adapters(self) -> Mapping[str, AdapterFacts]:
         """What is loaded, by hash; known once it is started."""
 
+    @property
+    def gives_way(self) -> bool:
+        """Whether it computes requests with `gives_way` in what others leave idle; else their sender waits for that."""
+
+    def renders(self, adapter: str) -> bool:
+        """Whether it makes tokens of an adapter's prompts; else its server renders turns and texts as they are."""
+
     async def start(self) -> None:
         """Load everything; afterwards the first answer waits for nothing.
 
@@ -171,6 +178,10 @@ class RenderingEngine(ABC):
     def _answer(self, request: Request) -> AsyncGenerator[Update, None]:
         """The answer to a request that was prepared."""
 
+    def renders(self, adapter: str) -> bool:
+        """Prompts become tokens here; see `ServingEngine`."""
+        return True
+
     async def tokenize(self, text: str, *, adapter: str = BASE) -> Sequence[int]:
         """Token ids of plain text."""
         template = self._template(BASE)
@@ -191,7 +202,7 @@ class RenderingEngine(ABC):
 
     async def stream(self, request: Request) -> AsyncIterator[Update]:
         """An answer as it is written; see `ServingEngine.stream`."""
-        ready = await self._prepared(replace(request, adapter=named_adapter(request)))
+        ready = await self._prepared(replace(request, adapter=request.named_adapter))
         if isinstance(ready, Completion):
             yield Update(completion=ready)
             return
@@ -273,22 +284,6 @@ async def complete(engine: ServingEngine, request: Request) -> Completion:
     raise UserError("The engine gave no answer", where=engine.name, next_step="start it again")
 
 
-def can_give_way(engine: ServingEngine) -> bool:
-    """Whether it computes requests with `gives_way` in what others leave idle; else the caller has to wait for that."""
-    return bool(getattr(engine, "gives_way", False))
-
-
-def renders_prompts(engine: ServingEngine, adapter: str) -> bool:
-    """Whether it makes tokens of an adapter's prompts; else its server renders turns and texts as they are."""
-    engine_of = getattr(engine, "engine_of", None)
-    return bool(getattr(engine_of(adapter) if engine_of else engine, "renders", True))
-
-
-def named_adapter(request: Request) -> str:
-    """The adapter that a request names; the base where it names none."""
-    return BASE if request.adapter == ATTACHED else request.adapter
-
-
 def unknown_adapter(adapter: str, loaded: Mapping[str, AdapterFacts]) -> str:
     """Why an adapter can't answer; empty where it can. A request must never be answered by the base in its place."""
     if adapter == BASE or adapter in loaded:
@@ -310,15 +305,15 @@ class Target(ABC):
     no_scores: ClassVar[tuple[str, str]] = ("", "")  # why labels can't be scored, and what to do instead; empty: it can
     is_classifier: ClassVar[bool] = False  # it knows its labels only: no texts, no prompts with examples
     takes_prompts: ClassVar[bool] = True  # else it has answers to its own rows only
-    shares_prompts: ClassVar[bool] = False  # what all prompts begin with is computed once
     measures_losses: ClassVar[bool] = False  # it has `fits`
     base: str = ""  # name of the model on this machine that it is, or stands on
+    run: Path | None = None  # its run's folder, where it is one
     endpoint: Endpoint | None = None  # the server that answers, with its limits and its price; None: no server does
 
     @property
     @abstractmethod
     def kind(self) -> Kind:
-        """What it is."""
+        """What it is, in a word for who reads; what it can do is said below."""
 
     @property
     @abstractmethod
@@ -326,9 +321,14 @@ class Target(ABC):
         """Hash of what its answers depend on."""
 
     @property
+    def is_here(self) -> bool:
+        """Whether it is a model on this machine, in whichever engine."""
+        return self.takes_prompts and self.endpoint is None
+
+    @property
     def is_tuned(self) -> bool:
         """Whether it is what a training made of a base that is here too."""
-        return self.kind in ("run", "adapter")
+        return self.run is not None
 
     @property
     def reader(self) -> ModelTarget | None:
@@ -336,7 +336,7 @@ class Target(ABC):
         return None
 
     @property
-    def local(self) -> LocalTarget | None:
+    def local(self) -> LoadedTarget | None:
         """It, where our own engine computes in this process, which several processes can share."""
         return None
 
@@ -379,6 +379,10 @@ class Target(ABC):
         """
         why, instead = self.no_scores
         raise UserError(why, where=self.name, next_step=instead)
+
+    def computed(self, prompts: Sequence[Sequence[int]], answers: Sequence[Completion]) -> int:
+        """Tokens that answers to prompts have taken, where what all prompts begin with is computed once; 0: unknown."""
+        return 0
 
     def label_tokens(self, labels: Sequence[str]) -> Mapping[str, int]:
         """Tokens of each label, over which `score` takes the mean; empty: it scores none."""
@@ -454,6 +458,31 @@ class ModelTarget(Target):
         """Tokens of each label as a whole answer."""
         return self.label_tree(labels).tokens
 
+    def calibrated(self, answers: Sequence[Completion], labels: Sequence[str], blank: Request) -> list[Completion]:
+        """Answers by their scores, all exact, less those under a prompt without the text to classify (`blank`).
+
+        Removes a preference for some labels (Zhao et al. 2021, arXiv 2102.09690; Holtzman et al. 2021, arXiv
+        2104.08315).
+        """
+        offset, tokens = next(self.score([blank], labels, exact=True)).label_scores or {}, self.label_tokens(labels)
+        return [calibrated(answer, offset, tokens) for answer in answers]
+
+
+class LoadedTarget(ModelTarget):
+    """A model that our own engine computes in this process."""
+
+    trained: Path | None  # folder of an adapter on top of the base; None: the model as it is
+    source: str  # chat template that takes the place of the model's; empty: its own
+
+    @property
+    def local(self) -> LoadedTarget:
+        return self
+
+    @property
+    @abstractmethod
+    def model(self) -> Model:
+        """The model with its adapter and template; it is loaded when it is first needed."""
+
 
 @dataclass(frozen=True)
 class EngineKind:
@@ -465,14 +494,3 @@ class EngineKind:
     serving: Callable[[Served, Sequence[Served], EngineSettings], ServingEngine]  # the base with its adapters
     # Of a name, its base and its chat template (empty: as it says): a faster way to answer rows; None: by serving.
     target: Callable[[str, str, str], Target] | None = None
-
-
-def with_template(template: Template, source: str) -> Template:
-    """A tokenizer with another chat template; an empty one: its own.
-
-    One that is its own but for what it sets about reasoning keeps the places where Llama 3's text is cut.
-    """
-    if not source or source == plain_source(template.source):
-        return template
-    sets, own = sets_of(source), template.source[len(sets_of(template.source)) :]
-    return replace(template, source=sets + own if source[len(sets) :] == plain_source(own) else source)

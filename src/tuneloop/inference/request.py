@@ -12,7 +12,7 @@ from typing import Any
 from tuneloop.core import json_schema
 from tuneloop.core.bounded_work import TooBusy, known, then
 from tuneloop.core.errors import UserError
-from tuneloop.models.adapters import ATTACHED, applied_now
+from tuneloop.models.adapters import ATTACHED, BASE, applied_now
 from tuneloop.models.reasoning import ReasoningStream, split_reasoning
 from tuneloop.models.template import Template, TemplateError
 from tuneloop.records.completion import ENGINE, Completion
@@ -120,6 +120,11 @@ class Request:
             step = "leave one of them out"
         if what:
             raise UserError(what, where=where, next_step=step)
+
+    @property
+    def named_adapter(self) -> str:
+        """The adapter that it names; the base where it names none."""
+        return BASE if self.adapter == ATTACHED else self.adapter
 
 
 Requests = Sequence[Request]

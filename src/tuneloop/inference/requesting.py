@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,24 +18,10 @@ from tuneloop.core.files import write_json
 from tuneloop.core.foreign import file_bytes, parse_json
 from tuneloop.core.http import timeouts
 from tuneloop.core.ui import progress
-from tuneloop.records.completion import Completion
+from tuneloop.inference.endpoint import RequestLimits
+from tuneloop.records.completion import Completion, failures
 
 ALWAYS = 1_000  # further tries of what may pass, before the limit of the settings
-
-
-@dataclass(frozen=True, kw_only=True)
-class RequestLimits:
-    """How many requests are made at a time, how long and how often, and where their answers are kept."""
-
-    cache: Path | None = None  # folder of the answers; None: none are kept
-    concurrency: int = 8  # requests at the same time
-    timeout: float = timeouts.ANSWER_WITHIN  # seconds for one request as a whole
-    # Further tries after a failure that may pass (5xx, broken or unreadable answers). That a server is busy (429, or
-    # 503 with `Retry-After`) is no failure.
-    retries: int = 5
-    pause: float = timeouts.PAUSE  # seconds before the first of them, doubled each time; `Retry-After` takes precedence
-    longest_pause: float = timeouts.LONGEST_PAUSE  # seconds between two tries, where the server names no time
-    patience: float = timeouts.PATIENCE  # seconds for which a busy server is waited for without a single answer
 
 
 @dataclass(frozen=True)
@@ -176,11 +161,6 @@ class Requester:
         if self.failed_in_a_row >= most and not self.over:
             self.over = f"{self.failed_in_a_row} requests before it failed ({reason})"
         return self._failure(reason, started, tries - 1)
-
-
-def failures(replies: Sequence[Completion]) -> list[tuple[str, int]]:
-    """Reasons of requests that failed, the commonest first."""
-    return Counter(reply.error for reply in replies if reply.error).most_common()
 
 
 def _cached(file: Path | None) -> Completion | None:

@@ -16,12 +16,13 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, read_jsonl
 from tuneloop.core.urls import masked
 from tuneloop.inference import encoder
+from tuneloop.inference.endpoint import Endpoint
 from tuneloop.inference.engine_target import EngineTarget
 from tuneloop.inference.llamacpp import target as llamacpp
 from tuneloop.inference.local import serving as local
 from tuneloop.inference.local.target import open_local
 from tuneloop.inference.openai.serving import EndpointEngine, EndpointSettings, only_model
-from tuneloop.inference.openai.target import Endpoint, EndpointTarget
+from tuneloop.inference.openai.target import EndpointTarget
 from tuneloop.inference.protocol import EngineKind, EngineSettings, Kind, Served, ServingEngine, Target
 from tuneloop.inference.request import Requests
 from tuneloop.models.names import is_local
@@ -86,7 +87,7 @@ def target_of(kind: EngineKind, name: str, *, base: str = "", template: str = ""
         plain = target.template.source if model.trained is None else ""
         return kind.serving(Served(model.base, plain), adapters, EngineSettings())
 
-    target = EngineTarget(name, model, engine, model.kind)
+    target = EngineTarget(name, model, engine)
     return target
 
 
@@ -118,7 +119,7 @@ def open_endpoint(endpoint: Endpoint, *, base: str = "", template: str = "") -> 
         return EndpointEngine(Served(served, source), adapters, settings)
 
     place = f"{masked(url)} (model {endpoint.model})"
-    target = EngineTarget(name, model, engine, "endpoint", place, endpoint, endpoint)
+    target = EngineTarget(name, model, engine, place, endpoint, endpoint)
     return target
 
 

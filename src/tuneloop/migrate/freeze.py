@@ -12,7 +12,7 @@ from tuneloop.data.dataset import load_dataset
 from tuneloop.evaluation.config import EvalOptions, EvaluateConfig
 from tuneloop.evaluation.deciding import deciding_of
 from tuneloop.evaluation.evaluate import sample_rows
-from tuneloop.inference.openai.target import Endpoint
+from tuneloop.inference import Endpoint
 from tuneloop.migrate.notices import price_of
 from tuneloop.migrate.record import Migration
 from tuneloop.pipeline.answers import generous_limit
@@ -128,7 +128,8 @@ def freeze_answers(plan: Freezing, out: Path) -> EvaluationResult:
     """
     endpoint = replace(plan.endpoint, cache=out / ANSWERS, logprobs=TOP_LOGPROBS)
     settings = [f"evaluate.max_new_tokens={plan.most}", *([f"evaluate.limit={plan.limit}"] if plan.limit else [])]
-    result = evaluate_target(endpoint, EvalOptions(dataset=plan.dataset, out=str(out), name=NAME), settings)
+    options = EvalOptions(dataset=plan.dataset, out=str(out), name=NAME)
+    result = evaluate_target(endpoint.url, options, settings, endpoint=lambda _: endpoint)
     if not (out / SUITE).exists():
         write_first_suite(str(out), str(out / SUITE))
     return result

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 THINK = ("<think>", "</think>")  # of Qwen, DeepSeek, SmolLM3, Granite and nearly all others
 CHANNELS = ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant")  # gpt-oss's, then `FINAL` or a call
 TAGS = (THINK, ("[THINK]", "[/THINK]"), CHANNELS)  # the second are Mistral's
 FINAL = "<|channel|>final<|message|>"  # what gpt-oss writes in front of its answer
+FIELDS = ("reasoning_content", "reasoning")  # of a message, where a server gives it apart
 
 
 def split_reasoning(text: str, *, opened: bool = False) -> tuple[str | None, str | None]:
@@ -89,3 +93,8 @@ class ReasoningStream:
             return ""
         self._began = bool(piece)
         return piece.removeprefix(FINAL)
+
+
+def reasoning_of(message: Mapping[str, Any]) -> str:
+    """The reasoning that a server gives apart from the answer, by DeepSeek's name for it or vLLM's."""
+    return next((text for name in FIELDS if isinstance(text := message.get(name), str)), "")

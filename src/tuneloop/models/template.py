@@ -746,3 +746,14 @@ def template_source(folder: Path, settings: dict[str, Any], tokenizer: Any) -> t
 def _sound(text: str) -> str:
     """A text without halves of surrogate pairs, which no tokenizer takes."""
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def with_template(template: Template, source: str) -> Template:
+    """A tokenizer with another chat template; an empty one: its own.
+
+    One that is its own but for what it sets about reasoning keeps the places where Llama 3's text is cut.
+    """
+    if not source or source == plain_source(template.source):
+        return template
+    sets, own = sets_of(source), template.source[len(sets_of(template.source)) :]
+    return replace(template, source=sets + own if source[len(sets) :] == plain_source(own) else source)

@@ -20,13 +20,7 @@ from tuneloop.core.units import counted, verb
 from tuneloop.data.task import TaskSpec, read_task, task_spec
 from tuneloop.evaluation.config import BaselinesConfig, EvaluateConfig
 from tuneloop.evaluation.metrics.labels import label_lists
-from tuneloop.inference.labels import calibrated
-from tuneloop.inference.local.batches import shared_length
-from tuneloop.inference.local.target import LocalTarget
-from tuneloop.inference.openai.target import Endpoint
-from tuneloop.inference.protocol import ModelTarget, Target
-from tuneloop.inference.request import Request
-from tuneloop.inference.targets import open_target
+from tuneloop.inference import Endpoint, LoadedTarget, ModelTarget, Request, Target, open_target
 from tuneloop.models.batch_invariance import batch_invariant, need_batch_invariance
 from tuneloop.models.encoder import MINILM_TITLE, minilm_embedder
 from tuneloop.models.load import Model
@@ -48,12 +42,11 @@ from tuneloop.pipeline.prompt import (
     rarest_label,
 )
 from tuneloop.pipeline.scoring import SystemAnswers
-from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Dataset, Message, Row
 from tuneloop.registry import local_name
 
 if TYPE_CHECKING:
-    from tuneloop.inference.openai.target import Endpoint
+    from tuneloop.inference import Endpoint
 
 
 @dataclass(frozen=True)
@@ -69,8 +62,8 @@ class TaskTarget:
         return self.target.name
 
     @property
-    def local(self) -> LocalTarget | None:
-        """The target, where it is a model on this machine."""
+    def local(self) -> LoadedTarget | None:
+        """The target, where our own engine computes in this process."""
         return self.target.local
 
     @property
@@ -322,7 +315,7 @@ class Asking:
 
 
 def ask(
-    model: Model | Target,
+    target: Target,
     dataset: Dataset,
     rows: Rows,
     config: EvaluateConfig,
@@ -333,13 +326,12 @@ def ask(
     """Answers to rows: `{"": ...}`, and `{"calibrated": ...}` when `how` requests it.
 
     Args:
-        model: with or without an adapter, or any target. Prompts become tokens here where its tokenizer is known.
+        target: any one. Prompts become tokens here where its tokenizer is known.
         task: name for the progress display.
 
     Raises:
         UserError: a prompt is longer than the model's context, or there is none; `config` wants what it can't do.
     """
-    target = LocalTarget.of(model) if isinstance(model, Model) else model
     started = time.monotonic()
     progress(task, 0, len(rows))  # reading the examples takes a while
     _refuse_settings(target, config)
@@ -366,16 +358,12 @@ def ask(
         rendered = [reader.template.render(row.messages, row.tools) for row in rows]
         fits = reader.fits(rendered, task=f"{task}: reference answers")
         answers = [replace(a, loss=fit.loss, loss_tokens=fit.tokens) for a, fit in zip(answers, fits, strict=True)]
-    computed = 0
-    if target.shares_prompts:  # what all prompts share is computed once; other engines do not report it
-        shared = shared_length(ids)
-        computed = shared + sum(
-            len(prompt) - shared + a.completion_tokens for prompt, a in zip(ids, answers, strict=True)
-        )
-    by_kind = {"": SystemAnswers(answers, seconds, computed=computed)}
+    by_kind = {"": SystemAnswers(answers, seconds, computed=target.computed(ids, answers))}
     if reader is not None and choice and how.with_calibrated:
         with batch_invariant(config.deterministic):
-            completions = _calibrated(reader, answers, labels, _content_free(rows[0]), how, task)
+            (blank,) = how.prompt_ids([_content_free(rows[0])], reader.template)
+            with busy(f"{task}: calibrating"):
+                completions = reader.calibrated(answers, labels, Request(ids=blank))
         by_kind["calibrated"] = replace(by_kind[""], completions=completions, seconds=time.monotonic() - started)
     return by_kind
 
@@ -397,17 +385,6 @@ def _refuse_settings(target: Target, config: EvaluateConfig) -> None:
         what, step = f"Only our own engine gives deterministic answers, not that of {target.name}", "leave it out"
         raise UserError(what, where="evaluate.deterministic", next_step=step)
     need_batch_invariance(target.local.model)
-
-
-def _calibrated(
-    target: ModelTarget, answers: Sequence[Completion], labels: Sequence[str], blank: Row, how: Asking, task: str
-) -> list[Completion]:
-    """The likeliest labels when the scores of a row without content are subtracted."""
-    (ids,) = how.prompt_ids([blank], target.template)
-    with busy(f"{task}: calibrating"):
-        offset = next(target.score([Request(ids=ids)], labels, exact=True)).label_scores or {}
-    tokens = target.label_tree(labels).tokens
-    return [calibrated(answer, offset, tokens) for answer in answers]
 
 
 def _refuse_too_long(context: int, rows: Rows, ids: Sequence[Sequence[int]]) -> None:

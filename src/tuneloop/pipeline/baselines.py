@@ -295,7 +295,7 @@ def ask_base(job: RunContext, dataset: Dataset, rows: Rows, examples: Rows = ())
     settings = job.recipe.baselines
     prompt = few_shot_prompt(settings) if examples else AS_IT_IS
     how = Asking(examples, prompt, with_calibrated=calibrated, perplexity=not job.recipe.max_minutes)
-    by_kind = ask(job.model, dataset, rows, config, how, task=task)
+    by_kind = ask(job.target, dataset, rows, config, how, task=task)
     note = labels_shown(examples, dataset.train) if examples and dataset.task == "classification" else ""
     best = words_of_choice(job, settings) if examples else ""
     if examples and (best or settings.prompt):
@@ -461,7 +461,7 @@ def _search_prompt(job: RunContext, recipe: Recipe, dataset: Dataset, rows: Sequ
         examples, _ = few_shot_examples(model, dataset, rows, settings, recipe.evaluate, recipe.seed)
         how = Asking(examples, few_shot_prompt(settings), perplexity=False)
         with base_only(model.net):
-            answers = ask(model, dataset, rows, recipe.evaluate, how, task="trying prompts")[""]
+            answers = ask(job.target, dataset, rows, recipe.evaluate, how, task="trying prompts")[""]
         evaluation = score(job, dataset, rows, answers)
         metric, read = evaluation.primary, round(answers.prompt_tokens / len(rows))
         value = evaluation.metrics[metric].value
@@ -646,7 +646,7 @@ def ask_tuned_within(job: RunContext, dataset: Dataset, seconds: float) -> tuple
     more = min(LEAST, len(rows))
     while more:
         some = rows[number : number + more]
-        parts.append(ask(job.model, dataset, some, job.recipe.evaluate, Asking(perplexity=False), task="tuned")[""])
+        parts.append(ask(job.target, dataset, some, job.recipe.evaluate, Asking(perplexity=False), task="tuned")[""])
         number += more
         left = seconds - (time.monotonic() - began)
         more = _more(number, len(rows), left * len(some) / max(parts[-1].seconds, 1e-9))

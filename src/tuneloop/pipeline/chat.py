@@ -14,8 +14,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.foreign import parse_line
 from tuneloop.data.formats import Rejection
 from tuneloop.data.task import TaskPrompt
-from tuneloop.inference.local.target import LocalTarget
-from tuneloop.inference.request import Request
+from tuneloop.inference import Request, open_target
 from tuneloop.models.methods import base_only
 from tuneloop.models.trained import OWN
 from tuneloop.pipeline.answers import TaskTarget, few_shot_examples, open_with_task
@@ -26,7 +25,7 @@ from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Message
 
 if TYPE_CHECKING:
-    from tuneloop.inference.openai.target import Endpoint
+    from tuneloop.inference import Endpoint
 
 TOP = 5  # labels that are shown with their probabilities
 HELP = """\
@@ -217,13 +216,13 @@ def _untuned(target: TaskTarget, how: str) -> Speaker:
         raise UserError(what, where=f"--against {how}", next_step=step)
     if local.trained is None or not (local.trained / OWN).is_file():  # another trainer's may change the base itself
         template = target.task.chat_template if target.task else ""
-        base = TaskTarget(LocalTarget(local.untuned, local.untuned, source=template), target.task)
+        base = TaskTarget(open_target(local.untuned, template=template), target.task)
     return Speaker(how, base, _examples(target, base) if how == "few-shot" else (), base=base is target)
 
 
 def _examples(target: TaskTarget, of: TaskTarget) -> list[Message]:
     """Turns of the examples that the few-shot baseline shows; refused where the target is no run with a data set."""
-    run = target.local.run if target.local else None
+    run = target.target.run
     if run is None or of.local is None:
         what = "Examples come from a run's training rows, and this is not a run"
         step = "name the run's folder, or compare with --against base"

@@ -15,6 +15,7 @@ from tuneloop.core.files import content_hash, flat, read_json, read_yaml, sha256
 from tuneloop.core.machine import is_first, processes
 from tuneloop.core.threads import use_threads
 from tuneloop.core.ui import busy, say
+from tuneloop.inference.local import LocalTarget, Workers
 from tuneloop.models.load import Model, fingerprint, load_model, load_tokenizer, needs_several_cards
 from tuneloop.models.methods import method_named
 from tuneloop.models.names import is_encoder, resolve
@@ -31,7 +32,6 @@ from tuneloop.report.html import write_page
 from tuneloop.training.rows import TrainRow, is_usable, training_rows
 
 if TYPE_CHECKING:
-    from tuneloop.inference.local.target import Workers
     from tuneloop.models.template import Template
 
 BEGINNING = ("config.yaml", "environment.json")  # files that a run writes before its first stage
@@ -83,6 +83,11 @@ class RunContext:
         with busy("loading the model"):
             model = replace(self._loaded(), template=self.template)
             return model if model.is_sharded else replace(model, workers=self.workers)
+
+    @property
+    def target(self) -> LocalTarget:
+        """The model as it stands, with an adapter or without, as what answers."""
+        return LocalTarget.of(self.model)
 
     @cached_property
     def training_model(self) -> Model:

@@ -19,7 +19,7 @@ from tuneloop.core.ui import busy, quiet, say
 from tuneloop.core.units import counted
 from tuneloop.data.dataset import load_dataset
 from tuneloop.data.mix import GENERAL_FILE
-from tuneloop.inference.local.target import LocalTarget, SharedWork
+from tuneloop.inference.local import LocalTarget, SharedWork
 from tuneloop.models.load import needs_several_cards
 from tuneloop.models.names import is_encoder
 from tuneloop.pipeline.context import RunContext, attach_trained

@@ -30,11 +30,8 @@ from tuneloop.evaluation.forgetting import side_effects
 from tuneloop.evaluation.metrics.kinds import problem_of
 from tuneloop.evaluation.metrics.labels import label_matcher
 from tuneloop.evaluation.predictions import answers_from
-from tuneloop.inference.openai.target import Endpoint, endpoint_line, usage
-from tuneloop.inference.protocol import Kind, Target
-from tuneloop.inference.request import Request
-from tuneloop.inference.requesting import failures
-from tuneloop.inference.targets import PredictionsTarget, open_endpoint, open_model, open_target
+from tuneloop.inference import Endpoint, PredictionsTarget, Request, Target, endpoint_line, kind_of_name, open_target
+from tuneloop.inference.local import LocalTarget
 from tuneloop.models.encoder import MINILM_TITLE, minilm_embedder
 from tuneloop.models.load import Model, load_model
 from tuneloop.models.methods import base_only, method_of_folder
@@ -57,7 +54,7 @@ from tuneloop.pipeline.scoring import (
     write_scored,
 )
 from tuneloop.recipe import Recipe, name_of
-from tuneloop.records.completion import Completion
+from tuneloop.records.completion import Completion, failures
 from tuneloop.records.dataset import Counts, DatasetManifest, SplitFile, Splits
 from tuneloop.records.evaluation import BaselinesManifest, EvaluationManifest, Subject
 from tuneloop.records.record import read_record
@@ -112,14 +109,14 @@ def evaluate_stage(
     say(f"evaluate  tuned: {headline(evaluation)}{speed}")
 
 
-def tuned_model(job: RunContext) -> Model | Target:
+def tuned_model(job: RunContext) -> Target:
     """The run's result, loaded: its base with the adapter, or an encoder with its head."""
     if job.is_encoder:
         target = open_target(str(job.folder))
         target.load()
         return target
     attach_trained(job)
-    return job.model
+    return job.target
 
 
 def after_tuning(
@@ -202,19 +199,24 @@ class EvaluationResult:
 
 
 def evaluate_target(
-    target: str | Endpoint, options: EvalOptions = EvalOptions(), settings: Sequence[str] = ()
+    target: str,
+    options: EvalOptions = EvalOptions(),
+    settings: Sequence[str] = (),
+    *,
+    endpoint: Callable[[str], Endpoint] | None = None,
 ) -> EvaluationResult:
     """Get answers, score them, and write `eval.json`, `samples.jsonl` and the page.
 
     Args:
-        target: a run, an adapter, a model's folder, name or GGUF file, a registered version (`NAME@ALIAS`), a server;
-            empty with `options.predictions`.
+        target: a run, an adapter, a model's folder, name or GGUF file, a registered version (`NAME@ALIAS`), a server's
+            URL; empty with `options.predictions`.
         settings: `key=value`, of the recipe; those of `evaluate.` may leave that out.
+        endpoint: makes an endpoint from a URL.
 
     Raises:
         UserError: whatever the user can put right.
     """
-    question = _question(target, options, settings)
+    question = _question(target, options, settings, endpoint)
     recipe = _recipe(question)
     _refuse_impossible(recipe, question)
     job = RunContext(recipe, Path(question.name))
@@ -222,17 +224,17 @@ def evaluate_target(
         return _evaluate(job, question)
 
 
-def processes_to_start(target: str | Endpoint, options: EvalOptions, settings: Sequence[str] = ()) -> int | None:
+def processes_to_start(target: str, options: EvalOptions, settings: Sequence[str] = ()) -> int | None:
     """Start the command for each of several GPUs, where a local model answers: the first's exit status, or None."""
-    if options.on or not target or isinstance(target, Endpoint):
+    if options.on or not target or kind_of_name(target) != "local":
         return None
-    question = _question(target, options, settings)
+    question = _question(target, options, settings, None)
     return shared_out(_recipe(question), answers_only=True) if question.target.local is not None else None
 
 
 def _evaluate(job: RunContext, question: Question) -> EvaluationResult:
     """The evaluation, by the first of several processes."""
-    recipe, kind, options = job.recipe, question.kind, question.options
+    recipe, options = job.recipe, question.options
     dataset, split = _rows_of(job, question)
     dataset, learned = _with_examples(job, question, dataset)
     rows = sample_rows(dataset.test, recipe.evaluate.limit, seed=recipe.seed, stratum=dataset.stratum)
@@ -254,7 +256,7 @@ def _evaluate(job: RunContext, question: Question) -> EvaluationResult:
             say(f"warn: {note}")
         if question.target.is_tuned:
             more |= after_tuning(job, dataset)
-        elif kind == "model" and options.base:
+        elif question.target.is_here and options.base:
             more |= after_tuning(job, dataset, base=lambda: nullcontext(load_model(options.base)))
         if question.plain and split == "test":
             baselines, costs = _baselines(job, rows)
@@ -264,7 +266,7 @@ def _evaluate(job: RunContext, question: Question) -> EvaluationResult:
         config, seed = recipe.evaluate, recipe.seed
         more |= consistency_part(dataset, rows, again, folder, config, name=name, seconds=seconds, seed=seed)
         key = tuned_key(job, dataset, baselines) if question.plain else _key(recipe, dataset, question)
-        trained = how_far_trained(read_record(RunManifest, question.name)) if kind == "run" else ""
+        trained = how_far_trained(work.training) if work.training else ""
         subject = Subject(recipe.model, dataset.id, split, name, key, trained)
         write_scored(folder, evaluation, subject, costs, baselines=baselines, more=more)
         write_page(folder)
@@ -274,40 +276,40 @@ def _evaluate(job: RunContext, question: Question) -> EvaluationResult:
 # --- what and on what --------------------------------------------------------------------------
 
 
-def _question(target: str | Endpoint, options: EvalOptions, settings: Sequence[str]) -> Question:
+def _question(
+    target: str, options: EvalOptions, settings: Sequence[str], endpoint: Callable[[str], Endpoint] | None
+) -> Question:
     """The target by a local name, and the rows by data set or split, which `data` may also name; exactly one target."""
+    if kind_of_name(target) == "predictions" and not options.predictions:
+        options, target = options.model_copy(update={"predictions": target}), ""
     if bool(target) == bool(options.predictions):
         what = "One target at a time" if target else "Evaluate what?"
         step = "name a run or a model, or give --endpoint URL --model NAME, or --predictions FILE"
         raise UserError(what, where="tuneloop evaluate", next_step=step)
-    if isinstance(target, str):
-        target = local_name(target)
     if options.data in SPLITS and not Path(options.data).exists():
         options = options.model_copy(update={"split": options.data, "data": ""})
     elif options.data and (Path(options.data) / "dataset.json").is_file() and not options.dataset:
         options = options.model_copy(update={"dataset": options.data, "data": ""})
     if options.split not in SPLITS:
         raise UserError(f"No split named {options.split!r}", where="--split", next_step="choose train, val or test")
-    if isinstance(target, Endpoint):
-        return Question(open_endpoint(target, base=options.base), options, settings)
     if options.predictions:
         return Question(PredictionsTarget(options.predictions, {}), options, settings)
-    return Question(open_model(target, base=options.base), options, settings)
+    return Question(open_target(local_name(target), base=options.base, endpoint=endpoint), options, settings)
 
 
 def _refuse_impossible(recipe: Recipe, question: Question) -> None:
     """Refuse, before anything is read, what this kind of target can't answer."""
-    config, kind = recipe.evaluate, question.kind
+    config = recipe.evaluate
     if question.target.is_classifier:
         refuse_settings(recipe)
         if question.options.few_shot or question.options.prompt:
             what = "An encoder reads one text, and no examples or templates of a prompt"
             raise UserError(what, where=question.name, next_step="leave --few-shot and --prompt out")
-    base_known = question.target.is_tuned or (kind == "model" and question.options.base)
+    base_known = question.target.is_tuned or (question.target.is_here and question.options.base)
     if (config.general or config.memorisation) and not base_known:
         what = "What was this model made from? Forgetting and memorisation are differences to its base"
         other = "evaluate the model, with --base MODEL: an endpoint or a file of answers can't be compared with it"
-        step = "give --base MODEL" if kind == "model" else other
+        step = "give --base MODEL" if question.target.is_here else other
         raise UserError(what, where=question.name or "--base", next_step=step)
     if config.consistency and not question.target.takes_prompts:
         what = "A file of answers can't answer other wordings"
@@ -322,13 +324,13 @@ def _recipe(question: Question) -> Recipe:
         setting if "." in key or key in Recipe.model_fields else f"evaluate.{setting}"
         for setting, key in zip(question.settings, keys, strict=True)
     ]
-    if question.kind == "run":
+    if question.target.run is not None:
         recipe = load_run_recipe(Path(question.name), settings)
         sources = {"sources": [options.dataset]} if options.dataset else {}
         return recipe.model_copy(update={"data": recipe.data.model_copy(update=sources)})
     if not options.dataset and not options.data:
         step = "give a prepared data set with --dataset FOLDER, or a file with --data FILE"
-        step += f" ({question.name} is not a run)" if question.kind == "model" else ""
+        step += f" ({question.name} is not a run)" if question.target.is_here else ""
         raise UserError("Which rows?", where="--dataset", next_step=step)
     return recipe_of(options.dataset or options.data, settings, model=question.target.base or question.name)
 
@@ -336,7 +338,7 @@ def _recipe(question: Question) -> Recipe:
 def _rows_of(job: RunContext, question: Question) -> tuple[Dataset, str]:
     """The data set with the rows to evaluate as its test split, and the name of where they are from."""
     options = question.options
-    of_run = question.kind == "run" and not options.dataset
+    of_run = question.target.run is not None and not options.dataset
     dataset = dataset_of(job, of_run, options.dataset) if of_run or options.dataset else None
     if options.data:
         return _with_file(job, question, dataset), Path(options.data).name
@@ -361,7 +363,7 @@ def _with_examples(job: RunContext, question: Question, dataset: Dataset) -> tup
         both, dataset = len(train.test) - len(examples), replace(dataset, manifest=manifest, train=examples)
         words = f"{verb(both, 'is a test row', 'are test rows')} too and {verb(both, 'was', 'were')} left out."
         return dataset, [f"{counted(both, 'row')} of {options.train} {words}"] if both else []
-    if question.kind != "adapter" or dataset.train or not options.data:
+    if not question.is_adapter or dataset.train or not options.data:
         return dataset, []
     if len(rows) < FEWEST_ROWS:
         few = f"{counted(len(rows), 'row')} of {options.data} are too few to spare examples to learn from"
@@ -438,9 +440,9 @@ def _default_folder(work: EvalJob, split: str) -> Path:
     if question.plain:
         return run if split == "test" else run / f"eval-{split}"
     place = f"{name_of(work.name)}-{re.sub(r'[^A-Za-z0-9._-]+', '-', work.dataset.id)}-{name_of(split)}"
-    if question.kind == "run":
+    if question.target.run is not None:
         return run / "evals" / place
-    if question.kind in ("endpoint", "predictions"):
+    if not question.target.is_here:
         return Path("evals") / place
     return Path("evals") / f"{name_of(question.name)}-{place}"
 
@@ -449,7 +451,7 @@ def _key(recipe: Recipe, dataset: Dataset, question: Question) -> str:
     options = question.options
     choices: dict[str, Any] = {n: getattr(options, n) for n in ("predictions", "split", "few_shot", "examples")}
     choices["target"] = question.name
-    if question.kind == "run":  # whose folder may be renamed
+    if question.target.run is not None:  # whose folder may be renamed
         run = read_record(RunManifest, question.name)
         choices["target"] = [run.id, run.key, run.adapter_hash]
     files = [sha256_file(file) for file in (options.prompt, options.predictions) if file and Path(file).is_file()]
@@ -477,9 +479,9 @@ def _alternatives(work: EvalJob) -> tuple[dict[str, ScoredAnswers], dict[str, An
     question, recipe, base = work.question, work.job.recipe, work.question.options.base
     if question.options.few_shot or question.options.prompt or question.options.on:
         return {}, {}  # asked in a way of its own
-    if question.kind == "adapter":
+    if question.is_adapter:
         return measured_alternatives(work.job, work.dataset, work.rows)
-    if question.kind == "model" and base and question.target.local is not None:
+    if question.target.run is None and base and question.target.local is not None:
         job = RunContext(recipe.model_copy(update={"model": base}), work.job.folder)
         return measured_alternatives(job, work.dataset, work.rows)
     return {}, {}
@@ -516,20 +518,20 @@ class Question:
     settings: Sequence[str] = ()  # `key=value`, of the recipe; those of `evaluate.` may leave that out
 
     @property
-    def kind(self) -> Kind:
-        """What kind of target it is."""
-        return self.target.kind
-
-    @property
     def name(self) -> str:
         """The target as the user gave it; empty where it is no model on this machine."""
-        return self.target.name if self.kind in ("run", "adapter", "model") else ""
+        return self.target.name if self.target.is_here else ""
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether it is an adapter, which comes without its data set."""
+        return self.target.is_tuned and self.target.run is None
 
     @property
     def plain(self) -> bool:
         """Whether it is a run on its own split and prompts: its result belongs into the run's folder."""
         o = self.options
-        return self.kind == "run" and not (o.dataset or o.data or o.few_shot or o.prompt or o.name)
+        return self.target.run is not None and not (o.dataset or o.data or o.few_shot or o.prompt or o.name)
 
 
 @dataclass(frozen=True)
@@ -545,7 +547,7 @@ class EvalJob:
     @property
     def training(self) -> RunManifest | None:
         """The training that the target comes from, where it is a run."""
-        return read_record(RunManifest, self.job.folder) if self.question.kind == "run" else None
+        return read_record(RunManifest, self.job.folder) if self.question.target.run is not None else None
 
     @property
     def redactor(self) -> Redactor:
@@ -596,16 +598,18 @@ def _asked(work: EvalJob, how: Asking, task: str) -> SystemAnswers:
     with closing(target):
         if target.is_classifier:
             target.load()  # what is timed is its answers
-        model = target if target.local is None else _answering(work)
-        return ask(model, work.dataset, work.rows, work.job.recipe.evaluate, how, task=task)[""]
+        return ask(_answering(work), work.dataset, work.rows, work.job.recipe.evaluate, how, task=task)[""]
 
 
-def _answering(work: EvalJob) -> Model:
-    """The model of the job; behind an adapter of another trainer with the template that is next to it."""
-    folder, model = work.question.target.folder, work.job.model
-    if work.question.kind != "adapter" or folder is None:
-        return model
-    return replace(model, template=template_of_adapter(folder, model.template))
+def _answering(work: EvalJob) -> Target:
+    """What answers: the job's own model, behind an adapter of another trainer with the template that is next to it."""
+    target, job = work.question.target, work.job
+    if target.local is None:
+        return target
+    if work.question.is_adapter and target.folder is not None:
+        template = template_of_adapter(target.folder, job.model.template)
+        return LocalTarget.of(replace(job.model, template=template))
+    return job.target
 
 
 def answers_to_rewordings(work: EvalJob, rows: Sequence[Row]) -> list[Completion]:
@@ -613,7 +617,7 @@ def answers_to_rewordings(work: EvalJob, rows: Sequence[Row]) -> list[Completion
     work = replace(work, rows=rows)
     answers = _asked(work, Asking(prompts=_prompts(work)[0], perplexity=False), f"{work.name}, several ways")
     if (endpoint := work.question.target.endpoint) is not None:
-        say(endpoint_line(usage(endpoint, answers.completions)))
+        say(endpoint_line(endpoint.usage(answers.completions)))
     return answers.completions
 
 
@@ -730,7 +734,7 @@ def _from_endpoint(work: EvalJob, endpoint: Endpoint, replies: Sequence[Completi
                 f"{others} of {counted(len(replies), 'answer')} {verb(others, 'names', 'name')} no label: the endpoint "
                 "writes them. With --base MODEL (or --base RUN, for its template) labels are scored, as of a run."
             )
-    cost = usage(endpoint, replies)
+    cost = endpoint.usage(replies)
     say(endpoint_line(cost))
     failed = [{"id": r.id, "error": reply.error} for r, reply in zip(work.rows, replies, strict=True) if reply.error]
     if failed:

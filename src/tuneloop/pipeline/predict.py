@@ -30,8 +30,7 @@ from tuneloop.data.sources.chunks import chunks, header_of
 from tuneloop.data.sources.parse import SourceFile, SourceRecord
 from tuneloop.data.sources.read import find_files, read_file
 from tuneloop.data.task import PROMPT_NAMES, ReadPrompt, TaskPrompt, TaskSpec, prompt_reader
-from tuneloop.inference.labels import label_distribution
-from tuneloop.inference.request import Request
+from tuneloop.inference import Request, label_distribution
 from tuneloop.pipeline.answers import TaskTarget, open_with_task, target_summary
 from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Reject

@@ -263,7 +263,7 @@ def _answers(folder: Path) -> DeviceCheck:
     """Greedy answers next to those of Transformers on the same device in the same dtype."""
     import torch
 
-    from tuneloop.inference.local.generate import generate
+    from tuneloop.inference.local import generate
 
     name = "answers as Transformers'"
     if importlib.util.find_spec("transformers") is None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
@@ -125,3 +126,8 @@ def _plain(value: Any) -> Any:
 
 def _number(value: float | None) -> float:
     return math.nan if value is None else float(value)
+
+
+def failures(replies: Sequence[Completion]) -> list[tuple[str, int]]:
+    """Reasons of requests that failed, the commonest first."""
+    return Counter(reply.error for reply in replies if reply.error).most_common()

@@ -20,11 +20,8 @@ from tuneloop.evaluation.evaluate import ScoredAnswers, sample_rows, some_rows
 from tuneloop.evaluation.metrics import lower_is_better
 from tuneloop.evaluation.metrics.claims import amount, claim_of, seen_from, sure
 from tuneloop.evaluation.metrics.structured import read_schema
-from tuneloop.inference.llamacpp import installed
-from tuneloop.inference.llamacpp.serving import VERSION, WHEEL, LlamaCppEngine
-from tuneloop.inference.llamacpp.target import GgufTarget
-from tuneloop.inference.protocol import Served, complete
-from tuneloop.inference.request import Request
+from tuneloop.inference import Request, Served, complete
+from tuneloop.inference.llamacpp import GgufTarget, LlamaCppEngine, server_installed
 from tuneloop.models.load import load_model
 from tuneloop.models.names import resolve
 from tuneloop.models.template import load_template
@@ -156,7 +153,7 @@ def _structured(sample: MeasuredRows, file: Path, before: ScoredAnswers) -> Same
     None: the run has no schema, or llama.cpp's server is not installed.
     """
     config = sample.job.recipe.evaluate
-    if not config.json_schema or not installed(WHEEL, VERSION):
+    if not config.json_schema or not server_installed():
         return None
     schema = read_schema(config.json_schema)
     limit = longest_answer(sample.job.template, sample.dataset, config)
@@ -232,7 +229,7 @@ def evaluation_of_run(job: RunContext, dataset: Dataset, rows: Sequence[Row]) ->
     if earlier is not None and ids <= {row.id for row in earlier.rows}:
         return earlier if earlier.n == len(ids) else some_rows(earlier, ids)
     attach_trained(job)
-    answers = ask(job.model, dataset, rows, job.recipe.evaluate, task="the run itself")
+    answers = ask(job.target, dataset, rows, job.recipe.evaluate, task="the run itself")
     return score(job, dataset, rows, answers[""])
 
 

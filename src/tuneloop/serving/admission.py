@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from operator import mul
 
 from tuneloop.core.units import counted, verb
-from tuneloop.inference.request import Request
+from tuneloop.inference import Request
 from tuneloop.serving.http.api_request import ApiError, unavailable
 from tuneloop.serving.keys import ApiKey
 

@@ -14,8 +14,7 @@ from dataclasses import dataclass, replace
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.units import counted, verb
-from tuneloop.inference.protocol import ServingEngine, complete, named_adapter
-from tuneloop.inference.request import MOST_LOGPROBS, Request
+from tuneloop.inference import MOST_LOGPROBS, Request, ServingEngine, complete
 from tuneloop.models.adapters import BASE
 from tuneloop.records.artifact import NEAR_TIE
 from tuneloop.records.completion import Completion
@@ -65,7 +64,7 @@ async def prove(engine: ServingEngine, canaries: Sequence[CanaryRow], *, least: 
     """
     by_adapter: dict[str, list[CanaryRow]] = defaultdict(list)
     for canary in canaries:
-        by_adapter[named_adapter(canary.request)].append(canary)
+        by_adapter[canary.request.named_adapter].append(canary)
     proofs = []
     for adapter, rows in by_adapter.items():
         facts = engine.adapters.get(adapter)
@@ -154,7 +153,7 @@ async def parting_of(engine: ServingEngine, row: CanaryRow, answer: Completion) 
     if at is None:
         return None
     request = row.request
-    prompt = request.ids or await engine.render(request.messages, request.tools, adapter=named_adapter(request))
+    prompt = request.ids or await engine.render(request.messages, request.tools, adapter=request.named_adapter)
     ids = [*prompt, *answer.token_ids[:at]]
     step = await complete(engine, Request(ids=ids, adapter=request.adapter, max_new_tokens=1, logprobs=MOST_LOGPROBS))
     if not step.logprobs:

@@ -18,8 +18,7 @@ from tuneloop.core.bounded_work import TooBusy, charged_to
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc_now, uuid7
 from tuneloop.core.text import storable
-from tuneloop.inference.protocol import ServingEngine, can_give_way, renders_prompts
-from tuneloop.inference.request import Request
+from tuneloop.inference import Request, ServingEngine
 from tuneloop.models.adapters import BASE
 from tuneloop.records.completion import Completion
 from tuneloop.records.request import ANYONE, LEFT, NOT_LOADED, REFUSED, StoredRequest
@@ -34,7 +33,7 @@ from tuneloop.serving.store.store import AnsweredRequest, experiment_unit, opene
 from tuneloop.serving.store.writer import StoreWriter
 
 if TYPE_CHECKING:
-    from tuneloop.inference.request import Update
+    from tuneloop.inference import Update
     from tuneloop.serving.embeddings import Embedder
 
 T = TypeVar("T")
@@ -513,7 +512,7 @@ class Gateway:
         engine = engine or self.engine
         ids, turns = request.ids, prompt.messages
         try:
-            if not renders_prompts(engine, model.adapter):
+            if not engine.renders(model.adapter):
                 if prompt.tools:
                     what = "tools need the model's tokenizer here: tokenizer=MODEL in serve.yaml"
                     raise ApiError(400, what, param="tools")
@@ -552,7 +551,7 @@ class Gateway:
         account.outside = prompt.outside
         request = await self.request(account.request, prompt, account.model, account.engine)
         account.prompt_tokens = prompt_size(request)
-        if (background or account.request.tier == "flex") and not self.batches_only and can_give_way(account.engine):
+        if (background or account.request.tier == "flex") and not self.batches_only and account.engine.gives_way:
             account.patient, background = True, request.schema is None  # an answer under a schema can't be interrupted
             request = replace(request, gives_way=background)
         longest = request.max_new_tokens * n

@@ -22,16 +22,25 @@ from tuneloop.core.ui import quiet, say
 from tuneloop.core.urls import masked
 from tuneloop.data.formats import Rejection
 from tuneloop.data.task import TaskPrompt, TaskSpec, prompt_reader
-from tuneloop.inference.labels import label_ids
-from tuneloop.inference.openai.serving import EndpointEngine, EndpointSettings, only_model
-from tuneloop.inference.openai.target import key_from
-from tuneloop.inference.protocol import EngineKind, EngineSettings, Served, ServingEngine, complete, with_template
-from tuneloop.inference.request import Request
-from tuneloop.inference.targets import ENGINES, engine_for, kind_of_name, target_of
+from tuneloop.inference import (
+    ENGINES,
+    EngineKind,
+    EngineSettings,
+    Request,
+    Served,
+    ServingEngine,
+    complete,
+    engine_for,
+    key_from,
+    kind_of_name,
+    label_ids,
+    target_of,
+)
+from tuneloop.inference.openai import EndpointEngine, EndpointSettings, only_model
 from tuneloop.models.adapters import BASE
 from tuneloop.models.names import resolve
 from tuneloop.models.peft_layout import SETTINGS, WEIGHTS, hash_of_adapter
-from tuneloop.models.template import Template
+from tuneloop.models.template import Template, with_template
 from tuneloop.pipeline.answers import open_with_task, task_inside
 from tuneloop.pipeline.context import RunContext, dataset_of, load_run_recipe
 from tuneloop.records.artifact import ARTIFACT, PARTED

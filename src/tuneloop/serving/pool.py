@@ -22,8 +22,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.http.timeouts import START_WITHIN
 from tuneloop.core.http.wire import Broken
 from tuneloop.core.ui import bound_say
-from tuneloop.inference.protocol import AdapterFacts, ServingEngine, can_give_way, named_adapter
-from tuneloop.inference.request import Request, Update
+from tuneloop.inference import AdapterFacts, Request, ServingEngine, Update
 from tuneloop.models.adapters import BASE
 from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Message
@@ -113,7 +112,7 @@ class EnginePool:
     @property
     def gives_way(self) -> bool:
         """Whether all engines compute some requests in what others leave idle."""
-        return all(can_give_way(member.engine) for member in self.members)
+        return all(member.engine.gives_way for member in self.members)
 
     @property
     def adapters(self) -> Mapping[str, AdapterFacts]:
@@ -121,10 +120,9 @@ class EnginePool:
         first, *others = self._active()
         return {h: facts for h, facts in first.engine.adapters.items() if all(h in o.engine.adapters for o in others)}
 
-    @property
-    def renders(self) -> bool:
+    def renders(self, adapter: str) -> bool:
         """Whether prompts become tokens here."""
-        return all(getattr(member.engine, "renders", True) for member in self.members)
+        return all(member.engine.renders(adapter) for member in self.members)
 
     def _active(self) -> list[Member]:
         """Engines that are not left out; all of them where none is left, so that errors say why."""
@@ -319,7 +317,7 @@ class SeveralBases:
     @property
     def gives_way(self) -> bool:
         """Whether all engines compute some requests in what others leave idle."""
-        return all(can_give_way(engine) for engine in self._engines())
+        return all(engine.gives_way for engine in self._engines())
 
     @property
     def merged(self) -> bool:
@@ -358,6 +356,10 @@ class SeveralBases:
         """The engine that answers for an adapter."""
         return self._place(adapter)[0]
 
+    def renders(self, adapter: str) -> bool:
+        """Whether the adapter's engine makes tokens of its prompts."""
+        return self.engine_of(adapter).renders(adapter)
+
     async def start(self) -> None:
         """Start one after the other, the server's own first; UserError: one can't be started, and none is then."""
         try:
@@ -388,7 +390,7 @@ class SeveralBases:
 
     async def stream(self, request: Request) -> AsyncIterator[Update]:
         """An answer by the engine of the request's adapter; see `ServingEngine.stream`."""
-        adapter = named_adapter(request)
+        adapter = request.named_adapter
         engine, name = self._place(adapter)
         stream = cast("AsyncGenerator[Update, None]", engine.stream(replace(request, adapter=name)))
         async with aclosing(stream) as updates:

@@ -21,7 +21,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import lock_folder
 from tuneloop.core.ids import utc_now, uuid7
 from tuneloop.core.ui import bound_say
-from tuneloop.inference.protocol import ServingEngine
+from tuneloop.inference import ServingEngine
 from tuneloop.records.record import read_record
 from tuneloop.records.server import Decision, ServerState
 from tuneloop.registry import local_name, open_registry, registered_name, registry_file, version_of

@@ -15,7 +15,7 @@ from typing import Any
 from tuneloop.core.files import user_errors_of_the_disk
 from tuneloop.core.machine import processes
 from tuneloop.core.ui import quiet
-from tuneloop.inference.local.generate import generate
+from tuneloop.inference.local import generate
 from tuneloop.records.run import ANSWERS
 from tuneloop.training.budget import forward_pace, limit_of
 from tuneloop.training.rows import TrainRow, conversations

@@ -31,9 +31,8 @@ from tuneloop.core.device import backend, put
 from tuneloop.core.errors import UserError
 from tuneloop.core.machine import processes
 from tuneloop.core.ui import progress
-from tuneloop.inference.local.generate import answer_requests
-from tuneloop.inference.local.target import open_local
-from tuneloop.inference.request import Request, Sampling
+from tuneloop.inference import Request, Sampling
+from tuneloop.inference.local import answer_requests, open_local
 from tuneloop.models.load import Model, load_model
 from tuneloop.models.quantised import quantise
 from tuneloop.models.template import Rendered

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tuneloop.core.errors import UserError
-from tuneloop.inference.local.target import open_local
+from tuneloop.inference.local import open_local
 from tuneloop.models.template import Rendered, Template
 from tuneloop.records.rows import Message, Row
 from tuneloop.training.config import LOSSES, RowKind, TrainConfig

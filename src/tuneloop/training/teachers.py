@@ -23,10 +23,10 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, drop_torn_line, read_jsonl, user_errors_of_the_disk
 from tuneloop.core.lazy import np
 from tuneloop.core.units import counted
-from tuneloop.inference.local.target import LocalTarget, open_local
-from tuneloop.inference.protocol import with_template
+from tuneloop.inference import LoadedTarget
+from tuneloop.inference.local import open_local
 from tuneloop.models.load import load_tokenizer
-from tuneloop.models.template import Rendered, Template, load_template
+from tuneloop.models.template import Rendered, Template, load_template, with_template
 from tuneloop.records.distillation import TeacherLogits
 from tuneloop.records.record import read_record, write_record
 from tuneloop.records.rows import Row
@@ -222,7 +222,7 @@ def teachers_template(config: TrainConfig) -> Template:
     return load_template(folder)
 
 
-def own_template(teacher: LocalTarget) -> Template:
+def own_template(teacher: LoadedTarget) -> Template:
     """A teacher's tokenizer with the chat template that it was trained with."""
     return with_template(load_tokenizer(teacher.base), teacher.source)
 
@@ -237,7 +237,7 @@ def teacher_hash(config: TrainConfig) -> list[str]:
     return [open_local(config.teacher).identity]
 
 
-def refuse_other_tokens(teacher: LocalTarget, row: Row, rendered: Rendered, template: Template) -> None:
+def refuse_other_tokens(teacher: LoadedTarget, row: Row, rendered: Rendered, template: Template) -> None:
     """Refuse a teacher whose probabilities are of other tokens than the student's, by one row as the student reads it.
     Raises UserError: another vocabulary, or another chat template."""
     theirs = own_template(teacher)

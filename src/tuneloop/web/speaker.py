@@ -20,7 +20,7 @@ from typing import Any
 from tuneloop.core.confined import PAGE, confining
 from tuneloop.core.errors import UserError
 from tuneloop.core.foreign import parse_line
-from tuneloop.inference.openai.target import Endpoint
+from tuneloop.inference import Endpoint
 
 MOST = 3  # models that stay loaded
 MODULE = "tuneloop.web.speaker"

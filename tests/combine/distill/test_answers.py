@@ -19,7 +19,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_jsonl
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.prepare import TokenCount, prepare
-from tuneloop.inference.openai.target import Endpoint
+from tuneloop.inference.endpoint import Endpoint
 from tuneloop.pipeline.answers import open_with_task
 from tuneloop.records.rows import Dataset
 

@@ -14,8 +14,8 @@ from tiny import BEGIN_OF_TEXT
 from tuneloop.core.errors import UserError
 from tuneloop.inference import llamacpp as engine
 from tuneloop.inference.labels import label_trie
-from tuneloop.inference.llamacpp import LlamaCpp, installed
-from tuneloop.inference.local.generate import answer_requests
+from tuneloop.inference.llamacpp.process import LlamaCpp, installed
+from tuneloop.inference.local.answers import answer_requests
 from tuneloop.inference.local.scoring import choose
 from tuneloop.inference.request import Request
 from tuneloop.models.load import load_model

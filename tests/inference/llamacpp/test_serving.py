@@ -24,8 +24,8 @@ from thinking import check_reasoning
 from patience import HANG
 from tuneloop.core.errors import UserError
 from tuneloop.inference import llamacpp as child
-from tuneloop.inference.llamacpp import installed
 from tuneloop.inference.llamacpp import serving as module
+from tuneloop.inference.llamacpp.process import installed
 from tuneloop.inference.llamacpp.serving import VERSION, WHEEL, LlamaCppEngine, _AnswerInTokens, template_of
 from tuneloop.inference.protocol import BASE, EngineSettings, Served, complete
 from tuneloop.inference.request import Request, Sampling, fit_checked

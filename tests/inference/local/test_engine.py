@@ -14,8 +14,8 @@ from engine_answers import answers_of
 from tiny import BEGIN_OF_TEXT
 
 from tuneloop.core.errors import UserError
+from tuneloop.inference.local.answers import generate
 from tuneloop.inference.local.engine import ActiveRow, DecodingBatch, Engine
-from tuneloop.inference.local.generate import generate
 from tuneloop.inference.request import Request, Sampling
 from tuneloop.models.load import Model, load_model
 from tuneloop.records.completion import Completion

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from tuneloop.core.errors import UserError
-from tuneloop.inference.local.generate import generate
+from tuneloop.inference.local.answers import generate
 from tuneloop.inference.local.sampling import Sampler, _smallest_in_nucleus, draw, greedy, highest
 from tuneloop.inference.request import Sampling
 from tuneloop.models.load import Model
@@ -99,7 +99,7 @@ def test_an_answer_depends_on_its_prompt_and_seed_alone(model: Model, monkeypatc
         generate(model, [p], max_new_tokens=10, sampling=[s])[0] for p, s in zip(prompts, sampling, strict=True)
     ] == whole
     assert generate(model, prompts[::-1], max_new_tokens=10, sampling=sampling[::-1]) == whole[::-1]
-    monkeypatch.setattr("tuneloop.inference.local.generate.BATCH_ROWS", 2)
+    monkeypatch.setattr("tuneloop.inference.local.answers.BATCH_ROWS", 2)
     assert generate(model, prompts, max_new_tokens=10, sampling=sampling) == whole
 
 

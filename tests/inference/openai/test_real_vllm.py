@@ -15,8 +15,8 @@ import served
 from adapters import write_adapter
 from real_vllm import RealVllm
 
-from tuneloop.inference.label_search import UNREAD
 from tuneloop.inference.local.serving import LocalEngine
+from tuneloop.inference.openai.label_search import UNREAD
 from tuneloop.inference.openai.serving import EndpointEngine, EndpointSettings
 from tuneloop.inference.protocol import Served, ServingEngine, complete
 from tuneloop.inference.request import Request

@@ -20,11 +20,12 @@ from local_http import Quiet, listening
 
 from patience import slowness
 from tuneloop.core.errors import UserError
+from tuneloop.inference.endpoint import Endpoint, key_from
 from tuneloop.inference.openai.api import read_reply
 from tuneloop.inference.openai.serving import _AnswerInText
-from tuneloop.inference.openai.target import Endpoint, complete, key_from, usage
+from tuneloop.inference.openai.target import complete
 from tuneloop.inference.request import Request, Separation, Update
-from tuneloop.inference.requesting import failures
+from tuneloop.records.completion import failures
 
 Script = Callable[[int, dict[str, Any]], tuple[int, dict[str, str], bytes]]
 
@@ -94,7 +95,7 @@ def test_answers_come_in_order_several_at_once_with_counts(serve: Any) -> None:
     assert [reply.text for reply in replies] == [text.upper() for text in texts]
     assert server.most_at_once == 4
     assert all(headers["Authorization"] == "Bearer k-1" for _, headers, _ in server.requests)
-    priced = usage(Endpoint(server.url, "m", usd_per_million_input=10.0, usd_per_million_output=100.0), replies)
+    priced = Endpoint(server.url, "m", usd_per_million_input=10.0, usd_per_million_output=100.0).usage(replies)
     assert (priced["prompt_tokens"], priced["tokens"], priced["requests"]) == (84, 36, 12)
     assert priced["usd"] == pytest.approx((84 * 10 + 36 * 100) / 1e6) == priced["usd_spent"]
 
@@ -107,8 +108,8 @@ def test_a_rerun_costs_nothing(serve: Any, tmp_path: Path) -> None:
     again = complete(asked, asks("a", "b", "a"))
     assert len(server.requests) == 2
     assert [r.text for r in again] == [r.text for r in first] and all(r.cached for r in again)
-    counted = usage(asked, again)
-    assert counted["usd_spent"] == 0 and counted["usd"] == pytest.approx(usage(asked, first)["usd"])
+    counted = asked.usage(again)
+    assert counted["usd_spent"] == 0 and counted["usd"] == pytest.approx(asked.usage(first)["usd"])
     complete(Endpoint(server.url, "another", cache=tmp_path, pause=0.01), asks("a"))
     assert len(server.requests) == 3, "another model's answer is another answer"
 
@@ -401,8 +402,8 @@ def test_a_filtered_answer_without_a_word_is_billed_once_and_kept(serve: Any, tm
     to = Endpoint(url=server.url, model="m", cache=tmp_path, usd_per_million_input=1.0, usd_per_million_output=1.0)
     replies = complete(to, asks("a", "b"))
     assert [(reply.text, reply.error) for reply in replies] == [("", ""), ("", "")]
-    assert usage(to, replies)["usd_spent"] == pytest.approx(20e-6) and len(server.requests) == 2
-    again = usage(to, complete(to, asks("a", "b")))
+    assert to.usage(replies)["usd_spent"] == pytest.approx(20e-6) and len(server.requests) == 2
+    again = to.usage(complete(to, asks("a", "b")))
     assert (again["cached"], again["usd_spent"], len(server.requests)) == (2, 0.0, 2)
 
 
@@ -412,13 +413,13 @@ def test_a_reply_without_a_message_that_says_what_it_used_is_spent_and_not_asked
     odd = json.dumps({"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 3}}).encode()
     server = serve(lambda number, body: (200, {}, odd if "odd" in str(body) else completion("x")))
     to = Endpoint(url=server.url, model="m", cache=tmp_path, usd_per_million_output=1e6)
-    first = usage(to, complete(to, asks("odd", "b")))
+    first = to.usage(complete(to, asks("odd", "b")))
     assert (first["failed"], first["usd_spent"], len(server.requests)) == (1, 6.0, 2)
-    again = usage(to, complete(to, asks("odd", "b")))
+    again = to.usage(complete(to, asks("odd", "b")))
     assert (again["failed"], again["usd_spent"], len(server.requests)) == (1, 0.0, 2)
 
 
 def test_replies_that_did_not_arrive_are_counted_as_perhaps_billed(serve: Any) -> None:
     server = serve(lambda number, body: (200, {}, b"{cut") if number < 2 else (200, {}, completion("x")))
-    cost = usage(Endpoint(url=server.url, model="m"), complete(endpoint(server), asks("a")))
+    cost = Endpoint(url=server.url, model="m").usage(complete(endpoint(server), asks("a")))
     assert (cost["lost"], cost["retries"], cost["failed"]) == (2, 2, 0)

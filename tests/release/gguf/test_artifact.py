@@ -10,7 +10,7 @@ import pytest
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, write_json
-from tuneloop.inference.llamacpp import installed
+from tuneloop.inference.llamacpp.process import installed
 from tuneloop.models.methods import method_named
 from tuneloop.models.trained import trained_folder
 from tuneloop.release.artifact import form_for

@@ -18,7 +18,7 @@ from tiny import BEGIN_OF_TEXT, END_OF_TURN, VOCABULARY, WORDS
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, write_json
-from tuneloop.inference.llamacpp import LlamaCpp, installed
+from tuneloop.inference.llamacpp.process import LlamaCpp, installed
 from tuneloop.models.load import load_model
 from tuneloop.models.names import convert
 from tuneloop.models.template import load_template

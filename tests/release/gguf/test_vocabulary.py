@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_json
-from tuneloop.inference.llamacpp import LlamaCpp, installed
+from tuneloop.inference.llamacpp.process import LlamaCpp, installed
 from tuneloop.models.template import PLAIN_TEMPLATE, Template, load_template
 from tuneloop.release.gguf.convert import About, pre_tokenizer_of, vocabulary, write_gguf
 from tuneloop.release.tuned_weights import open_tuned

@@ -10,7 +10,7 @@ import openai
 import pytest
 from live_server import live
 
-from tuneloop.inference.llamacpp import installed
+from tuneloop.inference.llamacpp.process import installed
 from tuneloop.inference.llamacpp.serving import VERSION, WHEEL, LlamaCppEngine
 from tuneloop.inference.local.serving import LocalEngine
 from tuneloop.inference.protocol import EngineSettings, Served

@@ -37,7 +37,7 @@ from tuneloop.data.sources.read import read_records
 from tuneloop.data.task import prompt_reader, task_spec
 from tuneloop.evaluation.judge import AnswerToRate, Judge, conversation_of, judge_answers, load_judge_prompt
 from tuneloop.evaluation.metrics.text import token_f1
-from tuneloop.inference.request import Request, Sampling
+from tuneloop.inference import Request, Sampling
 from tuneloop.pipeline.answers import TaskTarget
 from tuneloop.pipeline.prompt import choose_examples, prompt_turns
 from tuneloop.records.completion import Completion

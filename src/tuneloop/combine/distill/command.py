@@ -19,8 +19,7 @@ from tuneloop.core.ui import say
 from tuneloop.core.units import counted, span_words, usd_words
 from tuneloop.data.dataset import load_dataset
 from tuneloop.evaluation.evaluate import sample_rows
-from tuneloop.inference.openai.target import usage
-from tuneloop.inference.request import Request
+from tuneloop.inference import Request
 from tuneloop.models.load import Model, layers_of, skeleton
 from tuneloop.models.methods import WHOLE
 from tuneloop.models.names import resolve
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tuneloop.combine.retained_gain import Score
-    from tuneloop.inference.openai.target import Endpoint
+    from tuneloop.inference import Endpoint
     from tuneloop.records.merge import Share
 
 
@@ -194,8 +193,6 @@ def _forget_teacher(job: DistilJob) -> None:
         from tuneloop.training.distil import teacher_model
 
         teacher_model.cache_clear()
-    if job.teacher.local is not None:
-        job.teacher.local.__dict__.pop("model", None)
     job.teacher.close()
 
 
@@ -268,14 +265,12 @@ def _score(job: DistilJob, rows: Sequence[Row], target: TaskTarget) -> _Scored:
     began = time.monotonic()
     answers = list(teacher_answers(replace(job, teacher=target), requests))
     seconds = time.monotonic() - began
-    if local:
-        local.__dict__.pop("model", None)  # three models need not be in memory together
-    target.close()
+    target.close()  # three models need not be in memory together
     recipe = make_recipe({"name": "student"}, job.settings)
     scored = score(RunContext(recipe, job.out), replace(job.dataset, test=rows), rows, SystemAnswers(answers, 0.0))
     price = recipe.plan.usd_per_hour
     endpoint = target.target.endpoint
-    usd = usage(endpoint, answers)["usd"] if endpoint else price * seconds / 3600
+    usd = endpoint.usage(answers)["usd"] if endpoint else price * seconds / 3600
     cost = ModelCost(
         parameters=parameters,
         rows_per_second=len(rows) / max(seconds, 1e-9),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tuneloop.core.files import content_hash
 from tuneloop.core.ui import say
 from tuneloop.core.units import counted
-from tuneloop.inference.request import Request
+from tuneloop.inference import Request
 from tuneloop.models.load import load_tokenizer
 from tuneloop.records.completion import Completion
 from tuneloop.records.distillation import TeacherLogits
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tuneloop.combine.distill.answers import DistilJob
-    from tuneloop.inference.local.engine import ActiveRow
-    from tuneloop.inference.local.target import LocalTarget
+    from tuneloop.inference import LoadedTarget
+    from tuneloop.inference.local import ActiveRow
     from tuneloop.models.template import Rendered, Template
     from tuneloop.training.config import TrainConfig
 
@@ -65,12 +65,12 @@ class ProbabilityStore:
             template.save(folder)  # how the rows are read is next to what is stored of them
         return ProbabilityStore(template, TopStore.create(folder, about))
 
-    def while_writing(self, teacher: LocalTarget, requests: Sequence[Request]) -> list[Completion]:
+    def while_writing(self, teacher: LoadedTarget, requests: Sequence[Request]) -> list[Completion]:
         """The teacher's answers; stores what it finds likely at each token, from the states that it writes them from.
 
         Of an answer that the student reads as other tokens nothing is stored here: `complete` does that.
         """
-        from tuneloop.inference.local.generate import answer_requests
+        from tuneloop.inference.local import answer_requests
 
         rendered = [teacher.rendered(request) for request in requests]
         accepted = [each for each in rendered if isinstance(each, Request)]
@@ -90,7 +90,7 @@ class ProbabilityStore:
         return [next(rest) if isinstance(each, Request) else each for each in rendered]
 
     def _keep(
-        self, teacher: LocalTarget, requests: Sequence[Request], answers: Sequence[Completion], states: States
+        self, teacher: LoadedTarget, requests: Sequence[Request], answers: Sequence[Completion], states: States
     ) -> None:
         import torch
 

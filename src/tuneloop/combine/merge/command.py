@@ -17,7 +17,7 @@ from tuneloop.core.files import content_hash, lock_folder, sha256_file, write_js
 from tuneloop.core.ui import busy, quiet, say
 from tuneloop.core.units import counted
 from tuneloop.data.config import PrepareConfig
-from tuneloop.inference.local.target import open_local
+from tuneloop.inference.local import open_local
 from tuneloop.models.load import fingerprint, load_tokenizer
 from tuneloop.models.methods import USUAL
 from tuneloop.models.names import resolve

@@ -75,7 +75,7 @@ class TaskJudge:
             load_trained(self.model, folder)
         settings, title = expert.recipe.evaluate, f"{name} on {expert.name}"
         with base_only(self.model.net) if folder is None else contextlib.nullcontext():
-            answers = ask(self.model, expert.dataset, rows, settings, Asking(perplexity=False), task=title)[""]
+            answers = ask(job.target, expert.dataset, rows, settings, Asking(perplexity=False), task=title)[""]
         scored = score(job, replace(expert.dataset, test=rows), rows, answers)
         self._scores[key] = Score.of(scored, self._metrics.setdefault(expert.name, scored.primary))
         return self._scores[key]

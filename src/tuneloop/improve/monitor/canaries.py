@@ -23,8 +23,7 @@ from tuneloop.core.units import counted
 from tuneloop.improve.experiment.state import add_event
 from tuneloop.improve.experiment.statistics import time_of
 from tuneloop.improve.monitor.record import CanaryRound, ChangedAnswer
-from tuneloop.inference.protocol import can_give_way, complete
-from tuneloop.inference.request import Request
+from tuneloop.inference import Request, complete
 from tuneloop.models.adapters import BASE
 from tuneloop.records.completion import Completion
 from tuneloop.records.request import StoredRequest
@@ -272,7 +271,7 @@ async def ask_gateway(gateway: Gateway, name: str, rows: Sequence[Row]) -> None:
         await gateway.admission.wait_until_idle()
         if gateway.engine is not engine or gateway.admission.closed:
             raise UserError("Another engine answers now", where=name, next_step="the next look asks it")
-        request = replace(_request(row), adapter=model.adapter, choices=model.labels, gives_way=can_give_way(engine))
+        request = replace(_request(row), adapter=model.adapter, choices=model.labels, gives_way=engine.gives_way)
         began = time.perf_counter()
         answer = await complete(engine, request)
         record = _record(row, answer, conversation, model=name, adapter=adapter, release=release)

@@ -46,7 +46,16 @@ from tuneloop.core.http.timeouts import CHILD_HEALTHY_WITHIN, HANGS_AFTER, LOOK_
 from tuneloop.core.http.wire import Broken, HttpRefused, Wire, message_of
 from tuneloop.inference.grammar import compile_problem
 from tuneloop.inference.labels import best_label
-from tuneloop.inference.llamacpp import ENGINE, LlamaCpp, cores, error_from, need_llamacpp, need_wheel, spawn
+from tuneloop.inference.llamacpp.process import (
+    ENGINE,
+    LlamaCpp,
+    cores,
+    error_from,
+    installed,
+    need_llamacpp,
+    need_wheel,
+    spawn,
+)
 from tuneloop.inference.priority import Fair, Pace, Slots, Turns
 from tuneloop.inference.protocol import (
     AdapterFacts,
@@ -56,13 +65,12 @@ from tuneloop.inference.protocol import (
     Served,
     milliseconds_since,
     unknown_adapter,
-    with_template,
 )
 from tuneloop.inference.request import Request, Update, refused
 from tuneloop.inference.stream import TextStream
 from tuneloop.models.adapters import BASE
 from tuneloop.models.gguf import read_tokenizer
-from tuneloop.models.template import Template, load_template
+from tuneloop.models.template import Template, load_template, with_template
 from tuneloop.records.completion import Completion, Finish, TokenLogprob
 
 WHEEL, VERSION = "xllamacpp", "2026.10.11549"  # parameters are renamed between releases, so this one and no other
@@ -70,6 +78,11 @@ LEAST, PIECE, MOST = 8, 512, 32  # tokens of a prompt that are read in one quant
 SAMPLED = 8  # tokens of a quantum that are drawn with a temperature
 ENDED = "engine: llama.cpp ended unexpectedly"
 BROKE_OFF = "engine: the answer broke off"
+
+
+def server_installed() -> bool:
+    """Whether llama.cpp's server is here, in the version that is known."""
+    return installed(WHEEL, VERSION)
 
 
 class LlamaCppEngine(RenderingEngine):

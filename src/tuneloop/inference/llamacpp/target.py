@@ -12,13 +12,13 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, sha256_file
 from tuneloop.core.ui import progress
 from tuneloop.inference.labels import best_label, label_ids
-from tuneloop.inference.llamacpp import ENGINE, LlamaCpp, installed, need_llamacpp
+from tuneloop.inference.llamacpp.process import ENGINE, LlamaCpp, installed, need_llamacpp
 from tuneloop.inference.llamacpp.serving import LlamaCppEngine, gguf_file, template_of
-from tuneloop.inference.protocol import SCORING, AnswerFit, AnswerSoFar, EngineKind, Kind, ModelTarget, with_template
+from tuneloop.inference.protocol import SCORING, AnswerFit, AnswerSoFar, EngineKind, Kind, ModelTarget
 from tuneloop.inference.request import Request, Requests, Separation, Update, fit_checked
 from tuneloop.inference.stream import TextStream
 from tuneloop.models.gguf import read_header
-from tuneloop.models.template import Rendered, Template, load_template
+from tuneloop.models.template import Rendered, Template, load_template, with_template
 from tuneloop.records.artifact import ARTIFACT, ArtifactManifest
 from tuneloop.records.completion import Completion, TokenLogprob
 from tuneloop.records.record import read_record

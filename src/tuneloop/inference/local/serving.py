@@ -35,7 +35,6 @@ from tuneloop.inference.protocol import (
     RenderingEngine,
     Served,
     unknown_adapter,
-    with_template,
 )
 from tuneloop.inference.request import Request, Update, refused
 from tuneloop.models.adapters import BASE
@@ -44,7 +43,7 @@ from tuneloop.models.load import Model, load_model
 from tuneloop.models.methods import method_of_folder
 from tuneloop.models.names import resolve
 from tuneloop.models.shared import give_back, merge_adapter, shared_adapter, shared_model
-from tuneloop.models.template import load_template
+from tuneloop.models.template import load_template, with_template
 from tuneloop.models.trained import trained_folder
 from tuneloop.records.completion import ENGINE, Completion
 

@@ -7,22 +7,23 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.core.files import content_hash
 from tuneloop.core.threads import use_threads
 from tuneloop.core.ui import reporter, reporting
+from tuneloop.inference.local.batches import shared_length
 from tuneloop.inference.local.engine import Engine
 from tuneloop.inference.local.scoring import answer_fits, choose_for
-from tuneloop.inference.protocol import SCORING, AnswerFit, Kind, ModelTarget, with_template
+from tuneloop.inference.protocol import SCORING, AnswerFit, Kind, LoadedTarget
 from tuneloop.inference.request import Request, Requests, Separation, Update, fit_checked, with_adapter
 from tuneloop.models.adapters import ATTACHED, applied, applied_now, is_mixed
 from tuneloop.models.batch_invariance import is_batch_invariant
 from tuneloop.models.load import Model, fingerprint, load_model
 from tuneloop.models.names import refuse_missing_path, resolve
 from tuneloop.models.peft_layout import hash_of_adapter
-from tuneloop.models.template import Rendered, Template
+from tuneloop.models.template import Rendered, Template, with_template
 from tuneloop.models.trained import base_of_adapter, load_trained, target_kind, template_of_adapter, trained_folder
 from tuneloop.records.artifact import ARTIFACT, ArtifactManifest
 from tuneloop.records.completion import Completion
@@ -58,7 +59,7 @@ Workers = Callable[[SharedWork], list[Any]]
 
 
 @dataclass
-class LocalTarget(ModelTarget):
+class LocalTarget(LoadedTarget):
     """A model on this machine; it is loaded when it is first needed."""
 
     name: str  # as the user gave it
@@ -66,11 +67,6 @@ class LocalTarget(ModelTarget):
     trained: Path | None = None  # folder of an adapter on top of the base; None: the model as it is
     run: Path | None = None  # the run's folder, where the target is one
     source: str = ""  # chat template that takes the place of the model's; empty: its own
-    shares_prompts: ClassVar[bool] = True
-
-    @property
-    def local(self) -> LocalTarget | None:
-        return self
 
     @staticmethod
     def of(model: Model) -> LocalTarget:
@@ -78,6 +74,10 @@ class LocalTarget(ModelTarget):
         target = LocalTarget(model.name, model.name)
         target.__dict__["model"] = model
         return target
+
+    @property
+    def is_tuned(self) -> bool:
+        return self.run is not None or self.trained is not None
 
     @property
     def kind(self) -> Kind:
@@ -120,6 +120,10 @@ class LocalTarget(ModelTarget):
         """Load the model."""
         _ = self.model
 
+    def close(self) -> None:
+        """Free the model's memory; it is loaded again when it is needed."""
+        self.__dict__.pop("model", None)
+
     @cached_property
     def identity(self) -> str:
         """Hash of weights, tokenizer and template."""
@@ -137,7 +141,7 @@ class LocalTarget(ModelTarget):
 
     def complete(self, requests: Requests, *, task: str = "answering") -> Iterator[Completion]:
         """Written answers; all are there when the first one comes."""
-        from tuneloop.inference.local.generate import answer_requests
+        from tuneloop.inference.local.answers import answer_requests
 
         requests = [with_adapter(request) for request in requests]
         if (workers := self._workers(requests)) is not None:
@@ -188,6 +192,13 @@ class LocalTarget(ModelTarget):
         if lead:
             ready = [replace(r, ids=[*r.ids, *opening]) if isinstance(r, Request) else r for r in ready]
         return self._answers(ready, lambda some: choose_for(self.model, some, tree, prune=not exact, task=task))
+
+    def computed(self, prompts: Sequence[Sequence[int]], answers: Sequence[Completion]) -> int:
+        """See `Target`."""
+        shared = shared_length(prompts)
+        return shared + sum(
+            len(prompt) - shared + answer.completion_tokens for prompt, answer in zip(prompts, answers, strict=True)
+        )
 
     def fits(self, rows: Sequence[Rendered], *, task: str = "reference answers") -> list[AnswerFit]:
         if (workers := self._workers(rows)) is not None:

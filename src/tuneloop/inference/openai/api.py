@@ -10,11 +10,10 @@ from typing import Any
 from tuneloop.core.foreign import parse_json
 from tuneloop.inference.request import Request
 from tuneloop.models.adapters import ATTACHED, BASE
-from tuneloop.models.reasoning import split_reasoning
+from tuneloop.models.reasoning import reasoning_of, split_reasoning
 from tuneloop.records.completion import Completion, Finish, TokenLogprob
 
 FIELDS_OF_A_TURN = ("role", "content", "tool_calls", "tool_call_id", "name")
-REASONING = ("reasoning_content", "reasoning")  # fields of a message
 # Of a `Sampling`, with what is usual: these are not OpenAI's, but vLLM's and llama.cpp's.
 FURTHER_OPTIONS = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 
@@ -94,11 +93,6 @@ def _billed(body: Any) -> Completion | None:
     read, written = _tokens_used(body)
     reply = Completion(finish="error", error="a reply without an answer", prompt_tokens=read, completion_tokens=written)
     return reply if read or written else None
-
-
-def reasoning_of(message: Mapping[str, Any]) -> str:
-    """The reasoning that a server gives apart from the answer, by DeepSeek's name for it or vLLM's."""
-    return next((text for name in REASONING if isinstance(text := message.get(name), str)), "")
 
 
 def _parsed(arguments: Any) -> Any:

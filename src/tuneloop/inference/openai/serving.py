@@ -41,10 +41,10 @@ from tuneloop.core.http.timeouts import (
 from tuneloop.core.http.wire import Broken, HttpRefused, Wire, fetched, message_of, need_aiohttp
 from tuneloop.core.units import counted
 from tuneloop.core.urls import masked, split_login
-from tuneloop.inference.label_search import MOST_BRANCHES, Reading, Unconstrained, search_labels
-from tuneloop.inference.label_search import Path as LabelPath
 from tuneloop.inference.labels import best_label
-from tuneloop.inference.openai.api import FURTHER_OPTIONS, options_of, read_logprobs, reasoning_of, turns_of
+from tuneloop.inference.openai.api import FURTHER_OPTIONS, options_of, read_logprobs, turns_of
+from tuneloop.inference.openai.label_search import MOST_BRANCHES, Reading, Unconstrained, search_labels
+from tuneloop.inference.openai.label_search import Path as LabelPath
 from tuneloop.inference.priority import Turns
 from tuneloop.inference.protocol import (
     AdapterFacts,
@@ -53,14 +53,14 @@ from tuneloop.inference.protocol import (
     Served,
     milliseconds_since,
     unknown_adapter,
-    with_template,
 )
 from tuneloop.inference.request import GREEDY, MOST_LOGPROBS, NO_PROMPT, Request, Update, refused, schema_problem
 from tuneloop.inference.stream import TextStream
 from tuneloop.models.adapters import BASE
 from tuneloop.models.load import load_tokenizer
 from tuneloop.models.peft_layout import WEIGHTS, hash_of_adapter
-from tuneloop.models.reasoning import THINK
+from tuneloop.models.reasoning import THINK, reasoning_of
+from tuneloop.models.template import with_template
 from tuneloop.records.completion import Completion, Finish
 from tuneloop.records.rows import Message
 
@@ -127,15 +127,14 @@ class EndpointEngine(RenderingEngine):
 
     @property
     def gives_way(self) -> bool:
-        """Whether vLLM schedules by priority, or returns the tokens that quanta continue from; see `can_give_way`."""
+        """Whether vLLM schedules by priority, or returns the tokens that quanta continue from; see `ServingEngine`."""
         return self._priorities or self._by_quanta
 
     @property
     def _by_quanta(self) -> bool:
         return self._returns_ids and not self._priorities and BASE in self._templates
 
-    @property
-    def renders(self) -> bool:
+    def renders(self, adapter: str) -> bool:
         """Whether prompts become tokens, by a tokenizer here or by vLLM; else the server renders the turns."""
         return BASE in self._templates or bool(self._vllm)
 

@@ -7,112 +7,27 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
-from urllib.parse import urlsplit
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, write_bytes
 from tuneloop.core.http import timeouts
 from tuneloop.core.http.wire import Broken, HttpRefused, Wire, finished, need_aiohttp
-from tuneloop.core.units import counted
-from tuneloop.core.urls import masked, split_login
+from tuneloop.core.urls import masked
+from tuneloop.inference.endpoint import Endpoint
 from tuneloop.inference.openai.api import body_of, read_reply
 from tuneloop.inference.protocol import Kind, Target
 from tuneloop.inference.request import Request, Requests
-from tuneloop.inference.requesting import Body, FailedTry, Requester, RequestLimits
+from tuneloop.inference.requesting import Body, FailedTry, Requester
 from tuneloop.records.completion import Completion
 
 # Parameters that some models refuse by name, and what is sent instead.
 REPLACED: dict[str, str | None] = {
     "max_tokens": "max_completion_tokens", "temperature": None, "seed": None, "logprobs": None, "top_logprobs": None,
 }  # fmt: skip
-DEFAULT_KEY = "OPENAI_API_KEY"
 STEP = "check --endpoint, --model and the key; answers that came are kept, the same command requests the rest"
-
-
-@dataclass(frozen=True)
-class Endpoint(RequestLimits):
-    """Which server and model answer, and how they are used."""
-
-    url: str  # of the server, of its `/v1`, or of `/v1/chat/completions`; nothing shows or keeps a login in it
-    model: str  # as the server names it
-    api_key: str = field(default="", repr=False)  # sent as a bearer token; kept nowhere
-    most_bytes: int = 8 << 20  # of one answer
-    usd_per_million_input: float = 0.0
-    usd_per_million_output: float = 0.0
-    # Of each written token and so many likely ones; where the server gives them, they are kept next to the answer.
-    logprobs: int = 0
-    login: tuple[str, str] | None = field(default=None, repr=False)  # user and password, from the URL
-
-    def __post_init__(self) -> None:
-        url, login = split_login(self.url)
-        if login is not None:
-            object.__setattr__(self, "url", url)
-            object.__setattr__(self, "login", login)
-
-    @property
-    def address(self) -> str:
-        """The URL that requests go to.
-
-        Raises:
-            UserError: it is no such URL.
-        """
-        parts = urlsplit(self.url.strip())
-        if parts.scheme not in ("http", "https") or not parts.netloc:
-            what, step = f"Not an endpoint's URL: {masked(self.url)!r}", "as in http://localhost:8000/v1"
-            raise UserError(what, where="--endpoint", next_step=step)
-        path = parts.path.rstrip("/")
-        if not path.endswith("/chat/completions"):
-            path = f"{path or '/v1'}/chat/completions"
-        return parts._replace(path=path, fragment="").geturl()
-
-    def usd(self, prompt_tokens: float, tokens: float) -> float:
-        """Dollars for tokens read and written."""
-        return (prompt_tokens * self.usd_per_million_input + tokens * self.usd_per_million_output) / 1e6
-
-
-def usage(endpoint: Endpoint, replies: Sequence[Completion]) -> dict[str, Any]:
-    """What replies took: requests, tokens, dollars.
-
-    `usd` is the price of all replies that say what they used, `usd_spent` that of those which were not known before.
-    `lost` counts tries whose reply did not arrive: up to so many more may have been billed.
-    """
-
-    def sums(of: Sequence[Completion]) -> tuple[int, int]:
-        return sum(reply.prompt_tokens for reply in of), sum(reply.completion_tokens for reply in of)
-
-    prompt_tokens, tokens = sums(replies)
-    return {
-        "seconds": round(sum(reply.total_ms or 0.0 for reply in replies) / 1000, 3),
-        "usd": endpoint.usd(prompt_tokens, tokens),
-        "usd_spent": endpoint.usd(*sums([reply for reply in replies if not reply.cached])),
-        "prompt_tokens": prompt_tokens,
-        "tokens": tokens,
-        "requests": len(replies),
-        "cached": sum(reply.cached for reply in replies),
-        "retries": sum(reply.retries for reply in replies),
-        "failed": sum(bool(reply.error) for reply in replies),
-        "lost": sum(reply.lost for reply in replies),
-    }
-
-
-def endpoint_line(cost: Mapping[str, Any]) -> str:
-    """The requests to an endpoint and what they cost, in a line."""
-    fresh = cost["requests"] - cost["cached"] - cost["failed"]
-    lost = (
-        f"; up to {counted(cost['lost'], 'further reply')} that did not arrive may be billed too"
-        if cost["lost"]
-        else ""
-    )
-    usd = f"${cost['usd_spent']:.4f} spent now, ${cost['usd']:.4f} in all" if cost["usd"] else "cost unknown"
-    return (
-        f"endpoint  {counted(cost['requests'], 'request')}: {fresh} sent, {cost['cached']} known from before, "
-        f"{cost['failed']} failed, {counted(cost['retries'], 'retry')}; "
-        f"{cost['prompt_tokens']:,} tokens read, {cost['tokens']:,} written; {usd}{lost}"
-    )
 
 
 def complete(endpoint: Endpoint, requests: Requests, *, task: str = "asking") -> list[Completion]:
@@ -238,16 +153,3 @@ def _why_not(request: Request) -> str:
     if request.logprobs is not None:
         return "no_logprobs: log probabilities of an endpoint's tokens are not read"
     return ""
-
-
-def key_from(variable: str) -> str:
-    """The API key in an environment variable; none where `OPENAI_API_KEY`, the default, isn't set.
-
-    Raises:
-        UserError: another variable was named, and it is empty.
-    """
-    key = os.environ.get(variable, "").strip()
-    if not key and variable != DEFAULT_KEY:
-        step = f"export {variable}=..."
-        raise UserError(f"The variable {variable} is not set", where="--api-key-env", next_step=step)
-    return key

@@ -22,7 +22,6 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import make_folder
 from tuneloop.core.ids import uuid7
 from tuneloop.core.ui import bound_say
-from tuneloop.inference.protocol import can_give_way
 from tuneloop.records.record import read_record, write_record
 from tuneloop.serving.batch.batch import ERRORS, INPUT, JOURNAL, OUTPUT, BatchJob, answer_by, disk_is_full, make_batch
 from tuneloop.serving.batch.file import Line, in_thread
@@ -107,7 +106,7 @@ class Batches:
         def queued() -> int:
             return sum(each.left for each in self._open(_owner(batch.state)) if each is not batch)
 
-        room = None if can_give_way(gateway.engine) else gateway.admission.wait_until_idle
+        room = None if gateway.engine.gives_way else gateway.admission.wait_until_idle
         bounds: dict[str, Any] = {
             "most_rows": config.batch.most_rows, "most_bytes": int(config.limits.body_mb * 1e6),
             "longest": PATIENCE * config.limits.request_seconds, "queued": queued,

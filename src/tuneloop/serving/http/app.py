@@ -21,7 +21,7 @@ from typing import Any
 from tuneloop.core.bounded_work import TooBusy
 from tuneloop.core.errors import UserError
 from tuneloop.core.text import json_bytes
-from tuneloop.inference.labels import label_distribution
+from tuneloop.inference import label_distribution
 from tuneloop.records.completion import Completion
 from tuneloop.serving.embeddings import embedded
 from tuneloop.serving.gateway import Caller, Gateway, Piece

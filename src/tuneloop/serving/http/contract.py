@@ -15,7 +15,7 @@ from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 from pydantic_core import core_schema
 from typing_extensions import TypedDict  # typing's own one can't be read by pydantic before Python 3.12
 
-from tuneloop.inference.request import MOST_LOGPROBS
+from tuneloop.inference import MOST_LOGPROBS
 from tuneloop.records.feedback import HEAVIEST, KIND
 
 LONGEST_STOP = 256  # characters: each token is compared with all beginnings of them

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tuneloop.inference.label_search import UNREAD, Path, Reading, search_labels
 from tuneloop.inference.labels import label_probability
+from tuneloop.inference.openai.label_search import UNREAD, Path, Reading, search_labels
 
 VOCABULARY = 12
 

@@ -12,8 +12,8 @@ import torch
 from tiny import BEGIN_OF_TEXT
 
 from tuneloop.core.ui import reporting
-from tuneloop.inference.local import generate as module
-from tuneloop.inference.local.generate import generate
+from tuneloop.inference.local import answers as module
+from tuneloop.inference.local.answers import generate
 from tuneloop.models.load import Model, load_model
 from weather import prompts_of
 

@@ -26,6 +26,8 @@ from tuneloop.evaluation.config import EvalOptions
 from tuneloop.pipeline.compare import compare_evaluations
 from tuneloop.pipeline.evaluate import evaluate_files, evaluate_target
 from tuneloop.records.completion import Completion
+from tuneloop.records.evaluation import EvaluationManifest
+from tuneloop.records.record import read_record
 
 SHOWN = ("rouge1", "rougeL", "meteor", "bleu", "chrf", "token_f1", "length_ratio")
 
@@ -63,14 +65,14 @@ def labels(data: Path, scratch: Path) -> None:
     """nlupp_banking: classifiers that learn from folds 0 to 15 on the rest, and "no label" everywhere."""
     from tuneloop.data.config import PrepareConfig
     from tuneloop.data.load_eval_file import read_whole
-    from tuneloop.evaluation.classical import minilm_system, tfidf_system
+    from tuneloop.evaluation.alternatives.classifiers import CLASSICAL, label_classifier
 
     rows = read_whole(str(data / "nlupp_banking" / "all.jsonl"), PrepareConfig()).rows
     train, test = [r for r in rows if r.meta["fold"] < 16], [r for r in rows if r.meta["fold"] >= 16]
     references = write(scratch / "nlupp.jsonl", [{"id": r.id, "labels": r.meta["labels"]} for r in test])
     systems = {"no label": [Completion("none")] * len(test)}
-    for trained in (tfidf_system(train), minilm_system(train)):
-        if trained is not None:
+    for name in CLASSICAL:
+        if (trained := label_classifier(name, train)) is not None:
             systems[trained.name] = trained.system(test)
     files = []
     for name, answers in systems.items():
@@ -84,17 +86,17 @@ def labels(data: Path, scratch: Path) -> None:
     for file, folder in folders.items():
         metrics = read_json(Path(folder) / "eval.json")["metrics"]
         print(f"| {Path(file).stem} | " + " | ".join(cell(metrics[name]) for name in shown) + " |")
-    for c in found.comparisons:
+    for c in read_record(EvaluationManifest, found).comparisons:
         if c.metric == "micro_f1":
             print(f"{Path(c.b).stem} against {Path(c.a).stem}: {c.delta:+.3f}, p {c.p_holm:.2g}, {c.verdict}")
 
 
 def judge(file: Path, rows: int) -> None:
     """The packaged model as a judge of rows that people have judged."""
-    from tuneloop.evaluation.judge import Judge, check_judge
+    from tuneloop.evaluation.judge import Judge
 
     print(f"\n{file.parent.name}:")
-    for judgement in check_judge(Judge("smollm2-135m", rows=rows), str(file)):
+    for judgement in Judge("smollm2-135m", rows=rows).check(str(file)):
         print(*judgement.words, sep="\n", flush=True)
 
 

@@ -140,7 +140,7 @@ def _type(part: dict[str, Any]) -> str:
 
 
 def _metrics() -> str:
-    from tuneloop.evaluation.metrics import METRICS
+    from tuneloop.evaluation.metrics.declared import METRICS
 
     rows = [
         (f"`{m.name}`", m.title, m.scale, m.better, m.test, m.needs, m.meaning)

@@ -52,7 +52,6 @@ NEED = {
         f"training.{name}": {"torch"}
         for name in ("checkpoint", "distil", "loop", "loss", "optimizers", "run", "speed", "step")
     },
-    "combine.retained_gain": {"numpy"},
     "combine.route.cascade": {"numpy"},
     "combine.route.router": {"numpy"},
     "combine.route.command": {"numpy"},
@@ -60,10 +59,6 @@ NEED = {
     "combine.merge.methods": {"torch"},
     "inference.local.engine": {"torch"},
     "inference.local.answers": {"torch"},
-    "evaluation.classical": {"numpy"},
-    "evaluation.compare": {"numpy"},
-    "evaluation.review.results": {"numpy"},
-    "evaluation.slices": {"numpy"},
 }
 
 MOST_LINES, MOST_PARAMETERS = 60, 8

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tuneloop.api import serve as serve
     from tuneloop.api import train as train
     from tuneloop.data.config import PrepareConfig as PrepareConfig
-    from tuneloop.evaluation.metrics.custom import metric as metric
+    from tuneloop.evaluation.metrics import metric as metric
     from tuneloop.recipe import Recipe as Recipe
     from tuneloop.training.config import TrainConfig as TrainConfig
 
@@ -31,7 +31,7 @@ _FUNCTIONS = ("prepare", "advise", "plan", "train", "evaluate", "compare", "pred
 _MODULES = {
     **dict.fromkeys((*_FUNCTIONS, "Run", "Evaluation"), "tuneloop.api"),
     "PrepareConfig": "tuneloop.data.config",
-    "metric": "tuneloop.evaluation.metrics.custom",
+    "metric": "tuneloop.evaluation.metrics",
     "Recipe": "tuneloop.recipe",
     "TrainConfig": "tuneloop.training.config",
 }

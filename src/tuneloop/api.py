@@ -22,7 +22,7 @@ from tuneloop.core.python_file import trust_code
 from tuneloop.core.terminal import screen
 from tuneloop.core.ui import Progress, reporting
 from tuneloop.data.config import PrepareConfig
-from tuneloop.evaluation.config import EvalOptions
+from tuneloop.evaluation import EvalOptions
 from tuneloop.improve.serve import serve as serve_until_stopped
 from tuneloop.pipeline.advise import advise_on
 from tuneloop.pipeline.compare import compare_evaluations
@@ -330,7 +330,7 @@ def compare(
     answers = EvalOptions(dataset=os.fspath(dataset), data=os.fspath(references), split=split)
     with _shown(progress):
         folders = evaluate_files(places, answers)
-        return Evaluation(compare_evaluations(places, os.fspath(out), folders=folders).folder)
+        return Evaluation(compare_evaluations(places, os.fspath(out), folders=folders))
 
 
 def advise(

@@ -14,7 +14,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import Config, build_config, read_yaml
 from tuneloop.core.python_file import trust_code
 from tuneloop.data.config import PrepareConfig
-from tuneloop.evaluation.config import BaselinesConfig, EvaluateConfig
+from tuneloop.evaluation import BaselinesConfig, EvaluateConfig
 from tuneloop.planning.config import PlanConfig
 from tuneloop.training.config import TrainConfig
 

@@ -10,12 +10,12 @@ from typer.testing import CliRunner
 
 from tuneloop.cli.main import app
 from tuneloop.core.files import write_yaml
-from tuneloop.evaluation.compare import compare
+from tuneloop.evaluation.alternatives.constants import MAJORITY
+from tuneloop.evaluation.comparison import notes_of
 from tuneloop.evaluation.config import EvaluateConfig
-from tuneloop.evaluation.constants import MAJORITY
 from tuneloop.evaluation.evaluate import ScoredAnswers, evaluate
+from tuneloop.evaluation.paired import compare
 from tuneloop.evaluation.results import ComparedWith, write_evaluation
-from tuneloop.pipeline.compare import notes_of
 from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import EvaluationManifest, Subject
 from tuneloop.records.rows import Row

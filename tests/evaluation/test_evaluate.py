@@ -10,10 +10,10 @@ from evaluations import CARD, FAST, LABELS, cards, cards_evaluation, classificat
 
 from patience import slowness
 from tuneloop.core.errors import UserError
-from tuneloop.evaluation.compare import compare
 from tuneloop.evaluation.config import EvaluateConfig
 from tuneloop.evaluation.deciding import primary_metric
 from tuneloop.evaluation.evaluate import evaluate, sample_order, sample_rows
+from tuneloop.evaluation.paired import compare
 from tuneloop.evaluation.results import load_evaluation, write_evaluation
 from tuneloop.evaluation.scoring import AnswerStats
 from tuneloop.evaluation.verdict import decide, verdict_in_words

@@ -5,8 +5,8 @@ from __future__ import annotations
 from verdicts import CARD, HAM, flipped, rows_of, scored, verdict_of
 
 from tuneloop.core.stats.intervals import NOT_ENOUGH
+from tuneloop.evaluation.alternatives.constants import MAJORITY
 from tuneloop.evaluation.config import EvaluateConfig
-from tuneloop.evaluation.constants import MAJORITY
 from tuneloop.evaluation.evaluate import evaluate
 from tuneloop.evaluation.verdict import decide, verdict_in_words
 from tuneloop.records.completion import Completion

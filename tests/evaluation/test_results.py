@@ -6,8 +6,8 @@ import pytest
 from evaluations import FAST, cards_evaluation, labels_evaluation, row, written
 
 from tuneloop.core.errors import UserError
-from tuneloop.evaluation.compare import compare
 from tuneloop.evaluation.evaluate import evaluate
+from tuneloop.evaluation.paired import compare
 from tuneloop.evaluation.results import ComparedWith, load_evaluation, write_evaluation
 from tuneloop.evaluation.scoring import AnswerStats
 from tuneloop.records.completion import Completion

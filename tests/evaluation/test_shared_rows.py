@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tuneloop.core.errors import UserError
+from tuneloop.evaluation.comparison import paired_with_first
 from tuneloop.evaluation.config import EvaluateConfig
-from tuneloop.evaluation.evaluate import ScoredAnswers, evaluate, on_shared_rows, shared_words
+from tuneloop.evaluation.evaluate import ScoredAnswers, evaluate, on_shared_rows
 from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Row
 
@@ -31,7 +32,10 @@ def test_all_are_scored_again_on_the_rows_that_they_share() -> None:
         [row.id for row in after["A"].rows] == [row.id for row in after["B"].rows] == [f"r{i}" for i in range(10, 34)]
     )
     assert after["A"].metrics["accuracy"].value == pytest.approx(19 / 24)  # of the rows 10 to 19 the five "a" are wrong
-    assert shared_words(before, after) == "Compared on the 24 rows that all of them answered (A: 40, B: 24)."
+    assert (
+        paired_with_first(before)[0]["A"].notes[0]
+        == "Compared on the 24 rows that all of them answered (A: 40, B: 24)."
+    )
 
 
 def test_equal_rows_are_left_as_they_are_in_whatever_order() -> None:

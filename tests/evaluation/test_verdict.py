@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from verdicts import CARD, HAM, flipped, rows_of, scored, verdict_of, write
 
 from tuneloop.core.stats.intervals import NOT_ENOUGH
-from tuneloop.evaluation.classical import TFIDF
-from tuneloop.evaluation.compare import adjusted, compare
+from tuneloop.evaluation.alternatives.classifiers import TFIDF
+from tuneloop.evaluation.alternatives.constants import MAJORITY, strongest_constant
 from tuneloop.evaluation.config import EvaluateConfig
-from tuneloop.evaluation.constants import MAJORITY, strongest_constant
 from tuneloop.evaluation.evaluate import ScoredAnswers, evaluate
+from tuneloop.evaluation.paired import adjusted, compare
 from tuneloop.evaluation.verdict import FROM_WORST, best_odds, decide, verdict_in_words
 from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Row

@@ -6,11 +6,11 @@ import re
 from evaluations import FAST, LABELS, cards_evaluation, classification, labels_evaluation, row
 from verdicts import scored
 
-from tuneloop.evaluation.classical import TFIDF
-from tuneloop.evaluation.compare import adjusted, compare
-from tuneloop.evaluation.constants import MAJORITY
+from tuneloop.evaluation.alternatives.classifiers import TFIDF
+from tuneloop.evaluation.alternatives.constants import MAJORITY
 from tuneloop.evaluation.evaluate import evaluate
 from tuneloop.evaluation.metrics.claims import outcome_words
+from tuneloop.evaluation.paired import adjusted, compare
 from tuneloop.evaluation.verdict import decide, verdict_in_words
 from tuneloop.records.completion import Completion
 

@@ -281,7 +281,7 @@ def _config(kind: str) -> Callable[[Path], object]:
 
             return serve_config([str(folder / "serve.yaml")], [])
         if kind == "suite":
-            from tuneloop.evaluation.suite import load_suite
+            from tuneloop.evaluation.gate.suite import load_suite
 
             return load_suite(folder / "suite.yaml")
         from tuneloop.improve.controller.command import load_project

@@ -6,11 +6,11 @@ import json
 import random
 from pathlib import Path
 
-from tuneloop.evaluation.classical import TFIDF
-from tuneloop.evaluation.compare import adjusted, compare
+from tuneloop.evaluation.alternatives.classifiers import TFIDF
+from tuneloop.evaluation.alternatives.constants import MAJORITY
 from tuneloop.evaluation.config import EvaluateConfig
-from tuneloop.evaluation.constants import MAJORITY
 from tuneloop.evaluation.evaluate import ScoredAnswers, evaluate
+from tuneloop.evaluation.paired import adjusted, compare
 from tuneloop.evaluation.results import ComparedWith, write_evaluation
 from tuneloop.evaluation.verdict import Verdict, decide, verdict_in_words
 from tuneloop.records.completion import Completion

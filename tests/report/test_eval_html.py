@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from tuneloop.core.errors import UserError
-from tuneloop.evaluation.compare import compare
 from tuneloop.evaluation.config import EvaluateConfig
 from tuneloop.evaluation.evaluate import evaluate
+from tuneloop.evaluation.paired import compare
 from tuneloop.evaluation.results import ComparedWith, write_evaluation
 from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import Confusion, EvaluationManifest, Subject

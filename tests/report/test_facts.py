@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tuneloop.core.errors import UserError
-from tuneloop.evaluation.metrics import title_of
+from tuneloop.evaluation.metrics.declared import title_of
 from tuneloop.records.evaluation import Comparison, Estimate, EvaluationManifest, Sample
 from tuneloop.records.run import RunManifest
 from tuneloop.report import facts as f

@@ -70,7 +70,7 @@ def test_the_page_shows_columns_without_scripts_and_streams_with_them(make_tuned
 def test_a_row_of_the_data_is_asked_as_it_was_and_saved_for_the_suite(
     make_tuned: MakeTuned, site: Site, tmp_path: Path
 ) -> None:
-    from tuneloop.evaluation.suite import load_suite
+    from tuneloop.evaluation.gate.suite import load_suite
 
     make_tuned()
     suite = tmp_path / "suite.yaml"

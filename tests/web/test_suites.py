@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tuneloop.core.errors import UserError
-from tuneloop.evaluation.suite import load_suite
+from tuneloop.evaluation.gate.suite import load_suite
 from tuneloop.web.suites import add_to_suite
 
 TEXT = "# ours\nversion: 1\nmust_pass:\n  - id: abc # the one that matters\nmetrics:\n  - metric: accuracy\n    margin: 0.1\n"

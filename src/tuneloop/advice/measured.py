@@ -13,9 +13,8 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import inside, nearest_path, read_json
 from tuneloop.core.stats.tests import by_interval, wilson_interval
 from tuneloop.core.units import counted, verb
-from tuneloop.evaluation.metrics import declare, likely_to_decide, lower_is_better
-from tuneloop.evaluation.metrics.claims import claim_between
-from tuneloop.evaluation.recommended import recommended_system
+from tuneloop.evaluation import recommended_system
+from tuneloop.evaluation.metrics import claim_between, declare, likely_to_decide, lower_is_better
 from tuneloop.models.methods import USUAL
 from tuneloop.planning.options import lengths_of
 from tuneloop.records.advice import MeasuredSystem

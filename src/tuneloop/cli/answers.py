@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+EXITS = {"pass": 0, "fail": 1, "inconclusive": 3}  # of a gate, or of a line for CI
 # Status -> what it means; no command ends with another one.
 EXIT_STATUSES: dict[int, str] = {
     0: "done",

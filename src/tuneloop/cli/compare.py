@@ -10,21 +10,22 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import typer
 
+from tuneloop.cli.answers import EXITS
 from tuneloop.cli.console import Result
 from tuneloop.cli.endpoint import JudgeChoice, PricedEndpointOptions
 from tuneloop.cli.parameters import argument, output, screen
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import Config
+from tuneloop.core.files import Config, write_jsonl
 from tuneloop.core.flag import flag, switch
-from tuneloop.evaluation.config import EvalOptions
+from tuneloop.evaluation import EvalOptions
 from tuneloop.records.evaluation import EvaluationManifest
 from tuneloop.records.record import read_record
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tuneloop.evaluation.evaluate import ScoredAnswers
-    from tuneloop.evaluation.judge import Judge, Judgement
+    from tuneloop.evaluation import Judge, ScoredAnswers
+    from tuneloop.records.review import JudgedRow
 
 
 class AnswerOptions(Config):
@@ -95,7 +96,7 @@ def command(
     comparison alone is shown as when it ended, and its report page is written again.
     Exit status with --fail-if worse: 0 not worse; 1 worse; 3 not enough evidence.
     """
-    from tuneloop.evaluation.foreign.read import is_foreign
+    from tuneloop.evaluation.foreign import is_foreign
 
     deciding.check()
     scored_here = answers.references or answers.dataset or judging.judge or judging.check_judge
@@ -133,29 +134,29 @@ def _pasted(result: Result, folder: Path, pasted: PasteOptions) -> Result:
 
 def _decided(result: dict[str, Any], words: Sequence[str], deciding: RefereeOptions) -> Result:
     """The comparison; with `--fail-if` its line for CI and exit status."""
-    from tuneloop.evaluation.ci import EXIT, not_worse
+    from tuneloop.evaluation.gate import not_worse
 
     folder = Path(result["path"])
     if not deciding.fail_if:
         return Result(result, partial(_print, folder, words))
     ci = not_worse(read_record(EvaluationManifest, folder), deciding.margin)
     lines = [ci.message, *words, f"{folder}/eval.json", f"{folder}/report.html"]
-    return Result({**result, "ci": vars(ci)}, lines[:1] if output().quiet else lines, EXIT[ci.status])
+    return Result({**result, "ci": vars(ci)}, lines[:1] if output().quiet else lines, EXITS[ci.status])
 
 
 def _referee(places: list[str], out: str, deciding: RefereeOptions) -> Result:
     """Evaluations by other tools: compared, or of one alone what it could show."""
-    from tuneloop.evaluation.foreign.align import Refereeing
+    from tuneloop.evaluation.foreign import Refereeing
     from tuneloop.evaluation.metrics import metric_of
-    from tuneloop.pipeline.compare import compare_foreign, power_alone, read_all
+    from tuneloop.pipeline.compare import compare_foreign
 
-    how, evaluations = Refereeing(deciding.metric, deciding.cluster), read_all(places)
-    if len(evaluations) > 1:
-        folder = compare_foreign(evaluations, out, how).folder
+    done = compare_foreign(places, out, Refereeing(deciding.metric, deciding.cluster))
+    if isinstance(done, Path):
+        folder = done
         return _decided({"path": str(folder), **read_record(EvaluationManifest, folder).to_json()}, [], deciding)
     if deciding.fail_if:
         raise UserError("Worse than what?", where=places[0], next_step="tuneloop compare A B --fail-if worse")
-    power = power_alone(evaluations[0], how)
+    power = done
     points = metric_of(power.metric).change_in_words
     alike, unrelated = points(power.alike), points(power.unrelated)
     needed = ", ".join(f"{points(float(size))}: {n:,}" for size, n in power.items_for.items())
@@ -165,7 +166,7 @@ def _referee(places: list[str], out: str, deciding: RefereeOptions) -> Result:
         "between unrelated ones (80 % power, p below 0.05)."
     ]
     lines += [f"Items that show a difference between two versions: {needed}."] if needed else []
-    return Result({"place": places[0], "tool": evaluations[0].tool, **vars(power)}, lines)
+    return Result({"place": places[0], **vars(power)}, lines)
 
 
 def _print(folder: Path, words: Sequence[str], console: Console) -> None:
@@ -197,30 +198,29 @@ def _of_one(folder: Path, table: str) -> Result:
 
 
 def _check_judge(judge: Judge, file: str) -> Result:
-    from tuneloop.evaluation.judge import check_judge
-
-    checks = check_judge(judge, file)
-    facts = {"judge": judge.model, "checks": [{**one.facts, "words": one.words} for one in checks]}
-    return Result(facts, [word for one in checks for word in one.words])
+    checks = judge.check(file)
+    facts = {"judge": judge.model, "checks": [{**check.facts, "words": check.words} for check in checks]}
+    return Result(facts, [sentence for check in checks for sentence in check.words])
 
 
 def _compare(
     evaluations: list[str], out: str, judge: Judge | None, against: EvalOptions
 ) -> tuple[dict[str, Any], list[str]]:
-    from tuneloop.evaluation.judge import judge_evaluations, write_verdicts
     from tuneloop.pipeline.compare import compare_evaluations
     from tuneloop.pipeline.evaluate import evaluate_files
 
-    judged: list[Judgement] = []
+    rows: list[JudgedRow] = []
+    sentences: list[str] = []
 
     def ask(loaded: Mapping[str, ScoredAnswers]) -> dict[str, Any]:
         assert judge is not None
-        judged.append(judge_evaluations(judge, loaded))
-        return {"judge": judged[0].facts}
+        judgement = judge.compare(loaded)
+        rows.extend(judgement.rows)
+        sentences.extend(judgement.words)
+        return {"judge": judgement.facts}
 
     folders = evaluate_files(evaluations, against)
-    folder = compare_evaluations(evaluations, out, judge=ask if judge else None, folders=folders).folder
-    for judgement in judged:
-        write_verdicts(folder, judgement)
-    words = [word for judgement in judged for word in judgement.words]
-    return {"path": str(folder), **read_record(EvaluationManifest, folder).to_json()}, words
+    folder = compare_evaluations(evaluations, out, judge=ask if judge else None, folders=folders)
+    if rows:
+        write_jsonl(folder / "judge.jsonl", rows)  # for people to look at
+    return {"path": str(folder), **read_record(EvaluationManifest, folder).to_json()}, sentences

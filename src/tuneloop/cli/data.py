@@ -298,7 +298,7 @@ def export(
 
     Others run it without tuneloop, and the same answers get the same scores.
     """
-    from tuneloop.evaluation.foreign.tasks import write_task
+    from tuneloop.evaluation.foreign import write_task
     from tuneloop.pipeline.compare import task_rows
 
     with screen("reading"):

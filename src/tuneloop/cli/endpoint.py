@@ -13,7 +13,7 @@ from tuneloop.core.files import Config, cache_folder
 from tuneloop.core.flag import flag, switch
 
 if TYPE_CHECKING:
-    from tuneloop.evaluation.judge import Judge
+    from tuneloop.evaluation import Judge
     from tuneloop.inference import Endpoint
 
 
@@ -94,7 +94,7 @@ class JudgeChoice(Config):
 
     def chosen(self, connection: ConnectionOptions, *more: Any) -> Judge | None:
         """The judge, with further fields of a `Judge`; None where none is requested."""
-        from tuneloop.evaluation.judge import Judge
+        from tuneloop.evaluation import Judge
 
         if not self.judge:
             return None

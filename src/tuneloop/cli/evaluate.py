@@ -13,7 +13,7 @@ from tuneloop.cli.endpoint import PricedEndpointOptions
 from tuneloop.cli.parameters import SETTINGS, argument, screen
 from tuneloop.core.flag import flag
 from tuneloop.deploy import refuse_other_place
-from tuneloop.evaluation.config import EvalOptions
+from tuneloop.evaluation import EvalOptions
 from tuneloop.records.evaluation import EvaluationManifest
 from tuneloop.records.record import read_record
 

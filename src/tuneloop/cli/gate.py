@@ -7,6 +7,7 @@ from typing import Any
 
 import typer
 
+from tuneloop.cli.answers import EXITS
 from tuneloop.cli.console import Result
 from tuneloop.cli.parameters import argument, screen
 from tuneloop.core.flag import flag, switch
@@ -39,30 +40,27 @@ def command(
             raise typer.BadParameter(f"{what} is missing{hint}")
     if margin and suite:
         raise typer.BadParameter("--suite or --margin: a suite has its own margins")
-    from tuneloop.evaluation.gate import EXIT, read_side, run_gate, run_margin_gate, write_gate
-    from tuneloop.evaluation.suite import load_suite
+    from tuneloop.evaluation.gate import apply_suite, load_suite
     from tuneloop.pipeline.evaluate import answers_of
     from tuneloop.registry import evaluation_place
 
-    demands = None if margin else load_suite(suite)
+    demands = margin or load_suite(suite)
     with screen("applying the suite"):
-        sides = read_side(evaluation_place(candidate)), read_side(evaluation_place(against))
-        folder = sides[0].folder
-        if demands is None:
-            result = run_margin_gate(margin, *sides)
-        else:
-            ask = None if no_model or sides[0].baseline else answers_of(folder)
-            result = run_gate(demands, *sides, ask=ask, fields=_columns(folder))
-    # The result of a baseline in a folder is not one of the run that the folder belongs to.
-    place = Path(out) if out else None if sides[0].baseline else folder
-    path = write_gate(place, result) if place else None
+        result, path = apply_suite(
+            evaluation_place(candidate),
+            evaluation_place(against),
+            demands,
+            out=out,
+            model_of=lambda folder: None if no_model else answers_of(folder),
+            columns_of=_columns,
+        )
     lines = [f"{SIGNS[check.status]}  {check.message}" for check in result.checks]
     lines.append(f"gate: {result.status}" + (f"  ({path})" if path else ""))
-    return Result({**result.to_json(), "path": str(path) if path else None}, lines, EXIT[result.status])
+    return Result({**result.to_json(), "path": str(path) if path else None}, lines, EXITS[result.status])
 
 
 def _init(target: str, against: str, suite: str) -> Result:
-    from tuneloop.pipeline.compare import write_first_suite
+    from tuneloop.evaluation.gate import write_first_suite
 
     if not target or against:
         raise typer.BadParameter("--init takes one run or data set, and no --against")

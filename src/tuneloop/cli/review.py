@@ -49,8 +49,7 @@ def command(
 
     Then it reports agreement and ranking, and writes votes as data with --export.
     """
-    from tuneloop.evaluation.review.results import results
-    from tuneloop.evaluation.review.server import serve
+    from tuneloop.evaluation.review import results_of, serve
 
     with screen("preparing the pairs") as display:
         review = _review(places, sample)
@@ -61,12 +60,12 @@ def command(
     if not no_serve:  # without a screen, which would count the time that people take to read
         with reporting(say=display.say):
             serve(review, host=host, port=port)
-    answer = results(review)
+    answer = results_of(review)
     return Result(answer, _lines(answer))
 
 
 def _review(places: list[str], sample: SampleOptions) -> Any:
-    from tuneloop.evaluation.review.items import load_review, make_review, read_systems
+    from tuneloop.evaluation.review import load_review, make_review, read_systems
 
     if len(places) == 1 and (Path(places[0]) / "review.json").is_file():
         return load_review(places[0])
@@ -92,7 +91,7 @@ def _conversations(dataset: str, folders: list[Path]) -> dict[str, list[dict[str
 
 
 def _export(review: Any, kind: str, to: str) -> Result:
-    from tuneloop.evaluation.review.results import export
+    from tuneloop.evaluation.review import export
 
     if kind not in ("preference", "kto", "corrected"):
         raise UserError(f"No such export {kind!r}", where="--export", next_step="choose preference, kto or corrected")

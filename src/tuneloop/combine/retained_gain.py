@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-
+from tuneloop.core.lazy import Array, np
 from tuneloop.core.stats.intervals import rows_apart, shown_interval, sums_by_cluster
-from tuneloop.evaluation.evaluate import ScoredAnswers
+from tuneloop.evaluation import ScoredAnswers
 from tuneloop.evaluation.metrics import lower_is_better
 from tuneloop.records.merge import Share
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 ENDLESS = 1e9  # a share of no gain
 
@@ -23,7 +19,7 @@ class Score:
     """A metric of which more is better, with the values of bootstrap resamples: the same rows in each model's."""
 
     value: float  # of all rows
-    draws: NDArray[np.float64]  # of each resample
+    draws: Array  # of each resample
     rows: Any = None  # the values of each row (or cluster): they show on how many two models differ
 
     @staticmethod

@@ -24,7 +24,7 @@ from tuneloop.core.units import counted, usd_words
 from tuneloop.core.urls import masked
 from tuneloop.data.dataset import load_dataset
 from tuneloop.deploy.services import Order, TrainingService, fireworks, openai, together
-from tuneloop.evaluation.config import EvalOptions
+from tuneloop.evaluation import EvalOptions
 from tuneloop.inference import Endpoint
 from tuneloop.models.names import PACKAGED
 from tuneloop.pipeline.evaluate import evaluate_target

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.evaluation.config import EvaluateConfig
-from tuneloop.evaluation.metrics import headline_of, metric_of
 from tuneloop.evaluation.metrics.custom import compile_fields, extract, values_repeat
+from tuneloop.evaluation.metrics.declared import headline_of, metric_of
 from tuneloop.evaluation.metrics.kinds import are_structured, is_latin, is_number, problem_of
 from tuneloop.evaluation.metrics.labels import label_lists
 from tuneloop.evaluation.metrics.objects import label_fields, object_statistics

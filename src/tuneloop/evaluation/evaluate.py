@@ -16,13 +16,21 @@ from tuneloop.core.stats import intervals as u
 from tuneloop.core.stats.intervals import Array, Statistics
 from tuneloop.core.units import counted, verb
 from tuneloop.evaluation.config import EvaluateConfig
-from tuneloop.evaluation.deciding import LabelUse, field_metric, primary_metric
-from tuneloop.evaluation.metrics import METRICS, headline_of, lower_is_better, metric_of
+from tuneloop.evaluation.deciding import (
+    LabelUse,
+    deciding_of,
+    field_metric,
+    label_counts,
+    labels_of_fields,
+    primary_metric,
+    training_examples,
+)
+from tuneloop.evaluation.metrics.declared import METRICS, headline_of, lower_is_better, metric_of
 from tuneloop.evaluation.scoring import AnswerStats, Scoring, score_answers
 from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import Estimate
 from tuneloop.records.metric import Headline
-from tuneloop.records.rows import Row
+from tuneloop.records.rows import Dataset, Row
 
 Stratum = Callable[[Row], str | None]  # the group of a row, None where it has none
 
@@ -203,6 +211,30 @@ def evaluate(
     return ScoredAnswers(task=task, seed=seed, **parts)
 
 
+def score_rows(
+    dataset: Dataset,
+    rows: Sequence[Row],
+    answers: Sequence[Completion],
+    config: EvaluateConfig,
+    *,
+    seed: int,
+    further: Sequence[Sequence[str]] = (),
+) -> ScoredAnswers:
+    """`evaluate` for rows of a data set, whose record and training rows say what its labels are and what decides.
+
+    `further`: more answers to the same prompts (pass@k), a list a row.
+    """
+    if dataset.task == "classification":
+        label_rows = {"": label_counts(dataset)}
+    else:
+        label_rows = labels_of_fields([row.answer for row in training_examples(dataset)], config.fields)
+    field_labels = {name: list(counts) for name, counts in label_rows.items() if name}
+    deciding = deciding_of(dataset, config)
+    measured = AnswerStats(further=further, field_labels=field_labels, label_rows=label_rows, deciding=deciding)
+    labels = dataset.manifest.labels
+    return evaluate(rows, answers, task=dataset.task, labels=labels, config=config, seed=seed, measured=measured)
+
+
 def cluster_keys(rows: Sequence[Row], name: str | None) -> list[Hashable]:
     """What tells which rows belong together: a metadata field, and else the whole prompt."""
     names = (name,) if name else CLUSTER_NAMES
@@ -262,12 +294,6 @@ def on_shared_rows(evaluations: Mapping[str, ScoredAnswers]) -> dict[str, Scored
             next_step="evaluate both on the same rows: tuneloop evaluate RUN --data FILE, or --dataset DATASET",
         )
     return {place: some_rows(evaluation, shared) for place, evaluation in evaluations.items()}
-
-
-def shared_words(before: Mapping[str, ScoredAnswers], after: Mapping[str, ScoredAnswers]) -> str:
-    """ "Compared on the 24 rows that all of them answered (A: 40, B: 24)." """
-    counts = ", ".join(f"{place}: {evaluation.n:,}" for place, evaluation in before.items())
-    return f"Compared on the {counted(next(iter(after.values())).n, 'row')} that all of them answered ({counts})."
 
 
 def some_rows(all_rows: ScoredAnswers, ids: Collection[str]) -> ScoredAnswers:

@@ -11,12 +11,13 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import read_yaml, write_jsonl
+from tuneloop.core.files import content_hash, read_yaml
 from tuneloop.core.lazy import np
 from tuneloop.core.stats import intervals as u
 from tuneloop.core.stats.intervals import auroc, mean_statistics
@@ -26,6 +27,8 @@ from tuneloop.core.units import counted, verb
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.load_eval_file import read_whole
 from tuneloop.evaluation.evaluate import ScoredAnswers, sample_rows
+from tuneloop.evaluation.review.items import load_review
+from tuneloop.evaluation.review.results import votes_by_item
 from tuneloop.inference import Endpoint, Request, endpoint_line, open_target
 from tuneloop.inference.local import open_local
 from tuneloop.records.completion import failures
@@ -346,24 +349,90 @@ class Judge:
     rows: int = ROWS  # at most this many, a seeded sample
     seed: int = 0
 
+    @cached_property
     def choose(self) -> Choose:
-        """The judge as a function."""
+        """The judge as a function; a local model is loaded."""
         if self.endpoint is not None:
             return self._ask_endpoint
         target = open_local(self.model)
         target.load()
         return lambda turns, options: verdicts(target, turns, options)
 
+    @property
+    def identity(self) -> str:
+        """Hash of what its ratings depend on, but for what it rates."""
+        return content_hash([self.model, load_judge_prompt("rubric", self.prompt)])
+
     def _ask_endpoint(self, turns: Sequence[Sequence[Message]], options: Sequence[str]) -> list[str | None]:
         endpoint = self.endpoint
         assert endpoint is not None
         target = open_target(endpoint.url, endpoint=lambda _: endpoint)
-        requests = [Request(each, max_new_tokens=TOKENS) for each in turns]
+        requests = [Request(conversation, max_new_tokens=TOKENS) for conversation in turns]
         replies = list(target.complete(requests, task="judging"))
         say(endpoint_line(endpoint.usage(replies)))
         for reason, n in failures(replies)[:3]:
             say(f"warn: {counted(n, 'request')} to the judge failed: {reason}")
         return [None if reply.error else read_verdict(reply.text, options) for reply in replies]
+
+    def prefer(self, pairs: Sequence[AnswerPair], names: tuple[str, str]) -> Judgement:
+        """Which answer of each pair is better; `names`: of the two systems."""
+        prompt = load_judge_prompt("pairwise", self.prompt)
+        return judge_pairs(pairs, self.choose, prompt, names=names, seed=self.seed)
+
+    def rate(self, answers: Sequence[tuple[Row, str]]) -> Judgement:
+        """How good answers to rows are, next to the rows' own ones."""
+        items = [AnswerToRate(row.id, conversation_of(row), text, row.answer) for row, text in answers]
+        return judge_answers(items, self.choose, load_judge_prompt("rubric", self.prompt), seed=self.seed)
+
+    def compare(self, evaluations: Mapping[str, ScoredAnswers]) -> Judgement:
+        """All evaluations against the first, a single one by the rubric. All verdicts are in `facts["pairs"]`."""
+        first, *others = evaluations
+        ids = {row.id for row in sample_rows(evaluations[first].rows, self.rows, seed=self.seed)}
+        texts = {n: {r.id: a.text for r, a in zip(e.rows, e.answers, strict=True)} for n, e in evaluations.items()}
+        rows = [row for row in evaluations[first].rows if row.id in ids]
+        if not others:
+            return self.rate([(row, texts[first][row.id]) for row in rows])
+        votes = _votes(self.votes) if self.votes else {}
+        judgements: list[Judgement] = []
+        for other in others:
+            pairs = []
+            for row in rows:
+                a, b = texts[first][row.id], texts[other][row.id]
+                human = _majority(votes.get(row.id, {}).get(frozenset((a, b)), Counter()), a, b)
+                pairs.append(AnswerPair(row.id, conversation_of(row), a, b, row.answer, human))
+            judgements.append(self.prefer(pairs, (first, other)))
+        sentences = [sentence for judgement in judgements for sentence in judgement.words]
+        prompt_name = self.prompt or "judge.yaml (packaged)"
+        pairs_facts = [judgement.facts for judgement in judgements]
+        facts = {"model": self.model, "prompt": prompt_name, "pairs": pairs_facts, "words": sentences}
+        verdicts = [r.model_copy(update={"a": j.facts["a"], "b": j.facts["b"]}) for j in judgements for r in j.rows]
+        return Judgement(facts, verdicts, sentences)
+
+    def check(self, file: str) -> list[Judgement]:
+        """It against what people have said: preferences (chosen, rejected) and thumbs of a file with some."""
+        rows = read_whole(file, PrepareConfig()).rows
+        preferences = _balanced([row for row in rows if row.meta.get("rejected")], self.rows, self.seed)
+        thumbs = _balanced([row for row in rows if isinstance(row.meta.get("thumb"), bool)], self.rows, self.seed)
+        if not preferences and not thumbs:
+            step = "give preferences (chosen, rejected) or thumbs (rating)"
+            raise UserError("No one has judged these rows", where=file, next_step=step)
+        judgements: list[Judgement] = []
+        if preferences:
+            pairs = []
+            for i, row in enumerate(preferences):
+                good, bad = row.answer, str(row.meta["rejected"][-1]["content"])
+                human: Winner = "a" if i % 2 else "b"  # so that always naming one side agrees by chance only
+                a, b = (good, bad) if human == "a" else (bad, good)
+                pairs.append(AnswerPair(row.id, conversation_of(row), a, b, "", human))
+            judgements.append(self.prefer(pairs, ("a", "b")))
+        if thumbs:
+            items = []
+            for row in thumbs:
+                answer = str(row.messages[-1].get("content") or row.messages[-1].get("tool_calls") or "")
+                items.append(AnswerToRate(row.id, conversation_of(row), answer, "", row.meta["thumb"]))
+            rubric = load_judge_prompt("rubric", self.prompt)
+            judgements.append(judge_answers(items, self.choose, rubric, seed=self.seed))
+        return judgements
 
 
 LEAD = "Verdict:"  # what a local judge's answer begins with
@@ -377,67 +446,6 @@ def verdicts(target: LocalTarget, turns: Sequence[Sequence[Message]], options: S
     cut = [ids if len(ids) <= room else ids[:8] + ids[8 - room :] for ids in prompts]
     answers = target.score([Request(ids=ids) for ids in cut], options, lead=LEAD, task="judging")
     return [answer.text for answer in answers]
-
-
-def judge_evaluations(judge: Judge, evaluations: Mapping[str, ScoredAnswers]) -> Judgement:
-    """Judge all evaluations against the first, a single one by the rubric. All verdicts are in `facts["pairs"]`."""
-    choose, seed = judge.choose(), judge.seed
-    first, *others = evaluations
-    ids = {row.id for row in sample_rows(evaluations[first].rows, judge.rows, seed=seed)}
-    texts = {n: {r.id: a.text for r, a in zip(e.rows, e.answers, strict=True)} for n, e in evaluations.items()}
-    rows = [row for row in evaluations[first].rows if row.id in ids]
-    if not others:
-        items = [AnswerToRate(row.id, conversation_of(row), texts[first][row.id], row.answer) for row in rows]
-        return judge_answers(items, choose, load_judge_prompt("rubric", judge.prompt), seed=seed)
-    prompt = load_judge_prompt("pairwise", judge.prompt)
-    votes = _votes(judge.votes) if judge.votes else {}
-    judgements: list[Judgement] = []
-    for other in others:
-        pairs = []
-        for row in rows:
-            a, b = texts[first][row.id], texts[other][row.id]
-            human = _majority(votes.get(row.id, {}).get(frozenset((a, b)), Counter()), a, b)
-            pairs.append(AnswerPair(row.id, conversation_of(row), a, b, row.answer, human))
-        judgements.append(judge_pairs(pairs, choose, prompt, names=(first, other), seed=seed))
-    words = [word for judgement in judgements for word in judgement.words]
-    pairs_facts = [judgement.facts for judgement in judgements]
-    prompt_name = judge.prompt or "judge.yaml (packaged)"
-    facts = {"model": judge.model, "prompt": prompt_name, "pairs": pairs_facts, "words": words}
-    verdicts = [row.model_copy(update={"a": j.facts["a"], "b": j.facts["b"]}) for j in judgements for row in j.rows]
-    return replace(judgements[-1], facts=facts, rows=verdicts, words=words)
-
-
-def check_judge(judge: Judge, file: str) -> list[Judgement]:
-    """Hold a judge against what people have said: preferences (chosen, rejected) and thumbs of a file with some."""
-    rows = read_whole(file, PrepareConfig()).rows
-    preferences = _balanced([row for row in rows if row.meta.get("rejected")], judge.rows, judge.seed)
-    thumbs = _balanced([row for row in rows if isinstance(row.meta.get("thumb"), bool)], judge.rows, judge.seed)
-    if not preferences and not thumbs:
-        step = "give preferences (chosen, rejected) or thumbs (rating)"
-        raise UserError("No one has judged these rows", where=file, next_step=step)
-    choose = judge.choose()
-    judgements: list[Judgement] = []
-    if preferences:
-        pairs = []
-        for i, row in enumerate(preferences):
-            good, bad = row.answer, str(row.meta["rejected"][-1]["content"])
-            human: Winner = "a" if i % 2 else "b"  # so that always naming one side agrees by chance only
-            a, b = (good, bad) if human == "a" else (bad, good)
-            pairs.append(AnswerPair(row.id, conversation_of(row), a, b, "", human))
-        prompt = load_judge_prompt("pairwise", judge.prompt)
-        judgements.append(judge_pairs(pairs, choose, prompt, names=("a", "b"), seed=judge.seed))
-    if thumbs:
-        items = []
-        for row in thumbs:
-            answer = str(row.messages[-1].get("content") or row.messages[-1].get("tool_calls") or "")
-            items.append(AnswerToRate(row.id, conversation_of(row), answer, "", row.meta["thumb"]))
-        judgements.append(judge_answers(items, choose, load_judge_prompt("rubric", judge.prompt), seed=judge.seed))
-    return judgements
-
-
-def write_verdicts(folder: Path, judgement: Judgement) -> None:
-    """`judge.jsonl`: each verdict, for people to look at."""
-    write_jsonl(folder / "judge.jsonl", judgement.rows)
 
 
 def conversation_of(row: Row) -> str:
@@ -462,9 +470,6 @@ def _balanced(rows: Sequence[Row], most: int, seed: int) -> list[Row]:
 
 def _votes(folder: str) -> dict[str, dict[frozenset[str], Counter[str]]]:
     """Row -> the two answers -> votes for each of them ("" for ties), from a review in pairs."""
-    from tuneloop.evaluation.review.items import load_review
-    from tuneloop.evaluation.review.results import votes_by_item
-
     review = load_review(folder)
     if review.mode != "pairwise":
         what = "This review rates single answers"

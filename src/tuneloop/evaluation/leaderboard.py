@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tuneloop.core.stats.intervals import NOT_ENOUGH
-from tuneloop.evaluation.compare import adjusted, compare
 from tuneloop.evaluation.evaluate import ScoredAnswers
-from tuneloop.evaluation.metrics import lower_is_better
 from tuneloop.evaluation.metrics.claims import amount, claim_of, seen_from, sure
+from tuneloop.evaluation.metrics.declared import lower_is_better
+from tuneloop.evaluation.paired import adjusted, compare
 from tuneloop.evaluation.verdict import kind_of
 from tuneloop.records.evaluation import Claim, Comparison, EntryKind, LeaderboardEntry
 
@@ -34,7 +34,7 @@ def usd_per_1000(costs: Mapping[str, Mapping[str, Any]], n: int) -> dict[str, fl
     return prices
 
 
-def leaderboard(
+def leaderboard_of(
     evaluations: Mapping[str, ScoredAnswers],
     costs: Mapping[str, Mapping[str, Any]],
     *,

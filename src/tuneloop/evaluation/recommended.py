@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from tuneloop.evaluation.metrics import lower_is_better
+from tuneloop.evaluation.metrics.declared import lower_is_better
 from tuneloop.records.evaluation import EvaluationManifest, Standing
 
 

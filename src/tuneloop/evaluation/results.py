@@ -10,14 +10,17 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import plain, write_jsonl
+from tuneloop.core.ui import busy
 from tuneloop.core.units import counted
-from tuneloop.evaluation.compare import adjusted
 from tuneloop.evaluation.config import EvaluateConfig
-from tuneloop.evaluation.evaluate import ScoredAnswers, evaluate
-from tuneloop.evaluation.metrics import declare, metric_of
+from tuneloop.evaluation.evaluate import ScoredAnswers, decided_by, evaluate
+from tuneloop.evaluation.leaderboard import leaderboard_in_words, leaderboard_of
+from tuneloop.evaluation.metrics.declared import declare, metric_of
+from tuneloop.evaluation.paired import adjusted, compare
 from tuneloop.evaluation.scoring import AnswerStats
 from tuneloop.evaluation.slices import breakdown, breakdown_in_words, paired_slices, paired_slices_in_words
 from tuneloop.evaluation.verdict import decide, verdict_in_words
+from tuneloop.models.names import known_name
 from tuneloop.records import evaluation as records
 from tuneloop.records.completion import Completion
 from tuneloop.records.record import read_lines, read_record, write_record
@@ -77,6 +80,34 @@ def write_evaluation(
     }  # fmt: skip
     write_record(out / records.EVALUATION, records.EvaluationManifest.model_validate(manifest))
     return out / records.EVALUATION
+
+
+def write_scored(
+    folder: Path,
+    evaluation: ScoredAnswers,
+    subject: records.Subject,
+    costs: Mapping[str, Mapping[str, float]],
+    *,
+    baselines: Mapping[str, ScoredAnswers] | None = None,
+    more: Mapping[str, Any] | None = None,
+) -> None:
+    """Write an evaluation with its comparisons and, where there are baselines, the leaderboard.
+
+    Args:
+        subject: what was evaluated; `more` may name another model.
+        costs: of each system's answers; `more`: further parts of `eval.json`.
+    """
+    name = subject.name
+    baselines = decided_by(evaluation.primary, baselines or {})
+    with busy("comparing answers"):
+        pairs = [c for other, baseline in baselines.items() for c in compare(other, baseline, name, evaluation)]
+        pairs = adjusted(pairs, evaluation)
+        more = {"costs": costs, **(more or {})}
+        if baselines:
+            entries = leaderboard_of({**baselines, name: evaluation}, costs, tuned=[name], comparisons=pairs)
+            more = {"leaderboard": entries, "leaderboard_words": leaderboard_in_words(entries), **more}
+        subject = replace(subject, model=known_name(str(more.pop("model", subject.model))))
+        write_evaluation(folder, evaluation, subject, ComparedWith(baselines, pairs), more)
 
 
 def _settings(evaluation: ScoredAnswers) -> records.ScoringSettings:

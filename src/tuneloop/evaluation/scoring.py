@@ -13,10 +13,11 @@ from tuneloop.core.stats.intervals import Statistics, mean_statistics
 from tuneloop.core.units import counted, verb
 from tuneloop.evaluation.config import EvaluateConfig
 from tuneloop.evaluation.deciding import IMPORTED, LabelUse, label_use
-from tuneloop.evaluation.metrics import METRICS, declare, metric_of, structured
+from tuneloop.evaluation.metrics import structured
 from tuneloop.evaluation.metrics import text as text_metrics
 from tuneloop.evaluation.metrics.code import code_facts, pass_scores, run_tests
 from tuneloop.evaluation.metrics.custom import compile_fields, extract, load_scorer, own_scores, values_repeat
+from tuneloop.evaluation.metrics.declared import METRICS, declare, metric_of
 from tuneloop.evaluation.metrics.kinds import are_structured, is_latin, parse, parses, problem_of
 from tuneloop.evaluation.metrics.labels import (
     are_labels,

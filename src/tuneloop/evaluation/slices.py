@@ -12,15 +12,14 @@ from datetime import UTC, datetime
 from pathlib import PurePath
 from typing import Any
 
-import numpy as np
-
 from tuneloop.core.errors import UserError
+from tuneloop.core.lazy import np
 from tuneloop.core.stats import intervals as u
 from tuneloop.core.stats.intervals import Array
 from tuneloop.core.stats.tests import p_words
 from tuneloop.core.units import counted
 from tuneloop.evaluation.evaluate import CLUSTER_NAMES, ScoredAnswers
-from tuneloop.evaluation.metrics import lower_is_better, metric_of, title_of
+from tuneloop.evaluation.metrics.declared import lower_is_better, metric_of, title_of
 from tuneloop.evaluation.metrics.labels import label_lists
 from tuneloop.evaluation.metrics.probabilities import reliability
 from tuneloop.records.evaluation import Slice, SliceComparison

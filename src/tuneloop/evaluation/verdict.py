@@ -14,14 +14,14 @@ from dataclasses import dataclass
 
 from tuneloop.core.stats.intervals import NOT_ENOUGH, least_apart
 from tuneloop.core.units import counted, verb
-from tuneloop.evaluation.classical import CLASSICAL
-from tuneloop.evaluation.compare import rows_needed
-from tuneloop.evaluation.constants import MAJORITY
+from tuneloop.evaluation.alternatives.classifiers import CLASSICAL
+from tuneloop.evaluation.alternatives.constants import MAJORITY
 from tuneloop.evaluation.evaluate import ScoredAnswers
-from tuneloop.evaluation.metrics import lower_is_better, metric_of, title_of
 from tuneloop.evaluation.metrics.claims import amount, claim_of, evidence, listed, outcome_words, seen_from, sure
+from tuneloop.evaluation.metrics.declared import lower_is_better, metric_of, title_of
 from tuneloop.evaluation.metrics.kinds import parse
 from tuneloop.evaluation.metrics.labels import LONGEST_LABEL
+from tuneloop.evaluation.paired import rows_needed
 from tuneloop.records.evaluation import SERIOUS, BaselineKind, Comparison, Outcome, Standing
 
 FROM_WORST: tuple[Outcome, ...] = ("worse", "mixed", NOT_ENOUGH, "promising", "better")

@@ -9,14 +9,12 @@ from pathlib import Path
 from tuneloop.core.errors import UserError
 from tuneloop.core.units import counted, usd_words
 from tuneloop.data.dataset import load_dataset
-from tuneloop.evaluation.config import EvalOptions, EvaluateConfig
-from tuneloop.evaluation.deciding import deciding_of
-from tuneloop.evaluation.evaluate import sample_rows
+from tuneloop.evaluation import EvalOptions, EvaluateConfig, deciding_of, sample_rows
+from tuneloop.evaluation.gate import write_first_suite
 from tuneloop.inference import Endpoint
 from tuneloop.migrate.notices import price_of
 from tuneloop.migrate.record import Migration
 from tuneloop.pipeline.answers import generous_limit
-from tuneloop.pipeline.compare import write_first_suite
 from tuneloop.pipeline.evaluate import EvaluationResult, evaluate_target
 from tuneloop.records.record import read_record
 from tuneloop.records.rows import Dataset, Message, Row

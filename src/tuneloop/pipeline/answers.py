@@ -18,8 +18,8 @@ from tuneloop.core.files import content_hash, read_json, write_json
 from tuneloop.core.ui import busy, progress, say
 from tuneloop.core.units import counted, verb
 from tuneloop.data.task import TaskSpec, read_task, task_spec
-from tuneloop.evaluation.config import BaselinesConfig, EvaluateConfig
-from tuneloop.evaluation.metrics.labels import label_lists
+from tuneloop.evaluation import BaselinesConfig, EvaluateConfig
+from tuneloop.evaluation.metrics import label_lists
 from tuneloop.inference import Endpoint, LoadedTarget, ModelTarget, Request, Target, open_target
 from tuneloop.models.batch_invariance import batch_invariant, need_batch_invariance
 from tuneloop.models.encoder import MINILM_TITLE, minilm_embedder

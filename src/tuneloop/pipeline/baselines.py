@@ -18,10 +18,18 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, inside, sha256_file
 from tuneloop.core.ui import busy, progress, say
 from tuneloop.core.units import counted
-from tuneloop.evaluation.config import BaselinesConfig, EvaluateConfig
-from tuneloop.evaluation.constants import MAJORITY, strongest_constant
-from tuneloop.evaluation.deciding import deciding_of, training_examples
-from tuneloop.evaluation.evaluate import ScoredAnswers, sample_order, sample_rows
+from tuneloop.evaluation import (
+    BaselinesConfig,
+    EvaluateConfig,
+    ScoredAnswers,
+    leaderboard_in_words,
+    leaderboard_of,
+    load_evaluation,
+    sample_order,
+    sample_rows,
+    write_scored,
+)
+from tuneloop.evaluation.alternatives import MAJORITY, constant_for, trained_classifiers
 from tuneloop.evaluation.metrics import lower_is_better
 from tuneloop.models.methods import base_only
 from tuneloop.models.names import MINILM_NAME
@@ -37,14 +45,14 @@ from tuneloop.pipeline.answers import (
 )
 from tuneloop.pipeline.context import RunContext, done_record
 from tuneloop.pipeline.prompt import AS_IT_IS, labels_shown
-from tuneloop.pipeline.scoring import SystemAnswers, cost_of, headline, score, scoring_settings, write_scored
+from tuneloop.pipeline.scoring import SystemAnswers, cost_of, headline, score, scoring_settings
 from tuneloop.recipe import Recipe
 from tuneloop.records.evaluation import BaselinesManifest, PromptChoice, Subject, TriedPrompt
 from tuneloop.records.record import read_record, write_record
 from tuneloop.records.rows import Dataset, Row
 
 if TYPE_CHECKING:
-    from tuneloop.evaluation.classical import Classical
+    pass
 
 
 Rows = Sequence[Row]
@@ -95,8 +103,6 @@ def measured_alternatives(job: RunContext, dataset: Dataset, rows: Rows) -> tupl
 
 
 def _load(folder: Path, manifest: BaselinesManifest) -> Evaluations:
-    from tuneloop.evaluation.results import load_evaluation
-
     return {name: load_evaluation(inside(folder, place)) for name, place in manifest.systems.items()}
 
 
@@ -203,15 +209,13 @@ def _write(
     job: RunContext, dataset: Dataset, rows: Rows, evaluations: Evaluations, answers: Answers, key: str, began: float
 ) -> Evaluations:
     """Write `baselines/` and say which is worth its price; they took the time since `began` (`time.monotonic`)."""
-    from tuneloop.evaluation.leaderboard import leaderboard, leaderboard_in_words
-
     folder = job.folder / "baselines"
     places = {name: name.replace(" ", "-").replace("+-", "") for name in evaluations}
     costs = {name: cost_of(job, result) for name, result in answers.items()}
     for name, evaluation in evaluations.items():
         subject = Subject(job.recipe.model, dataset.id, name=name, key=key)
         write_scored(folder / places[name], evaluation, subject, {name: costs[name]})
-    entries = leaderboard(evaluations, costs)
+    entries = leaderboard_of(evaluations, costs)
     words = leaderboard_in_words(entries)
     manifest = BaselinesManifest.model_validate({
         "key": key, "n": len(rows), "systems": places, "costs": costs, "leaderboard": entries, "words": words,
@@ -317,9 +321,7 @@ def base_examples(job: RunContext, dataset: Dataset, rows: Rows, most: int | Non
 
 def _ask_constant(job: RunContext, dataset: Dataset, rows: Rows) -> Answers:
     """The strongest constant answer by the training rows, for every row: free, so no setting turns it off."""
-    config = job.recipe.evaluate
-    metric, labels = deciding_of(dataset, config), dataset.manifest.labels
-    constant = strongest_constant(training_examples(dataset), dataset.task, config, metric, labels)
+    constant = constant_for(dataset, job.recipe.evaluate)
     if constant is None:
         return {}
     return {MAJORITY: SystemAnswers([constant.answer] * len(rows), 0.0, note=constant.note)}
@@ -331,54 +333,18 @@ def constant_of(job: RunContext, dataset: Dataset, rows: Rows) -> Evaluations:
 
 
 def _ask_classical(job: RunContext, dataset: Dataset, rows: Rows) -> Answers:
-    from tuneloop.evaluation.classical import MINILM_MISSING, minilm_system, tfidf_system
-
     if not job.recipe.baselines.classical:
         return {}
     examples = [row for row in dataset.train if row.shows_the_task]
-    if dataset.task != "classification":
-        return _classify_fields(job, examples, rows)
-    if len({row.label for row in examples}) < 2:
-        say("baselines warn: only one label in the training split: no classical baseline")
-        return {}
-    answers: Answers = {}
-    progress("cheap alternatives", 0, 2)
     # An encoder's head is what the classifier on its vectors is.
-    builds = (tfidf_system,) if job.recipe.model.lower() == MINILM_NAME else (tfidf_system, minilm_system)
-    for place, build in enumerate(builds):
-        fitted = build(examples)
-        if fitted is None:
-            say(f"baselines {MINILM_MISSING}")
-        else:
-            answers[fitted.name] = _timed(fitted, rows)
-        progress("cheap alternatives", place + 1, 2)
-    return answers
-
-
-def _classify_fields(job: RunContext, examples: Rows, rows: Rows) -> Answers:
-    """Answers whose fields are chosen by a classifier each, where any field holds labels."""
-    from tuneloop.evaluation.classical import CLASSICAL, MINILM_MISSING
-    from tuneloop.evaluation.field_classifiers import field_classifier, fields_that_are_labels
-
-    fields = fields_that_are_labels(examples, job.recipe.evaluate.fields)
-    if fields is None:
-        return {}
+    minilm = job.recipe.model.lower() != MINILM_NAME
     answers: Answers = {}
-    for place, name in enumerate(CLASSICAL):
-        progress("cheap alternatives", place, len(CLASSICAL))
-        fitted = field_classifier(name, examples, fields)
-        if fitted is None:
-            say(f"baselines {MINILM_MISSING}")
-        else:
-            answers[name] = replace(_timed(fitted.classical, rows), note=fitted.note)
-    progress("cheap alternatives", len(CLASSICAL), len(CLASSICAL))
+    for fitted in trained_classifiers(examples, dataset.task, job.recipe.evaluate.fields, minilm=minilm):
+        started = time.monotonic()
+        completions = fitted.system(rows)
+        seconds = time.monotonic() - started
+        answers[fitted.name] = SystemAnswers(completions, seconds, training_seconds=fitted.seconds, note=fitted.note)
     return answers
-
-
-def _timed(fitted: Classical, rows: Rows) -> SystemAnswers:
-    started = time.monotonic()
-    answers = fitted.system(rows)
-    return SystemAnswers(answers, time.monotonic() - started, training_seconds=fitted.seconds)
 
 
 def reuse_baselines(job: RunContext, key: str) -> bool:

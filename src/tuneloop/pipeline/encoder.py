@@ -18,7 +18,8 @@ from tuneloop.core.files import content_hash, write_json, write_text
 from tuneloop.core.ui import busy, say
 from tuneloop.core.units import counted, verb
 from tuneloop.data.task import task_spec
-from tuneloop.evaluation.metrics.labels import NO_LABELS, label_lists
+from tuneloop.evaluation.alternatives import fit_labels, fit_labels_apart
+from tuneloop.evaluation.metrics import NO_LABELS, label_lists
 from tuneloop.models.encoder import Encoder, Head, classifier_hash, load_encoder, log_probabilities, text_of_turns
 from tuneloop.models.names import resolve
 from tuneloop.models.trained import OWN
@@ -194,8 +195,6 @@ def fit_head(texts: LabelledTexts) -> tuple[list[str], Head]:
     """A head's labels, in the order of its rows, and its weights: logistic regression, for each label on its own where
     rows have several."""
     import numpy as np
-
-    from tuneloop.evaluation.classical import fit_labels, fit_labels_apart
 
     if texts.lists is not None:
         models, width = fit_labels_apart(texts.vectors, texts.lists), texts.vectors.shape[1]

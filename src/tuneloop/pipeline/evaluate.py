@@ -23,13 +23,19 @@ from tuneloop.data.config import PersonalConfig, PrepareConfig
 from tuneloop.data.load_eval_file import IDS, read_whole
 from tuneloop.data.mix import GENERAL_FILE
 from tuneloop.data.sources.read import read_records
-from tuneloop.evaluation.config import EvalOptions
-from tuneloop.evaluation.consistency import consistency_part
-from tuneloop.evaluation.evaluate import ScoredAnswers, check_ids, sample_order, sample_rows
-from tuneloop.evaluation.forgetting import side_effects
-from tuneloop.evaluation.metrics.kinds import problem_of
-from tuneloop.evaluation.metrics.labels import label_matcher
-from tuneloop.evaluation.predictions import answers_from
+from tuneloop.evaluation import (
+    EvalOptions,
+    ScoredAnswers,
+    answers_from,
+    check_ids,
+    consistency_part,
+    load_evaluation,
+    sample_order,
+    sample_rows,
+    side_effects,
+    write_scored,
+)
+from tuneloop.evaluation.metrics import label_matcher, problem_of
 from tuneloop.inference import Endpoint, PredictionsTarget, Request, Target, endpoint_line, kind_of_name, open_target
 from tuneloop.inference.local import LocalTarget
 from tuneloop.models.encoder import MINILM_TITLE, minilm_embedder
@@ -51,7 +57,6 @@ from tuneloop.pipeline.scoring import (
     how_far_trained,
     score,
     scoring_settings,
-    write_scored,
 )
 from tuneloop.recipe import Recipe, name_of
 from tuneloop.records.completion import Completion, failures
@@ -463,8 +468,6 @@ def _key(recipe: Recipe, dataset: Dataset, question: Question) -> str:
 
 def _baselines(job: RunContext, rows: Sequence[Row]) -> tuple[dict[str, ScoredAnswers], dict[str, Any]]:
     """The run's baselines, as far as they were measured on the same rows, with their costs."""
-    from tuneloop.evaluation.results import load_evaluation
-
     file = job.folder / "baselines" / BaselinesManifest.file
     if not file.is_file():
         return {}, {}

@@ -13,7 +13,7 @@ from tuneloop.core.files import lock_folder
 from tuneloop.core.ui import busy, say
 from tuneloop.core.units import counted
 from tuneloop.data.clean.pii import hidden
-from tuneloop.evaluation.deciding import deciding_of
+from tuneloop.evaluation import deciding_of
 from tuneloop.models.encoder import minilm_embedder
 from tuneloop.models.load import fingerprint, load_tokenizer
 from tuneloop.models.names import MINILM, resolve

@@ -5,23 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from tuneloop.core.files import read_json
 from tuneloop.core.ui import busy
 from tuneloop.core.units import counted
-from tuneloop.evaluation.deciding import deciding_of, label_counts, labels_of_fields, training_examples
-from tuneloop.evaluation.evaluate import ScoredAnswers, decided_by, evaluate
+from tuneloop.evaluation import ScoredAnswers, score_rows
 from tuneloop.evaluation.metrics import headline_of, lower_is_better, metric_of, title_of
-from tuneloop.evaluation.scoring import AnswerStats
 from tuneloop.models.adapters import ATTACHED
-from tuneloop.models.names import known_name
 from tuneloop.models.trained import OWN, trained_folder
 from tuneloop.pipeline.context import RunContext
 from tuneloop.recipe import Recipe
 from tuneloop.records.completion import ENGINE, Completion
-from tuneloop.records.evaluation import Estimate, Subject
+from tuneloop.records.evaluation import Estimate
 from tuneloop.records.rows import Dataset, Row
 from tuneloop.records.run import RunManifest
 from tuneloop.report.facts import percentage
@@ -70,29 +66,12 @@ def scoring_settings(recipe: Recipe) -> dict[str, Any]:
 
 def score(job: RunContext, dataset: Dataset, rows: Sequence[Row], answers: SystemAnswers) -> ScoredAnswers:
     """A system's answers as an evaluation."""
-    config = job.recipe.evaluate
+    completions = with_adapter_hash(job, answers.completions)
     with busy("scoring answers"):
-        if dataset.task == "classification":
-            label_rows = {"": label_counts(dataset)}
-        else:
-            label_rows = labels_of_fields([row.answer for row in training_examples(dataset)], config.fields)
-        field_labels = {name: list(counts) for name, counts in label_rows.items() if name}
-        evaluation = evaluate(
-            rows,
-            with_adapter_hash(job, answers.completions),
-            task=dataset.task,
-            labels=dataset.manifest.labels,
-            config=config,
-            seed=job.recipe.seed,
-            measured=AnswerStats(
-                further=answers.further,
-                field_labels=field_labels,
-                label_rows=label_rows,
-                deciding=deciding_of(dataset, config),
-            ),
-        )
-        evaluation.notes[:0] = [answers.note] if answers.note else []
-        return evaluation
+        recipe = job.recipe
+        evaluation = score_rows(dataset, rows, completions, recipe.evaluate, seed=recipe.seed, further=answers.further)
+    evaluation.notes[:0] = [answers.note] if answers.note else []
+    return evaluation
 
 
 def with_adapter_hash(job: RunContext, answers: Sequence[Completion]) -> list[Completion]:
@@ -120,38 +99,6 @@ def cost_of(job: RunContext, answers: SystemAnswers, training: RunManifest | Non
         "training_seconds": round(seconds, 3),
         "training_usd": usd,
     }
-
-
-def write_scored(
-    folder: Path,
-    evaluation: ScoredAnswers,
-    subject: Subject,
-    costs: Mapping[str, Mapping[str, float]],
-    *,
-    baselines: Mapping[str, ScoredAnswers] | None = None,
-    more: Mapping[str, Any] | None = None,
-) -> None:
-    """Write an evaluation with its comparisons and, where there are baselines, the leaderboard.
-
-    Args:
-        subject: what was evaluated; `more` may name another model.
-        costs: of each system's answers; `more`: further parts of `eval.json`.
-    """
-    from tuneloop.evaluation.compare import adjusted, compare
-    from tuneloop.evaluation.leaderboard import leaderboard, leaderboard_in_words
-    from tuneloop.evaluation.results import ComparedWith, write_evaluation
-
-    name = subject.name
-    baselines = decided_by(evaluation.primary, baselines or {})
-    with busy("comparing answers"):
-        pairs = [c for other, baseline in baselines.items() for c in compare(other, baseline, name, evaluation)]
-        pairs = adjusted(pairs, evaluation)
-        more = {"costs": costs, **(more or {})}
-        if baselines:
-            entries = leaderboard({**baselines, name: evaluation}, costs, tuned=[name], comparisons=pairs)
-            more = {"leaderboard": entries, "leaderboard_words": leaderboard_in_words(entries), **more}
-        subject = replace(subject, model=known_name(str(more.pop("model", subject.model))))
-        write_evaluation(folder, evaluation, subject, ComparedWith(baselines, pairs), more)
 
 
 def how_far_trained(run: RunManifest) -> str:

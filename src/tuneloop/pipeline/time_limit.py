@@ -16,7 +16,7 @@ from tuneloop.core.files import content_hash, write_yaml
 from tuneloop.core.machine import is_busy, processes
 from tuneloop.core.ui import say
 from tuneloop.core.units import counted, exactly, verb
-from tuneloop.evaluation.evaluate import sample_rows
+from tuneloop.evaluation import sample_rows
 from tuneloop.pipeline.baselines import (
     TUNED,
     TimedAnswers,

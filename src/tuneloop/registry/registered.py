@@ -16,6 +16,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import cache_folder, content_hash, inside, lock_folder, sync_folder, write_bytes
 from tuneloop.core.ui import say
 from tuneloop.core.urls import masked
+from tuneloop.evaluation.gate import gate_for_release
 from tuneloop.records.artifact import ARTIFACT, EVALS, FLOATS, GateRecord
 from tuneloop.records.evaluation import EVALUATION, GateResult
 from tuneloop.records.record import read_record
@@ -193,10 +194,8 @@ def gate_of(version: RegisteredVersion, *, force: bool) -> GateRecord:
 
 def _verdict(judged: Path, force: bool) -> GateRecord:
     """What the gate last said of a run or an artifact's evaluation; `force` takes any answer."""
-    from tuneloop.evaluation.gate import release
-
     try:
-        return GateRecord.model_validate(release(judged, force=force))
+        return GateRecord.model_validate(gate_for_release(judged, force=force))
     except UserError as error:
         step = error.next_step.replace("--force", "--force REASON")
         raise UserError(error.what, where=error.where, next_step=step) from None

@@ -13,7 +13,8 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import plain
 from tuneloop.core.ui import say
 from tuneloop.core.units import counted
-from tuneloop.evaluation.evaluate import FEWEST_SHARED
+from tuneloop.evaluation import FEWEST_SHARED
+from tuneloop.evaluation.gate import gate_for_release
 from tuneloop.inference.llamacpp import installed, need_llamacpp
 from tuneloop.models.gguf import read_tokenizer
 from tuneloop.models.methods import method_named
@@ -66,8 +67,6 @@ def export_run(
     Raises:
         UserError: no finished run, the wrong form, a gate that is not green, or whatever else the user can put right.
     """
-    from tuneloop.evaluation.gate import release
-
     weights = weights or WeightOptions()
     if key is not None:
         check_private_key(key)  # before gigabytes are written
@@ -80,7 +79,7 @@ def export_run(
     measure = _measure(RunContext(recipe, run), form, weights)
     if automatic:
         _check_automatic(form, weights, measure)
-    gate = release(run, force=force)
+    gate = gate_for_release(run, force=force)
     verdict = gate["status"] if gate["status"] != "none" else "none has judged it"
     say(f"gate      {verdict}{', overruled' if gate['forced'] else ''}")
     evaluation = read_record(EvaluationManifest, run) if (run / EvaluationManifest.file).is_file() else None
@@ -182,12 +181,10 @@ def _compressed(form: str, weights: WeightOptions) -> str:
 
 def _with_own_gate(artifact: Artifact, origin: Origin, form: str, gguf: GgufSettings | None, force: bool) -> Artifact:
     """The artifact with the gate's verdict on its own metrics, where there is one: it counts instead of the run's."""
-    from tuneloop.evaluation.gate import release
-
     folder = origin.run / EVALS / str(artifact.manifest["id"])
     if not (folder / GateResult.file).is_file():
         return artifact
-    gate = release(folder, force=force)
+    gate = gate_for_release(folder, force=force)
     if plain(gate) == artifact.manifest["gate"] or gguf is None:
         return artifact
     return export(replace(origin, gate=gate), form, artifact.folder, gguf=gguf)

@@ -16,10 +16,8 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder, plain, sha256_file, user_errors_of_the_disk
 from tuneloop.core.ui import progress
 from tuneloop.core.units import counted
-from tuneloop.evaluation.evaluate import ScoredAnswers, sample_rows, some_rows
-from tuneloop.evaluation.metrics import lower_is_better
-from tuneloop.evaluation.metrics.claims import amount, claim_of, seen_from, sure
-from tuneloop.evaluation.metrics.structured import read_schema
+from tuneloop.evaluation import ScoredAnswers, compare, load_evaluation, sample_rows, some_rows, write_scored
+from tuneloop.evaluation.metrics import difference_in_words, lower_is_better, read_schema
 from tuneloop.inference import Request, Served, complete
 from tuneloop.inference.llamacpp import GgufTarget, LlamaCppEngine, server_installed
 from tuneloop.models.load import load_model
@@ -28,7 +26,7 @@ from tuneloop.models.template import load_template
 from tuneloop.models.trained import trained_folder
 from tuneloop.pipeline.answers import ask, longest_answer
 from tuneloop.pipeline.context import RunContext, attach_trained, dataset_of
-from tuneloop.pipeline.scoring import cost_of, score, write_scored
+from tuneloop.pipeline.scoring import cost_of, score
 from tuneloop.records.artifact import EVALS, NEAR_TIE, PARTED, ArtifactCost, EvaluationExcerpt, SameAnswers
 from tuneloop.records.evaluation import Comparison, Subject
 from tuneloop.records.rows import Dataset, Row
@@ -117,8 +115,6 @@ def measure_artifact(
     Raises:
         UserError: llama.cpp is missing or fails, or a row can't be answered.
     """
-    from tuneloop.evaluation.compare import compare
-
     job, dataset, rows = sample.job, sample.dataset, sample.rows
     target = target or GgufTarget(str(file), file)
     try:
@@ -219,8 +215,6 @@ def parted(job: RunContext, same: SameAnswers, run: ScoredAnswers, artifact: Sco
 
 def evaluation_of_run(job: RunContext, dataset: Dataset, rows: Sequence[Row]) -> ScoredAnswers:
     """The run's own evaluation on these rows: as it was made, or made now."""
-    from tuneloop.evaluation.results import load_evaluation
-
     ids = {row.id for row in rows}
     try:
         earlier = load_evaluation(job.folder)
@@ -306,13 +300,8 @@ def _words(name: str, artifact: ScoredAnswers, run: ScoredAnswers, pairs: Sequen
     primary = artifact.primary
     after, before = artifact.metrics[primary].value, run.metrics[primary].value
     words = f"On {counted(artifact.n, 'test row')} `{name}` has {primary} {after:.4g}, the run itself {before:.4g}"
-    for pair in pairs:
-        if pair.metric == primary:
-            claim = claim_of(seen_from(name, pair))
-            verdicts = {"better": "it is better", "worse": "it is worse"}
-            verdict = verdicts.get(claim.outcome, "not enough evidence of a difference")
-            return [f"{words}: {verdict} ({amount(claim)}, {sure(claim)})."]
-    return [f"{words}."]
+    difference = difference_in_words(name, pairs, primary)
+    return [f"{words}: {difference}." if difference else f"{words}."]
 
 
 def acceptable(evaluation: EvaluationExcerpt, most: float) -> bool:

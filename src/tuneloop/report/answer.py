@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tuneloop.core.stats.intervals import NOT_ENOUGH
+from tuneloop.evaluation import recommended_system
+from tuneloop.evaluation.alternatives import MINILM
 from tuneloop.evaluation.metrics import metric_of, title_of
-from tuneloop.evaluation.recommended import recommended_system
 from tuneloop.models.names import MINILM_NAME
 from tuneloop.records.encoder import ENCODER_FOLDER
 from tuneloop.records.evaluation import SERIOUS, BaselineKind, EvaluationManifest, Standing
@@ -68,8 +69,6 @@ def answer_of(facts: f.RunFiles) -> Answer | None:
 
 def next_command(facts: f.RunFiles, recommended: str) -> str:
     """The command that comes next: what makes or serves the recommended system, else the likeliest one."""
-    from tuneloop.evaluation.classical import MINILM
-
     dataset = facts.path / "dataset"
     verdict = facts.evaluation.verdict
     if facts.run and verdict and recommended == verdict.name:

@@ -17,8 +17,7 @@ from tuneloop.core.files import read_json, read_yaml
 from tuneloop.core.foreign import BeyondLimits, is_file, lines_of, parse_line
 from tuneloop.core.stats.tests import p_words
 from tuneloop.core.units import counted
-from tuneloop.evaluation.metrics import declare, headline_of, metric_of
-from tuneloop.evaluation.metrics.claims import claim_between
+from tuneloop.evaluation.metrics import claim_between, declare, headline_of, metric_of
 from tuneloop.records.dataset import MANIFEST, DatasetManifest
 from tuneloop.records.encoder import ENCODER_FOLDER
 from tuneloop.records.evaluation import SAMPLES, Estimate, EvaluationManifest, GateResult, Sample

@@ -19,8 +19,7 @@ from markupsafe import Markup
 from tuneloop.core.errors import UserError
 from tuneloop.core.patterns import Pattern, compile_pattern
 from tuneloop.core.units import counted
-from tuneloop.evaluation.metrics import metric_of, title_of
-from tuneloop.evaluation.metrics.objects import differing_fields
+from tuneloop.evaluation.metrics import differing_fields, metric_of, title_of
 from tuneloop.records.evaluation import EvaluationManifest, Sample
 from tuneloop.report.facts import RunFiles, clean, count, finite, is_right, metric_text, number, section, shown_metrics
 

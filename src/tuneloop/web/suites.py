@@ -11,7 +11,7 @@ from tuneloop.core.confined import leads_into
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import build_config, inside, lock_folder, read_jsonl, write_text
 from tuneloop.core.foreign import file_bytes
-from tuneloop.evaluation.suite import MustPass, load_suite
+from tuneloop.evaluation.gate import MustPass, load_suite
 from tuneloop.web.sources import Sources
 
 ROWS = "must_pass.jsonl"

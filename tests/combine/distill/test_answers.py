@@ -200,7 +200,7 @@ def test_a_judge_rates_once(server: Server, dataset: Dataset, tmp_path: Path, mo
         asked.append(len(turns))
         return ["5" if "drawn" in turn[-1]["content"] else "2" for turn in turns]
 
-    monkeypatch.setattr(Judge, "choose", lambda self: choose)
+    monkeypatch.setattr(Judge, "choose", property(lambda self: choose))
     server.says = lambda number, body: (200, "drawn" if body.get("seed") else "likeliest", "big")
     for _ in range(2):
         found = answers_of(job(server, dataset, tmp_path / "run", best_of=2, pick="judge", judge="small"))

@@ -11,9 +11,9 @@ from scipy import stats
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.stats.intervals import PairedMean
-from tuneloop.evaluation.compare import adjusted, compare
 from tuneloop.evaluation.foreign.align import Refereeing, as_scored, power_of, shared_items, with_absent
 from tuneloop.evaluation.foreign.record import ForeignEvaluation, Observation, collected
+from tuneloop.evaluation.paired import adjusted, compare
 from tuneloop.records.evaluation import Comparison
 
 

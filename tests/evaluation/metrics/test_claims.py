@@ -13,14 +13,14 @@ from verdicts import rows_of
 
 from tuneloop.core.files import write_json
 from tuneloop.core.stats.intervals import NOT_ENOUGH
-from tuneloop.evaluation.classical import TFIDF
-from tuneloop.evaluation.compare import compare
+from tuneloop.evaluation.alternatives.classifiers import TFIDF
+from tuneloop.evaluation.alternatives.constants import MAJORITY
 from tuneloop.evaluation.config import EvaluateConfig
-from tuneloop.evaluation.constants import MAJORITY
 from tuneloop.evaluation.evaluate import ScoredAnswers, evaluate
-from tuneloop.evaluation.metrics import declare, metric_of, title_of
 from tuneloop.evaluation.metrics.claims import amount, claim_of, outcome_words, seen_from, sure
 from tuneloop.evaluation.metrics.custom import own_metric
+from tuneloop.evaluation.metrics.declared import declare, metric_of, title_of
+from tuneloop.evaluation.paired import compare
 from tuneloop.evaluation.results import ComparedWith, write_evaluation
 from tuneloop.evaluation.scoring import AnswerStats
 from tuneloop.records.completion import Completion

@@ -3,10 +3,10 @@ import math
 import pytest
 
 from tuneloop.core.errors import UserError
-from tuneloop.evaluation.compare import compare
 from tuneloop.evaluation.config import EvaluateConfig
 from tuneloop.evaluation.evaluate import evaluate
 from tuneloop.evaluation.metrics.custom import compile_fields, extract, load_scorer, own_scores
+from tuneloop.evaluation.paired import compare
 from tuneloop.evaluation.results import ComparedWith, load_evaluation, write_evaluation
 from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import Subject

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from tuneloop.core.errors import UserError
-from tuneloop.evaluation.compare import compare
 from tuneloop.evaluation.config import EvaluateConfig
 from tuneloop.evaluation.evaluate import ScoredAnswers, evaluate
-from tuneloop.evaluation.gate import read_side, run_gate
-from tuneloop.evaluation.metrics import METRICS, metric_of
+from tuneloop.evaluation.gate.decide import read_side, run_gate
+from tuneloop.evaluation.gate.suite import Suite, SuiteSource, first_suite
 from tuneloop.evaluation.metrics.custom import metric
+from tuneloop.evaluation.metrics.declared import METRICS, metric_of
+from tuneloop.evaluation.paired import compare
 from tuneloop.evaluation.results import ComparedWith, load_evaluation, write_evaluation
-from tuneloop.evaluation.suite import Suite, SuiteSource, first_suite
 from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import Subject
 from tuneloop.records.rows import Row

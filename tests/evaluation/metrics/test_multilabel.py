@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 from sklearn.preprocessing import MultiLabelBinarizer
 
-from tuneloop.evaluation.compare import compare
 from tuneloop.evaluation.config import EvaluateConfig
 from tuneloop.evaluation.deciding import primary_metric
 from tuneloop.evaluation.evaluate import evaluate
 from tuneloop.evaluation.metrics.labels import LabelSet, label_lists, label_reader, multilabel_statistics, vocabulary
+from tuneloop.evaluation.paired import compare
 from tuneloop.evaluation.results import load_evaluation, write_evaluation
 from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import Subject

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tuneloop.evaluation.alternatives.constants import usual_value
 from tuneloop.evaluation.config import EvaluateConfig
-from tuneloop.evaluation.constants import usual_value
 from tuneloop.evaluation.deciding import labels_of_fields
 from tuneloop.evaluation.evaluate import ScoredAnswers, evaluate
 from tuneloop.evaluation.metrics.objects import differing_fields, is_prose, object_statistics

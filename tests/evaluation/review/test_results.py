@@ -11,7 +11,7 @@ from reviews import pair_review, vote
 
 from tuneloop.core.errors import UserError
 from tuneloop.evaluation.review.items import ReviewFolder, append_vote, load_review, make_review, read_systems
-from tuneloop.evaluation.review.results import export, results
+from tuneloop.evaluation.review.results import export, results_of
 
 
 def rating_review(run: Path) -> ReviewFolder:
@@ -23,7 +23,7 @@ def test_equal_answers_count_as_ties_and_two_reviewers_on_an_item_as_one_row(two
     for item in review.items:
         for reviewer in ("anna", "ben"):
             append_vote(review.votes_path, vote(item.id, reviewer, winner="tuned", shown=item.systems))
-    found = results(review)
+    found = results_of(review)
     (pair,) = found["pairs"]
     assert (pair["a"], pair["b"], pair["wins_b"], pair["equal_answers"]) == ("few_shot", "tuned", 60, 10)
     assert pair["win_rate"]["estimate"].value == pytest.approx(0.75 + 0.25 / 2)
@@ -37,7 +37,7 @@ def test_a_few_votes_are_not_enough_evidence(two: Path) -> None:
     review = pair_review(two)
     for item, winner in zip(review.items[:4], ["tuned", "few_shot", "tuned", "tuned"], strict=True):
         append_vote(review.votes_path, vote(item.id, "anna", winner=winner))
-    (pair,) = results(review)["pairs"]
+    (pair,) = results_of(review)["pairs"]
     assert pair["verdict"] == "not enough evidence"
 
 
@@ -46,7 +46,7 @@ def test_ratings_are_weighted_to_the_whole_test_set(two: Path) -> None:
     for item in review.items:
         good = item.group == "rest"
         append_vote(review.votes_path, vote(item.id, "anna", "rating", stars=5 if good else 1, tags=("wrong fact",)))
-    found = results(review)["ratings"]["tuned"]
+    found = results_of(review)["ratings"]["tuned"]
     (sizes,) = review.populations.values()
     assert found["good"]["estimate"].value == pytest.approx(sizes["rest"] / 40)
     assert found["stars"]["estimate"].value == pytest.approx(1 + 4 * sizes["rest"] / 40)
@@ -58,7 +58,7 @@ def test_agreement_of_ratings_is_ordinal(two: Path) -> None:
     for i, item in enumerate(review.items[:12]):
         append_vote(review.votes_path, vote(item.id, "anna", "rating", stars=1 + i % 5))
         append_vote(review.votes_path, vote(item.id, "ben", "rating", stars=min(5, 2 + i % 5)))
-    alpha = results(review)["agreement"]["stars"]
+    alpha = results_of(review)["agreement"]["stars"]
     assert 0.5 < alpha.value < 1 and alpha.low <= alpha.value <= alpha.high
 
 

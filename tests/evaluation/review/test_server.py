@@ -16,7 +16,7 @@ import pytest
 from patience import HANG
 from tuneloop.core.access import of_owner
 from tuneloop.evaluation.review.items import ReviewFolder, make_review, read_systems, read_votes
-from tuneloop.evaluation.review.results import results
+from tuneloop.evaluation.review.results import results_of
 from tuneloop.evaluation.review.server import make_app, sides
 
 SECRET = "which-opens-this-review"
@@ -65,7 +65,7 @@ def test_a_tag_says_which_of_two_answers_it_is_about(client: Any, review: Review
         assert vote.tags == (f"{loser}: wrong fact", "reference is wrong")
         again = client.get(f"/api/items/{item.id}", params={"reviewer": "anna"}).json()
         assert again["vote"]["tags"] == tags
-    (pair,) = results(review)["pairs"]
+    (pair,) = results_of(review)["pairs"]
     assert pair["tags"]["reference is wrong"] == 6
     assert pair["tags"]["few_shot: wrong fact"] + pair["tags"]["tuned: wrong fact"] == 6
 
@@ -81,7 +81,7 @@ def test_two_reviewers_on_one_item_at_the_same_moment_both_count(client: Any, re
     with ThreadPoolExecutor(8) as pool:
         votes = [ballot(review, reviewer=f"person {i}", choice="tie") for i in range(24)]
         assert all(r.status_code == 200 for r in pool.map(lambda v: client.post("/api/votes", json=v), votes))
-    assert results(review)["votes"] == 24 and results(review)["reviewed"] == 1
+    assert results_of(review)["votes"] == 24 and results_of(review)["reviewed"] == 1
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ from collections import Counter
 import pytest
 from traffic import request, thumb
 
-from tuneloop.evaluation.suite import MustPass
+from tuneloop.evaluation.gate.suite import MustPass
 from tuneloop.improve.collect.collect import CollectOptions, collect, is_held_out
 
 USERS = [f"u{i}" for i in range(1, 400)]

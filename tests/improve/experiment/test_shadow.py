@@ -8,6 +8,7 @@ from traffic import at, request, thumb
 
 from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
+from tuneloop.evaluation.judge import Judge
 from tuneloop.improve.experiment import command as ab
 from tuneloop.improve.experiment.command import judge_copies
 from tuneloop.records.request import LEFT
@@ -31,25 +32,6 @@ def store(tmp_path):
     return tmp_path
 
 
-class Prefers:
-    """A judge that prefers one text wherever it stands."""
-
-    prompt = ""
-
-    def __init__(self, text):
-        self.text, self.asked = text, 0
-
-    def choose(self):
-        def choose(turns, options):
-            self.asked += len(turns)
-            return [
-                "A" if turn[-1]["content"].index(self.text) < turn[-1]["content"].rindex("answer ") else "B"
-                for turn in turns
-            ]
-
-        return choose
-
-
 def values(place):
     with opened(place) as connection:
         return [(one.value, one.user) for one in read_feedback(connection, where="kind = 'shadow'")]
@@ -66,18 +48,16 @@ def test_equal_answers_tie_and_what_people_have_said_needs_no_judge(store, capsy
 
 
 def test_the_judge_compares_what_is_left_in_both_orders_and_once(store, monkeypatch):
-    def both_orders(pairs, choose, prompt, *, names):
-        assert names == ("champion", "candidate") and all(pair.b == "better" for pair in pairs)
-        return real(
-            pairs, lambda turns, options: ["B" if i % 2 == 0 else "A" for i in range(len(turns))], prompt, names=names
-        )
+    orders = []
 
-    from tuneloop.improve.experiment import command as module
+    def prefers_the_candidate(turns, options):
+        orders.extend("A" if "better" in turn[-1]["content"].split("[Answer B]")[0] else "B" for turn in turns)
+        return orders[-len(turns) :]
 
-    real = module.judge_pairs
-    monkeypatch.setattr(module, "judge_pairs", both_orders)
-    judge = Prefers("better")
+    monkeypatch.setattr(Judge, "choose", property(lambda self: prefers_the_candidate))
+    judge = Judge("a model")
     found = judge_copies(store, judge=judge)
+    assert orders == ["B", "A"] * 20
     assert found.votes == {"equal": 10, "people": 10, "judge": 20} and found.open == 0
     assert values(store).count((1, "judge")) == 20
     assert judge_copies(store, judge=judge).pairs == 0

@@ -9,7 +9,7 @@ import pytest
 from traffic import at, request, thumb
 from web_pages import pages_of
 
-from tuneloop.evaluation.suite import load_suite
+from tuneloop.evaluation.gate.suite import load_suite
 from tuneloop.records.feedback import Feedback
 from tuneloop.serving.store.database import open_sqlite
 from tuneloop.serving.store.store import insert, opened, read_feedback

@@ -35,8 +35,8 @@ from tuneloop.data.formats import Rejection
 from tuneloop.data.sources.parse import SourceRecord
 from tuneloop.data.sources.read import read_records
 from tuneloop.data.task import prompt_reader, task_spec
-from tuneloop.evaluation.judge import AnswerToRate, Judge, conversation_of, judge_answers, load_judge_prompt
-from tuneloop.evaluation.metrics.text import token_f1
+from tuneloop.evaluation import Judge
+from tuneloop.evaluation.metrics import token_f1
 from tuneloop.inference import Request, Sampling
 from tuneloop.pipeline.answers import TaskTarget
 from tuneloop.pipeline.prompt import choose_examples, prompt_turns
@@ -324,19 +324,17 @@ def _overlaps(job: DistilJob, answers: dict[Draw, Completion], usable: dict[str,
 
 def _ratings(job: DistilJob, answers: dict[Draw, Completion], usable: dict[str, list[int]]) -> dict[Draw, float]:
     """What a judge rates each usable answer, 1 to 5; its ratings are written down as they come."""
-    prompt = load_judge_prompt("rubric")
+    judge = Judge(job.options.judge)
     draws = [(row, n) for row in job.for_teacher for n in usable[row.id]]
-    key = content_hash([job.options.judge, prompt, [[row.id, n, answers[row.id, n].text] for row, n in draws]])[:12]
+    key = content_hash([judge.identity, [[row.id, n, answers[row.id, n].text] for row, n in draws]])[:12]
     file = job.place / f"ratings-{key}.jsonl"
     ratings = {(line["id"], line["draw"]): line["score"] for line in _read(file)}
     left = [(row, n) for row, n in draws if (row.id, n) not in ratings]
-    choose = Judge(job.options.judge).choose() if left else None
     for start in range(0, len(left), AT_ONCE):
         some = left[start : start + AT_ONCE]
-        items = [AnswerToRate(row.id, conversation_of(row), answers[row.id, n].text, row.answer) for row, n in some]
-        assert choose is not None
+        ratings_of_some = judge.rate([(row, answers[row.id, n].text) for row, n in some]).rows
         lines = []
-        for (row, n), rating in zip(some, judge_answers(items, choose, prompt).rows, strict=True):
+        for (row, n), rating in zip(some, ratings_of_some, strict=True):
             ratings[row.id, n] = float(rating.score or 0)  # a rating that can't be read is the least
             lines.append(json.dumps({"id": row.id, "draw": n, "score": ratings[row.id, n]}) + "\n")
         _append(file, lines)

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.combine.distill.answers import DistilJob, reasons_of, taught_rows, teacher_answers
 from tuneloop.combine.distill.probabilities import ProbabilityStore
 from tuneloop.combine.options import DistilOptions
+from tuneloop.combine.retained_gain import Score, difference, kept_share, ratio
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, read_json, write_bytes, write_json
 from tuneloop.core.stats.tests import THAN, by_interval
 from tuneloop.core.ui import say
 from tuneloop.core.units import counted, span_words, usd_words
 from tuneloop.data.dataset import load_dataset
-from tuneloop.evaluation.evaluate import sample_rows
+from tuneloop.evaluation import sample_rows
 from tuneloop.inference import Request
 from tuneloop.models.load import Model, layers_of, skeleton
 from tuneloop.models.methods import WHOLE
@@ -39,7 +40,6 @@ from tuneloop.release import open_tuned
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tuneloop.combine.retained_gain import Score
     from tuneloop.inference import Endpoint
     from tuneloop.records.merge import Share
 
@@ -216,8 +216,6 @@ def _recipe(job: DistilJob, model: str, rows: str, out: Path, teacher: str = "")
 
 def _measured(job: DistilJob, control: Path | None) -> DistilledFigures | None:
     """Teacher, control and student on the same test rows."""
-    from tuneloop.combine.retained_gain import difference, kept_share, ratio
-
     rows = sample_rows(job.dataset.test, job.options.rows, seed=0, stratum=job.dataset.stratum)
     if not rows:
         say("distill   no test rows: nothing is measured")
@@ -250,8 +248,6 @@ class _Scored:
 
 def _score(job: DistilJob, rows: Sequence[Row], target: TaskTarget) -> _Scored:
     """A model's answers to rows, judged."""
-    from tuneloop.combine.retained_gain import Score
-
     limit = target.task.max_new_tokens if target.task else 256
     shown = job.examples if target is job.teacher else []
     turns = [prompt_turns(row, examples=shown) if shown else row.prompt for row in rows]

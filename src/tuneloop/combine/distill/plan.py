@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.advice import Serving, make_question, serving
 from tuneloop.combine.distill.answers import unlabelled_rows
+from tuneloop.combine.retained_gain import Score, difference
 from tuneloop.core.errors import UserError
 from tuneloop.core.units import counted, exactly, usd_words
 from tuneloop.data.dataset import load_dataset
+from tuneloop.evaluation import load_evaluation
 from tuneloop.models.methods import WHOLE
 from tuneloop.planning.options import plan_machines
 from tuneloop.planning.prices import load_prices
@@ -162,8 +164,6 @@ def expectation(measured: str, labelled: int, further: int) -> str:
             "Whether it pays is not known: evaluate the teacher, and the student tuned on the rows' own answers, on the"
             " same rows, and give --measured TEACHER,STUDENT"
         )
-    from tuneloop.combine.retained_gain import Score, difference
-    from tuneloop.evaluation.results import load_evaluation
 
     names = [name.strip() for name in measured.split(",")]
     if len(names) != 2:

@@ -17,10 +17,12 @@ from tuneloop.core.files import content_hash, lock_folder, sha256_file, write_js
 from tuneloop.core.ui import busy, quiet, say
 from tuneloop.core.units import counted
 from tuneloop.data.config import PrepareConfig
+from tuneloop.data.dataset import dataset_hash, label_counts, load_dataset
 from tuneloop.inference.local import open_local
 from tuneloop.models.load import fingerprint, load_tokenizer
 from tuneloop.models.methods import USUAL
 from tuneloop.models.names import resolve
+from tuneloop.pipeline.answers import write_task
 from tuneloop.pipeline.context import RunContext, done_record, load_run_recipe
 from tuneloop.recipe import Recipe, make_recipe
 from tuneloop.records.artifact import ARTIFACT
@@ -30,6 +32,7 @@ from tuneloop.records.record import write_record
 from tuneloop.records.rows import Dataset, Row
 from tuneloop.records.run import RUN, RunManifest
 from tuneloop.registry import local_name
+from tuneloop.release import run_of
 
 if TYPE_CHECKING:
     from tuneloop.combine.merge.adapters import MergeSettings
@@ -53,8 +56,6 @@ class Expert:
     @cached_property
     def dataset(self) -> Dataset | None:
         """The rows that it was trained for, with their splits; None where they are not available."""
-        from tuneloop.data.dataset import load_dataset
-
         if self.run is None or self.recipe is None:
             return None
         places = [self.run / "dataset", *map(Path, self.recipe.data.sources[:1])]
@@ -86,8 +87,6 @@ def _open_expert(name: str, base: str) -> Expert:
 
 
 def _run_folder(name: str) -> Path | None:
-    from tuneloop.release import run_of
-
     with quiet():
         folder = Path(local_name(name)).expanduser()
     if (folder.parent / RUN).is_file() and folder.name == "adapter":
@@ -168,8 +167,6 @@ def _record(experts: Sequence[Expert], settings: MergeSettings, merged: MergedAd
 
 def _write_run(experts: Sequence[Expert], merged: MergedAdapter, key: str, out: Path) -> None:
     """`config.yaml`, the rows, the task, and `run.json` last."""
-    from tuneloop.pipeline.answers import write_task
-
     dataset, sources = _rows_of(experts, out)
     name = re.sub(r"[^A-Za-z0-9._-]", "-", out.resolve().name).lstrip("._-") or "merged"
     recipe = make_recipe({"name": name, "model": experts[0].base, "track": {"report_to": "none"}})
@@ -211,8 +208,6 @@ def pool(datasets: Mapping[str, Dataset], out: Path) -> Dataset:
     Args:
         datasets: by the name of their task, which each row has as `meta.task`.
     """
-    from tuneloop.data.dataset import dataset_hash, label_counts, load_dataset
-
     tasks = {dataset.task for dataset in datasets.values()}
     task = tasks.pop() if len(tasks) == 1 else "generation"
     labels = sorted({label for dataset in datasets.values() for label in dataset.manifest.labels or []})

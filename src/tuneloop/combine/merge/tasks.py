@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 from tuneloop.combine.merge.adapters import MergeSettings, check_together, random_adapter
 from tuneloop.combine.merge.command import Expert, merge_runs
 from tuneloop.combine.options import AUTO, TaskJudgeOptions
+from tuneloop.combine.retained_gain import Score, difference, holds, kept_share, point_share
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash
 from tuneloop.core.threads import use_threads
 from tuneloop.core.ui import say
 from tuneloop.core.units import counted
-from tuneloop.evaluation.evaluate import FEWEST_SHARED, sample_rows
+from tuneloop.evaluation import FEWEST_SHARED, sample_rows
 from tuneloop.models.load import Model, load_model
 from tuneloop.models.methods import base_only
 from tuneloop.models.names import resolve
@@ -33,7 +34,6 @@ from tuneloop.records.record import read_record, write_record
 from tuneloop.records.run import RUN
 
 if TYPE_CHECKING:
-    from tuneloop.combine.retained_gain import Score
     from tuneloop.records.rows import Row
 
 Results = dict[str, TaskResult]  # by task
@@ -63,8 +63,6 @@ class TaskJudge:
 
     def score(self, expert: Expert, split: str, folder: Path | None, name: str) -> Score:
         """The score of an adapter (None: of the base) on a task's rows, kept under the model's name."""
-        from tuneloop.combine.retained_gain import Score
-
         key = (expert.name, split, name)
         if key in self._scores:
             return self._scores[key]
@@ -82,8 +80,6 @@ class TaskJudge:
 
     def result(self, expert: Expert, merged: Path, name: str, controls: dict[str, Path]) -> TaskResult:
         """A task's scores on its test rows, next to those of the base, the expert and the controls."""
-        from tuneloop.combine.retained_gain import difference, holds, kept_share
-
         base = self.score(expert, "test", None, "base")
         before = self.score(expert, "test", expert.adapter.folder, "expert")
         after = self.score(expert, "test", merged, name)
@@ -253,8 +249,6 @@ def search(judge: TaskJudge, least: MergeSettings) -> list[TriedMerge]:
 
 
 def _try(judge: TaskJudge, settings: MergeSettings) -> TriedMerge:
-    from tuneloop.combine.retained_gain import point_share
-
     began, name = time.monotonic(), f"tried {content_hash(settings)[:8]}"
     with tempfile.TemporaryDirectory() as scratch:
         merged, shares = _merged(judge.experts, settings, Path(scratch)), []

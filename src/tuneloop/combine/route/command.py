@@ -21,7 +21,9 @@ from tuneloop.core.files import nearest_path
 from tuneloop.core.ui import quiet
 from tuneloop.data.clean.language import detect_language, foreign
 from tuneloop.data.config import PrepareConfig
-from tuneloop.evaluation.evaluate import sample_rows
+from tuneloop.data.dataset import load_dataset
+from tuneloop.data.load_eval_file import read_whole
+from tuneloop.evaluation import sample_rows
 from tuneloop.pipeline.context import RunContext, dataset_of, load_run_recipe
 from tuneloop.records.dataset import MANIFEST
 from tuneloop.records.router import RouterRecord, RouteTarget
@@ -39,8 +41,6 @@ LANGUAGE_ROWS = 200  # requests that show in which language a router is fitted
 
 def dataset_of_target(name: str) -> Dataset:
     """The rows of a run's task, or a prepared data set itself. Raises UserError: they are not available."""
-    from tuneloop.data.dataset import load_dataset
-
     with quiet():
         folder = Path(local_name(name)).expanduser()
     if (folder / MANIFEST).is_file():
@@ -151,8 +151,6 @@ def outside_texts(file: str) -> list[str]:
 
     Raises UserError: it can't be read.
     """
-    from tuneloop.data.load_eval_file import read_whole
-
     whole = (Path(file) / MANIFEST).is_file()
     rows: Sequence[Row] = dataset_of_target(file).test if whole else read_whole(file, PrepareConfig()).rows
     return [last_user_turn(row) or row.answer for row in rows]  # a plain text has no turn of a user: it is the request

@@ -22,8 +22,9 @@ from tuneloop.evaluation.foreign.record import (
     named,
     text_of,
 )
-from tuneloop.evaluation.metrics import declare, metric_of
 from tuneloop.evaluation.metrics.custom import own_metric
+from tuneloop.evaluation.metrics.declared import declare, metric_of
+from tuneloop.evaluation.paired import PairedRows
 from tuneloop.evaluation.scoring import AnswerStats
 from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import Comparison
@@ -236,8 +237,6 @@ def _refuse_other_scales(evaluations: Sequence[ForeignEvaluation], name: str) ->
 def with_absent(pair: Comparison, evaluations: Sequence[ForeignEvaluation]) -> Comparison:
     """A comparison, to be `adjusted`, whose bounds for a margin hold whatever the items would have scored that one of
     the two lacks."""
-    from tuneloop.evaluation.compare import PairedRows
-
     of_place = {e.place: e for e in evaluations}
     n, declared, by_key = pair.compared, metric_of(pair.metric), shared_items(evaluations).by == "input"
     if not isinstance(pair, PairedRows) or not n or is_cost(pair.metric) or declared.scale == "from 0":
@@ -294,6 +293,7 @@ class Power:
         items, clusters: how many; without clusters each item is one.
         unrelated: between two systems that agree no more than chance; `alike`: between two versions of one system,
             whose item scores correlate by 0.8.
+        tool: that wrote the evaluation.
         items_for: difference -> items that would show it between two versions of one system; of metrics up to 1.
     """
 
@@ -303,6 +303,7 @@ class Power:
     unrelated: float
     alike: float
     items_for: dict[str, int]
+    tool: str = ""
 
 
 def power_of(evaluation: ScoredAnswers) -> Power:

@@ -1,57 +1,56 @@
-"""Metrics: each file computes one family and declares it; here is the list of all.
+"""Metrics: what each is called, which way is better, how it is written, and how some are computed."""
 
-Every metric is a function of sums over rows. A family returns the numbers of each row, `Statistics`, and the functions
-of their sums: a bootstrap resample is one matrix product, and each metric gets an interval and a paired test.
-"""
+from typing import TYPE_CHECKING
 
-from __future__ import annotations
+from tuneloop.core.lazy import door
 
-from collections.abc import Iterable, Sequence
+if TYPE_CHECKING:
+    # What an evaluation shows of one system against another by a metric.
+    from tuneloop.evaluation.metrics.claims import claim_between as claim_between
 
-from tuneloop.evaluation.metrics import code, custom, labels, objects, probabilities, structured, text
-from tuneloop.evaluation.metrics.custom import own_metric
-from tuneloop.records.metric import Headline, Metric
+    # The difference by a metric as part of a sentence.
+    from tuneloop.evaluation.metrics.claims import difference_in_words as difference_in_words
 
-# In the order in which headline metrics are named.
-FAMILIES = (labels, objects, structured, code, text, probabilities, custom)
-METRICS: dict[str, Metric] = {metric.name: metric for family in FAMILIES for metric in family.METRICS}
-_OWN: dict[str, Metric] = {}  # declared by scorers and evaluations that this process has read; by name the last one
+    # Make a function the user's own metric.
+    from tuneloop.evaluation.metrics.custom import metric as metric
 
+    # Make the user's own metrics known.
+    from tuneloop.evaluation.metrics.declared import declare as declare
 
-def metric_of(name: str) -> Metric:
-    """What is declared of a metric; `FIELD.METRIC` is as its metric, an unknown name is a scorer of the user's."""
-    declared = METRICS.get(name) or _OWN.get(name)
-    if declared is not None:
-        return declared
-    field, dot, last = name.rpartition(".")
-    return metric_of(last).of_field(field) if dot and last in METRICS else own_metric(name)
+    # The headline metrics of a kind of answers.
+    from tuneloop.evaluation.metrics.declared import headline_of as headline_of
 
+    # The metric to go by where nothing says which one decides.
+    from tuneloop.evaluation.metrics.declared import likely_to_decide as likely_to_decide
 
-def title_of(name: str) -> str:
-    """A metric's name as people read it."""
-    return metric_of(name).title
+    # Whether a smaller value is better.
+    from tuneloop.evaluation.metrics.declared import lower_is_better as lower_is_better
 
+    # What is declared of a metric.
+    from tuneloop.evaluation.metrics.declared import metric_of as metric_of
 
-def lower_is_better(name: str) -> bool:
-    """Whether a smaller value of a metric is better."""
-    return metric_of(name).lower_is_better
+    # A metric's name as people read it.
+    from tuneloop.evaluation.metrics.declared import title_of as title_of
 
+    # The unit tests that a row brings.
+    from tuneloop.evaluation.metrics.kinds import problem_of as problem_of
 
-def headline_of(kind: Headline) -> list[str]:
-    """The headline metrics of a kind of answers."""
-    return [metric.name for metric in METRICS.values() if metric.headline == kind]
+    # The answer that no label applies.
+    from tuneloop.evaluation.metrics.labels import NO_LABELS as NO_LABELS
 
+    # The labels of rows that have several.
+    from tuneloop.evaluation.metrics.labels import label_lists as label_lists
 
-def likely_to_decide(names: Sequence[str]) -> str | None:
-    """The metric to go by where nothing says which one decides: the first headline metric of which more is better, also
-    of a field (`FIELD.METRIC`); where there is none, the first that systems are compared by."""
-    order = [m.name for m in METRICS.values() if m.headline and not m.lower_is_better]
-    candidates = [name for metric in order for name in names if name.rpartition(".")[2] == metric]
-    declared = [name for name in names if name.rpartition(".")[2] in METRICS or name in _OWN]
-    candidates += [name for name in declared if metric_of(name).compared and not lower_is_better(name)]
-    return candidates[0] if candidates else None
+    # What finds the label that an answer names.
+    from tuneloop.evaluation.metrics.labels import label_matcher as label_matcher
 
+    # The fields in which an answer in JSON differs from its reference.
+    from tuneloop.evaluation.metrics.objects import differing_fields as differing_fields
 
-def declare(metrics: Iterable[Metric]) -> None:
-    """Make the user's metrics known to everything in this process that reads metrics of these names."""
-    _OWN.update({metric.name: metric for metric in metrics if metric.name not in METRICS})
+    # The JSON Schema of a file.
+    from tuneloop.evaluation.metrics.structured import read_schema as read_schema
+
+    # Overlap of words with the best reference.
+    from tuneloop.evaluation.metrics.text import token_f1 as token_f1
+
+__getattr__, __dir__ = door(__name__)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 from tuneloop.core.stats.tests import p_words
 from tuneloop.core.stats.tests import verdict as verdict_of
-from tuneloop.evaluation.metrics import lower_is_better, metric_of, title_of
+from tuneloop.evaluation.metrics.declared import lower_is_better, metric_of, title_of
 from tuneloop.records.evaluation import Claim, Comparison, EvaluationManifest, Standing
 
 
@@ -45,6 +46,16 @@ def claim_between(evaluation: EvaluationManifest, name: str, against: str, metri
     standings = part.standings if part and part.metric == metric else []
     standing = next((s for s in standings if (s.name, s.against) == (name, against)), None)
     return claim, outcome_words(standing, metric) if standing else claim.outcome if claim else ""
+
+
+def difference_in_words(name: str, pairs: Sequence[Comparison], metric: str) -> str:
+    """ "it is better (+4.2 points, 95 % interval ...)" of the pair by a metric; empty where there is none."""
+    pair = next((pair for pair in pairs if pair.metric == metric), None)
+    if pair is None:
+        return ""
+    claim = claim_of(seen_from(name, pair))
+    verdicts = {"better": "it is better", "worse": "it is worse"}
+    return f"{verdicts.get(claim.outcome, 'not enough evidence of a difference')} ({amount(claim)}, {sure(claim)})"
 
 
 def outcome_words(standing: Standing, metric: str) -> str:

@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_jsonl
+from tuneloop.core.lazy import Array, NDArray, np
 from tuneloop.core.stats.tests import Z95, by_interval
 from tuneloop.evaluation.review.items import SAME, ReviewFolder, read_votes, standing
 from tuneloop.records.evaluation import Estimate
@@ -67,12 +65,12 @@ def alpha_with_interval(units: Sequence[Sequence[Hashable]], level: Level = "nom
     return Estimate(value, *_percentiles(draws))
 
 
-def _resampled(n: int, function: Callable[[NDArray[np.int64]], Any], seed: int) -> NDArray[np.float64]:
+def _resampled(n: int, function: Callable[[NDArray[np.int64]], Any], seed: int) -> Array:
     rng = np.random.default_rng(seed)
     return np.array([function(rng.integers(0, n, n)) for _ in range(RESAMPLES)], dtype=float)
 
 
-def _percentiles(draws: NDArray[np.float64]) -> tuple[float, float]:
+def _percentiles(draws: Array) -> tuple[float, float]:
     defined = draws[~np.isnan(draws)]
     if not len(defined):
         return math.nan, math.nan
@@ -80,7 +78,7 @@ def _percentiles(draws: NDArray[np.float64]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def bradley_terry(wins: NDArray[np.float64]) -> NDArray[np.float64]:
+def bradley_terry(wins: Array) -> Array:
     """Strengths (K,), mean 0, as log odds, whose differences give the chance that one system beats another. Source:
     Bradley & Terry 1952; ties count as half a win for each side. Newton's method on the log likelihood, with a ridge of
     `RIDGE`. `wins` (K, K): how often, or with what weight, row i won against column j."""
@@ -96,7 +94,7 @@ def bradley_terry(wins: NDArray[np.float64]) -> NDArray[np.float64]:
         strength += np.clip(step, -2, 2)
         if np.abs(step).max() < 1e-10:
             break
-    centred: NDArray[np.float64] = strength - strength.mean()
+    centred: Array = strength - strength.mean()
     return centred
 
 
@@ -167,7 +165,14 @@ def votes_by_item(review: ReviewFolder) -> tuple[dict[str, list[Vote]], int]:
     return dict(by_item), damaged
 
 
-def results(review: ReviewFolder) -> dict[str, Any]:
+def open_and_disputed(review: ReviewFolder) -> tuple[int, int]:
+    """How many answers no one has judged, and about how many reviewers differ."""
+    votes, _ = votes_by_item(review)
+    opinions = ({(vote.winner or vote.choice, thumb_of(vote)) for vote in item} for item in votes.values())
+    return len(review.items) - len(votes), sum(len(different) > 1 for different in opinions)
+
+
+def results_of(review: ReviewFolder) -> dict[str, Any]:
     """All that the votes say, as one JSON-like object.
 
     Returns `items`, `reviewed`, `votes`, `reviewers` (name -> items), `agreement` (Krippendorff's alpha by question),

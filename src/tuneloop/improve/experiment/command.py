@@ -14,7 +14,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import build_config, plain
 from tuneloop.core.ids import utc, utc_now, uuid7
 from tuneloop.core.ui import quiet
-from tuneloop.evaluation.judge import AnswerPair, Judge, judge_pairs, load_judge_prompt
+from tuneloop.evaluation import AnswerPair, Judge
 from tuneloop.improve.experiment.decision import decide
 from tuneloop.improve.experiment.record import ExperimentDesign, ExperimentOptions, ExperimentVerdict
 from tuneloop.improve.experiment.state import (
@@ -381,13 +381,11 @@ def _plain_verdict(one: StoredRequest, copy: StoredRequest, right: str | None) -
 
 
 def _judged(pairs: Pairs, right: Mapping[str, str], judge: Judge) -> tuple[dict[str, Verdict], list[str]]:
-
     rows = []
     for one, copy in pairs:
         turns = "\n\n".join(f"{turn.get('role')}: {turn.get('content') or ''}" for turn in one.prompt)
         rows.append(AnswerPair(copy.id, turns, answer_of(one), answer_of(copy), right.get(one.id, "")))
-    prompt = load_judge_prompt("pairwise", judge.prompt)
-    result = judge_pairs(rows, judge.choose(), prompt, names=("champion", "candidate"))
+    result = judge.prefer(rows, ("champion", "candidate"))
     return {row.id: (VOTES[row.winner], "judge") for row in result.rows if row.winner is not None}, result.words
 
 

@@ -14,7 +14,7 @@ from tuneloop.core.files import content_hash, lock_folder, write_jsonl
 from tuneloop.core.ids import uuid7
 from tuneloop.data.clean.pii import Redactor
 from tuneloop.data.config import PersonalConfig
-from tuneloop.evaluation.review.items import ITEMS, load_review, read_votes, standing
+from tuneloop.evaluation.review import ITEMS, load_review, read_votes, standing
 from tuneloop.improve.experiment.statistics import person_of
 from tuneloop.improve.feedback.value import by_request, conversations_of, mean_value
 from tuneloop.improve.monitor.command import EVENT as MONITORED

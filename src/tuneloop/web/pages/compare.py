@@ -9,7 +9,7 @@ from typing import Any
 from starlette.requests import Request
 
 from tuneloop.core.errors import UserError
-from tuneloop.pipeline.compare import load_systems, paired_with_first
+from tuneloop.evaluation import load_evaluation, paired_with_first
 from tuneloop.records.evaluation import Estimate
 from tuneloop.report import charts
 from tuneloop.report import facts as f
@@ -65,7 +65,7 @@ def live(request: Request, sources: Sources) -> dict[str, Any]:
 
     def compared(_: object) -> dict[str, Any]:
         try:
-            evaluations, comparisons = paired_with_first(load_systems([*names]))
+            evaluations, comparisons = paired_with_first({name: load_evaluation(name) for name in names})
         except UserError as error:
             return {"pairs": [], "problem": error.what}
         main = next(iter(evaluations.values())).primary

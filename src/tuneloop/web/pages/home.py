@@ -15,6 +15,7 @@ from starlette.requests import Request
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc
 from tuneloop.core.urls import masked
+from tuneloop.evaluation.review import load_review, open_and_disputed
 from tuneloop.records.record import read_record
 from tuneloop.records.server import ServerState
 from tuneloop.report import charts
@@ -143,12 +144,7 @@ def needs(sources: Sources, lines: list[RunLine]) -> list[Need]:
 
 def _of_review(path: Path) -> list[Need]:
     """Answers that no one has judged, and those about which reviewers differ."""
-    from tuneloop.evaluation.review.items import load_review
-    from tuneloop.evaluation.review.results import thumb_of, votes_by_item
-
     review = load_review(path)
-    votes, _ = votes_by_item(review)
-    left, all_ = len(review.items) - len(votes), f.count(len(review.items), "answer")
-    split = sum(len({(vote.winner or vote.choice, thumb_of(vote)) for vote in each}) > 1 for each in votes.values())
+    (left, split), all_ = open_and_disputed(review), f.count(len(review.items), "answer")
     said = {f"{left:,} of {all_} open": left, f"reviewers differ about {split:,} of {all_}": split}
     return [Need(f"review {path.name}", f"{words}: tuneloop review {path}") for words, count in said.items() if count]

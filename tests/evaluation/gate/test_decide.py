@@ -14,14 +14,15 @@ from places import ROOT
 from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import sha256_file
-from tuneloop.evaluation import gate
 from tuneloop.evaluation.config import EvaluateConfig
 from tuneloop.evaluation.evaluate import evaluate
-from tuneloop.evaluation.gate import read_side, run_gate
+from tuneloop.evaluation.gate import decide as gate
+from tuneloop.evaluation.gate.decide import read_side, run_gate
+from tuneloop.evaluation.gate.suite import MustPass, load_suite
 from tuneloop.evaluation.results import write_evaluation
-from tuneloop.evaluation.suite import MustPass, load_suite
 from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import GateCheck, GateResult, Subject
+from tuneloop.records.record import write_record
 from tuneloop.records.rows import Row
 
 N = 200
@@ -234,7 +235,7 @@ def test_the_status_of_a_run_goes_stale_with_its_evaluation(judged: Any, evaluat
     folder = evaluation("run")
     assert gate.status(folder) == "none"
     outcome = judged(ACCURACY, new=range(40))
-    gate.write_gate(folder.parent / "new", outcome)
+    write_record(folder.parent / "new" / GateResult.file, outcome)
     assert gate.status(folder.parent / "new") == "fail"
     evaluation("new", [1, 2])
     assert gate.status(folder.parent / "new") == "stale"
@@ -249,14 +250,17 @@ def test_nothing_is_made_of_a_run_at_a_red_gate_unless_forced_and_that_is_record
     judged: Any, evaluation: Folder, new: Any, said: str
 ) -> None:
     place = evaluation("run").parent / "new"
-    assert gate.release(place.parent / "run") == {"status": "none", "suite": None, "forced": False}
-    gate.write_gate(place, judged(ACCURACY, new=new))
+    assert gate.gate_for_release(place.parent / "run") == {"status": "none", "suite": None, "forced": False}
+    write_record(place / GateResult.file, judged(ACCURACY, new=new))
     if not said:
-        assert gate.release(place) == gate.release(place, force=True) and not gate.release(place)["forced"]
+        assert (
+            gate.gate_for_release(place) == gate.gate_for_release(place, force=True)
+            and not gate.gate_for_release(place)["forced"]
+        )
         return
     with pytest.raises(UserError, match=said):
-        gate.release(place)
-    forced = gate.release(place, force=True)
+        gate.gate_for_release(place)
+    forced = gate.gate_for_release(place, force=True)
     assert forced["forced"] and forced["status"] == gate.status(place) and forced["suite"]["hash"]
 
 
@@ -268,13 +272,15 @@ def test_a_refused_release_names_the_line_that_failed_and_not_one_without_eviden
         GateCheck("metric", "macro_f1", "fail", "macro_f1: -0.2 against the base"),
     ]
     evaluation = sha256_file(tmp_path / "eval.json")
-    gate.write_gate(tmp_path, GateResult(status="fail", checks=checks, evaluation=evaluation))
+    write_record(tmp_path / GateResult.file, GateResult(status="fail", checks=checks, evaluation=evaluation))
     with pytest.raises(UserError, match="The gate is red") as error:
-        gate.release(tmp_path)
+        gate.gate_for_release(tmp_path)
     assert "macro_f1" in str(error.value.where) and "forgetting" not in str(error.value.where)
-    gate.write_gate(tmp_path, GateResult(status="inconclusive", checks=checks[:2], evaluation=evaluation))
+    write_record(
+        tmp_path / GateResult.file, GateResult(status="inconclusive", checks=checks[:2], evaluation=evaluation)
+    )
     with pytest.raises(UserError, match="not enough evidence") as error:
-        gate.release(tmp_path)
+        gate.gate_for_release(tmp_path)
     assert "forgetting" in str(error.value.where)
 
 

@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 
 from tuneloop.cli.main import app, main
 from tuneloop.core.errors import UserError
+from tuneloop.evaluation.foreign.referee import read_all
 from tuneloop.evaluation.results import load_evaluation
-from tuneloop.pipeline.compare import read_all, task_rows
+from tuneloop.pipeline.compare import task_rows
 
 
 def table(path: Path, share: float, seed: int, n: int = 120) -> str:
@@ -120,8 +121,8 @@ def test_a_file_of_several_systems_alone_compares_them(here: Path) -> None:
     result = answered(0, "compare", "p.json")
     assert result["name"] == "y" and list(result["baselines"]) == ["x"]
     with pytest.raises(UserError, match="The file holds 2 systems"):
-        read_all(["p.json", "a.csv"])
-    assert [e.system for e in read_all(["p.json:x", "p.json:y"])] == ["x", "y"]
+        read_all({"p.json": "", "a.csv": ""})
+    assert [e.system for e in read_all({"p.json:x": "", "p.json:y": ""})] == ["x", "y"]
 
 
 def test_rows_are_exported_with_the_command_that_runs_them(here: Path) -> None:

@@ -10,8 +10,14 @@ from typing import Any
 import pytest
 from verdicts import verdict_of
 
+from tuneloop.evaluation.alternatives.constants import (
+    Constant,
+    candidate_answers,
+    strongest_constant,
+    usual_value,
+    value_of,
+)
 from tuneloop.evaluation.config import EvaluateConfig
-from tuneloop.evaluation.constants import Constant, candidate_answers, strongest_constant, usual_value, value_of
 from tuneloop.evaluation.deciding import deciding_metric
 from tuneloop.evaluation.evaluate import ScoredAnswers, evaluate
 from tuneloop.evaluation.scoring import AnswerStats

@@ -8,15 +8,14 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from tuneloop.core.errors import UserError
+from tuneloop.core.lazy import np
 from tuneloop.core.stats import intervals as u
 from tuneloop.core.stats.bounded import bounded_interval, cluster_values
 from tuneloop.core.stats.intervals import Statistics
 from tuneloop.evaluation.deciding import IMPORTED
 from tuneloop.evaluation.evaluate import ScoredAnswers
-from tuneloop.evaluation.metrics import lower_is_better, metric_of
+from tuneloop.evaluation.metrics.declared import lower_is_better, metric_of
 from tuneloop.records.evaluation import Comparison
 from tuneloop.records.rows import references_of
 

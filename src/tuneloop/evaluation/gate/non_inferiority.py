@@ -15,9 +15,9 @@ from typing import Literal
 from tuneloop.core.errors import UserError
 from tuneloop.core.stats.intervals import ALPHA, rows_to_settle
 from tuneloop.core.units import counted
-from tuneloop.evaluation.compare import PairedRows, compare
 from tuneloop.evaluation.evaluate import ScoredAnswers, some_rows
-from tuneloop.evaluation.metrics import lower_is_better, metric_of
+from tuneloop.evaluation.metrics.declared import lower_is_better, metric_of
+from tuneloop.evaluation.paired import PairedRows, compare
 from tuneloop.evaluation.slices import slice_values
 
 Outcome = Literal["shown", "not shown", "refuted"]

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from tuneloop.core.errors import UserError
+from tuneloop.core.lazy import np
+from tuneloop.core.ui import progress, say
 from tuneloop.core.units import counted
+from tuneloop.evaluation.alternatives.constants import LabelFields, label_fields_of
 from tuneloop.evaluation.metrics.labels import NO_LABELS, label_lists
 from tuneloop.models.encoder import minilm_embedder, text_of_turns
 from tuneloop.models.names import MINILM as MINILM_PACKAGE
@@ -38,22 +39,54 @@ class Classical:
     name: str
     system: AnswerFunction  # its `label_scores` are log probabilities
     seconds: float  # of its training
+    note: str = ""  # what a reader has to know
 
 
 Features = Callable[[list[str]], Any]  # texts to a table, a row each
 
 
-def tfidf_system(train: Sequence[Row]) -> Classical:
-    """Train logistic regression on TF-IDF of word 1-2-grams and character 3-5-grams of the last user turn. Raises
-    UserError: fewer than two labels in `train`."""
+def trained_classifiers(
+    train: Sequence[Row], task: str, patterns: Mapping[str, str], *, minilm: bool
+) -> Iterator[Classical]:
+    """The cheap alternatives that fit a task, each as soon as it is trained: to the label of a row, or, of answers with
+    fields, to each field that holds labels; none where nothing is to be chosen among.
+
+    `train`: rows that show the task; `patterns`: see `evaluate.fields`; `minilm`: also on MiniLM's vectors.
+    """
+    fields = None if task == "classification" else fields_that_are_labels(train, patterns)
+    if task != "classification" and fields is None:
+        return
+    if fields is None and len({row.label for row in train}) < 2:
+        say("baselines warn: only one label in the training split: no classical baseline")
+        return
+    names = CLASSICAL if minilm else (TFIDF,)
+    for number, name in enumerate(names):
+        progress("cheap alternatives", number, len(names))
+        fitted = field_classifier(name, train, fields) if fields else label_classifier(name, train)
+        if fitted is None:
+            say(f"baselines {MINILM_MISSING}")
+        else:
+            yield fitted
+    progress("cheap alternatives", len(names), len(names))
+
+
+def label_classifier(name: str, train: Sequence[Row]) -> Classical | None:
+    """Logistic regression of labels on the last user turn, by TF-IDF or by MiniLM's vectors; None where that is not
+    installed. Raises UserError: fewer than two labels in `train`."""
     start = time.monotonic()
-    texts, rows = _texts_and_rows(train)
-    features, table = tfidf_features(texts)
-    return Classical(TFIDF, _regression(features, table, rows), time.monotonic() - start)
+    rows = [row for row in train if row.label is not None]
+    labels = len({row.label for row in rows})
+    if labels < 2:
+        what = f"A classifier needs at least two labels, the training split has {labels}"
+        next_step = "check the label column, or set baselines.classical=false"
+        raise UserError(what, where=f"{counted(len(train), 'training row')}", next_step=next_step)
+    fitted = FEATURES[name]([text_of(row) for row in rows])
+    return fitted and Classical(name, _regression(*fitted, rows), time.monotonic() - start)
 
 
 def tfidf_features(texts: list[str]) -> tuple[Features, Any]:
-    """TF-IDF learned from these texts, and its table of them. Raises UserError: they hold no words."""
+    """TF-IDF of word 1-2-grams and character 3-5-grams, learned from these texts, and its table of them. Raises
+    UserError: they hold no words."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.pipeline import FeatureUnion
 
@@ -71,29 +104,15 @@ def tfidf_features(texts: list[str]) -> tuple[Features, Any]:
     return features.transform, table
 
 
-def minilm_system(train: Sequence[Row]) -> Classical | None:
-    """Train logistic regression on all-MiniLM-L6-v2 embeddings of the last user turn. None where the packaged model,
-    transformers or torch is not installed (then note `MINILM_MISSING`). Raises as `tfidf_system`."""
-    start = time.monotonic()
-    texts, rows = _texts_and_rows(train)
-    fitted = minilm_features(texts)
-    return fitted and Classical(MINILM, _regression(*fitted, rows), time.monotonic() - start)
-
-
 def minilm_features(texts: list[str]) -> tuple[Features, Any] | None:
-    """all-MiniLM-L6-v2's embeddings, and its table of these texts; None where `minilm_system` gives None."""
+    """all-MiniLM-L6-v2's embeddings, and its table of these texts; None where it is not installed."""
     embed = minilm_embedder()
     return embed and (embed, embed(texts))
 
 
-def _texts_and_rows(train: Sequence[Row]) -> tuple[list[str], list[Row]]:
-    rows = [row for row in train if row.label is not None]
-    labels = len({row.label for row in rows})
-    if labels < 2:
-        what = f"A classifier needs at least two labels, the training split has {labels}"
-        next_step = "check the label column, or set baselines.classical=false"
-        raise UserError(what, where=f"{counted(len(train), 'training row')}", next_step=next_step)
-    return [text_of(row) for row in rows], rows
+FEATURES: dict[str, Callable[[list[str]], tuple[Features, Any] | None]] = {
+    TFIDF: tfidf_features, MINILM: minilm_features,
+}  # fmt: skip
 
 
 def text_of(row: Row) -> str:
@@ -152,5 +171,48 @@ def _regressions(features: Features, table: Any, lists: Sequence[frozenset[str]]
         if frozenset() not in lists:  # some label applies to every row: the likeliest, where none is likely
             likely = [each or [names[int(np.argmax(row))]] for each, row in zip(likely, chances, strict=True)]
         return [Completion(", ".join(each) or NO_LABELS) for each in likely]
+
+    return answer
+
+
+# --- answers with fields ---------------------------------------------------------------------------
+
+
+def fields_that_are_labels(train: Sequence[Row], patterns: Mapping[str, str]) -> LabelFields | None:
+    """The fields of training answers that hold several labels; None where there are none. `patterns`: see
+    `evaluate.fields`."""
+    fields = label_fields_of([row.answer for row in train], patterns)
+    return fields if fields and any(len(labels) > 1 for labels in fields.labels.values()) else None
+
+
+def field_classifier(name: str, train: Sequence[Row], fields: LabelFields) -> Classical | None:
+    """Logistic regression for each field that holds labels, by features that all of them share; `train`: the rows that
+    `fields` was made of. Fields of other kinds (numbers, dates, texts) get their most frequent value: a classifier can
+    only choose among values that it has seen."""
+    start = time.monotonic()
+    fitted = FEATURES[name]([text_of(row) for row in train])
+    if fitted is None:
+        return None
+    features, table = fitted
+    models = {}
+    for field, values in fields.values.items():
+        places = [i for i, value in enumerate(values) if value is not None]
+        if len(fields.labels[field]) > 1:
+            models[field] = fit_labels(table[places], [str(values[i]) for i in places])
+    system = _answers(features, models, fields)
+    note = f"A classifier each for {', '.join(models)}; other fields have their most frequent value."
+    return Classical(name, system, time.monotonic() - start, note)
+
+
+def _answers(features: Features, models: Mapping[str, Any], fields: LabelFields) -> AnswerFunction:
+    def answer(rows: Sequence[Row]) -> list[Completion]:
+        if not rows:
+            return []
+        table = features([text_of(row) for row in rows])
+        columns = {field: model.predict(table).tolist() for field, model in models.items()}
+        return [
+            Completion(fields.write({field: labels[place] for field, labels in columns.items()}))
+            for place in range(len(rows))
+        ]
 
     return answer

@@ -19,19 +19,18 @@ from tuneloop.core.files import content_hash, sha256_file
 from tuneloop.core.patterns import compile_pattern
 from tuneloop.core.units import counted
 from tuneloop.evaluation.evaluate import ScoredAnswers, on_shared_rows, some_rows
-from tuneloop.evaluation.metrics import metric_of
+from tuneloop.evaluation.gate.non_inferiority import Outcome, by_metric_and_slice, in_words, non_inferiority
+from tuneloop.evaluation.gate.suite import ForgettingLimit, LatencyLimit, MetricLimit, MustPass, Status, Suite
+from tuneloop.evaluation.metrics.declared import metric_of
 from tuneloop.evaluation.metrics.labels import label_matcher
 from tuneloop.evaluation.metrics.objects import right_as_a_whole
 from tuneloop.evaluation.metrics.text import exact_match
-from tuneloop.evaluation.non_inferiority import Outcome, by_metric_and_slice, in_words, non_inferiority
 from tuneloop.evaluation.results import evaluated_again, read_evaluation
-from tuneloop.evaluation.suite import ForgettingLimit, LatencyLimit, MetricLimit, MustPass, Status, Suite
 from tuneloop.records import evaluation as records
 from tuneloop.records.completion import Completion
 from tuneloop.records.record import read_record, write_record
 from tuneloop.records.rows import Row, last_user_turn, references_of
 
-EXIT: dict[Status, int] = {"pass": 0, "fail": 1, "inconclusive": 3}
 OUTCOMES: dict[Outcome, Status] = {"shown": "pass", "refuted": "fail", "not shown": "inconclusive"}
 Ask = Callable[[Sequence[Row]], list[Completion]]
 
@@ -59,6 +58,43 @@ def read_side(place: str) -> Side:
     manifest, samples, baseline = read_evaluation(path, system)
     evaluation = evaluated_again(path, manifest, samples, baseline)
     return Side(place, path, manifest, {sample.id: sample for sample in samples}, evaluation, baseline)
+
+
+def apply_suite(
+    candidate: str,
+    base: str,
+    suite: Suite | float,
+    *,
+    out: str = "",
+    model_of: Callable[[Path], Ask | None],
+    columns_of: Callable[[Path], Mapping[str, Mapping[str, Any]]],
+) -> tuple[records.GateResult, Path | None]:
+    """Judge a candidate against what is in use, and store the result as `gate.json`.
+
+    Args:
+        candidate, base: `FOLDER` or `FOLDER:BASELINE`.
+        suite: what must hold; a number: not worse by more than so many points.
+        out: folder for the result; default: the candidate's. Of a baseline in a folder none is stored, since it is not
+            a result of the run that the folder belongs to.
+        model_of, columns_of: see `ask` and `fields` of `run_gate`, of the candidate's folder.
+
+    Returns:
+        The result, and its file if it was stored.
+
+    Raises:
+        UserError: see `run_gate`.
+    """
+    sides = read_side(candidate), read_side(base)
+    folder, baseline = sides[0].folder, sides[0].baseline
+    if isinstance(suite, Suite):
+        ask = None if baseline else model_of(folder)
+        result = run_gate(suite, *sides, ask=ask, fields=columns_of(folder))
+    else:
+        result = run_margin_gate(suite, *sides)
+    path = None if baseline and not out else (Path(out) if out else folder) / records.GateResult.file
+    if path:
+        write_record(path, result)
+    return result, path
 
 
 def run_gate(
@@ -134,12 +170,6 @@ def _sides_on_shared_rows(candidate: Side, base: Side) -> tuple[Side, Side]:
     return sides[0], sides[1]
 
 
-def write_gate(run: Path, result: records.GateResult) -> Path:
-    """Store the result with the run."""
-    write_record(run / records.GateResult.file, result)
-    return run / records.GateResult.file
-
-
 def status(run: Path | str) -> Literal["pass", "fail", "inconclusive", "stale", "none"]:
     """What the gate said about a run: `none` if it never ran, `stale` if the run was evaluated again since."""
     run = Path(run)
@@ -152,7 +182,7 @@ def status(run: Path | str) -> Literal["pass", "fail", "inconclusive", "stale", 
     return result.status
 
 
-def release(run: Path | str, *, force: bool = False) -> dict[str, Any]:
+def gate_for_release(run: Path | str, *, force: bool = False) -> dict[str, Any]:
     """What is to be recorded of the gate with something made from a run: `status`, `suite`, `forced`. A run that no
     gate has judged may pass: gates are a choice. `forced` says that one was overruled. Raises UserError: the gate is
     not green, or judged an earlier evaluation, and `force` is not given."""

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 from tuneloop.core.units import counted
-from tuneloop.evaluation.metrics import metric_of, title_of
+from tuneloop.evaluation.gate.suite import Status
 from tuneloop.evaluation.metrics.claims import evidence
+from tuneloop.evaluation.metrics.declared import metric_of, title_of
 from tuneloop.records.evaluation import Claim, EvaluationManifest, Standing
-
-Status = Literal["pass", "fail", "inconclusive"]
-EXIT: dict[Status, int] = {"pass": 0, "fail": 1, "inconclusive": 3}
 
 
 @dataclass(frozen=True)

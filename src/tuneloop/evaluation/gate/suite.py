@@ -12,18 +12,22 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import Config, build_config, read_jsonl, read_yaml
+from tuneloop.core.files import Config, build_config, read_jsonl, read_yaml, write_text
 from tuneloop.core.lazy import np
 from tuneloop.core.patterns import compile_pattern
 from tuneloop.core.stats.bounded import bounded_interval, cluster_values
 from tuneloop.core.stats.intervals import Z80, Z95
 from tuneloop.core.units import counted
+from tuneloop.data.dataset import load_dataset
 from tuneloop.evaluation.deciding import OF_JSON, label_use, primary_metric
 from tuneloop.evaluation.evaluate import ScoredAnswers
-from tuneloop.evaluation.metrics import headline_of, metric_of
 from tuneloop.evaluation.metrics.custom import compile_fields
+from tuneloop.evaluation.metrics.declared import headline_of, metric_of
 from tuneloop.evaluation.metrics.kinds import are_structured
 from tuneloop.evaluation.metrics.labels import label_lists
+from tuneloop.evaluation.results import load_evaluation
+from tuneloop.records.evaluation import EvaluationManifest
+from tuneloop.records.record import read_record
 from tuneloop.records.rows import Row, last_user_turn, references_of
 
 Status = Literal["pass", "fail", "inconclusive"]
@@ -173,6 +177,48 @@ def first_suite(source: SuiteSource) -> str:
         f"{off}forgetting:", f"{off}  at_most: 0.05", "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def write_first_suite(target: str, out: str) -> Path:
+    """Write a commented suite from an evaluation (of a run, or its folder), or from a data set's test rows.
+
+    Raises:
+        UserError: the target is none of these, it has no test rows, or the file `out` is there.
+    """
+    path, folder = Path(out), Path(target)
+    if path.exists():
+        raise UserError("That suite is there already", where=out, next_step="name another file with --suite FILE")
+    if folder.name in ("eval.json", "dataset.json") and folder.is_file():
+        folder = folder.parent
+    write_text(path, first_suite(_suite_source(folder, target)))
+    load_suite(path)  # what is written here must be taken by the gate
+    return path
+
+
+def _suite_source(folder: Path, target: str) -> SuiteSource:
+    name, origin = folder.resolve().name, f"tuneloop gate --init {target}"
+    if (folder / "eval.json").is_file():
+        manifest, evaluation = read_record(EvaluationManifest, folder), load_evaluation(folder)
+        cost = manifest.costs.get(manifest.name)
+        forgetting = manifest.forgetting.score.value if manifest.forgetting else math.nan
+        return SuiteSource(
+            name=name,
+            rows=evaluation.rows,
+            task=evaluation.task,
+            fields=evaluation.config.fields,
+            evaluation=evaluation,
+            forgetting=None if math.isnan(forgetting) else forgetting,
+            timed=bool(cost and cost.seconds) and manifest.endpoint is None,  # no ratio to another machine
+            origin=origin,
+        )
+    if (folder / "dataset.json").is_file():
+        dataset = load_dataset(folder)
+        return SuiteSource(name, [row for row in dataset.test if row.has_reference], dataset.task, origin=origin)
+    if (folder / "run.json").is_file():
+        step = f"tuneloop evaluate {target}"
+        raise UserError("This run has not been evaluated yet", where=target, next_step=step)
+    what = "A suite is made from a run, an evaluation or a prepared data set"
+    raise UserError(what, where=target, next_step="name a folder with eval.json or dataset.json")
 
 
 def _must_pass(source: SuiteSource) -> str:

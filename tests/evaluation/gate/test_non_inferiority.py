@@ -11,7 +11,7 @@ import pytest
 from tuneloop.core.errors import UserError
 from tuneloop.evaluation.config import EvaluateConfig
 from tuneloop.evaluation.evaluate import ScoredAnswers, evaluate
-from tuneloop.evaluation.non_inferiority import by_metric_and_slice, in_units, in_words, non_inferiority
+from tuneloop.evaluation.gate.non_inferiority import by_metric_and_slice, in_units, in_words, non_inferiority
 from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Row
 

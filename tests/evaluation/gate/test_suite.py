@@ -13,10 +13,9 @@ from tuneloop.cli.main import app
 from tuneloop.core.errors import UserError
 from tuneloop.evaluation.config import EvaluateConfig
 from tuneloop.evaluation.evaluate import evaluate
-from tuneloop.evaluation.gate import read_side, run_gate
+from tuneloop.evaluation.gate.decide import read_side, run_gate
+from tuneloop.evaluation.gate.suite import load_suite, write_first_suite
 from tuneloop.evaluation.results import write_evaluation
-from tuneloop.evaluation.suite import load_suite
-from tuneloop.pipeline.compare import write_first_suite
 from tuneloop.records.completion import Completion
 from tuneloop.records.evaluation import Subject
 from tuneloop.records.rows import Row

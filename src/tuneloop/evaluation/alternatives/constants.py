@@ -19,10 +19,10 @@ from typing import Any
 from tuneloop.core.foreign import parse_json
 from tuneloop.core.units import counted
 from tuneloop.evaluation.config import EvaluateConfig
-from tuneloop.evaluation.deciding import field_values, labels_of_fields
-from tuneloop.evaluation.metrics import lower_is_better, title_of
+from tuneloop.evaluation.deciding import deciding_of, field_values, labels_of_fields, training_examples
 from tuneloop.evaluation.metrics import text as text_metrics
 from tuneloop.evaluation.metrics.custom import compile_fields
+from tuneloop.evaluation.metrics.declared import lower_is_better, title_of
 from tuneloop.evaluation.metrics.kinds import are_structured, is_latin, is_number, parse
 from tuneloop.evaluation.metrics.labels import NO_LABELS, label_lists
 from tuneloop.evaluation.metrics.objects import (
@@ -40,7 +40,7 @@ from tuneloop.evaluation.metrics.objects import (
 from tuneloop.evaluation.metrics.structured import leaves
 from tuneloop.evaluation.scoring import AnswerStats, Scoring, score_answers, score_own, score_pattern
 from tuneloop.records.completion import Completion
-from tuneloop.records.rows import Row, references_of
+from tuneloop.records.rows import Dataset, Row, references_of
 
 MAJORITY = "majority class"  # the system's name
 MEASURED, PROGRAMS = 500, 24  # training rows that candidates are measured on; programs are run on the fewer
@@ -58,6 +58,12 @@ class Constant:
     answer: Completion  # with the labels' log shares as scores, where rows have one label
     candidates: int
     note: str  # how it was chosen
+
+
+def constant_for(dataset: Dataset, config: EvaluateConfig) -> Constant | None:
+    """The strongest constant answer to a data set's task, by its training rows."""
+    rows, metric = training_examples(dataset), deciding_of(dataset, config)
+    return strongest_constant(rows, dataset.task, config, metric, dataset.manifest.labels)
 
 
 def strongest_constant(

@@ -7,8 +7,8 @@ from evaluations import FAST, LABELS, cards, cards_evaluation, classification, l
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.stats.intervals import holm
-from tuneloop.evaluation.compare import adjusted, compare
 from tuneloop.evaluation.evaluate import evaluate
+from tuneloop.evaluation.paired import adjusted, compare
 from tuneloop.evaluation.scoring import AnswerStats
 from tuneloop.records.completion import Completion
 

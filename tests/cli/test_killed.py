@@ -83,6 +83,7 @@ def test_run(work: Path, tiny_llama: Path, cli_environment: dict[str, str]) -> N
     killed(work, cli_environment, "run", "recipe.yaml", "-q")
 
 
+@pytest.mark.nightly
 def test_export(work: Path, make_run: Any, cli_environment: dict[str, str]) -> None:
     make_run().rename(work / "run")
     killed(work, cli_environment, "export", "run", "--format", "merged", "-q")

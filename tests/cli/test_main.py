@@ -33,8 +33,14 @@ def cpu_seconds(command: list[str], environment: dict[str, str]) -> tuple[float,
 
 @pytest.mark.parametrize(
     ("arguments", "status"),
-    [(["--help"], 0), ([], 2), (["run", "--nonsense"], 2)]
-    + by_day([(["--version"], 0), (["nonsense"], 2), (["run"], 2), *(([name, "--help"], 0) for name in COMMANDS)], 1),
+    [
+        (["--help"], 0),
+        ([], 2),
+        (["run", "--nonsense"], 2),
+        *by_day(
+            [(["--version"], 0), (["nonsense"], 2), (["run"], 2), *(([name, "--help"], 0) for name in COMMANDS)], 1
+        ),
+    ],
     ids=lambda value: " ".join(value) or "no arguments" if isinstance(value, list) else "",
 )
 def test_help_and_usage_errors_are_quick(arguments: list[str], status: int, cli_environment: dict[str, str]) -> None:

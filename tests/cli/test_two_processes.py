@@ -149,6 +149,7 @@ def test_merge(work: Path, make_run: Any, cli_environment: dict[str, str]) -> No
     both(work, cli_environment, "merge", "one", "two", "--out", "made", "-q")
 
 
+@pytest.mark.nightly
 def test_batch(work: Path, make_tuned: Any, cli_environment: dict[str, str]) -> None:
     make_tuned().rename(work / "run")
     cases(work)
@@ -171,6 +172,7 @@ def test_gate(work: Path, make_tuned: Any, cli: Any, cli_environment: dict[str, 
     both(work, cli_environment, "gate", "run", "--suite", "suite.yaml", "--against", "other", "-q")
 
 
+@pytest.mark.nightly
 def test_register(work: Path, make_artifact: Any, cli_environment: dict[str, str]) -> None:
     make_artifact("adapter").rename(work / "artifact")  # without its run, which is not needed
     both(work, cli_environment, "models", "register", "artifact", "--name", "m", "-q")

@@ -128,6 +128,7 @@ def _agrees(*words: str, environment: dict[str, str], folder: Path) -> None:
     assert status == read[0] and "Traceback" not in err
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_training_is_finished(rows: str, tiny_llama: Path, cli_environment: dict[str, str], tmp_path: Path) -> None:
     given: dict[str, Any] = {"environment": cli_environment, "folder": tmp_path, "unread": "stdout stderr"}

@@ -15,6 +15,7 @@ from typing import Any
 
 import openai
 import pytest
+from by_day import by_day
 from fireworks_service import ACCOUNT, Fireworks
 from fireworks_service import BASE as LLAMA
 from host_definitions import in_environment
@@ -144,7 +145,7 @@ def jobs_ordered(service: Service) -> int:
     return sum(bool(JOBS.match(call)) for call in service.calls)
 
 
-@pytest.mark.parametrize("on", ["", "together", "fireworks"])
+@pytest.mark.parametrize("on", by_day(["", "together", "fireworks"], 1))
 def test_two_commands_at_once_start_one_job_from_two_folders_too(
     service: Service, fireworks: Fireworks, on: str, tmp_path: Path
 ) -> None:

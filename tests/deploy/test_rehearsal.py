@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import yaml
+from by_day import by_day
 from host_definitions import FOLDER
 from stand_in import Rule, StandIn, standing_in
 
@@ -256,13 +257,16 @@ BOTH = {"templates/1", "endpoints/1"}
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 @pytest.mark.parametrize(
     ("refuses", "loses", "left"),
-    [
-        ({"POST /templates": [503], "POST /endpoints": [429]}, "", BOTH),
-        ({}, "templates", BOTH),
-        ({}, "endpoints", BOTH),
-        ({"GET /endpoints": [503]}, "endpoints", BOTH),
-        ({"POST /endpoints": [402]}, "", set()),
-    ],
+    by_day(
+        [
+            ({"POST /templates": [503], "POST /endpoints": [429]}, "", BOTH),
+            ({}, "templates", BOTH),
+            ({}, "endpoints", BOTH),
+            ({"GET /endpoints": [503]}, "endpoints", BOTH),
+            ({"POST /endpoints": [402]}, "", set()),
+        ],
+        2,
+    ),
     ids=["busy", "template's answer lost", "endpoint's answer lost", "then busy", "refused"],
 )
 def test_runpod_gets_one_of_each_and_taking_it_down_leaves_nothing(

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from adapters import write_adapter
+from by_day import by_day
 from torch import Tensor
 
 from tuneloop.core.errors import UserError
@@ -39,7 +40,7 @@ def model(request: pytest.FixtureRequest, tiny_llama: Path, tmp_path_factory: py
     return loaded
 
 
-@pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
+@pytest.fixture(params=by_day([1, 2], 1), ids=["one thread", "two threads"])
 def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = torch.get_num_threads()
     monkeypatch.setenv("OMP_NUM_THREADS", str(request.param))
@@ -87,7 +88,7 @@ def in_company(model: Model, requests: Sequence[Request], draw: random.Random) -
     return [content(ticket.completion) for ticket in tickets if ticket.completion is not None]
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", by_day(range(2), 1))
 def test_an_answer_is_the_same_bit_for_bit_in_any_company(model: Model, threads: None, seed: int) -> None:
     draw = random.Random(seed)
     adapters = [BASE, *sorted(vars(model.net)["added_adapters"])]
@@ -139,6 +140,7 @@ def test_a_short_prompt_is_classified_on_as_alone_where_a_much_longer_one_is_ove
         assert torch.equal(step(both), step(_Search(model, tree, [short], 0, None)))
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_the_packaged_model_with_adapters_answers_the_same_in_any_company(tmp_path: Path) -> None:
     base, draw = Path(resolve("smollm2-135m")), random.Random(1)

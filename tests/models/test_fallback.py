@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from by_day import by_day
 from safetensors.torch import load_file, save_file
 from train_helpers import changed, losses, run
 
@@ -234,7 +235,7 @@ def folder_of_kind(kind: str, smollm2: Path, folder: Path, **more: Any) -> Any:
     return theirs
 
 
-@pytest.mark.parametrize("kind", OTHERS | RECURRENT)
+@pytest.mark.parametrize("kind", by_day(OTHERS | RECURRENT, 5))
 def test_answers_labels_and_losses_of_other_architectures_are_those_of_their_own_pass(
     kind: str, smollm2: Path, tmp_path: Path
 ) -> None:
@@ -314,7 +315,7 @@ SEEING: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("kind", SEEING)
+@pytest.mark.parametrize("kind", by_day(SEEING, 2))
 def test_the_language_model_of_one_that_reads_pictures_is_answered_adapted_and_merged(
     kind: str, smollm2: Path, tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from by_day import by_day
 from families import MODELS, SIZES, folder_of, ours_of
 from tiny import BEGIN_OF_TEXT, END_OF_TURN, VOCABULARY
 
@@ -219,7 +220,7 @@ def test_a_prefix_starts_as_the_text_in_front(name: str, with_tokenizer: Any) ->
     torch.testing.assert_close(model.hidden(x), expected, atol=5e-4, rtol=5e-4)
 
 
-@every
+@pytest.mark.parametrize("name", by_day(MODELS, 3))
 @torch.no_grad()
 def test_answers_and_choices_of_several_adapters_are_those_of_peft(
     name: str, with_tokenizer: Any, tmp_path: Path

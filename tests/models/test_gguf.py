@@ -186,6 +186,7 @@ def test_a_file_without_a_tokenizer_is_told(tmp_path: Path) -> None:
         convert(tmp_path / "x.gguf", tmp_path / "out")
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_the_packaged_weights_equal_what_transformers_reads(smollm2: Path) -> None:
     from transformers import AutoModelForCausalLM

@@ -184,6 +184,7 @@ def test_all_commands_ask_llamacpp_for_it(make_tuned: MakeTuned) -> None:
     assert read_json(several.folder / "eval.json")["consistency"]["ways"] == 2
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_auto_takes_the_smallest_that_is_good_enough(make_tuned: MakeTuned, monkeypatch: pytest.MonkeyPatch) -> None:
     run, said = make_tuned(tickets(60)), []

@@ -73,6 +73,7 @@ def test_a_limited_run_asks_fewer_rows_and_trains_less_and_says_what_a_full_one_
     assert read_jsonl(folder / "metrics.jsonl") == steps and read_json(folder / TimeChoices.file) == found
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_where_time_runs_out_all_are_compared_on_the_rows_that_the_tuned_model_was_asked(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
@@ -96,6 +97,7 @@ def test_where_time_runs_out_all_are_compared_on_the_rows_that_the_tuned_model_w
     assert sum("already done" in line for line in said) == 4, said
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_where_all_fits_nothing_is_left_out(recipe: Recipe) -> None:
     folder = run(make_recipe(recipe.model_dump(), ["max_minutes=30", "train.epochs=1"]))

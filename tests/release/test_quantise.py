@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from by_day import by_day
 from shared_folder import made_once
 from tiny import BEGIN_OF_TEXT
 
@@ -82,7 +83,7 @@ def test_wide_rows_get_what_the_name_says(small_model: SmallModel, tmp_path: Pat
 
 @llamacpp
 @pytest.mark.slow
-@pytest.mark.parametrize("quant", [name for name in QUANTS if name not in NEED_IMPORTANCE])
+@pytest.mark.parametrize("quant", by_day((name for name in QUANTS if name not in NEED_IMPORTANCE), 4))
 def test_every_type_can_be_written(quant: str, small_model: SmallModel, tmp_path: Path) -> None:
     written_as(quant, small_model(256), tmp_path / "out.gguf")
 

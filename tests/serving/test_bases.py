@@ -19,6 +19,7 @@ from typing import Any
 import httpx
 import pytest
 from adapters import write_adapter
+from by_day import by_day
 from serving_load import Load
 
 from patience import HANG
@@ -255,7 +256,7 @@ def test_two_files_are_the_arms_of_an_experiment_and_no_request_is_lost(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", ["candidate", "server"])
+@pytest.mark.parametrize("victim", by_day(["candidate", "server"], ["server"]))
 def test_a_kill_in_the_middle_of_a_swap_harms_nothing(
     victim: str, two_files: list[Path], tmp_path: Path, cli: Cli, cli_environment: dict[str, str]
 ) -> None:
@@ -290,6 +291,7 @@ def test_a_kill_in_the_middle_of_a_swap_harms_nothing(
         assert len(list(read_requests(store))) == (27 if victim == "candidate" else 15)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_promotion_swaps_from_one_file_to_the_other_under_load(
     two_artifacts: list[Path], tmp_path: Path, cli: Cli, cli_environment: dict[str, str]

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from bf16 import NATIVE_BF16, needs_bf16
+from by_day import by_day
 from hypothesis import given
 from hypothesis import strategies as st
 from train_helpers import changed, halted, make_rows, run
@@ -140,7 +141,7 @@ def figures(folder: Path) -> list[float]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", COMPUTED)
+@pytest.mark.parametrize("method", by_day(COMPUTED, 3))
 def test_two_processes_have_the_losses_of_one(method: str, by_two: Path, tiny_llama: Path, tmp_path: Path) -> None:
     here(tiny_llama, job_of(method, tmp_path))
     one, two = figures(tmp_path), figures(by_two / method)
@@ -151,7 +152,8 @@ def test_two_processes_have_the_losses_of_one(method: str, by_two: Path, tiny_ll
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("method", "first", "then"), [pytest.param(*c, marks=needs_bf16) if "bf16" in c[0] else c for c in TAKEN_OVER]
+    ("method", "first", "then"),
+    by_day((pytest.param(*c, marks=needs_bf16) if "bf16" in c[0] else c for c in TAKEN_OVER), 2),
 )
 def test_a_run_goes_on_with_another_number_of_processes(
     by_two: Path, tiny_llama: Path, tmp_path: Path, method: str, first: int, then: int

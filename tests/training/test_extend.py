@@ -63,6 +63,7 @@ def test_a_method_of_your_own(tiny_llama: Path, tmp_path: Path, monkeypatch: pyt
         changed(method="norms", dora=True)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_the_file_of_a_method_is_all_that_a_job_needs(
     cli_process: Callable[..., subprocess.CompletedProcess[str]],

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from bf16 import needs_bf16
+from by_day import at_night
 from train_helpers import CONFIG, begin, changed, halted, losses, make_rows, run
 
 from tuneloop.core.errors import UserError
@@ -70,7 +71,7 @@ def test_it_learns_and_what_it_leaves_loads_in_plain_libraries(kind: str, tiny_l
         torch.testing.assert_close(logits, plain(tiny_llama, tmp_path)(ids).logits, atol=2e-3, rtol=2e-3)
 
 
-@pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.slow) if k in SLOW else k for k in EVERY])
+@pytest.mark.parametrize("kind", [at_night(k) if k in SLOW else k for k in EVERY])
 def test_a_resumed_run_ends_with_the_same_bits(kind: str, tiny_llama: Path, tmp_path: Path) -> None:
     config = changed(**KINDS[kind], epochs=1.0, checkpoint_seconds=0.0, evaluations=3)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from by_day import by_day
 
 from tuneloop.core.access import TOKEN
 from web.conftest import accuracy, keys, write_run
@@ -64,7 +65,7 @@ def test_a_running_run_is_followed_and_a_server_that_ends_is_noticed_and_found_a
     assert not errors
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("theme", by_day(["light", "dark"], 1))
 def test_no_page_is_wider_than_the_screen_and_every_field_has_a_name(
     browser: Any, served: Callable[..., Any], tmp_path: Path, theme: str
 ) -> None:

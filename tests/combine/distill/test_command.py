@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from by_day import by_day
 from safetensors.torch import load_file
 from six_layers import write_six_layers
 
@@ -126,7 +127,7 @@ def test_answers_are_kept_filtered_and_compared_with_a_control(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("level", ["logits", "live"])
+@pytest.mark.parametrize("level", by_day(["logits", "live"], 1))
 def test_probabilities_are_learned_and_asked_for_once(
     level: str, teacher: str, capsys: Said, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,7 +225,7 @@ def test_with_a_limit_on_minutes_the_control_trains_as_many_steps_as_the_student
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("level", ["logits", "live"])
+@pytest.mark.parametrize("level", by_day(["logits", "live"], ["live"]))
 def test_a_student_with_other_tokens_learns_sorted_probabilities(
     level: str, teacher: str, capsys: Said, fewer_tokens: Path
 ) -> None:

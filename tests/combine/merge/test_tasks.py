@@ -73,6 +73,7 @@ def told(said: Said, *arguments: str, status: int = 0) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_on_six_rows_the_first_lines_and_the_record_say_that_nothing_can_be_shown(place: Path, capsys: Said) -> None:
     assert main(["merge", "colours", "animals", "--method", "cat", "--rows", "6", "--allow", "1", "--out", "few"]) == 0
@@ -111,6 +112,7 @@ def test_a_task_that_loses_too_much_stays_with_its_expert(place: Path, capsys: S
     assert Path("both/run.json").is_file()
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_search_goes_by_validation_rows_and_is_not_done_twice(place: Path, capsys: Said) -> None:
     command = ["merge", "colours", "animals", "--method", "auto", "--minutes", "0.1", "--rows", "40", "--allow", "9",

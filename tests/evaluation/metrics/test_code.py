@@ -122,6 +122,7 @@ def humaneval():
     return rows
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_all_reference_solutions_of_humaneval_pass_and_stubs_fail():
     rows = humaneval()

@@ -495,6 +495,7 @@ def test_strangers_begin_no_cycle_however_many_they_say_to_be(store):
     assert facts.bad == pytest.approx(2 * w.PER_USER / (60 + 2 * w.PER_USER))
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_real_kill_at_each_step_leaves_each_of_them_once_in_the_log(tmp_path, cli_environment):
     program = ROOT / "tests" / "helpers" / "killed_controller.py"

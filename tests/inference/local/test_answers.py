@@ -111,6 +111,7 @@ def test_progress_names_the_reading_of_what_prompts_share_and_reaches_its_end(
     assert seen[-1] == ("ask", 5, 5)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_the_packaged_model_answers_as_it_does_in_transformers(smollm2: Path) -> None:
     from transformers import LlamaForCausalLM

@@ -21,6 +21,7 @@ from typing import Any
 
 import httpx
 import pytest
+from by_day import by_day
 from live_server import StubEngine, live
 
 from patience import HANG
@@ -529,7 +530,7 @@ def test_a_disk_that_is_full_for_some_lives_costs_nothing(small_disk: Path) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", by_day([1, 2, 3], 1))
 def test_a_batch_that_is_killed_again_and_again_is_stored_and_billed_once(tmp_path: Path, seed: int) -> None:
     program = ROOT / "tests" / "helpers" / "killed_batch.py"
     command = [sys.executable, str(program), str(tmp_path / "serve"), str(seed)]

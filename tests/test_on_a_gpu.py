@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from by_day import by_day
 from engine_answers import answers_of
 from train_helpers import begin, changed, for_loss, halted, losses, make_rows, run
 
@@ -102,7 +103,7 @@ def test_a_run_has_the_losses_of_the_processor(kind: str, tiny_llama: Path, tmp_
 
 
 @pytest.mark.parametrize("packing", [False, True])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", by_day(["float32", "bfloat16"], ["bfloat16"]))
 def test_rows_lie_one_behind_the_other_and_no_mask_is_made(
     packing: bool, dtype: str, tiny_llama: Path, tmp_path: Path
 ) -> None:
@@ -324,7 +325,7 @@ ENTRIES: dict[str, Callable[[Any, list[Any]], Any]] = {
 }
 
 
-@pytest.mark.parametrize("entry", list(ENTRIES))
+@pytest.mark.parametrize("entry", by_day(ENTRIES, 4))
 def test_work_that_does_not_fit_is_done_in_smaller_parts(entry: str, tiny_llama: Path) -> None:
     with pretend_gpu() as gpu:
         model = load_model(str(tiny_llama), dtype="float32")

@@ -123,7 +123,7 @@ def test_numbers_that_cannot_be_are_refused(change):
 
 
 def test_the_command_prints_one_object_or_a_table(capsys):
-    words = ["ab", "plan", "--requests-per-day", "1000", "--rated", "0.03", "--simulations", "20"]
+    words = ["ab", "plan", "--requests-per-day", "1000", "--rated", "0.03", "--simulations", "100"]
     assert main([*words, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["version"] == 1 and found["units_per_day"] == 30

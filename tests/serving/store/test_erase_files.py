@@ -18,6 +18,7 @@ from typing import Any
 
 import httpx
 import pytest
+from by_day import by_day
 from live_server import StubEngine, live
 
 from patience import HANG
@@ -205,7 +206,7 @@ POINTS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("point", POINTS, ids=str)
+@pytest.mark.parametrize("point", by_day((pytest.param(point) for point in POINTS), 4), ids=str)
 def test_an_erasure_that_was_killed_is_finished_by_the_next_one(folder: Path, point: tuple[str, str, int]) -> None:
     code = KILLED.format(point=point, folder=str(folder), match=f"user={USER}")
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}

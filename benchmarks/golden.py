@@ -40,7 +40,7 @@ from unittest import mock
 import tuneloop
 from tuneloop.cli.main import main as command
 from tuneloop.core.files import read_json, read_jsonl, read_yaml, write_json, write_jsonl, write_yaml
-from tuneloop.pipeline.self_test import small_llama
+from tuneloop.training.device_checks import small_llama
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # as a script it has its own folder there

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tuneloop.data.config import PrepareConfig as PrepareConfig
     from tuneloop.evaluation.metrics import metric as metric
     from tuneloop.recipe import Recipe as Recipe
-    from tuneloop.training.config import TrainConfig as TrainConfig
+    from tuneloop.training import TrainConfig as TrainConfig
 
 _FUNCTIONS = ("prepare", "advise", "plan", "train", "evaluate", "compare", "predict", "run", "export", "serve")
 _MODULES = {

@@ -52,7 +52,7 @@ from tuneloop.settings import (
     ServeSettings,
     TrainSettings,
 )
-from tuneloop.training.config import TrainConfig
+from tuneloop.training import TrainConfig
 
 Place = str | os.PathLike[str]  # a run or an evaluation is one too
 Data = Place | Sequence[Place] | Iterable[Mapping[str, Any]] | Dataset

@@ -16,7 +16,7 @@ from tuneloop.core.python_file import trust_code
 from tuneloop.data.config import PrepareConfig
 from tuneloop.evaluation import BaselinesConfig, EvaluateConfig
 from tuneloop.planning.config import PlanConfig
-from tuneloop.training.config import TrainConfig
+from tuneloop.training import TrainConfig
 
 
 class TrackConfig(Config):

@@ -19,7 +19,7 @@ from benchmarks.golden import (
 )
 
 from tuneloop.core.files import read_json
-from tuneloop.pipeline.self_test import small_llama
+from tuneloop.training.device_checks import small_llama
 
 
 def test_plans_are_those_of_the_golden_file() -> None:

@@ -16,7 +16,7 @@ from patience import slowness
 from tuneloop.core.parent import PARENT
 
 IMPROVE = "import sys; from tuneloop.improve.controller.command import run_command; run_command(sys.argv[1:])"
-RANKS = "import sys; from tuneloop.training.distributed import start_processes; start_processes(2, [sys.executable, '-m', 'tuneloop', *sys.argv[1:]])"
+RANKS = "import sys; from tuneloop.pipeline.distributed import start_processes; start_processes(2, [sys.executable, '-m', 'tuneloop', *sys.argv[1:]])"
 WORKERS = """
 import multiprocessing, time
 from tuneloop.data.workers import _start

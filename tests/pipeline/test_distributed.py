@@ -20,10 +20,10 @@ from tuneloop.core.files import read_json, read_jsonl
 from tuneloop.core.ui import reporting
 from tuneloop.inference.local.target import SharedWork
 from tuneloop.inference.request import Request
+from tuneloop.pipeline import distributed
 from tuneloop.pipeline.context import RunContext
 from tuneloop.pipeline.distributed import _answers
 from tuneloop.recipe import Recipe
-from tuneloop.training import distributed
 
 GENERAL = [{"prompt": f"How many legs have {i} hens?", "completion": str(2 * i)} for i in range(7)]
 
@@ -143,3 +143,30 @@ def test_a_model_that_needs_several_cards_is_asked_by_the_first_process_alone(
         job = RunContext(recipe, tmp_path / "run")
         job.workers, job.others_let_go = lambda work: [], lambda: freed.append(True)
         assert not job.model.is_sharded and job.model.workers is not None and freed == [True]
+
+
+def test_a_process_that_ends_ends_the_others_and_says_its_status(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, time, pathlib; rank = os.environ['RANK']; "
+        f"pathlib.Path({str(tmp_path)!r}, rank + 'of' + os.environ['WORLD_SIZE']).touch(); sys.exit(3 if rank == '1' else 0)"
+    )
+    assert distributed.start_processes(2, [sys.executable, "-c", code]) == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0of2", "1of2"]
+    waits = "import os, time; time.sleep(0 if os.environ['RANK'] == '0' else 600)"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distributed, "GRACE", 0.2)
+        assert distributed.start_processes(2, [sys.executable, "-c", waits]) == 128 + 9
+
+
+def test_as_many_processes_are_started_as_there_are_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert distributed.processes_wanted("auto") == 1 and distributed.processes_wanted(3) == 3
+    monkeypatch.setattr(distributed.glob, "glob", lambda pattern: ["one", "two"])
+    with pretend_gpu() as gpu:
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+        assert gpu.card.name in distributed.device.names()
+        assert distributed.processes_wanted("auto") == distributed.processes_wanted(4) == 4
+        assert distributed.processes_wanted(1) == 1
+        with pytest.raises(UserError, match="8 GPUs are requested, and torch sees 4"):
+            distributed.processes_wanted(8)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert distributed.processes_wanted("auto") == 1  # torchrun has started it

@@ -31,7 +31,6 @@ from tuneloop.training.budget import (
     is_due,
     is_too_little,
     place_of,
-    plan_run,
     refit_steps,
     rows_seen,
     seen_words,
@@ -51,7 +50,7 @@ STEPS = [Step(((i,),), (i + 1) / 400) for i in range(400)]
 
 def planned(minutes: float | None, *, speed: float = 2.0, val: int = 0, rows: Any = ROWS, **more: Any) -> RunPlan:
     config = TrainConfig(max_minutes=minutes, **{"evaluations": 4, "val_rows": 100, **more})
-    return plan_run(STEPS, SplitRows(rows, rows[:val]), config, 0, MeasuredMachine(tokens_per_second=speed))
+    return RunPlan.of(STEPS, SplitRows(rows, rows[:val]), config, 0, MeasuredMachine(tokens_per_second=speed))
 
 
 def seconds_of(plan: RunPlan, rows: Any = ROWS, speed: float = 2.0) -> float:

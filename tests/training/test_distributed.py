@@ -20,7 +20,6 @@ from train_helpers import changed, halted, make_rows, run
 from patience import HANG
 from pretend_gpu import Card, pretend_gpu
 from tuneloop.cli.main import main
-from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_jsonl
 from tuneloop.models.load import load_model
 from tuneloop.models.methods import method_named
@@ -37,7 +36,7 @@ sys.path.insert(0, {tests!r})
 from pathlib import Path
 from train_helpers import changed, run
 from tuneloop.training import loop
-from tuneloop.training.distributed import joined
+from tuneloop.pipeline.distributed import joined
 class Stop(Exception): pass
 whole = loop.optimizer_step
 with joined():
@@ -223,33 +222,6 @@ def test_a_run_starts_its_processes_itself(cli_environment: dict[str, str], tiny
     assert json.loads(done.stdout)["status"] == "finished" and done.stderr.count("preflight") == 1
     alone = figures(tmp_path / "alone")
     assert figures(tmp_path / "divided") == pytest.approx(alone, rel=3e-2 if NATIVE_BF16 else 2e-3)
-
-
-def test_a_process_that_ends_ends_the_others_and_says_its_status(tmp_path: Path) -> None:
-    code = (
-        "import os, sys, time, pathlib; rank = os.environ['RANK']; "
-        f"pathlib.Path({str(tmp_path)!r}, rank + 'of' + os.environ['WORLD_SIZE']).touch(); sys.exit(3 if rank == '1' else 0)"
-    )
-    assert distributed.start_processes(2, [sys.executable, "-c", code]) == 3
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["0of2", "1of2"]
-    waits = "import os, time; time.sleep(0 if os.environ['RANK'] == '0' else 600)"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(distributed, "GRACE", 0.2)
-        assert distributed.start_processes(2, [sys.executable, "-c", waits]) == 128 + 9
-
-
-def test_as_many_processes_are_started_as_there_are_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert distributed.processes_wanted("auto") == 1 and distributed.processes_wanted(3) == 3
-    monkeypatch.setattr(distributed.glob, "glob", lambda pattern: ["one", "two"])
-    with pretend_gpu() as gpu:
-        monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-        assert gpu.card.name in distributed.device.names()
-        assert distributed.processes_wanted("auto") == distributed.processes_wanted(4) == 4
-        assert distributed.processes_wanted(1) == 1
-        with pytest.raises(UserError, match="8 GPUs are requested, and torch sees 4"):
-            distributed.processes_wanted(8)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert distributed.processes_wanted("auto") == 1  # torchrun has started it
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from tuneloop.models.load import Model
 from tuneloop.models.template import Rendered
 from tuneloop.training.batches import plan_steps
 from tuneloop.training.config import TrainConfig
-from tuneloop.training.preflight import Preflight, preflight
+from tuneloop.training.preflight import Preflight
 
 CHAT: list[Any] = [{"role": "user", "content": "A letter"}, {"role": "assistant", "content": "red"}]
 CONFIG = TrainConfig(rows_per_step=2, epochs=2, learning_rate=1e-3)
@@ -18,7 +18,7 @@ CONFIG = TrainConfig(rows_per_step=2, epochs=2, learning_rate=1e-3)
 
 def look(model: Model, rows: list[Rendered], limit: int = 100) -> Preflight:
     names = [f"row-{i}" for i in range(len(rows))]
-    return preflight(rows, names, model.template, CONFIG, plan_steps(rows, CONFIG, 0), limit)
+    return Preflight.of(rows, names, model.template, CONFIG, plan_steps(rows, CONFIG, 0), limit)
 
 
 def test_a_sound_run_is_counted(tiny_model: Model) -> None:

@@ -35,7 +35,7 @@ def command(
 def _test(kind: str) -> Result:
     if kind:
         os.environ[DEVICE] = kind
-    from tuneloop.pipeline.self_test import self_test
+    from tuneloop.training import self_test
 
     with screen("testing the device"):
         checks = self_test()

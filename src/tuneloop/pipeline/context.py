@@ -29,7 +29,7 @@ from tuneloop.records.record import R, Record, read_record
 from tuneloop.records.rows import Dataset, Row
 from tuneloop.records.run import RUN, RunManifest
 from tuneloop.report.html import write_page
-from tuneloop.training.rows import TrainRow, is_usable, training_rows
+from tuneloop.training import TrainRow, is_usable, training_rows
 
 if TYPE_CHECKING:
     from tuneloop.models.template import Template

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import glob
+import os
 import re
 import shutil
+import signal
+import socket
+import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from tuneloop.core import device
 from tuneloop.core.device import default_dtype, release_memory
+from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_jsonl
 from tuneloop.core.machine import is_first, processes, rank
 from tuneloop.core.object_store import open_store
+from tuneloop.core.parent import environment_of_child
 from tuneloop.core.ui import busy, quiet, say
 from tuneloop.core.units import counted
 from tuneloop.data.dataset import load_dataset
@@ -27,20 +37,12 @@ from tuneloop.recipe import Recipe
 from tuneloop.records.plan import MeasuredMachine
 from tuneloop.records.rows import Dataset, Row
 from tuneloop.records.run import RUN
-from tuneloop.training.distributed import (
-    broadcast,
-    gathered,
-    joined,
-    local_rank,
-    lost_the_first,
-    processes_wanted,
-    start_processes,
-)
+from tuneloop.training import gathered
 
 if TYPE_CHECKING:
     from tuneloop.models.template import Rendered
     from tuneloop.recipe import Recipe
-    from tuneloop.training.config import TrainConfig
+    from tuneloop.training import TrainConfig
 
 CHECKPOINTS = "checkpoints"
 
@@ -179,8 +181,7 @@ def distributed_run(job: RunContext, part: RunPart) -> Any:
 
 def _take_part(job: RunContext, part: RunPart) -> Any:
     """A process's share of a part: a speed, or the result of training."""
-    from tuneloop.training.loop import TrainingJob, train
-    from tuneloop.training.speed import measure_speed
+    from tuneloop.training import TrainingJob, measure_speed, train
 
     model, seed = job.training_model, job.recipe.seed
     dataset = load_dataset(part.dataset)
@@ -250,3 +251,110 @@ def _report(job: RunContext, record: Mapping[str, Any]) -> None:
         say(f"monitor   {record['sentence']}{rows}\n          try: {tries}")
     elif "event" in record:
         say(f"train     {record['message']}")
+
+
+# --- processes that know of each other ------------------------------------------------------------
+
+PATIENCE = timedelta(hours=24)  # processes wait for the first one while it prepares data
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """The processes connected: by NCCL between GPUs, by gloo between processors."""
+    if processes() == 1:
+        yield
+        return
+    import torch.distributed as dist
+
+    device.use(local_rank())
+    if dist.is_initialized():  # by Ray Train, which also ends it
+        yield
+        return
+    dist.init_process_group(device.backend().collectives, timeout=PATIENCE)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def local_rank() -> int:
+    """Place of this process among those on its machine, from 0."""
+    return int(os.environ.get("LOCAL_RANK") or 0)
+
+
+def processes_wanted(gpus: int | str) -> int:
+    """Processes that a run should start for itself: one where it has been started as one of several (`torchrun`).
+    `gpus`: `train.gpus`. Raises UserError: there are fewer GPUs."""
+    if "WORLD_SIZE" in os.environ or gpus == 1:
+        return 1
+    if gpus == "auto" and len(glob.glob("/dev/nvidia[0-9]*") + glob.glob("/dev/dri/renderD*")) < 2:
+        return 1  # known without loading torch
+    import torch  # noqa: F401  # before it is loaded there are no GPUs, see `core.device`
+
+    seen = len(device.names())
+    if gpus == "auto":
+        return max(seen, 1)
+    if 0 < seen < int(gpus):
+        what, step = f"{gpus} GPUs are requested, and torch sees {seen}", "set train.gpus=auto"
+        raise UserError(what, where="train.gpus", next_step=f"{step}, or look at CUDA_VISIBLE_DEVICES")
+    return int(gpus)
+
+
+GRACE = 60.0  # seconds that processes have to end on their own once one of them has
+
+
+def start_processes(count: int, command: Sequence[str]) -> int:
+    """Run a command in so many processes that know of each other, as `torchrun` would; returns the first's exit status.
+    The first alone has stdin and stdout. SIGTERM is passed on. When one ends, the others are killed after `GRACE`."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        place = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    children = []
+    for i in range(count):
+        environment = {**environment_of_child(), **place, "RANK": str(i), "LOCAL_RANK": str(i)}
+        stream = subprocess.DEVNULL if i else None
+        children.append(subprocess.Popen(list(command), env=environment, stdin=stream, stdout=stream))
+
+    def pass_on(number: int, frame: Any) -> None:
+        for child in children:
+            child.send_signal(number)
+
+    before = {
+        signal.SIGTERM: signal.signal(signal.SIGTERM, pass_on),
+        signal.SIGINT: signal.signal(signal.SIGINT, lambda number, frame: None),
+    }
+    try:
+        ended = 0.0
+        while any(child.poll() is None for child in children):
+            if not ended and any(child.poll() is not None for child in children):
+                ended = time.monotonic()
+            if ended and time.monotonic() - ended > GRACE:
+                for child in children:
+                    child.kill()
+            time.sleep(0.1)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for child in children:
+            if child.poll() is None:
+                child.kill()
+    statuses = [child.returncode for child in children]
+    worst = statuses[0] or next((status for status in statuses if status), 0)
+    return worst if worst >= 0 else 128 - worst
+
+
+def broadcast(value: Any = None) -> Any:
+    """Something picklable of the first process, on all of them; the others call it without a value."""
+    if processes() == 1:
+        return value
+    import torch.distributed as dist
+
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def lost_the_first(error: BaseException) -> bool:
+    """Whether an error only says that another process has ended."""
+    text = str(error)
+    return processes() > 1 and isinstance(error, RuntimeError) and ("gloo" in text or "NCCL" in text)

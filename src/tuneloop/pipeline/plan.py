@@ -32,22 +32,10 @@ from tuneloop.records.evaluation import BaselinesManifest
 from tuneloop.records.plan import PLAN, MeasuredMachine, Plan
 from tuneloop.records.record import read_record, write_record
 from tuneloop.records.rows import Dataset
-from tuneloop.training.batches import Step, plan_steps
-from tuneloop.training.budget import (
-    BUSY,
-    CHECKING_SHARE,
-    FEW,
-    RunPlan,
-    is_too_little,
-    plan_run,
-    rows_seen,
-    seen_words,
-    speed_words,
-)
-from tuneloop.training.rows import SplitRows, TrainRow, supervised_tokens, tokens_of
+from tuneloop.training import BUSY, RunPlan, SplitRows, TrainRow, is_too_little, plan_steps, speed_words
 
 if TYPE_CHECKING:
-    from tuneloop.training.config import TrainConfig
+    from tuneloop.training import TrainConfig
 
 TRIAL = 10.0  # seconds: a shorter limit on time is to see that a run runs, and is not refused
 OVER_LIMIT = 1.1  # what a run with a time limit may take longer: a step and a validation that have begun are ended
@@ -111,9 +99,8 @@ def least_seconds(job: RunContext, dataset: Dataset, measured: MeasuredMachine, 
         return 0.0
     rows, run = run_plan(job, dataset, measured, config)
     _, whole = run_plan(job, dataset, replace(measured, tokens_per_second=0.0), config)
-    tokens = sum(tokens_of(rows[i]) for step in whole.steps[:FEW] for i in step.indices)
-    seconds = tokens / max(measured.tokens_per_second, 1e-9) / (1 - CHECKING_SHARE) + measured.seconds_spent
-    seen, steps = rows_seen(run.steps), len(run.steps)
+    seconds = whole.least_seconds(rows, measured)
+    seen, steps = run.seen, len(run.steps)
     if is_too_little(steps, len(whole.steps), seen / max(len(rows), 1)):
         some = f"{counted(steps, 'step')}, which {verb(steps, 'sees', 'see')} {seen} of {counted(len(rows), 'row')}"
         what = f"Training does not start: its time allows {some}, too little for a result"
@@ -156,9 +143,13 @@ def sizes_of(job: RunContext, dataset: Dataset) -> MeasuredMachine:
         return MeasuredMachine()
     rows = job.rendered(dataset.train)
 
+    from tuneloop.training import work_of
+
     def work_at(tokens: int) -> RunWork:
         epoch = train.model_copy(update={"micro_batch_tokens": tokens, "epochs": min(train.epochs, 1.0)})
-        return _work_of(job, rows, plan_steps(rows, epoch, job.recipe.seed, job.mixed(dataset.train)), epoch)
+        return work_of(
+            job.training_model, rows, plan_steps(rows, epoch, job.recipe.seed, job.mixed(dataset.train)), epoch
+        )
 
     if not rows:
         return MeasuredMachine()
@@ -182,20 +173,22 @@ def run_plan(
     rows = job.rendered(dataset.train)
     steps = plan_steps(rows, config, seed, job.mixed(dataset.train)) if rows else []
     split = SplitRows(rows, job.rendered(dataset.val), held_out(job, dataset))
-    return rows, plan_run(steps, split, config, seed, measured)
+    return rows, RunPlan.of(steps, split, config, seed, measured)
 
 
 def make_plan(job: RunContext, dataset: Dataset, measured: MeasuredMachine, resident: float) -> dict[str, Any]:
     """The plan of a run whose data and speed are known; `resident`: GiB in use with the model loaded."""
+    from tuneloop.training import work_of
+
     train = sized(job.recipe.train, measured)
     rows, run = run_plan(job, dataset, measured)
     steps = run.steps
-    work = _work_of(job, rows, steps, train, run.forward_tokens)
+    work = work_of(job.training_model, rows, steps, train, run.forward_tokens)
     recompute = train.gradient_checkpointing == "always"
     settings = {**_settings(job), "grad_ckpt": recompute, "kept_layers": measured.kept_layers}
     plan = estimate(_shape(job), work, _machine(job, resident, measured.tokens_per_second), **settings)
-    plan, seen, apart = _within_limit(corrected(plan, read_ledger()), train.max_minutes), rows_seen(steps), None
-    words = seen_words(seen, len(rows), steps[-1].epoch if steps else 0.0)
+    plan, seen, apart = _within_limit(corrected(plan, read_ledger()), train.max_minutes), run.seen, None
+    words = run.seen_words(len(rows))
     folder = job.folder / "baselines"
     if (folder / BaselinesManifest.file).is_file():
         baselines = read_record(BaselinesManifest, folder)
@@ -245,24 +238,6 @@ def _settings(job: RunContext) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _work_of(
-    job: RunContext, rows: Sequence[TrainRow], steps: Sequence[Step], config: TrainConfig, forward_tokens: int = 0
-) -> RunWork:
-    """What the steps compute."""
-    from tuneloop.training.speed import micro_shape
-
-    micros = [[rows[i] for i in micro] for step in steps for micro in step.micro_batches]
-    of_steps = [row for micro in micros for row in micro]
-    return RunWork(
-        steps=len(steps),
-        tokens=sum(map(tokens_of, of_steps)),
-        supervised=round(sum(map(supervised_tokens, of_steps))),
-        val_tokens=forward_tokens,
-        micro_batches=tuple(sorted({micro_shape(job.training_model, micro, config) for micro in micros})),
-        accumulated=max((len(step.micro_batches) for step in steps), default=1),
-    )
-
-
 def _within_limit(plan: dict[str, Any], minutes: float | None) -> dict[str, Any]:
     """The plan with times and costs that a limit cuts off: a run that turns out slower does fewer steps."""
     if minutes is None:
@@ -307,7 +282,7 @@ def plan_words(plan: Mapping[str, Any]) -> str:
 
 def plan_alone(recipe: Recipe, out: str) -> dict[str, Any]:
     """The plan stage alone; nothing is trained."""
-    from tuneloop.training.speed import measure_speed
+    from tuneloop.training import measure_speed
 
     with tempfile.TemporaryDirectory() as scratch:
         job = RunContext(recipe, Path(scratch))

@@ -37,7 +37,7 @@ from tuneloop.records.plan import MeasuredMachine, Plan
 from tuneloop.records.record import read_record, write_record
 from tuneloop.records.rows import Dataset
 from tuneloop.records.run import FullRun, RunManifest, TimeChoices
-from tuneloop.training.rows import tokens_of
+from tuneloop.training import tokens_of
 
 # Share of the time for the answers of all systems together; and the least share of training.
 ANSWERS, TRAINING = 0.42, 0.15

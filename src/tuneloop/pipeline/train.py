@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core import device, machine
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import content_hash, lock_folder, read_json, read_jsonl, write_json, write_yaml
+from tuneloop.core.files import lock_folder, read_json, read_jsonl, write_json, write_yaml
 from tuneloop.core.ui import busy, say, stage
 from tuneloop.core.units import counted
 from tuneloop.models.load import skeleton
@@ -42,15 +42,11 @@ from tuneloop.records.record import read_record, write_record
 from tuneloop.records.rows import Dataset
 from tuneloop.records.run import RUN, RunManifest
 from tuneloop.report.facts import limit_words, off_words, used
-from tuneloop.training.budget import BUSY, FEW, is_too_little
-from tuneloop.training.flops import matmul_peak, utilisation
-from tuneloop.training.methods import init_hash
-from tuneloop.training.preflight import Preflight, preflight
-from tuneloop.training.teachers import teacher_hash
+from tuneloop.training import BUSY, FEW, Preflight, is_too_little, measured_use, training_key
 
 if TYPE_CHECKING:
     from tuneloop.models.template import Template
-    from tuneloop.training.config import TrainConfig
+    from tuneloop.training import TrainConfig
 
 OnRecord = Callable[[Mapping[str, Any]], None]  # gets each record of the metrics
 Facts = Mapping[str, Any] | None
@@ -59,14 +55,13 @@ LITTLE_USED = 0.5  # a run that used less of its `max_minutes` says so first
 
 def train_key(job: RunContext, dataset: Dataset) -> str:
     """Hash of all that the result of training depends on."""
-    recipe, source = job.recipe, method_named(job.recipe.train.method).source
-    parts = [recipe.train, recipe.seed, dataset.manifest.hash, job.fingerprint, init_hash(recipe.train), 1]
-    return content_hash([*parts, *([source] if source else []), *teacher_hash(recipe.train)])
+    recipe = job.recipe
+    return training_key(recipe.train, recipe.seed, dataset.manifest.hash, job.fingerprint)
 
 
 def train_stage(job: RunContext, dataset: Dataset) -> RunManifest:
     """Train, or find it trained."""
-    from tuneloop.training.run import Preempted
+    from tuneloop.training import Preempted
 
     recipe, folder = job.recipe, job.folder
     key = train_key(job, dataset)
@@ -94,10 +89,9 @@ def train_stage(job: RunContext, dataset: Dataset) -> RunManifest:
     write_task(job, dataset)
     mfu = None
     if job.tuned:
-        head = job.model.head
         with busy("measuring this machine's peak"):
-            peak, records = matmul_peak(head.dtype, head.device), read_jsonl(folder / "metrics.jsonl")
-            mfu = utilisation(job.model.config, recipe.train.method, job.rendered(dataset.train), records, peak)
+            records = read_jsonl(folder / "metrics.jsonl")
+            mfu = measured_use(job.model, recipe.train.method, job.rendered(dataset.train), records)
     if began and result.resumed_at:
         say(f"train     continued from the checkpoint at step {result.resumed_at}")
     run = _manifest(job, dataset, result, key, plan, mfu)
@@ -140,7 +134,7 @@ def _manifest(job: RunContext, dataset: Dataset, result: Any, key: str, plan: Fa
 
 def _result_lines(run: RunManifest, config: TrainConfig) -> list[str]:
     """What training came to, and how that compares with the plan; first whether it left most of its time unused."""
-    from tuneloop.training.loop import busy_words
+    from tuneloop.training import busy_words
 
     minutes, checking = run.seconds / 60, run.checking_seconds / 60
     by_monitor = f"; stopped by a monitor: {run.stopped.replace('_', ' ')}"
@@ -195,7 +189,7 @@ def preflight_of(job: RunContext, dataset: Dataset, config: TrainConfig, plan: M
     """What a run is about to do, from its rows and settings."""
     rows, run = run_plan(job, dataset, MeasuredMachine.of_plan(plan))
     limit = min(dataset.manifest.max_length or job.recipe.data.max_length, job.context)
-    return preflight(rows, job.ids(dataset.train), job.template, config, run.steps, limit)
+    return Preflight.of(rows, job.ids(dataset.train), job.template, config, run.steps, limit)
 
 
 def refuse_problems(checked: Preflight, dataset: Dataset) -> None:

@@ -59,37 +59,51 @@ class RunPlan:
         """Validations, the one before the first step included."""
         return min(self.evaluations, len(self.steps)) + 1
 
+    @property
+    def seen(self) -> int:
+        """Different rows of its steps."""
+        return rows_seen(self.steps)
 
-def plan_run(steps: list[Step], rows: SplitRows, config: TrainConfig, seed: int, measured: MeasuredMachine) -> RunPlan:
-    """All `steps` of a run, or those that fit into `config.max_minutes` with validations and the reference at the
-    `measured` speed, as the run will keep it up; without one nothing is left out."""
-    train = rows.train
+    def seen_words(self, rows: int) -> str:
+        """What share of so many training rows it sees."""
+        return seen_words(self.seen, rows, self.steps[-1].epoch if self.steps else 0.0)
 
-    def plan_of(count: int, evaluations: int, most: int) -> RunPlan:
-        val, general = sample(rows.val, most, seed), sample(rows.general, most, seed)
-        once = sum(map(_read, val)) + sum(map(tokens_of, general))
-        indices = [i for step in steps[:count] for i in step.indices]
-        reference = sum(map(reference_tokens, val)) + sum(reference_tokens(train[i]) for i in set(indices))
-        mismatched = sum(_read(train[i]) - tokens_of(train[i]) for i in indices)
-        validations = min(evaluations, count) + 1
-        return RunPlan(steps[:count], evaluations, most, once * validations + reference + mismatched)
+    def least_seconds(self, rows: Sequence[TrainRow], measured: MeasuredMachine) -> float:
+        """Seconds of its first steps, so many that they have a meaning, with their validations."""
+        tokens = sum(tokens_of(rows[i]) for step in self.steps[:FEW] for i in step.indices)
+        return tokens / max(measured.tokens_per_second, 1e-9) / (1 - CHECKING_SHARE) + measured.seconds_spent
 
-    def time_of(plan: RunPlan) -> float:
-        """In trained tokens."""
-        trained = sum(tokens_of(train[i]) for step in plan.steps for i in step.indices)
-        return trained + plan.forward_tokens / FORWARD_SPEED
+    @staticmethod
+    def of(steps: list[Step], rows: SplitRows, config: TrainConfig, seed: int, measured: MeasuredMachine) -> RunPlan:
+        """All `steps` of a run, or those that fit into `config.max_minutes` with validations and the reference at the
+        `measured` speed, as the run will keep it up; without one nothing is left out."""
+        train = rows.train
 
-    whole = plan_of(len(steps), config.evaluations, config.val_rows)
-    if config.max_minutes is None or measured.tokens_per_second <= 0:
-        return whole
-    time = max(config.max_minutes * 60 - measured.seconds_spent, 0.0) * measured.tokens_per_second
-    if time_of(whole) <= time:
-        return whole
-    evaluations, most = _validations(rows, config, time * CHECKING_SHARE * FORWARD_SPEED)
-    fits = bisect.bisect_right(  # time grows with the number of steps
-        range(1, len(steps) + 1), time, key=lambda count: time_of(plan_of(count, evaluations, most))
-    )
-    return plan_of(max(fits, 1), evaluations, most)
+        def plan_of(count: int, evaluations: int, most: int) -> RunPlan:
+            val, general = sample(rows.val, most, seed), sample(rows.general, most, seed)
+            once = sum(map(_read, val)) + sum(map(tokens_of, general))
+            indices = [i for step in steps[:count] for i in step.indices]
+            reference = sum(map(reference_tokens, val)) + sum(reference_tokens(train[i]) for i in set(indices))
+            mismatched = sum(_read(train[i]) - tokens_of(train[i]) for i in indices)
+            validations = min(evaluations, count) + 1
+            return RunPlan(steps[:count], evaluations, most, once * validations + reference + mismatched)
+
+        def time_of(plan: RunPlan) -> float:
+            """In trained tokens."""
+            trained = sum(tokens_of(train[i]) for step in plan.steps for i in step.indices)
+            return trained + plan.forward_tokens / FORWARD_SPEED
+
+        whole = plan_of(len(steps), config.evaluations, config.val_rows)
+        if config.max_minutes is None or measured.tokens_per_second <= 0:
+            return whole
+        time = max(config.max_minutes * 60 - measured.seconds_spent, 0.0) * measured.tokens_per_second
+        if time_of(whole) <= time:
+            return whole
+        evaluations, most = _validations(rows, config, time * CHECKING_SHARE * FORWARD_SPEED)
+        fits = bisect.bisect_right(  # time grows with the number of steps
+            range(1, len(steps) + 1), time, key=lambda count: time_of(plan_of(count, evaluations, most))
+        )
+        return plan_of(max(fits, 1), evaluations, most)
 
 
 def _validations(rows: SplitRows, config: TrainConfig, tokens: float) -> tuple[int, int]:

@@ -7,22 +7,14 @@ schedule, loss and gradient are those of one process. Every function here does n
 
 from __future__ import annotations
 
-import contextlib
-import glob
 import os
-import signal
-import socket
-import subprocess
-import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from datetime import timedelta
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tuneloop.core import device
 from tuneloop.core.errors import UserError
 from tuneloop.core.machine import GIB, processes, rank
-from tuneloop.core.parent import environment_of_child
 from tuneloop.models.load import Model, layers_of
 from tuneloop.models.methods import USUAL, Method
 from tuneloop.models.sharded import distribute, is_sharded
@@ -31,109 +23,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
-PATIENCE = timedelta(hours=24)  # processes wait for the first one while it prepares data
-
-
-@contextlib.contextmanager
-def joined() -> Iterator[None]:
-    """The processes connected: by NCCL between GPUs, by gloo between processors."""
-    if processes() == 1:
-        yield
-        return
-    import torch.distributed as dist
-
-    device.use(local_rank())
-    if dist.is_initialized():  # by Ray Train, which also ends it
-        yield
-        return
-    dist.init_process_group(device.backend().collectives, timeout=PATIENCE)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
-
-
-def local_rank() -> int:
-    """Place of this process among those on its machine, from 0."""
-    return int(os.environ.get("LOCAL_RANK") or 0)
-
-
-# --- starting them
-
-
-def processes_wanted(gpus: int | str) -> int:
-    """Processes that a run should start for itself: one where it has been started as one of several (`torchrun`).
-    `gpus`: `train.gpus`. Raises UserError: there are fewer GPUs."""
-    if "WORLD_SIZE" in os.environ or gpus == 1:
-        return 1
-    if gpus == "auto" and len(glob.glob("/dev/nvidia[0-9]*") + glob.glob("/dev/dri/renderD*")) < 2:
-        return 1  # known without loading torch
-    import torch  # noqa: F401  # before it is loaded there are no GPUs, see `core.device`
-
-    seen = len(device.names())
-    if gpus == "auto":
-        return max(seen, 1)
-    if 0 < seen < int(gpus):
-        what, step = f"{gpus} GPUs are requested, and torch sees {seen}", "set train.gpus=auto"
-        raise UserError(what, where="train.gpus", next_step=f"{step}, or look at CUDA_VISIBLE_DEVICES")
-    return int(gpus)
-
-
-GRACE = 60.0  # seconds that processes have to end on their own once one of them has
-
-
-def start_processes(count: int, command: Sequence[str]) -> int:
-    """Run a command in so many processes that know of each other, as `torchrun` would; returns the first's exit status.
-    The first alone has stdin and stdout. SIGTERM is passed on. When one ends, the others are killed after `GRACE`."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        place = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
-    children = []
-    for i in range(count):
-        environment = {**environment_of_child(), **place, "RANK": str(i), "LOCAL_RANK": str(i)}
-        stream = subprocess.DEVNULL if i else None
-        children.append(subprocess.Popen(list(command), env=environment, stdin=stream, stdout=stream))
-
-    def pass_on(number: int, frame: Any) -> None:
-        for child in children:
-            child.send_signal(number)
-
-    before = {
-        signal.SIGTERM: signal.signal(signal.SIGTERM, pass_on),
-        signal.SIGINT: signal.signal(signal.SIGINT, lambda number, frame: None),
-    }
-    try:
-        ended = 0.0
-        while any(child.poll() is None for child in children):
-            if not ended and any(child.poll() is not None for child in children):
-                ended = time.monotonic()
-            if ended and time.monotonic() - ended > GRACE:
-                for child in children:
-                    child.kill()
-            time.sleep(0.1)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        for child in children:
-            if child.poll() is None:
-                child.kill()
-    statuses = [child.returncode for child in children]
-    worst = statuses[0] or next((status for status in statuses if status), 0)
-    return worst if worst >= 0 else 128 - worst
 
 
 # --- what they send to each other
-
-
-def broadcast(value: Any = None) -> Any:
-    """Something picklable of the first process, on all of them; the others call it without a value."""
-    if processes() == 1:
-        return value
-    import torch.distributed as dist
-
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
 
 
 def wait() -> None:
@@ -189,12 +81,6 @@ def sum_gradients(parameters: Sequence[Tensor]) -> None:
     dist.all_reduce(flat)
     for grad, part in zip(grads, torch.split(flat, [grad.numel() for grad in grads]), strict=True):
         grad.copy_(part.view_as(grad))
-
-
-def lost_the_first(error: BaseException) -> bool:
-    """Whether an error only says that another process has ended."""
-    text = str(error)
-    return processes() > 1 and isinstance(error, RuntimeError) and ("gloo" in text or "NCCL" in text)
 
 
 # --- how work is divided

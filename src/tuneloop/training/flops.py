@@ -15,6 +15,8 @@ from tuneloop.training.rows import TrainRow, conversations
 if TYPE_CHECKING:
     import torch
 
+    from tuneloop.models.load import Model
+
 DEFINITION = (
     "Model FLOP utilisation: floating-point operations that the gradients need, over the seconds of all optimizer "
     "steps, over the measured peak of large matrix products in the model's dtype. Needed are 2 a weight and token for "
@@ -67,6 +69,13 @@ def matmul_peak(dtype: torch.dtype | None = None, device: torch.device | str = "
             if end - size_began > seconds / 4 or end - began > seconds:
                 break
     return best
+
+
+def measured_use(
+    model: Model, method: str, rows: Sequence[TrainRow], records: Iterable[Mapping[str, Any]]
+) -> dict[str, Any] | None:
+    """`utilisation` by the peak of this machine, which is measured now in the model's dtype."""
+    return utilisation(model.config, method, rows, records, matmul_peak(model.head.dtype, model.head.device))
 
 
 def utilisation(

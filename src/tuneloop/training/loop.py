@@ -172,7 +172,7 @@ def train(
             measured = replace(measured, tokens_per_second=summed([speed])[0] / processes())
         spent = measured.seconds_spent + summed([time.monotonic() - began])[0] / processes()
         measured = replace(measured, seconds_spent=spent)
-        plan = budget.plan_run(steps, rows, config, seed, measured)
+        plan = budget.RunPlan.of(steps, rows, config, seed, measured)
         state.planned_steps = state.total_steps = len(plan.steps)
         state.due = [round(len(plan.steps) * (i + 1) / plan.evaluations) for i in range(plan.evaluations)]
         state.val_rows, state.planned_speed = plan.val_rows, measured.tokens_per_second

@@ -63,6 +63,13 @@ def _earlier_parameters(folder: Path, model: Model, config: TrainConfig, method:
     return method.resume(model, config, folder)
 
 
+def training_key(config: TrainConfig, seed: int, data_id: str, fingerprint: str) -> str:
+    """Hash of all that the result of a training depends on."""
+    source = method_named(config.method).source
+    parts = [config, seed, data_id, fingerprint, init_hash(config), 1]
+    return content_hash([*parts, *([source] if source else []), *teacher_hash(config)])
+
+
 def run_key(model: Model, config: TrainConfig, seed: int, data_id: str) -> str:
     """Hash of what a run's steps depend on."""
     hashes = [source] if (source := method_named(config.method).source) else []

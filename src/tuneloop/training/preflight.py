@@ -36,6 +36,39 @@ class Preflight:
     problems: tuple[str, ...]  # what makes training refuse to start, each with rows and what to do
     shown: tuple[tuple[str, Rendered], ...] = ()  # two rows with their ids
 
+    @staticmethod
+    def of(
+        rows: Sequence[TrainRow],
+        ids: Sequence[str],
+        template: Template,
+        config: TrainConfig,
+        steps: list[Step],
+        limit: int,
+    ) -> Preflight:
+        """Of rows, their ids and the planned steps, without the model; `limit`: most tokens that a row may have."""
+        parts = [(name, part) for name, row in zip(ids, rows, strict=True) for part in conversations(row)]
+        bos = template.tokenizer.token_to_id(str(template.variables.get("bos_token") or ""))
+        ends = [_ends(part, template.end_ids) for _, part in parts]
+        schedules = {"constant": "constant", "linear": "linear to zero", "cosine": "along a cosine to zero"}
+        return Preflight(
+            rows=len(rows),
+            tokens=sum(tokens_of(row) for row in rows),
+            supervised=sum(sum(1 for weight in part.mask[1:] if weight) for _, part in parts),
+            longest=max((len(part.ids) for _, part in parts), default=0),
+            limit=limit,
+            bos=dict(Counter(part.ids.count(bos) for _, part in parts)) if bos is not None else {},
+            answers=sum(map(len, ends)),
+            ended=sum(map(sum, ends)),
+            end_token=template.tokenizer.id_to_token(template.end_ids[0]) if template.end_ids else "end of turn",
+            steps=len(steps),
+            warmup_steps=max(round(len(steps) * config.warmup), 1),
+            rows_per_step=sum(len(step.indices) for step in steps) / max(len(steps), 1),
+            learning_rate=config.learning_rate,
+            schedule=schedules[config.schedule],
+            problems=tuple(_problems(parts, ends, template, config, limit)),
+            shown=tuple(parts[:2]),
+        )
+
     def lines(self) -> list[str]:
         """The numbers in plain sentences."""
         counts = ", ".join(f"{n} in {counted(rows, 'row')}" for n, rows in sorted(self.bos.items()))
@@ -59,34 +92,6 @@ class Preflight:
 
     def _endings(self) -> str:
         return f"{self.ended:,} of {self.answers:,} answers end in a supervised {self.end_token}"
-
-
-def preflight(
-    rows: Sequence[TrainRow], ids: Sequence[str], template: Template, config: TrainConfig, steps: list[Step], limit: int
-) -> Preflight:
-    """Look at rows, their ids and the planned steps, without the model; `limit`: most tokens that a row may have."""
-    parts = [(name, part) for name, row in zip(ids, rows, strict=True) for part in conversations(row)]
-    bos = template.tokenizer.token_to_id(str(template.variables.get("bos_token") or ""))
-    ends = [_ends(part, template.end_ids) for _, part in parts]
-    schedules = {"constant": "constant", "linear": "linear to zero", "cosine": "along a cosine to zero"}
-    return Preflight(
-        rows=len(rows),
-        tokens=sum(tokens_of(row) for row in rows),
-        supervised=sum(sum(1 for weight in part.mask[1:] if weight) for _, part in parts),
-        longest=max((len(part.ids) for _, part in parts), default=0),
-        limit=limit,
-        bos=dict(Counter(part.ids.count(bos) for _, part in parts)) if bos is not None else {},
-        answers=sum(map(len, ends)),
-        ended=sum(map(sum, ends)),
-        end_token=template.tokenizer.id_to_token(template.end_ids[0]) if template.end_ids else "end of turn",
-        steps=len(steps),
-        warmup_steps=max(round(len(steps) * config.warmup), 1),
-        rows_per_step=sum(len(step.indices) for step in steps) / max(len(steps), 1),
-        learning_rate=config.learning_rate,
-        schedule=schedules[config.schedule],
-        problems=tuple(_problems(parts, ends, template, config, limit)),
-        shown=tuple(parts[:2]),
-    )
 
 
 def _ends(row: Rendered, end_ids: Sequence[int]) -> list[bool]:

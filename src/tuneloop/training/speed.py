@@ -15,12 +15,13 @@ from tuneloop.core.machine import processes
 from tuneloop.core.ui import busy
 from tuneloop.models.load import Model
 from tuneloop.models.methods import method_named
+from tuneloop.planning.estimate import RunWork
 from tuneloop.training.batches import Step, plan_steps, too_large
 from tuneloop.training.config import TrainConfig
 from tuneloop.training.distributed import agreed, own_share, summed
 from tuneloop.training.loss import shared_prefix
 from tuneloop.training.methods import attach, recompute_layers
-from tuneloop.training.rows import TrainRow, check_rows, conversations, tokens_of
+from tuneloop.training.rows import TrainRow, check_rows, conversations, supervised_tokens, tokens_of
 from tuneloop.training.step import batch_loss
 
 # A run's speed over minutes as a share of that over its first seconds: the optimizer, freed memory that is faulted in
@@ -136,3 +137,19 @@ def micro_shape(model: Model, rows: Sequence[TrainRow], config: TrainConfig) -> 
     if processes() > 1:
         return len(parts), max(lengths), prefix
     return len(parts), math.ceil(math.sqrt(sum(n * n for n in lengths) / len(lengths))), prefix
+
+
+def work_of(
+    model: Model, rows: Sequence[TrainRow], steps: Sequence[Step], config: TrainConfig, forward_tokens: int = 0
+) -> RunWork:
+    """What steps compute, as the planner counts it."""
+    micros = [[rows[i] for i in micro] for step in steps for micro in step.micro_batches]
+    of_steps = [row for micro in micros for row in micro]
+    return RunWork(
+        steps=len(steps),
+        tokens=sum(map(tokens_of, of_steps)),
+        supervised=round(sum(map(supervised_tokens, of_steps))),
+        val_tokens=forward_tokens,
+        micro_batches=tuple(sorted({micro_shape(model, micro, config) for micro in micros})),
+        accumulated=max((len(step.micro_batches) for step in steps), default=1),
+    )

@@ -18,7 +18,7 @@ from tuneloop.records.completion import Completion
 from tuneloop.records.dataset import DatasetManifest
 from tuneloop.records.evaluation import Subject
 from tuneloop.records.rows import Row
-from tuneloop.training.teachers import layout_of
+from tuneloop.training.probabilities import ProbabilityStore
 
 Said = pytest.CaptureFixture[str]
 
@@ -43,7 +43,7 @@ def test_a_70b_teacher_of_an_8b_student(dataset: str, capsys: Said) -> None:
     found = planned(capsys, dataset, "--level", "logits", "train.epochs=2")
     writes, scores, learns = found["parts"]
     assert found["prompt_tokens"] == 300 and found["answer_tokens"] == 100 and found["epochs"] == 2
-    assert found["stored_bytes"] == pytest.approx(layout_of(128).itemsize * 100 * found["rows"])
+    assert found["stored_bytes"] == pytest.approx(ProbabilityStore.width(128) * 100 * found["rows"])
     assert 125 < writes["gib"] == scores["gib"] < 140 and learns["gib"] > 15
     assert writes["hours"] > scores["hours"] > 0 and learns["hours"] > 0
     assert found["hours"] == pytest.approx(sum(part["hours"] for part in found["parts"]))

@@ -46,7 +46,7 @@ from tuneloop.records.record import write_record
 from tuneloop.records.rows import Dataset, Message, Row
 
 if TYPE_CHECKING:
-    from tuneloop.combine.distill.probabilities import ProbabilityStore
+    from tuneloop.training import ProbabilityStore
 
 SAME = "regular expressions with a group, which must have found the same in the row's own answer"
 

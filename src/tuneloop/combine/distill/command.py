@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneloop.combine.distill.answers import DistilJob, reasons_of, taught_rows, teacher_answers
-from tuneloop.combine.distill.probabilities import ProbabilityStore
 from tuneloop.combine.options import DistilOptions
 from tuneloop.combine.retained_gain import Score, difference, kept_share, ratio
 from tuneloop.core.errors import UserError
@@ -36,6 +35,7 @@ from tuneloop.records.rows import Row
 from tuneloop.records.run import RunManifest
 from tuneloop.registry import local_name
 from tuneloop.release import open_tuned
+from tuneloop.training import ProbabilityStore
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,13 +80,16 @@ def _distil(job: DistilJob, student: str) -> DistillationRecord:
     pruned = _pruned(job) if options.layers else None
     model = str(job.place / "student") if pruned else student
     if options.level == "logits":
-        job.store = ProbabilityStore.open(job, model, _recipe(job, model, job.dataset.path, out).train)
+        assert job.teacher.local is not None, "checked before"
+        config, row = _recipe(job, model, job.dataset.path, out).train, job.dataset.train[0]
+        key, top = job.teacher.identity, job.options.top
+        job.store = ProbabilityStore.open(job.place, job.teacher.local, key, row, model, config, top)
     taught = taught_rows(job) if options.answers == "teacher" or options.prompts else job.dataset
     probabilities = ""
     if options.level != "text":
         probabilities = local_name(job.teacher.name)
-        if job.store is not None:
-            job.store.complete(job, taught)
+        if job.store is not None and job.teacher.local is not None:
+            job.store.complete(job.teacher.local, taught)
             probabilities = str(job.store.top.folder)
             job.store = None  # from here on, answers are only judged
         _forget_teacher(job)
@@ -190,7 +193,7 @@ def _refuse_impossible(job: DistilJob, student: str) -> None:
 def _forget_teacher(job: DistilJob) -> None:
     """Free the teacher's memory; where it is needed again, it is loaded again."""
     if job.options.level == "live":
-        from tuneloop.training.distil import teacher_model
+        from tuneloop.training import teacher_model
 
         teacher_model.cache_clear()
     job.teacher.close()

@@ -18,12 +18,12 @@ from tuneloop.models.methods import WHOLE
 from tuneloop.planning.options import plan_machines
 from tuneloop.planning.prices import load_prices
 from tuneloop.records.record import Part
-from tuneloop.training.teachers import layout_of
+from tuneloop.training import ProbabilityStore
 
 if TYPE_CHECKING:
     from tuneloop.combine.options import DistilOptions
     from tuneloop.records.rows import Dataset
-    from tuneloop.training.config import TrainConfig
+    from tuneloop.training import TrainConfig
 
 STUDENT_GPU = "h100-sxm"  # where no other is named
 MOST_GPUS = 8
@@ -132,7 +132,7 @@ def plan_distillation(
         rate = machine.card.tflops * 1e12 * machine.gpus * ARITHMETIC_SHARE
         parts.append(_part("the teacher's probabilities", machine, flops / rate / 3600))
     if options.level == "logits":
-        width = layout_of(min(options.top, machine.shape.vocabulary - 1)).itemsize
+        width = ProbabilityStore.width(min(options.top, machine.shape.vocabulary - 1))
         stored = width * amount.rows * amount.answer
     live = 0.0
     if options.level == "live":

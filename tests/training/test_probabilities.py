@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tuneloop.combine.distill.probabilities import ProbabilityStore
 from tuneloop.inference.local.target import LocalTarget
 from tuneloop.inference.request import Request
 from tuneloop.models.template import Rendered
 from tuneloop.records.distillation import TeacherLogits
 from tuneloop.training.distil import store_probabilities
+from tuneloop.training.probabilities import ProbabilityStore
 from tuneloop.training.teachers import TopStore, row_key
 
 ASKED = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuneloop.core.files import content_hash
@@ -14,12 +15,11 @@ from tuneloop.models.load import load_tokenizer
 from tuneloop.records.completion import Completion
 from tuneloop.records.distillation import TeacherLogits
 from tuneloop.records.rows import Dataset, Message, Row
-from tuneloop.training.teachers import TopStore, own_template, refuse_other_tokens, row_key
+from tuneloop.training.teachers import TopStore, layout_of, own_template, refuse_other_tokens, row_key
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tuneloop.combine.distill.answers import DistilJob
     from tuneloop.inference import LoadedTarget
     from tuneloop.inference.local import ActiveRow
     from tuneloop.models.template import Rendered, Template
@@ -37,30 +37,41 @@ class ProbabilityStore:
     written: int = 0  # rows that were stored while they were written
 
     @staticmethod
-    def open(job: DistilJob, student: str, config: TrainConfig) -> ProbabilityStore:
-        """The store of a distillation; what it holds from before stays.
+    def width(top: int) -> int:
+        """Bytes of a position with so many tokens."""
+        return layout_of(top).itemsize
 
-        `student`: whose tokenizer and template count; `config`: of its training: which divergence, at which
-        temperature. Raises UserError: teacher and student have different tokens or templates, and the divergence is not
-        `universal`.
+    @staticmethod
+    def open(
+        place: Path, local: LoadedTarget, key: str, row: Row, student: str, config: TrainConfig, top: int
+    ) -> ProbabilityStore:
+        """A teacher's store in a folder; what it holds from before stays.
+
+        Args:
+            key: the identity of the teacher and its task.
+            row: by which the tokens of teacher and student are compared.
+            student: whose tokenizer and template count.
+            config: of its training: which divergence, at which temperature.
+            top: tokens whose probabilities are stored at each position.
+
+        Raises:
+            UserError: teacher and student have different tokens or templates, and the divergence is not `universal`.
         """
-        local = job.teacher.local
-        assert local is not None, "checked before"
-        universal, row = config.divergence == "universal", job.dataset.train[0]
+        universal = config.divergence == "universal"
         template = own_template(local) if universal else load_tokenizer(student)
         if not universal:
             refuse_other_tokens(local, row, template.render(row.messages, row.tools), template)
         vocabulary = min(template.tokenizer.get_vocab_size(), local.model.head.shape[0])
         temperature = config.teacher_temperature
         about = TeacherLogits(
-            teacher=job.teacher.name,
-            teacher_key=job.teacher.identity,
+            teacher=local.name,
+            teacher_key=key,
             vocabulary=vocabulary,
-            top=min(job.options.top, vocabulary - 1),
+            top=min(top, vocabulary - 1),
             temperature=temperature,
         )
         parts = [about.teacher_key, about.top, temperature, *(["universal"] if universal else [])]
-        folder = job.place / f"logits-{content_hash(parts)[:12]}"
+        folder = place / f"logits-{content_hash(parts)[:12]}"
         if universal:
             template.save(folder)  # how the rows are read is next to what is stored of them
         return ProbabilityStore(template, TopStore.create(folder, about))
@@ -112,14 +123,13 @@ class ProbabilityStore:
             store_states(teacher.model, rows, torch.stack(stored), self.top)
             self.written += len(rows)
 
-    def complete(self, job: DistilJob, dataset: Dataset) -> None:
+    def complete(self, teacher: LoadedTarget, dataset: Dataset) -> None:
         """Read the training and validation rows that are not stored yet, in a pass of the teacher."""
         from tuneloop.training.distil import store_probabilities, stored_by
 
         rows: list[Row] = [*dataset.train, *dataset.val]
         rendered = [self.template.render(row.messages, row.tools) for row in rows]
-        assert job.teacher.local is not None, "checked before"
-        store_probabilities(job.teacher.local.model, rendered, self.top)
+        store_probabilities(teacher.model, rendered, self.top)
         stored_by.cache_clear()
         size = self.top.count * self.top.width
         positions = f"{self.top.count:,} positions: {size / 1e6:,.1f} MB, {self.top.width} bytes each"

@@ -12,8 +12,8 @@ import pytest
 from pretend_gpu import Card, pretend_gpu
 from tuneloop.core.files import write_json
 from tuneloop.models.load import SIZES
-from tuneloop.pipeline import self_test
 from tuneloop.planning.gpus import find_gpu
+from tuneloop.training import device_checks as self_test
 
 
 @pytest.fixture(autouse=True)

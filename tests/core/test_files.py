@@ -339,6 +339,9 @@ def test_a_folder_is_one_processs_and_is_let_go_when_it_dies(tmp_path: Path) -> 
         with pytest.raises(UserError, match=f"pid {process.pid}") as caught, lock_folder(tmp_path):
             pass
         assert caught.value.where == str(tmp_path)
+        with pytest.raises(UserError) as caught, lock_folder(tmp_path, instead="--out FILE"):
+            pass
+        assert caught.value.next_step.endswith("choose another folder: --out FILE")
     finally:
         process.kill()
         process.join()

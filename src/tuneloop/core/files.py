@@ -511,7 +511,7 @@ def folder_holder(folder: Path | str) -> str:
     return ""
 
 
-def _locked_file(path: Path, waiting: Callable[[str], None] | None) -> TextIO:
+def _locked_file(path: Path, waiting: Callable[[str], None] | None, instead: str) -> TextIO:
     """The open lock file, held by this process. Where its holder removes it while others wait, they take a new one."""
     announced = False
     while True:
@@ -523,7 +523,7 @@ def _locked_file(path: Path, waiting: Callable[[str], None] | None) -> TextIO:
             file.close()
             if waiting is None:
                 what = f"Another tuneloop process ({holder}) is working in this folder"
-                step = "wait for it, stop it, or choose another folder: output_dir=FOLDER, or --out FOLDER"
+                step = f"wait for it, stop it, or choose another folder: {instead}"
                 raise UserError(what, where=str(path.parent), next_step=step)
             if not announced:
                 waiting(holder)
@@ -538,7 +538,11 @@ def _locked_file(path: Path, waiting: Callable[[str], None] | None) -> TextIO:
 
 @contextlib.contextmanager
 def lock_folder(
-    folder: Path | str, *, minor: Collection[str] = (), waiting: Callable[[str], None] | None = None
+    folder: Path | str,
+    *,
+    minor: Collection[str] = (),
+    waiting: Callable[[str], None] | None = None,
+    instead: str = "output_dir=FOLDER, or --out FOLDER",
 ) -> Iterator[None]:
     """Hold a folder for this process; the operating system lets go when the process dies.
 
@@ -548,11 +552,12 @@ def lock_folder(
         minor: names of files that are no reason to keep it.
         waiting: where another process holds it, wait until it lets go, and call this function once with who that is
             ("pid 123"); default: UserError at once.
+        instead: what names another folder, for that error.
     """
     path = Path(folder) / ".lock"
     made = [place for place in (path.parent, path.parent.parent) if not place.exists()]
     with user_errors_of_the_disk(path):
-        file = _locked_file(path, waiting)
+        file = _locked_file(path, waiting, instead)
     try:
         file.seek(0)
         file.truncate()

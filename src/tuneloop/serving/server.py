@@ -278,11 +278,7 @@ def _listening(config: ServeConfig) -> Iterator[socket.socket]:
     folder = Path(config.folder)
     is_new = not folder.is_dir()
     with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(lock_folder(folder))
-        except UserError as error:
-            step = "that server answers already; stop it, or name another folder: folder=NAME"
-            raise UserError(error.what, where=error.where, next_step=step) from None
+        stack.enter_context(lock_folder(folder, instead="folder=NAME"))
         if is_new:
             make_private(folder, (".lock",))
         try:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import lock_folder
+from tuneloop.core.files import folder_holder
 from tuneloop.core.ids import utc_now, uuid7
 from tuneloop.core.ui import bound_say
 from tuneloop.inference import ServingEngine
@@ -263,15 +263,6 @@ def _pin(name: str, source: str) -> Decision:
     return Decision(id=uuid7(), time=utc_now(), kind=PIN, subject=name, data={"source": source})
 
 
-def is_running(folder: Path) -> bool:
-    """Whether a server works in a folder."""
-    try:
-        with lock_folder(folder):
-            return False
-    except UserError:
-        return True
-
-
 def deploy_to_server(folder: Path, source: str, *, name: str = "") -> Deployed:
     """Have a running server serve another source under a name, and wait until it does.
 
@@ -298,7 +289,7 @@ def deploy_to_server(folder: Path, source: str, *, name: str = "") -> Deployed:
     with opened(folder) as store:
         before = pins_of(store).get(name, adapters[name])
         insert(store, [pin])
-        running = is_running(folder)
+        running = bool(folder_holder(folder))
         until = time.monotonic() + SWAP_SECONDS
         while running and time.monotonic() < until:
             where = f"kind IN ('{SWAP}', '{REFUSED}') AND number > (SELECT number FROM decisions WHERE id = ?)"

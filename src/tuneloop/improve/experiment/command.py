@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import build_config, plain
+from tuneloop.core.files import build_config, folder_holder, plain
 from tuneloop.core.ids import utc, utc_now, uuid7
 from tuneloop.core.ui import quiet
 from tuneloop.evaluation import AnswerPair, Judge
@@ -60,7 +60,6 @@ from tuneloop.serving.store import (
     store_folder,
     store_name,
 )
-from tuneloop.serving.swap import SWAP_SECONDS, is_running
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ def check_candidate(place: Path | str, design: ExperimentDesign) -> None:
             models.check_candidate(config, models.Candidate(design.model, design.candidate))
 
 
-def wait_for_candidate(place: Path | str, name: str, seconds: float = SWAP_SECONDS) -> bool:
+def wait_for_candidate(place: Path | str, name: str, seconds: float = 300.0) -> bool:
     """Wait until the server that works in the store's folder serves an experiment's candidate; False: none does yet.
 
     Raises UserError: the server can't serve it; the experiment is stopped then.
@@ -122,7 +121,7 @@ def wait_for_candidate(place: Path | str, name: str, seconds: float = SWAP_SECON
     folder, until = store_folder(place), time.monotonic() + seconds
     if not (folder / ServerState.file).is_file():
         return False
-    while is_running(folder) and time.monotonic() < until:
+    while folder_holder(folder) and time.monotonic() < until:
         why = left_out(place, name)
         if why:
             state = stop(place, name, f"the server can't serve the candidate: {why}")

@@ -79,7 +79,7 @@ def answer_batch(job: BatchInput, config: ServeConfig) -> dict[str, Any]:
     """
     target = open_with_task(next(iter(config.adapters.values()), config.base))
     requests, folder, key = is_request_file(job.source), job.folder, _key(job, config)
-    with lock_folder(folder, minor=(INPUT,)):
+    with lock_folder(folder, minor=(INPUT,), instead="--out FILE"):
         if (folder / STATE).exists() or (folder / JOURNAL).exists():
             if read_state(folder).key != key:
                 step = "choose another --out, or delete that folder to give it up"

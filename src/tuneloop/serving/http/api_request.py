@@ -20,7 +20,6 @@ from pydantic import BaseModel, ValidationError
 from tuneloop.core.bounded_work import WORK, TooMuchWork
 from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.core.foreign import LIMITS, MOST_DEPTH, fast_json, parse_json, too_deep
-from tuneloop.core.json_schema import schema_problem
 from tuneloop.core.units import counted
 from tuneloop.inference import Sampling
 from tuneloop.models.reasoning import reasoning_of
@@ -256,7 +255,7 @@ def read_chat(body: Body, most_choices: int) -> ApiRequest:
         "chat",
         messages=as_messages(asked.messages),
         tools=tools,
-        schema=schema or schema_of(asked.response_format, "response_format"),
+        schema=schema or schema_of(asked.response_format),
         logprobs=logprobs,
         max_new_tokens=asked.max_completion_tokens or asked.max_tokens,
         one_call=asked.parallel_tool_calls is False,
@@ -370,19 +369,14 @@ def tools_of(tools: list[Any], choice: str) -> tuple[list[Any], Mapping[str, Any
             "type": "object", "properties": {"name": {"const": function["name"]}, "parameters": parameters},
             "required": ["name", "parameters"], "additionalProperties": False,
         })  # fmt: skip
-    return tools, _bounded(calls[0] if len(calls) == 1 else {"anyOf": calls}, "tools")
+    return tools, calls[0] if len(calls) == 1 else {"anyOf": calls}
 
 
-def schema_of(form: Mapping[str, Any] | None, param: str) -> Mapping[str, Any] | None:
-    """The schema that an answer must fulfil."""
+def schema_of(form: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """The schema that an answer must fulfil; the engine refuses one that it can't hold answers to."""
     if form is None or form["type"] == "text":
         return None
     if form["type"] == "json_object":
         return {"type": "object"}
-    return _bounded(form.get("json_schema", form)["schema"], param)
-
-
-def _bounded(schema: Mapping[str, Any], param: str) -> Mapping[str, Any]:
-    if why := schema_problem(schema):
-        raise bad(f"Invalid schema: {why}", param, "no_schema")
+    schema: Mapping[str, Any] = form.get("json_schema", form)["schema"]
     return schema

@@ -82,7 +82,7 @@ def read_responses(asked: ResponsesBody, earlier: Earlier) -> ApiRequest:
         tools=tools,
         one_call=asked.parallel_tool_calls is False,
         repeated=repeated,
-        schema=schema or schema_of((asked.text or {}).get("format"), "text.format"),
+        schema=schema or schema_of((asked.text or {}).get("format")),
         model=asked.model or "",
         user=asked.user or "",
         tier=tier_of(asked.service_tier),

@@ -147,18 +147,21 @@ async def run_gateway(port: int, folder: str, kind: str) -> None:
     """tuneloop's gateway before an engine, everything on."""
     import uvicorn
 
-    from tuneloop.serving.admission import Admission, Ledger
+    from tuneloop.serving.admission import Keyring
     from tuneloop.serving.config import ServeConfig
     from tuneloop.serving.gateway import Gateway, ServedModel
     from tuneloop.serving.http.app import make_app
-    from tuneloop.serving.keys import Keyring, Limits, add_key
+    from tuneloop.serving.keys import Limits, add_key
     from tuneloop.serving.store.writer import StoreWriter
     from tuneloop.serving.swap import freeze_heap
 
     place = Path(folder)
     engine = make_engine(kind, place)
     await engine.start()
-    config = ServeConfig.model_validate({"folder": folder, "prices": {"input": 0.1, "output": 0.4}})
+    objective = {"admission": "auto" if kind == "stub" else "queue"}
+    config = ServeConfig.model_validate(
+        {"folder": folder, "prices": {"input": 0.1, "output": 0.4}, "objective": objective, "slots": engine.slots}
+    )
     if CONTENT == "redacted":  # as `tuneloop serve` does
         from tuneloop.serving.server import redactor_of
 
@@ -166,10 +169,7 @@ async def run_gateway(port: int, folder: str, kind: str) -> None:
     else:
         store = StoreWriter(place)
     store.start()
-    admission = Admission(engine.slots, refuse=kind == "stub")
-    gateway = Gateway(
-        engine, {"stub": ServedModel("stub")}, config, Keyring(place, 0.02), Ledger(), store, admission
-    )  # fmt: skip
+    gateway = Gateway(engine, {"stub": ServedModel("stub")}, config, store, Keyring(place, 0.02))
     settings = uvicorn.Config(
         make_app(gateway), port=port, log_level="error", access_log=False, lifespan="off", timeout_keep_alive=600,
     )  # fmt: skip

@@ -31,9 +31,9 @@ from tuneloop.records.feedback import Feedback
 from tuneloop.records.request import StoredRequest
 from tuneloop.serving.costs import costs_of
 from tuneloop.serving.store import store as stores
-from tuneloop.serving.store.database import Database, is_database_url
+from tuneloop.serving.store.database import Database, insert, is_database_url
 from tuneloop.serving.store.erase import find
-from tuneloop.serving.store.store import drawn_arms, insert, last_routes, opened, read_feedback, read_requests
+from tuneloop.serving.store.store import drawn_arms, last_routes, opened, read_feedback, read_requests
 
 END = 1_790_000_000.0  # of the year of traffic
 DAY = 86_400.0

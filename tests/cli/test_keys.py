@@ -9,7 +9,7 @@ import pytest
 
 from tuneloop.cli.main import main
 from tuneloop.core.files import write_json
-from tuneloop.serving.keys import Keyring
+from tuneloop.serving.admission import Keyring
 
 
 def test_a_key_is_made_listed_and_revoked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,13 +22,12 @@ from typing import Any
 from live_server import StubEngine
 
 from tuneloop.core.ui import quiet
-from tuneloop.serving.admission import Admission, Ledger
+from tuneloop.serving.admission import Keyring
 from tuneloop.serving.batch.api import Batches
 from tuneloop.serving.batch.batch import INPUT, OUTPUT, make_batch
 from tuneloop.serving.batch.record import read_state
 from tuneloop.serving.config import ServeConfig
 from tuneloop.serving.gateway import Gateway, ServedModel
-from tuneloop.serving.keys import Keyring
 from tuneloop.serving.store.store import opened, read_requests
 from tuneloop.serving.store.writer import StoreWriter
 
@@ -61,9 +60,8 @@ async def serve(folder: Path) -> None:
     with quiet():
         store = StoreWriter(folder, "full")
         store.start()
-        admission = Admission(8, 8, False)
         models, engine = {"stub": ServedModel("stub")}, StubEngine(pause=0.002)
-        gateway = Gateway(engine, models, config, Keyring(folder), Ledger(), store, admission)  # type: ignore[arg-type]
+        gateway = Gateway(engine, models, config, store, Keyring(folder))  # type: ignore[arg-type]
         batches = Batches(gateway, folder / "batch")
         batches.resume()
         await asyncio.gather(*(task for _, task in batches.running.values()))

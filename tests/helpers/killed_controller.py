@@ -19,7 +19,8 @@ from traffic import request, thumb
 from tuneloop.improve.controller import command as w
 from tuneloop.improve.controller.controller import ProjectConfig
 from tuneloop.improve.experiment import command as ab
-from tuneloop.serving.store.store import connect, insert, opened, read_decisions
+from tuneloop.serving.store.database import insert
+from tuneloop.serving.store.store import connect, opened, read_decisions
 
 STEPS = ["collect", "train", "evaluate", "gate", "export", "register", "experiment", "decide", "promote"]
 NAMES = {"run": "train", "start": "experiment", "check": "decide"}

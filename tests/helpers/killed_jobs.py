@@ -11,7 +11,8 @@ from web_pages import pages_of
 from tuneloop.core.errors import UserError
 from tuneloop.improve.controller import command as controller
 from tuneloop.improve.controller.controller import ProjectConfig
-from tuneloop.serving.store.store import insert, opened
+from tuneloop.serving.store.database import insert
+from tuneloop.serving.store.store import opened
 
 PROJECT = {
     "name": "queue", "store": "serve", "model": "m", "recipe": "r.yaml", "champion": "runs/old", "suite": "s.yaml",

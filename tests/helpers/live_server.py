@@ -20,12 +20,11 @@ from tuneloop.imports.endpoint import trace_routes
 from tuneloop.inference.protocol import AdapterFacts
 from tuneloop.inference.request import Request, Update
 from tuneloop.records.completion import Completion
-from tuneloop.serving.admission import Admission, Ledger
+from tuneloop.serving.admission import Keyring
 from tuneloop.serving.batch.api import Batches
 from tuneloop.serving.config import ServeConfig
 from tuneloop.serving.gateway import Gateway, ServedModel
 from tuneloop.serving.http.app import make_app
-from tuneloop.serving.keys import Keyring
 from tuneloop.serving.store.writer import StoreWriter
 
 
@@ -141,8 +140,7 @@ def live(
             store = StoreWriter(folder, config.log.content, lambda value: value, store=config.log.store)
         store.start()
         found = models(engine) if callable(models) else models or {"stub": ServedModel("stub")}
-        admission = Admission(engine.slots, config.limits.waiting, config.objective.admission != "queue")
-        gateway = Gateway(engine, found, config, Keyring(folder), Ledger(), store, admission)
+        gateway = Gateway(engine, found, config, store, Keyring(folder))
         gateway.encoder = encoder
         batches = Batches(gateway, folder / "batch")
         with reporting(say=lines.append):

@@ -25,7 +25,8 @@ from tuneloop.registry.record import Lineage, RegistryEvent
 from tuneloop.serving.batch.batch import INPUT, JOURNAL, make_batch
 from tuneloop.serving.batch.file import encoded
 from tuneloop.serving.keys import ApiKey, KeyFile
-from tuneloop.serving.store.store import connect, insert
+from tuneloop.serving.store.database import insert
+from tuneloop.serving.store.store import connect
 from tuneloop.serving.store.writer import FILES, line_of
 
 FIRST = Path(__file__).resolve().parents[1] / "stored" / "1"

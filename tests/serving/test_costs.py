@@ -14,8 +14,9 @@ from tuneloop.core.files import write_json
 from tuneloop.core.ids import uuid7
 from tuneloop.records.request import StoredRequest
 from tuneloop.serving.costs import costs_of, since_time
+from tuneloop.serving.store.database import insert
 from tuneloop.serving.store.erase import erase, find
-from tuneloop.serving.store.store import insert, opened
+from tuneloop.serving.store.store import opened
 
 
 def fill(folder: Path, base: str = "llama-3.1-8b", devices: Sequence[str] = ()) -> None:

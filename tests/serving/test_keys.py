@@ -14,7 +14,8 @@ import pytest
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.ui import reporting
-from tuneloop.serving.keys import FILE, Keyring, Limits, add_key, open_keys, read_keys, revoke_key
+from tuneloop.serving.admission import Keyring
+from tuneloop.serving.keys import FILE, Limits, add_key, open_keys, read_keys, revoke_key
 
 
 def test_a_key_is_known_by_its_digest_alone(tmp_path: Path) -> None:

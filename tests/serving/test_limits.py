@@ -13,7 +13,8 @@ from tuneloop.serving.admission import Ledger, Refusal
 from tuneloop.serving.http.feedback import FeedbackLimit
 from tuneloop.serving.keys import ApiKey, Limits, add_key, read_keys, revoke_key
 from tuneloop.serving.server import _spent
-from tuneloop.serving.store.store import insert, opened
+from tuneloop.serving.store.database import insert
+from tuneloop.serving.store.store import opened
 
 
 class Clock:

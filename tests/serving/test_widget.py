@@ -12,7 +12,8 @@ from live_server import live
 from local_http import Quiet, listening
 
 from tuneloop.records.request import StoredRequest
-from tuneloop.serving.store.store import insert, opened, read_feedback
+from tuneloop.serving.store.database import insert
+from tuneloop.serving.store.store import opened, read_feedback
 
 ID = "018f3c1e-0000-7000-8000-000000000001"
 

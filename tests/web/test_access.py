@@ -12,8 +12,9 @@ import pytest
 from tuneloop.core import access
 from tuneloop.core.access import OWNER, TOKEN, of_owner, owners_secret
 from tuneloop.core.errors import UserError
+from tuneloop.serving.admission import Keyring
 from tuneloop.serving.config import ServeConfig
-from tuneloop.serving.keys import Keyring, Limits, Right, add_key, revoke_key
+from tuneloop.serving.keys import Limits, Right, add_key, revoke_key
 from tuneloop.web.index import Index
 from tuneloop.web.sources import BY_NAME, PAGES, Page, Sources
 

@@ -23,7 +23,8 @@ from tuneloop.data.prepare import TokenCount, prepare
 from tuneloop.improve.experiment import command as ab
 from tuneloop.improve.experiment.state import add_event
 from tuneloop.improve.monitor.command import EVENT
-from tuneloop.serving.store.store import insert, opened
+from tuneloop.serving.store.database import insert
+from tuneloop.serving.store.store import opened
 from web.conftest import keys, write_run
 from web.pages.test_quality import report
 

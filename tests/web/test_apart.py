@@ -14,9 +14,11 @@ from traffic import request
 from tuneloop.core import bounded_work
 from tuneloop.core.access import of_owner
 from tuneloop.core.foreign import LIMITS, ForeignLimits
+from tuneloop.serving.admission import Keyring
 from tuneloop.serving.config import ServeConfig
-from tuneloop.serving.keys import Keyring, Limits, add_key
-from tuneloop.serving.store.store import insert, opened
+from tuneloop.serving.keys import Limits, add_key
+from tuneloop.serving.store.database import insert
+from tuneloop.serving.store.store import opened
 from tuneloop.web.index import Index
 from tuneloop.web.sources import PAGES, Sources
 from web.conftest import accuracy, write_run

@@ -20,8 +20,8 @@ from tuneloop.agents import jobs
 from tuneloop.core.files import read_jsonl, write_jsonl
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.prepare import TokenCount, prepare
-from tuneloop.serving.store.database import open_sqlite
-from tuneloop.serving.store.store import connect, insert, opened
+from tuneloop.serving.store.database import insert, open_sqlite
+from tuneloop.serving.store.store import connect, opened
 from tuneloop.web import index
 from tuneloop.web.index import Index
 from web.conftest import Site, accuracy, keys, write_run

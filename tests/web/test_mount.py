@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from tuneloop.serving.admission import Keyring
 from tuneloop.serving.config import ServeConfig
-from tuneloop.serving.keys import Keyring, Limits, add_key
+from tuneloop.serving.keys import Limits, add_key
 from web.conftest import write_run
 
 pytest.importorskip("starlette.testclient")

@@ -12,7 +12,8 @@ from web_pages import pages_of
 from tuneloop.models.template import load_template
 from tuneloop.records.record import write_record
 from tuneloop.records.server import ServerState
-from tuneloop.serving.store.store import insert, opened
+from tuneloop.serving.store.database import insert
+from tuneloop.serving.store.store import opened
 
 
 def test_the_text_is_that_of_the_weights_template(tmp_path: Path, tiny_llama: Path) -> None:

@@ -9,8 +9,9 @@ from traffic import at, request, thumb
 
 from tuneloop.core.errors import UserError
 from tuneloop.records.feedback import Feedback
+from tuneloop.serving.store.database import insert
 from tuneloop.serving.store.erase import erase, find
-from tuneloop.serving.store.store import insert, opened
+from tuneloop.serving.store.store import opened
 from tuneloop.web import search as s
 
 pytestmark = pytest.mark.usefixtures("each_database")

@@ -19,7 +19,8 @@ from traffic import request
 from patience import HANG
 from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
-from tuneloop.serving.store.store import insert, opened
+from tuneloop.serving.store.database import insert
+from tuneloop.serving.store.store import opened
 from tuneloop.web import export
 from tuneloop.web.index import Index
 from tuneloop.web.serve import WebConfig, make_sources

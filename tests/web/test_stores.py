@@ -15,7 +15,8 @@ from tuneloop.core.errors import UserError
 from tuneloop.improve.experiment import command as ab
 from tuneloop.improve.experiment.state import add_event
 from tuneloop.improve.monitor.command import EVENT
-from tuneloop.serving.store.store import insert, opened, read_decisions, read_feedback, read_requests, store_name
+from tuneloop.serving.store.database import insert
+from tuneloop.serving.store.store import opened, read_decisions, read_feedback, read_requests, store_name
 from tuneloop.web.serve import make_sources
 from tuneloop.web.stores import shown_store, store_key
 

@@ -1,4 +1,5 @@
-"""Who is answered when, and who is refused: because it would take too long, or because its key has used what it may.
+"""Who is let in, who is answered when, and who is refused: without a key, because it would take too long, or because
+its key has used what it may.
 
 The engine answers so many requests at a time (slots); further ones wait, and the earliest due time goes first.
 
@@ -11,17 +12,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import heapq
+import hmac
 import math
+import os
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import mul
+from pathlib import Path
 
+from tuneloop.core.errors import UserError
+from tuneloop.core.ui import bound_say
 from tuneloop.core.units import counted, verb
 from tuneloop.inference import Request
+from tuneloop.serving.config import Prices
 from tuneloop.serving.http.api_request import ApiError, unavailable
-from tuneloop.serving.keys import ApiKey
+from tuneloop.serving.keys import FILE, FORM, ApiKey, digest_of, note_keys, read_key_file, revoked_ids
 
 LEARN_EVERY = 0.005  # seconds between two requests of a model that its times are learned from
 PATIENCE = {"high": 0.25, "normal": 1.0, "low": 8.0, "flex": 60.0}  # class -> deadlines after which it is due
@@ -388,6 +395,89 @@ def prompt_size(request: Request) -> int:
     return len(request.ids) or sum(len(str(turn.get("content") or "")) // 4 + 5 for turn in request.messages)
 
 
+# --- keys ----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Keyring:
+    """The keys of a server, as the file has them now."""
+
+    folder: Path  # of the server
+    every: float = 0.0  # seconds for which what was read of the file holds; 0: it is looked at each time
+    needed_before: bool = False  # there was a key, as something else than the folder's files says
+    say: Callable[[str], None] = field(default_factory=bound_say)
+    _looked: float = -1e9
+    _stamp: tuple[int, ...] = ()
+    _keys: dict[str, ApiKey] = field(default_factory=dict)
+    _gone: set[str] = field(default_factory=set)  # ids that were revoked
+
+    def __post_init__(self) -> None:
+        self._file = str(self.folder / FILE)
+        self._needed = self.needed_before
+
+    def check(self, text: str) -> ApiKey | None:
+        """The key that a text is; None where it is not one in use."""
+        self._refresh()
+        match = FORM.fullmatch(text)
+        key = self._keys.get(match[1]) if match else None
+        # The digest is compared in any case, in constant time: what is wrong can't be guessed from how long it takes.
+        same = hmac.compare_digest(digest_of(match[2] if match else text), key.sha256 if key else "0" * 64)
+        return key if same and key is not None and key.revoked is None else None
+
+    def named(self, name: str) -> ApiKey | None:
+        """The key in use of that name."""
+        self._refresh()
+        return next((key for key in self._keys.values() if key.name == name and key.revoked is None), None)
+
+    def by_id(self, id_: str) -> ApiKey | None:
+        """The key in use of that id."""
+        self._refresh()
+        key = self._keys.get(id_)
+        return key if key is not None and key.revoked is None else None
+
+    @property
+    def used(self) -> bool:
+        """Whether there is a key in use."""
+        self._refresh()
+        return any(key.revoked is None for key in self._keys.values())
+
+    @property
+    def needed(self) -> bool:
+        """Whether there ever was a key, and the server was not opened since."""
+        self._refresh()
+        return self._needed
+
+    def _refresh(self) -> None:
+        now = time.monotonic()
+        if now - self._looked < self.every:
+            return
+        self._looked = now
+        try:
+            stat = os.stat(self._file)
+            stamp: tuple[int, ...] = (stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_size)
+        except OSError:
+            stamp = (0,)
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        before, self._keys = self._keys, {}
+        try:
+            file = read_key_file(self.folder)
+        except UserError as error:  # no one is let in, neither with a key nor without one
+            self._needed = True
+            self.say(f"keys      {FILE} can't be read, so no one is let in: {error.what}")
+            return
+        with contextlib.suppress(UserError):  # a folder that can't be written; the server remembers it
+            if file.keys:  # the file may have come from elsewhere
+                note_keys(self.folder, *(key.id for key in file.keys if key.revoked is not None))
+        revoked = revoked_ids(self.folder)
+        self._gone |= revoked or set()
+        self._keys = {key.id: key for key in file.keys if key.id not in self._gone}
+        self._needed = not file.open and (self._needed or revoked is not None or bool(file.keys))
+        if before and not file.keys:
+            self.say(f"keys      {FILE} has no keys any more; they are needed until `tuneloop keys open --yes`")
+
+
 # --- what a key may use ------------------------------------------------------------------------
 
 
@@ -448,8 +538,14 @@ class Ledger:
     """The accounts of all keys."""
 
     spent: Mapping[str, float] = field(default_factory=dict)  # dollars that each key, by its id, has spent before
+    prices: Prices = field(default_factory=Prices)
     clock: Callable[[], float] = time.monotonic  # seconds
     _accounts: dict[str, _KeyAccount] = field(default_factory=dict)
+
+    def usd(self, prompt_tokens: int, completion_tokens: int, source: str = "") -> float:
+        """The price of a request in USD, by its tokens and the source of the model that answers it."""
+        prices = self.prices.sources.get(source, self.prices)
+        return (prompt_tokens * prices.input + completion_tokens * prices.output) / 1e6
 
     def reserve(self, key: ApiKey | None, tokens: int, usd: float, *, again: bool = False) -> Reservation:
         """Take what a request may use at most: tokens read and written, their price, and a request, but for a second

@@ -217,8 +217,3 @@ class ServeConfig(Config):
     def priced(self) -> bool:
         """Whether tokens have a price, without which a budget is never used up."""
         return any(each.input or each.output for each in (self.prices, *self.prices.sources.values()))
-
-    def usd(self, prompt_tokens: int, completion_tokens: int, source: str = "") -> float:
-        """The price of a request in USD, by its tokens and the source of the model that answers it."""
-        prices = self.prices.sources.get(source, self.prices)
-        return (prompt_tokens * prices.input + completion_tokens * prices.output) / 1e6

@@ -128,7 +128,7 @@ async def _embedded(gateway: Gateway, encoder: Embedder, asked: EmbeddingsBody, 
             )
             raise bad(what, f"input[{number}]", "context_length_exceeded")
     tokens = sum(sizes)
-    usd = gateway.config.usd(tokens, 0, encoder.name)
+    usd = gateway.ledger.usd(tokens, 0, encoder.name)
     reservation, used = gateway.reserve(caller.key, tokens, usd), 0
     try:
         vectors = await encoder.vectors(texts)

@@ -23,11 +23,11 @@ from tuneloop.models.adapters import BASE
 from tuneloop.records.completion import Completion
 from tuneloop.records.request import ANYONE, LEFT, NOT_LOADED, REFUSED, StoredRequest
 from tuneloop.records.rows import Message
-from tuneloop.serving.admission import Admission, Ledger, QueuePlace, Reservation, Work, prompt_size
+from tuneloop.serving.admission import Admission, Keyring, Ledger, QueuePlace, Reservation, Work, prompt_size
 from tuneloop.serving.config import ServeConfig
 from tuneloop.serving.http.api_request import ApiError, ApiRequest, unavailable
 from tuneloop.serving.http.metrics import Metrics
-from tuneloop.serving.keys import ApiKey, Keyring, Right
+from tuneloop.serving.keys import ApiKey, Right
 from tuneloop.serving.store.database import Database, DatabaseError, is_database_url
 from tuneloop.serving.store.store import AnsweredRequest, experiment_unit, opened
 from tuneloop.serving.store.writer import StoreWriter
@@ -273,10 +273,11 @@ class Gateway:
     engine: ServingEngine
     models: dict[str, ServedModel]  # by name; the first one answers where none is named
     config: ServeConfig
-    keyring: Keyring
-    ledger: Ledger
     store: StoreWriter
-    admission: Admission
+    keyring: Keyring
+    spent: Mapping[str, float] = field(default_factory=dict)  # see `Ledger`
+    ledger: Ledger = field(init=False)
+    admission: Admission = field(init=False)
     metrics: Metrics = field(default_factory=Metrics)
     clock: SharedClock = field(default_factory=SharedClock)
     # models of experiments, by the names of these; they answer in place of the model of the request
@@ -284,8 +285,7 @@ class Gateway:
     # why the other experiments' candidates answer no one, by the names of these
     left_out: dict[str, str] = field(default_factory=dict)
     draw: Draw | None = None  # the arm of a request; None: there are no experiments
-    # the candidate that is to answer copies of a model's requests; empty: none
-    shadow: Callable[[str], str] = field(default=lambda model: "")
+    shadow: Callable[[str], str] | None = None  # the candidate that is to answer copies of a model's requests
     copies: Copies = field(default_factory=Copies)
     encoder: Embedder | None = None  # makes embeddings; None: there are none here
     route: Route | None = None  # who answers requests to the model `router`; None: there is no router
@@ -297,6 +297,14 @@ class Gateway:
     # is given each request that has ended, as it is stored, with its status; it must not wait
     ended: Callable[[StoredRequest, str], None] | None = None
     _busy: Counter[int] = field(default_factory=Counter)  # requests under way, by the identity of their engine
+
+    def __post_init__(self) -> None:
+        config, objective = self.config, self.config.objective
+        slots, refuse = min(config.slots, self.engine.slots), objective.admission != "queue"
+        self.admission = Admission(slots, config.limits.waiting, refuse)
+        self.ledger = Ledger(self.spent, config.prices)
+        self.loopback, self.elsewhere = config.loopback, bool(config.urls)
+        self._refuses = objective.refuses
 
     def swap(
         self, engine: ServingEngine, models: Mapping[str, ServedModel], candidates: Mapping[str, ServedModel]
@@ -347,7 +355,7 @@ class Gateway:
     def key_required(self) -> bool:
         """Whether a request without a key is refused."""
         required = self.config.keys.required
-        return (not self.config.loopback or self.keyring.needed) if required is None else required
+        return (not self.loopback or self.keyring.needed) if required is None else required
 
     def models_for(self, caller: Caller) -> list[str]:
         """Names of the models that a caller may use."""
@@ -488,7 +496,7 @@ class Gateway:
 
     def _copy(self, account: _Account, background: bool) -> None:
         """Have a candidate answer a copy of what was answered, some time when no request waits."""
-        if account.shadow or background or account.draw is not None:
+        if self.shadow is None or account.shadow or background or account.draw is not None:
             return
         served, caller = self.shadow(account.model.name), account.caller
         if served not in self.candidates or (caller.key is not None and caller.key.limits.train == "no"):
@@ -555,7 +563,7 @@ class Gateway:
             account.patient, background = True, request.schema is None  # an answer under a schema can't be interrupted
             request = replace(request, gives_way=background)
         longest = request.max_new_tokens * n
-        usd = self.config.usd(account.prompt_tokens, longest, account.model.source)
+        usd = self.ledger.usd(account.prompt_tokens, longest, account.model.source)
         reservation = self.reserve(key, account.prompt_tokens + longest, usd, again=account.again)
         place = None
         try:
@@ -579,7 +587,7 @@ class Gateway:
                 first = None if account.ttft_ms is None else account.ttft_ms - 1000 * (place.started - place.arrived)
                 self.admission.leave(place, tokens, first, whole=whole)
             used = (account.prompt_tokens, tokens) if account.pieces else (0, 0)
-            self.ledger.settle(reservation, sum(used), self.config.usd(*used, account.model.source))
+            self.ledger.settle(reservation, sum(used), self.ledger.usd(*used, account.model.source))
 
     def reserve(self, key: ApiKey | None, tokens: int, usd: float, *, again: bool = False) -> Reservation:
         """What a request may use, taken from its key; see `Ledger.reserve`. ApiError: its budget can't be kept."""
@@ -604,7 +612,7 @@ class Gateway:
         elif account.request.tier == "priority" and (key is None or key.limits.priority == "high"):
             rank = "high"
         objective, promise = self.config.objective, "objective.ttft_ms of the server"
-        deadline, refusable = objective.ttft_ms, objective.refuses
+        deadline, refusable = objective.ttft_ms, self._refuses
         if key is not None and key.limits.deadline_ms:
             deadline, refusable, promise = key.limits.deadline_ms, True, f"--deadline-ms of the key {key.name!r}"
         sizes = account.prompt_tokens, request.max_new_tokens
@@ -655,7 +663,7 @@ class Gateway:
         refused = account.status.startswith("4") and not account.pieces  # a limit or its own fault kept it out
         record.finish = first.finish if first is not None else REFUSED if refused else None
         used = (account.prompt_tokens, account.tokens) if account.pieces else (0, 0)
-        record.usd = self.config.usd(*used, account.model.source)
+        record.usd = self.ledger.usd(*used, account.model.source)
         record.seconds, record.error = round(account.seconds, 6), account.error
         record.tier = "shadow" if account.shadow else account.request.tier
         if account.fallback is not None:  # who answers has changed

@@ -6,16 +6,11 @@ file in the folder `.keys` next to it, written first, says so, and a running ser
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import hmac
-import os
 import re
 import secrets
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -25,7 +20,6 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import lock_folder, make_private, replacing, user_errors_of_the_disk
 from tuneloop.core.flag import Flag, flag
 from tuneloop.core.ids import utc_now
-from tuneloop.core.ui import bound_say
 from tuneloop.records.record import Part, Record, read_record, write_record
 from tuneloop.records.server import ServerState
 
@@ -102,13 +96,13 @@ class KeyFile(Record):
 FILE = KeyFile.file
 LOCK = ".keys"  # folder of the lock and of what is remembered
 MARKER = "needed"  # file that is there once a key was made, with the ids of those that were revoked
-_FORM = re.compile(r"tl-([0-9a-f]{8})-([A-Za-z0-9_-]{43})")
+FORM = re.compile(r"tl-([0-9a-f]{8})-([A-Za-z0-9_-]{43})")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@ -]{0,63}")
 
 
 def read_keys(folder: Path | str) -> list[ApiKey]:
     """The keys of a server, revoked ones too; UserError: the file is damaged or can't be read."""
-    return _read(Path(folder)).keys
+    return read_key_file(Path(folder)).keys
 
 
 def add_key(folder: Path | str, name: str, limits: Limits = Limits()) -> tuple[str, ApiKey]:
@@ -126,8 +120,8 @@ def add_key(folder: Path | str, name: str, limits: Limits = Limits()) -> tuple[s
             step = f"choose another name, or revoke it first: tuneloop keys revoke {name!r}"
             raise UserError(f"There is a key of the name {name!r}", where=str(Path(folder) / FILE), next_step=step)
         secret, id_ = secrets.token_urlsafe(32), secrets.token_hex(4)
-        key = ApiKey(id=id_, name=name, sha256=_digest(secret), created=utc_now(), limits=limits)
-        _mark(Path(folder))
+        key = ApiKey(id=id_, name=name, sha256=digest_of(secret), created=utc_now(), limits=limits)
+        note_keys(Path(folder))
         _write(folder, [*keys, key])
     return f"tl-{id_}-{secret}", key
 
@@ -135,14 +129,14 @@ def add_key(folder: Path | str, name: str, limits: Limits = Limits()) -> tuple[s
 def revoke_key(folder: Path | str, name: str) -> ApiKey:
     """Take a key out of use at once, by its name or id; keys stay needed. UserError: there is none in use."""
     with _changing(folder):
-        file = _read(Path(folder))
+        file = read_key_file(Path(folder))
         used = [key for key in file.keys if key.revoked is None]
         key = next((key for key in used if name in (key.name, key.id)), None)
         if key is None:
             step = f"keys in use: {', '.join(key.name for key in used)}" if used else "there are no keys in use"
             raise UserError(f"No key in use is named {name!r:.80}", where=str(Path(folder) / FILE), next_step=step)
         revoked = key.model_copy(update={"revoked": utc_now()})
-        _mark(Path(folder), revoked.id)
+        note_keys(Path(folder), revoked.id)
         _write(folder, [revoked if each is key else each for each in file.keys], open_=file.open)
     return revoked
 
@@ -177,7 +171,7 @@ def _changing(folder: Path | str) -> AbstractContextManager[None]:
     return lock_folder(Path(folder) / LOCK, waiting=lambda holder: None)
 
 
-def _read(folder: Path) -> KeyFile:
+def read_key_file(folder: Path) -> KeyFile:
     path = folder / FILE
     with user_errors_of_the_disk(path):
         return read_record(KeyFile, path) if path.is_file() else KeyFile()
@@ -189,15 +183,15 @@ def _write(folder: Path | str, keys: Sequence[ApiKey], *, open_: bool = False) -
     path.chmod(0o600)
 
 
-def _mark(folder: Path, *revoked: str) -> None:
+def note_keys(folder: Path, *revoked: str) -> None:
     """Note that there was a key, and those that were revoked."""
-    before = _revoked(folder)
+    before = revoked_ids(folder)
     if before is None or not before.issuperset(revoked):
         with replacing(folder / LOCK / MARKER) as file:
             file.write("\n".join(sorted((before or set()) | set(revoked))).encode())
 
 
-def _revoked(folder: Path) -> set[str] | None:
+def revoked_ids(folder: Path) -> set[str] | None:
     """Ids of the keys that were revoked; None: there never was a key."""
     try:
         return set((folder / LOCK / MARKER).read_text(encoding="utf-8", errors="replace").split())
@@ -207,86 +201,6 @@ def _revoked(folder: Path) -> set[str] | None:
         return set()
 
 
-def _digest(secret: str) -> str:
+def digest_of(secret: str) -> str:
     """A plain SHA-256: the secret has 256 random bits, so that it can't be reversed by trying."""
     return hashlib.sha256(secret.encode()).hexdigest()
-
-
-@dataclass
-class Keyring:
-    """The keys of a server, as the file has them now."""
-
-    folder: Path  # of the server
-    every: float = 0.0  # seconds for which what was read of the file holds; 0: it is looked at each time
-    needed_before: bool = False  # there was a key, as something else than the folder's files says
-    say: Callable[[str], None] = field(default_factory=bound_say)
-    _looked: float = -1e9
-    _stamp: tuple[int, ...] = ()
-    _keys: dict[str, ApiKey] = field(default_factory=dict)
-    _gone: set[str] = field(default_factory=set)  # ids that were revoked
-
-    def __post_init__(self) -> None:
-        self._file = str(self.folder / FILE)
-        self._needed = self.needed_before
-
-    def check(self, text: str) -> ApiKey | None:
-        """The key that a text is; None where it is not one in use."""
-        self._refresh()
-        match = _FORM.fullmatch(text)
-        key = self._keys.get(match[1]) if match else None
-        # The digest is compared in any case, in constant time: what is wrong can't be guessed from how long it takes.
-        same = hmac.compare_digest(_digest(match[2] if match else text), key.sha256 if key else "0" * 64)
-        return key if same and key is not None and key.revoked is None else None
-
-    def named(self, name: str) -> ApiKey | None:
-        """The key in use of that name."""
-        self._refresh()
-        return next((key for key in self._keys.values() if key.name == name and key.revoked is None), None)
-
-    def by_id(self, id_: str) -> ApiKey | None:
-        """The key in use of that id."""
-        self._refresh()
-        key = self._keys.get(id_)
-        return key if key is not None and key.revoked is None else None
-
-    @property
-    def used(self) -> bool:
-        """Whether there is a key in use."""
-        self._refresh()
-        return any(key.revoked is None for key in self._keys.values())
-
-    @property
-    def needed(self) -> bool:
-        """Whether there ever was a key, and the server was not opened since."""
-        self._refresh()
-        return self._needed
-
-    def _refresh(self) -> None:
-        now = time.monotonic()
-        if now - self._looked < self.every:
-            return
-        self._looked = now
-        try:
-            stat = os.stat(self._file)
-            stamp: tuple[int, ...] = (stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_size)
-        except OSError:
-            stamp = (0,)
-        if stamp == self._stamp:
-            return
-        self._stamp = stamp
-        before, self._keys = self._keys, {}
-        try:
-            file = _read(self.folder)
-        except UserError as error:  # no one is let in, neither with a key nor without one
-            self._needed = True
-            self.say(f"keys      {FILE} can't be read, so no one is let in: {error.what}")
-            return
-        with contextlib.suppress(UserError):  # a folder that can't be written; the server remembers it
-            if file.keys:  # the file may have come from elsewhere
-                _mark(self.folder, *(key.id for key in file.keys if key.revoked is not None))
-        revoked = _revoked(self.folder)
-        self._gone |= revoked or set()
-        self._keys = {key.id: key for key in file.keys if key.id not in self._gone}
-        self._needed = not file.open and (self._needed or revoked is not None or bool(file.keys))
-        if before and not file.keys:
-            self.say(f"keys      {FILE} has no keys any more; they are needed until `tuneloop keys open --yes`")

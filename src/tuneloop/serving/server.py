@@ -27,14 +27,14 @@ from tuneloop.planning.gpus import this_cpu
 from tuneloop.records.record import write_record
 from tuneloop.records.server import ServedName, ServerState
 from tuneloop.registry import registered_name
-from tuneloop.serving.admission import Admission, Ledger
+from tuneloop.serving.admission import Keyring
 from tuneloop.serving.batch.api import Batches
 from tuneloop.serving.config import ServeConfig
 from tuneloop.serving.embeddings import open_encoder
 from tuneloop.serving.gateway import Gateway
 from tuneloop.serving.http.app import App, make_app
 from tuneloop.serving.http.lines import LogLines
-from tuneloop.serving.keys import ApiKey, Keyring, add_key, read_keys, refuse_budget_without_prices
+from tuneloop.serving.keys import ApiKey, add_key, read_keys, refuse_budget_without_prices
 from tuneloop.serving.models import (
     Candidate,
     Sameness,
@@ -101,11 +101,9 @@ def gateway_of(config: ServeConfig, deployment: ServerDeployment) -> Gateway:
     else:
         store = StoreWriter(folder, content, store=config.store)
     store.start()
-    slots = min(config.slots, deployment.engine.slots)
-    admission = Admission(slots, config.limits.waiting, config.objective.admission != "queue")
     spent, keys_used = _spent(config.store, read_keys(folder))
-    keyring, models = Keyring(folder, LOOK_AT_KEYS, keys_used), deployment.models()
-    gateway = Gateway(deployment.engine, models, config, keyring, Ledger(spent), store, admission)
+    keyring = Keyring(folder, LOOK_AT_KEYS, keys_used)
+    gateway = Gateway(deployment.engine, deployment.models(), config, store, keyring, spent)
     gateway.candidates, gateway.left_out = deployment.candidate_models(), dict(deployment.left_out)
     gateway.encoder = open_encoder()
     if config.router:

@@ -29,8 +29,8 @@ from tuneloop.serving.config import ServeConfig
 from tuneloop.serving.gateway import Gateway
 from tuneloop.serving.models import Candidate, deployment_of, prove_models
 from tuneloop.serving.router import name_of, served_by
-from tuneloop.serving.store.database import Database, DatabaseError
-from tuneloop.serving.store.store import connect, insert, is_store, opened, read_decisions
+from tuneloop.serving.store.database import Database, DatabaseError, insert
+from tuneloop.serving.store.store import connect, is_store, opened, read_decisions
 
 PIN, SWAP, REFUSED = "deployment.pin", "deployment.swap", "deployment.refused"
 EVERY = 1.0  # seconds between two looks

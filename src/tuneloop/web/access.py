@@ -9,9 +9,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tuneloop.core.access import Access, Visitor
+from tuneloop.serving.admission import Keyring
 from tuneloop.serving.http.api_request import ApiError
 from tuneloop.serving.http.app import Call
-from tuneloop.serving.keys import Keyring, Right
+from tuneloop.serving.keys import Right
 
 LONGEST = 1000  # bytes of the form in which a secret is typed
 

@@ -8,7 +8,8 @@ from traffic import request, thumb
 from tuneloop.cli.main import main
 from tuneloop.core.files import read_jsonl
 from tuneloop.improve.collect.collect import is_held_out
-from tuneloop.serving.store.store import connect, insert
+from tuneloop.serving.store.database import insert
+from tuneloop.serving.store.store import connect
 
 pytestmark = pytest.mark.usefixtures("each_database")
 

@@ -13,7 +13,8 @@ from tuneloop.core.ids import uuid7
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.prepare import TokenCount, prepare
 from tuneloop.records.request import StoredRequest
-from tuneloop.serving.store.store import insert, opened
+from tuneloop.serving.store.database import insert
+from tuneloop.serving.store.store import opened
 
 
 def request(i: int, **fields: Any) -> StoredRequest:

@@ -9,7 +9,8 @@ from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_jsonl
 from tuneloop.improve.collect.command import settings_of_retraining, write_training_rows
-from tuneloop.serving.store.store import connect, insert
+from tuneloop.serving.store.database import insert
+from tuneloop.serving.store.store import connect
 
 ASKS = [f"the parcel number {i} of house {i * 7} in {i % 11} street has not come since day {i % 29}" for i in range(60)]
 

@@ -30,7 +30,8 @@ from tuneloop.improve.experiment import command as ab
 from tuneloop.records.server import Decision
 from tuneloop.registry.registered import register_artifact
 from tuneloop.release.export import export_run
-from tuneloop.serving.store.store import connect, insert, opened, read_decisions
+from tuneloop.serving.store.database import insert
+from tuneloop.serving.store.store import connect, opened, read_decisions
 
 STEPS = ["collect", "train", "evaluate", "gate", "export", "register", "experiment", "decide", "promote"]
 

@@ -15,7 +15,8 @@ from tuneloop.improve.experiment.statistics import in_sample
 from tuneloop.records.record import write_record
 from tuneloop.records.server import ServedName, ServerState
 from tuneloop.serving.keys import Limits, add_key, revoke_key
-from tuneloop.serving.store.store import connect, insert, opened, read_decisions
+from tuneloop.serving.store.database import insert
+from tuneloop.serving.store.store import connect, opened, read_decisions
 
 pytestmark = pytest.mark.usefixtures("each_database")
 

@@ -12,7 +12,8 @@ from tuneloop.evaluation.judge import Judge
 from tuneloop.improve.experiment import command as ab
 from tuneloop.improve.experiment.command import judge_copies
 from tuneloop.records.request import LEFT
-from tuneloop.serving.store.store import connect, insert, opened, read_feedback
+from tuneloop.serving.store.database import insert
+from tuneloop.serving.store.store import connect, opened, read_feedback
 
 pytestmark = pytest.mark.usefixtures("each_database")
 

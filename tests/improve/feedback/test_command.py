@@ -10,7 +10,8 @@ from tuneloop.core.errors import UserError
 from tuneloop.data.config import PersonalConfig
 from tuneloop.improve.feedback import command as f
 from tuneloop.improve.feedback.value import mean_value
-from tuneloop.serving.store.store import connect, insert, opened, read_feedback
+from tuneloop.serving.store.database import insert
+from tuneloop.serving.store.store import connect, opened, read_feedback
 
 pytestmark = pytest.mark.usefixtures("each_database")
 

@@ -15,7 +15,8 @@ from tuneloop.improve.feedback.review import spread
 from tuneloop.improve.monitor.detectors import estimate_quality
 from tuneloop.records.review import Vote
 from tuneloop.records.server import Decision
-from tuneloop.serving.store.store import connect, insert, opened, read_feedback, read_requests
+from tuneloop.serving.store.database import insert
+from tuneloop.serving.store.store import connect, opened, read_feedback, read_requests
 
 
 @pytest.fixture

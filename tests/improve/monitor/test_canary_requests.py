@@ -18,7 +18,8 @@ from tuneloop.improve.monitor import canaries as w
 from tuneloop.improve.monitor.canaries import FIRST_ROUNDS, canary_level
 from tuneloop.serving.admission import Admission
 from tuneloop.serving.gateway import ServedModel
-from tuneloop.serving.store.store import connect, insert, opened, read_decisions, read_requests
+from tuneloop.serving.store.database import insert
+from tuneloop.serving.store.store import connect, opened, read_decisions, read_requests
 from tuneloop.serving.store.writer import StoreWriter
 
 LEVEL = canary_level(2.0, 1.0)

@@ -13,7 +13,8 @@ from tuneloop.data.checks.drift import compare_with
 from tuneloop.improve.controller.command import facts_of
 from tuneloop.improve.monitor import command as w
 from tuneloop.records.server import Decision
-from tuneloop.serving.store.store import connect, insert, opened, read_decisions
+from tuneloop.serving.store.database import insert
+from tuneloop.serving.store.store import connect, opened, read_decisions
 
 SUBJECTS = ("parcel", "invoice", "password", "screen", "order", "voucher", "address", "delivery")
 ASKS = (

@@ -16,7 +16,8 @@ from tuneloop.improve.monitor import schedule as w
 from tuneloop.serving.admission import Admission
 from tuneloop.serving.config import ServeConfig
 from tuneloop.serving.gateway import ServedModel
-from tuneloop.serving.store.store import connect, insert, opened, read_decisions
+from tuneloop.serving.store.database import insert
+from tuneloop.serving.store.store import connect, opened, read_decisions
 from tuneloop.serving.store.writer import StoreWriter
 
 

@@ -16,7 +16,8 @@ from tuneloop.improve.report.command import report_of
 from tuneloop.improve.report.html import render_improve_page
 from tuneloop.records.record import write_record
 from tuneloop.records.server import Decision
-from tuneloop.serving.store.store import connect, insert, opened
+from tuneloop.serving.store.database import insert
+from tuneloop.serving.store.store import connect, opened
 
 HOSTILE = '<script>alert("x")</script>'
 

@@ -30,8 +30,8 @@ from tuneloop.serving.gateway import ArmDraw, Caller, Gateway
 from tuneloop.serving.http import feedback
 from tuneloop.serving.http.feedback import limited_as
 from tuneloop.serving.keys import Limits, Right, add_key
-from tuneloop.serving.store.database import DatabaseError
-from tuneloop.serving.store.store import insert, opened, read_feedback, read_requests
+from tuneloop.serving.store.database import DatabaseError, insert
+from tuneloop.serving.store.store import opened, read_feedback, read_requests
 
 CHAT: dict[str, Any] = {"model": "stub", "messages": [{"role": "user", "content": "Where is it?"}]}
 SHOP = "https://shop.example"

@@ -14,9 +14,9 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc_now, uuid7
 from tuneloop.improve.experiment.command import check, start
 from tuneloop.records.server import Decision
-from tuneloop.serving.store.database import Database
+from tuneloop.serving.store.database import CHAINED, Database, insert, link
 from tuneloop.serving.store.erase import erase, find
-from tuneloop.serving.store.store import CHAINED, insert, link, opened, refuse_rewritten, store_name, verify_log
+from tuneloop.serving.store.store import opened, refuse_rewritten, store_name, verify_log
 
 EACH = pytest.mark.usefixtures("each_database")
 

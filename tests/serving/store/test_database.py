@@ -23,9 +23,9 @@ from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_json
 from tuneloop.serving.store import database as databases
-from tuneloop.serving.store.database import DatabaseError, keep_password, without_password
+from tuneloop.serving.store.database import DatabaseError, insert, keep_password, without_password
 from tuneloop.serving.store.migrations import VERSION
-from tuneloop.serving.store.store import connect, insert, opened, read_requests, store_folder, store_name
+from tuneloop.serving.store.store import connect, opened, read_requests, store_folder, store_name
 from tuneloop.serving.store.writer import SPILL, StoreWriter
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi you"}]}

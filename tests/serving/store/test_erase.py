@@ -24,8 +24,9 @@ from tuneloop.records.request import StoredRequest
 from tuneloop.serving.config import ServeConfig
 from tuneloop.serving.keys import ApiKey, Limits, add_key
 from tuneloop.serving.server import expire_all
+from tuneloop.serving.store.database import insert
 from tuneloop.serving.store.erase import expire, find, proved, spent_by_erased
-from tuneloop.serving.store.store import connect, insert, opened, read_decisions, read_feedback, read_requests
+from tuneloop.serving.store.store import connect, opened, read_decisions, read_feedback, read_requests
 
 EACH = pytest.mark.usefixtures("each_database")
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi you"}]}

@@ -30,9 +30,10 @@ from tuneloop.records.feedback import Feedback
 from tuneloop.records.request import StoredRequest
 from tuneloop.serving.keys import Limits, add_key
 from tuneloop.serving.server import redactor_of
+from tuneloop.serving.store.database import insert
 from tuneloop.serving.store.erase import find
 from tuneloop.serving.store.erase_files import expire_files
-from tuneloop.serving.store.store import insert, opened, read_decisions, read_feedback, read_requests
+from tuneloop.serving.store.store import opened, read_decisions, read_feedback, read_requests
 
 USER, TEXT = "zoë-4711", 'my "parcel" to Zoë Brünnhilde, 漢字 zqxvplanted'
 CHAT = "/v1/chat/completions"

@@ -11,8 +11,9 @@ from tuneloop.cli.main import main
 from tuneloop.core.files import write_json
 from tuneloop.registry.record import Lineage, RegisteredModel, RegisteredVersion
 from tuneloop.serving.store import forget as forget_requests
+from tuneloop.serving.store.database import insert
 from tuneloop.serving.store.forget import made_of_requests
-from tuneloop.serving.store.store import connect, insert
+from tuneloop.serving.store.store import connect
 
 PLANTED = [f"zqxv{i:03d}planted" for i in range(200)]
 

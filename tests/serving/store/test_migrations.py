@@ -25,10 +25,10 @@ from tuneloop.core.files import lock_folder
 from tuneloop.core.ui import reporting
 from tuneloop.records.record import MigrationStep
 from tuneloop.serving.store import forget, migrations
-from tuneloop.serving.store.database import Database, DatabaseError
+from tuneloop.serving.store.database import Database, DatabaseError, insert
 from tuneloop.serving.store.erase_files import expire_files
 from tuneloop.serving.store.migrations import STEPS
-from tuneloop.serving.store.store import connect, insert, opened, read_requests
+from tuneloop.serving.store.store import connect, opened, read_requests
 from tuneloop.serving.store.writer import SPILL, StoreWriter
 
 HELPERS = ROOT / "tests" / "helpers"

@@ -27,16 +27,8 @@ from tuneloop.improve.collect.command import exported
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.request import StoredRequest
 from tuneloop.records.server import Decision
-from tuneloop.serving.store.database import DatabaseError, DataRefusedError
-from tuneloop.serving.store.store import (
-    connect,
-    decision_log,
-    insert,
-    opened,
-    read_decisions,
-    read_feedback,
-    read_requests,
-)
+from tuneloop.serving.store.database import DatabaseError, DataRefusedError, insert
+from tuneloop.serving.store.store import connect, decision_log, opened, read_decisions, read_feedback, read_requests
 from tuneloop.serving.store.writer import SPILL, StoreWriter
 
 

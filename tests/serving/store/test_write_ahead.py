@@ -109,7 +109,7 @@ def test_the_last_word_on_a_request_counts_whatever_was_stored(tmp_path: Path, m
             number = lines.turn()
         if number is not None:
             with opened(tmp_path) as store:
-                from tuneloop.serving.store.store import insert
+                from tuneloop.serving.store.database import insert
 
                 insert(store, done[: done.index(each) + 1])
             lines.clear(number)

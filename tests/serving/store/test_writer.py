@@ -28,7 +28,8 @@ from tuneloop.records.feedback import Feedback
 from tuneloop.records.request import StoredRequest
 from tuneloop.serving.keys import add_key
 from tuneloop.serving.store import writer
-from tuneloop.serving.store.store import TABLES, opened, read_feedback, read_requests
+from tuneloop.serving.store.database import TABLES
+from tuneloop.serving.store.store import opened, read_feedback, read_requests
 from tuneloop.serving.store.writer import DEAD, FILES, SPILL, StoreWriter
 
 EACH = pytest.mark.usefixtures("each_database")

@@ -12,7 +12,8 @@ from tuneloop.core.units import usd_words
 from tuneloop.records.record import write_record
 from tuneloop.records.server import ServerState
 from tuneloop.serving.costs import costs_of
-from tuneloop.serving.store.store import insert, opened
+from tuneloop.serving.store.database import insert
+from tuneloop.serving.store.store import opened
 from tuneloop.web.pages.traffic import by_day
 
 

@@ -13,7 +13,8 @@ from web_pages import pages_of
 from patience import HANG
 from tuneloop.improve.experiment import command as ab
 from tuneloop.improve.experiment.state import read_experiments
-from tuneloop.serving.store.store import insert, opened, read_decisions
+from tuneloop.serving.store.database import insert
+from tuneloop.serving.store.store import opened, read_decisions
 
 SETTINGS = {"model": "m", "shadow": False, "maturation_hours": 24.0, "ramp": "50,100"}
 

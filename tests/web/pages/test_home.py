@@ -11,7 +11,8 @@ from traffic import request
 from web_pages import pages_of
 
 from tuneloop.core.ids import utc
-from tuneloop.serving.store.store import insert, opened
+from tuneloop.serving.store.database import insert
+from tuneloop.serving.store.store import opened
 from tuneloop.web.pages import home
 
 COUNT = 40  # requests of the last hour, the latest first

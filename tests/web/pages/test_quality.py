@@ -14,7 +14,8 @@ from tuneloop.core.files import plain
 from tuneloop.improve.experiment.state import add_event
 from tuneloop.improve.monitor.command import EVENT, ignored
 from tuneloop.improve.monitor.record import Detection, MonitorReport, QualityEstimate
-from tuneloop.serving.store.store import insert, opened
+from tuneloop.serving.store.database import insert
+from tuneloop.serving.store.store import opened
 
 
 def report(week: int, alarm: bool) -> MonitorReport:

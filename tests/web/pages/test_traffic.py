@@ -11,8 +11,8 @@ from web_pages import pages_of
 
 from tuneloop.evaluation.gate.suite import load_suite
 from tuneloop.records.feedback import Feedback
-from tuneloop.serving.store.database import open_sqlite
-from tuneloop.serving.store.store import insert, opened, read_feedback
+from tuneloop.serving.store.database import insert, open_sqlite
+from tuneloop.serving.store.store import opened, read_feedback
 
 MARKUP = "<script>alert(1)</script><img src=x onerror=alert(2)>"
 RIGHT_TO_LEFT = "\u202eمرحبا بالعالم\u202c"

@@ -86,7 +86,13 @@ class Experiments:
         for model in set(self.arms) - set(running):
             del self.arms[model]
         changed, self.running, self._seen = running != self.running, running, last
+        self._attach()
         return changed
+
+    def _attach(self) -> None:
+        """Let the gateway draw arms and copy requests while experiments run; else no request passes here."""
+        if self._gateway is not None:
+            self._gateway.draw, self._gateway.shadow = (self.draw, self.shadow) if self.running else (None, None)
 
     def candidates(self) -> dict[str, Candidate]:
         with contextlib.suppress(DatabaseError):
@@ -123,7 +129,7 @@ class Experiments:
     async def followed_by(self, gateway: Gateway) -> AsyncIterator[None]:
         """Keep a gateway up to date for the time of a block."""
         self._gateway = gateway
-        gateway.draw, gateway.shadow = self.draw, self.shadow
+        self._attach()
         self._report()
         task = asyncio.create_task(self._follow())
         try:

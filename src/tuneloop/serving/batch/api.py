@@ -54,7 +54,7 @@ class Batches:
         """The routes, for `make_app`."""
         from starlette.routing import Route
 
-        seconds, local = self.gateway.config.limits.request_seconds, self.gateway.config.loopback
+        seconds, local = self.gateway.config.limits.request_seconds, self.gateway.loopback
         handlers = (
             ("POST", "/v1/files", self.upload),
             ("GET", "/v1/files", self.files),

@@ -268,7 +268,7 @@ def routes_of(gateway: Gateway) -> list[Any]:
 
     limits, server = gateway.config.feedback, RouteHandlers(gateway)
     limit = FeedbackLimit(limits.per_minute, limits.pages_per_minute)
-    seconds, local = gateway.config.limits.request_seconds, gateway.config.loopback
+    seconds, local = gateway.config.limits.request_seconds, gateway.loopback
     handlers = (
         ("POST", "/v1/chat/completions", server.chat),
         ("POST", "/v1/completions", server.completions),
@@ -336,7 +336,7 @@ class RouteHandlers:
         fitting = AROUND_PROMPTS + prompts * context * BYTES_A_TOKEN
         length = call.header("content-length")
         above = fitting >= most or (length.isdigit() and int(length) > most)
-        if config.urls or above:  # of other servers the context may not be known
+        if self.gateway.elsewhere or above:  # of other servers the context may not be known
             return await call.json(most), caller
         what = f"The body has more than {fitting:,} bytes, too many for the {context:,} tokens that the model reads"
         return await call.json(fitting, ApiError(400, what, code="context_length_exceeded")), caller

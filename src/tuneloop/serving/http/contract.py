@@ -511,7 +511,7 @@ FeedbackName = Annotated[str, Field(json_schema_extra={"pattern": f"^{KIND.patte
 
 
 class FeedbackBody(BaseModel):
-    """The body of `/v1/feedback`; `records.feedback.feedback_of` checks which value fits the kind."""
+    """The body of `/v1/feedback`; `records.feedback.feedback_of` checks what it is about, and which value fits."""
 
     model_config = ConfigDict(strict=True, extra="forbid") | _schema_any_of("request", "conversation")
 
@@ -523,7 +523,6 @@ class FeedbackBody(BaseModel):
     key: Id | None = Field(None, description="the same key again is the same feedback")
     source: FeedbackName | Literal[""] | None = Field(None, description="an empty one is none")
     weight: Annotated[float, Field(gt=0, le=HEAVIEST)] | None = None
-    _any = _any_of("request", "conversation")
 
 
 BatchEndpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/responses"]

@@ -14,11 +14,17 @@ if TYPE_CHECKING:
     # It refuses a record for what is in it, and would do so again.
     from tuneloop.serving.store.database import DataRefusedError as DataRefusedError
 
+    # Add records in one transaction.
+    from tuneloop.serving.store.database import insert as insert
+
     # Whether a store's place is the URL of a Postgres database.
     from tuneloop.serving.store.database import is_database_url as is_database_url
 
     # A database's URL without its password, which this process keeps.
     from tuneloop.serving.store.database import keep_password as keep_password
+
+    # The place of the last record, by which a decision says what it has seen.
+    from tuneloop.serving.store.database import last_place as last_place
 
     # A person's requests leave the store and the files next to it, or are only looked for.
     from tuneloop.serving.store.forget import forget_requests as forget_requests
@@ -41,14 +47,8 @@ if TYPE_CHECKING:
     # Who met which arm of an experiment.
     from tuneloop.serving.store.store import drawn_arms as drawn_arms
 
-    # Add records in one transaction.
-    from tuneloop.serving.store.store import insert as insert
-
     # Whether a place names a store.
     from tuneloop.serving.store.store import is_store as is_store
-
-    # The place of the last record, by which a decision says what it has seen.
-    from tuneloop.serving.store.store import last_place as last_place
 
     # Open a store for a block.
     from tuneloop.serving.store.store import opened as opened

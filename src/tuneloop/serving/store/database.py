@@ -1,4 +1,4 @@
-"""The database that a store is in: a SQLite file, or Postgres by its URL.
+"""The database that a store is in, a SQLite file or Postgres by its URL, and how records become its rows.
 
 The store's SQL is written so that both read it: standard upserts, a quoted "user", no function of one of them alone.
 What differs is in this file.
@@ -7,6 +7,8 @@ What differs is in this file.
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 import re
 import socket
@@ -17,14 +19,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import chain
+from itertools import chain, groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import unquote
 
+import orjson
+
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import folder_holder, sync_folder, user_errors_of_the_disk
 from tuneloop.core.text import storable
+from tuneloop.records.feedback import Feedback
+from tuneloop.records.record import latest
+from tuneloop.records.request import StoredRequest
+from tuneloop.records.server import Decision
 
 FILE = "store.db"
 SCHEMES = ("postgresql://", "postgres://")
@@ -490,3 +499,105 @@ def _line(error: Exception) -> str:
     message = next((line for line in lines if "FATAL:" in line), lines[0] if lines else type(error).__name__)
     plain = re.sub(r"\s+", " ", message.rpartition("FATAL:")[2].strip())
     return re.sub(r"^(connection|consuming input|sending \w[\w ]*) failed: ", "", plain)
+
+
+# --- records as rows ----------------------------------------------------------------------------
+
+Stored = StoredRequest | Feedback | Decision
+TABLES: dict[type[Stored], str] = {StoredRequest: "requests", Feedback: "feedback", Decision: "decisions"}
+VERSIONS = {kind: latest(kind.migrations) for kind in TABLES}  # of records in files
+_JSON = {"prompt", "tools", "completion", "value", "data", "route"}  # columns that hold JSON
+
+
+def _type(name: str, annotation: str) -> str:
+    if name in _JSON:
+        return "JSON"
+    return "REAL" if "float" in annotation else "INTEGER" if "int" in annotation else "TEXT"
+
+
+COLUMNS: dict[type[Stored], dict[str, str]] = {
+    kind: {name: _type(name, text) for name, text in kind.__annotations__.items() if "ClassVar" not in text}
+    for kind in TABLES
+}
+_VALUES = {kind: attrgetter(*columns) for kind, columns in COLUMNS.items()}
+
+
+def values_of(record: Stored) -> dict[str, Any]:
+    """A record's values by their columns."""
+    kind = type(record)
+    return dict(zip(COLUMNS[kind], _VALUES[kind](record), strict=True))
+
+
+def insert(connection: Database, records: Iterable[Stored]) -> int:
+    """Add records in one transaction; those whose id or key is there already change nothing.
+
+    Returns:
+        How many were new.
+
+    Raises:
+        DatabaseError: the disk is full, another process holds the store, or it is away; nothing was added then.
+        DataRefusedError: a record can't be stored for what is in it; none was.
+    """
+    with connection.transaction():
+        place = before = last_place(connection)
+        new = 0
+        for kind, group in groupby(records, type):
+            types = COLUMNS[kind].values()
+            rows = [list(map(_stored, _VALUES[kind](record), types)) for record in group]
+            if kind is Decision:
+                rows, placed = _chained(connection, rows), {"number": "INTEGER", "chain": "TEXT"}
+            else:
+                rows, placed = [[*row, place + i] for i, row in enumerate(rows, 1)], {"place": "INTEGER"}
+                place += len(rows)
+            new += connection.insert(TABLES[kind], COLUMNS[kind] | placed, rows) if rows else 0
+        if place != before:
+            connection.execute("UPDATE places SET last = ?", [place])
+    return new
+
+
+def _chained(connection: Database, rows: Sequence[list[Any]]) -> list[list[Any]]:
+    """Rows of decisions that are new, with their numbers and hashes. No one else writes meanwhile."""
+    number, chain = last_link(connection)
+    fresh: list[list[Any]] = []
+    names: set[tuple[str, Any]] = set()
+    for row in rows:
+        id_, key = row[0], row[-1]
+        there = connection.execute("SELECT 1 FROM decisions WHERE id = ? OR key = ?", [id_, key]).fetchone()
+        if there is None and ("id", id_) not in names and (key is None or ("key", key) not in names):
+            names |= {("id", id_), ("key", key)}
+            number, chain = number + 1, link(chain, row)
+            fresh.append([*row, number, chain])
+    return fresh
+
+
+def last_place(connection: Database) -> int:
+    """The place of the last request or feedback that was stored; all later ones have higher places."""
+    return int(connection.execute("SELECT last FROM places").fetchone()[0])
+
+
+def _stored(value: Any, type_: str) -> Any:
+    """A value as a column of a type holds it: no lone surrogates, nor numbers that are none."""
+    if value is None:
+        return None
+    if type_ == "JSON":
+        try:
+            return orjson.dumps(value).decode()
+        except TypeError:  # half a surrogate pair in a text, or a number of more than 64 bits
+            return storable(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+    if isinstance(value, str):
+        return storable(value)
+    return None if type_ == "REAL" and value - value != 0.0 else value
+
+
+CHAINED = ("id", "time", "kind", "subject", "data", "key")  # of a decision, of which its hash is made
+
+
+def link(previous: str, values: Sequence[Any]) -> str:
+    """The hash of a decision, by that of the one before it and the values of `CHAINED` as the database holds them."""
+    return hashlib.sha256(json.dumps([previous, *values], ensure_ascii=True).encode()).hexdigest()
+
+
+def last_link(store: Database) -> tuple[int, str]:
+    """Number and hash of the last decision; 0 and an empty text where there is none."""
+    row = store.execute("SELECT number, chain FROM decisions ORDER BY number DESC LIMIT 1").fetchone()
+    return (int(row[0]), str(row[1])) if row else (0, "")

@@ -20,9 +20,9 @@ from tuneloop.core.foreign import parse_json
 from tuneloop.core.ids import utc_now, uuid7
 from tuneloop.core.text import storable
 from tuneloop.records.server import Decision
-from tuneloop.serving.store.database import Database
+from tuneloop.serving.store.database import Database, insert
 from tuneloop.serving.store.erase_files import Whose, folded, words_of
-from tuneloop.serving.store.store import insert, read_decisions
+from tuneloop.serving.store.store import read_decisions
 
 FORGET = "store.forget"
 COLUMNS = ("user", "conversation", "id", "key")

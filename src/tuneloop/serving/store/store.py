@@ -9,29 +9,35 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import hmac
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
-
-import orjson
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import cache_folder, make_private, read_json, user_errors_of_the_disk, write_json
 from tuneloop.core.foreign import parse_json
 from tuneloop.core.ids import utc_now
-from tuneloop.core.text import storable
 from tuneloop.data.clean.pii import DEFAULT_SECRET
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.record import latest, read_record
 from tuneloop.records.request import StoredRequest
 from tuneloop.records.server import Decision, ServerState
 from tuneloop.serving.store import database
-from tuneloop.serving.store.database import FILE, Database, DatabaseError, is_database_url, named, without_password
+from tuneloop.serving.store.database import (
+    CHAINED,
+    COLUMNS,
+    FILE,
+    TABLES,
+    Database,
+    DatabaseError,
+    Stored,
+    is_database_url,
+    link,
+    named,
+    without_password,
+)
 from tuneloop.serving.store.migrations import STEPS, StoreSteps, bring_up_to_date
 
 # What a server has in its folder; with a slash: and all that is below.
@@ -39,35 +45,11 @@ OWN = ("store.*", "*.log*", "*.db", "*.db-*", "keys.json", "state.json", ".lock"
        "improve")  # fmt: skip
 FOLDER = "serve"  # that a server works in where nothing else is said
 PATIENCE = 5.0  # seconds to wait for a lock that another process holds
-CHAINED = ("id", "time", "kind", "subject", "data", "key")  # of a decision, of which its hash is made
 PSEUDONYM = "u-"  # before the pseudonym of a user
 
 
 _Where = tuple[str, str, str, Iterable[Any]]  # since, until, and a condition with its values; see `read_requests`
-Stored = StoredRequest | Feedback | Decision
-TABLES: dict[type[Stored], str] = {StoredRequest: "requests", Feedback: "feedback", Decision: "decisions"}
-VERSIONS = {kind: latest(kind.migrations) for kind in TABLES}  # of records in files
 _TEXTS = ("prompt", "tools", "completion")
-_JSON = {"prompt", "tools", "completion", "value", "data", "route"}  # columns that hold JSON
-
-
-def _type(name: str, annotation: str) -> str:
-    if name in _JSON:
-        return "JSON"
-    return "REAL" if "float" in annotation else "INTEGER" if "int" in annotation else "TEXT"
-
-
-COLUMNS: dict[type[Stored], dict[str, str]] = {
-    kind: {name: _type(name, text) for name, text in kind.__annotations__.items() if "ClassVar" not in text}
-    for kind in TABLES
-}
-_VALUES = {kind: attrgetter(*columns) for kind, columns in COLUMNS.items()}
-
-
-def values_of(record: Stored) -> dict[str, Any]:
-    """A record's values by their columns."""
-    kind = type(record)
-    return dict(zip(COLUMNS[kind], _VALUES[kind](record), strict=True))
 
 
 def store_url(place: Path | str) -> str:
@@ -182,67 +164,6 @@ def _as_user_error(error: DatabaseError, name: str, use: str = "opened") -> User
         steps, otherwise = _STEPS, "look into the log of the database"
     step = next((step for word, step in steps.items() if word in str(error)), otherwise)
     return UserError(f"The store can't be {use}: {error}", where=name, next_step=step)
-
-
-def insert(connection: Database, records: Iterable[Stored]) -> int:
-    """Add records in one transaction; those whose id or key is there already change nothing.
-
-    Returns:
-        How many were new.
-
-    Raises:
-        DatabaseError: the disk is full, another process holds the store, or it is away; nothing was added then.
-        DataRefusedError: a record can't be stored for what is in it; none was.
-    """
-    with connection.transaction():
-        place = before = last_place(connection)
-        new = 0
-        for kind, group in groupby(records, type):
-            types = COLUMNS[kind].values()
-            rows = [list(map(_stored, _VALUES[kind](record), types)) for record in group]
-            if kind is Decision:
-                rows, placed = _chained(connection, rows), {"number": "INTEGER", "chain": "TEXT"}
-            else:
-                rows, placed = [[*row, place + i] for i, row in enumerate(rows, 1)], {"place": "INTEGER"}
-                place += len(rows)
-            new += connection.insert(TABLES[kind], COLUMNS[kind] | placed, rows) if rows else 0
-        if place != before:
-            connection.execute("UPDATE places SET last = ?", [place])
-    return new
-
-
-def _chained(connection: Database, rows: Sequence[list[Any]]) -> list[list[Any]]:
-    """Rows of decisions that are new, with their numbers and hashes. No one else writes meanwhile."""
-    number, chain = last_link(connection)
-    fresh: list[list[Any]] = []
-    names: set[tuple[str, Any]] = set()
-    for row in rows:
-        id_, key = row[0], row[-1]
-        there = connection.execute("SELECT 1 FROM decisions WHERE id = ? OR key = ?", [id_, key]).fetchone()
-        if there is None and ("id", id_) not in names and (key is None or ("key", key) not in names):
-            names |= {("id", id_), ("key", key)}
-            number, chain = number + 1, link(chain, row)
-            fresh.append([*row, number, chain])
-    return fresh
-
-
-def last_place(connection: Database) -> int:
-    """The place of the last request or feedback that was stored; all later ones have higher places."""
-    return int(connection.execute("SELECT last FROM places").fetchone()[0])
-
-
-def _stored(value: Any, type_: str) -> Any:
-    """A value as a column of a type holds it: no lone surrogates, nor numbers that are none."""
-    if value is None:
-        return None
-    if type_ == "JSON":
-        try:
-            return orjson.dumps(value).decode()
-        except TypeError:  # half a surrogate pair in a text, or a number of more than 64 bits
-            return storable(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
-    if isinstance(value, str):
-        return storable(value)
-    return None if type_ == "REAL" and value - value != 0.0 else value
 
 
 def read_requests(
@@ -385,17 +306,6 @@ class DecisionLog:
         if self.fault:
             return f"CHANGED  the log of decisions: {self.fault}"
         return f"unbroken  the log of {self.decisions:,} decisions, which ends in {self.head}"
-
-
-def link(previous: str, values: Sequence[Any]) -> str:
-    """The hash of a decision, by that of the one before it and the values of `CHAINED` as the database holds them."""
-    return hashlib.sha256(json.dumps([previous, *values], ensure_ascii=True).encode()).hexdigest()
-
-
-def last_link(store: Database) -> tuple[int, str]:
-    """Number and hash of the last decision; 0 and an empty text where there is none."""
-    row = store.execute("SELECT number, chain FROM decisions ORDER BY number DESC LIMIT 1").fetchone()
-    return (int(row[0]), str(row[1])) if row else (0, "")
 
 
 def verify_log(store: Database, name: str) -> DecisionLog:

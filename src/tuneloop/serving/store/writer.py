@@ -38,8 +38,17 @@ from tuneloop.records.record import as_record
 from tuneloop.records.request import StoredRequest, as_request
 from tuneloop.records.server import Decision
 from tuneloop.serving.batch.file import journaled
-from tuneloop.serving.store.database import Database, DatabaseError, DataRefusedError
-from tuneloop.serving.store.store import OWN, TABLES, VERSIONS, Stored, connect, insert, store_folder, values_of
+from tuneloop.serving.store.database import (
+    TABLES,
+    VERSIONS,
+    Database,
+    DatabaseError,
+    DataRefusedError,
+    Stored,
+    insert,
+    values_of,
+)
+from tuneloop.serving.store.store import OWN, connect, store_folder
 
 Content = Literal["full", "redacted", "hash", "none"]
 Redact = Callable[[Any], Any]  # a JSON value without personal data

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Generator, Iterator
-from contextlib import suppress
 from hmac import compare_digest
 from typing import Any
 from urllib.parse import urlencode
@@ -16,12 +15,8 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.units import usd_words
 from tuneloop.core.urls import masked
 from tuneloop.records.artifact import ARTIFACT
-from tuneloop.records.record import read_record
-from tuneloop.records.server import ServerState
 from tuneloop.report import facts as f
 from tuneloop.report.data_rows import row_by_id
-from tuneloop.serving.config import ServeConfig
-from tuneloop.serving.store import store_folder
 from tuneloop.web.pages.run import planned_of
 from tuneloop.web.runs import run_lines
 from tuneloop.web.sources import Sources
@@ -121,17 +116,11 @@ def _events(sources: Sources, who: str, text: str, row: str) -> Generator[tuple[
 
 
 def price_of(sources: Sources, who: str, answer: dict[str, Any]) -> float | None:
-    """Dollars for an answer: by the planned price of the machine's hour, or by a local server's prices of tokens."""
+    """Dollars for an answer, by the planned price of the machine's hour."""
     kind, _, rest = who.partition(" ")
-    if kind in ("run", "base", "few-shot"):
-        return planned_of(sources.find("run", rest))[1] / 3600 * answer["seconds"] or None
-    for place in sources.stores if kind == "url" else ():
-        with suppress(UserError, ValueError):
-            state = read_record(ServerState, store_folder(place))
-            if state.address and rest.startswith(state.address):
-                config = ServeConfig.model_validate(state.config)
-                return config.usd(answer["prompt_tokens"], answer["tokens"]) if config.priced else None
-    return None
+    if kind not in ("run", "base", "few-shot"):
+        return None
+    return planned_of(sources.find("run", rest))[1] / 3600 * answer["seconds"] or None
 
 
 def _done(answer: dict[str, Any], usd: float | None) -> Iterator[tuple[str, str]]:

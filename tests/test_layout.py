@@ -44,7 +44,6 @@ TESTED_IN = {
     "inference/test_targets.py": "inference.local.target",
     "inference/local/test_serving.py": "inference.protocol",
     "inference/local/test_engine.py": "inference.request",
-    "core/http/test_wire.py": "core.http.http1",
     "inference/local/test_scoring.py": "inference.labels",
     "inference/openai/test_target.py": "inference.endpoint inference.openai.api inference.requesting",
     "inference/llamacpp/test_llamacpp.py": "inference.llamacpp.child inference.llamacpp.process",

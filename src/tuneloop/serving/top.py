@@ -10,7 +10,7 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.http.timeouts import METRICS_WITHIN
-from tuneloop.core.http.wire import Broken, HttpRefused, Wire, fetched, need_aiohttp
+from tuneloop.core.http.wire import Broken, HttpRefused, Wire, fetched, need_httptools
 from tuneloop.core.urls import masked
 from tuneloop.records.record import read_record
 from tuneloop.records.server import ServerState
@@ -38,7 +38,7 @@ def read_metrics(url: str, now: float, key: str = "") -> Reading:
     """Read `/metrics` at `now` of the clock, in seconds; `key`: where one is needed; UserError: no such server."""
     from prometheus_client.parser import text_string_to_metric_families
 
-    need_aiohttp(masked(url), "serve")
+    need_httptools(masked(url), "serve")
     try:
         text = fetched(Wire(url, key), "/metrics", METRICS_WITHIN).decode()
         families = list(text_string_to_metric_families(text))

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
+from base64 import b64encode
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from tuneloop.core.http.wire import Broken, HttpRefused, Wire
 
@@ -169,7 +176,7 @@ def test_the_proxy_of_the_environment_is_used_where_it_may_be(excepted: str, mon
     async def work(wire: Wire, server: Server) -> None:
         monkeypatch.setenv("http_proxy", wire.address)
         monkeypatch.setenv("no_proxy", excepted)
-        monkeypatch.setenv("all_proxy", "socks5://127.0.0.1:1")  # aiohttp can't speak to such a one
+        monkeypatch.setenv("all_proxy", "socks5://127.0.0.1:1")  # no one speaks to such a one here
         far = Wire("http://server.example:80/v1", "the-key", proxies=True)
         try:
             if excepted:
@@ -198,15 +205,66 @@ def test_in_uvloop_a_large_answer_waits_for_its_reader() -> None:
     run(lambda: Server(large, CHUNKED + chunk(b"data: 1\n\n") + chunk(b"")), work, uvloop.new_event_loop)
 
 
-def test_without_httptools_aiohttp_sends_the_requests(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tuneloop.core.http.wire.importlib.util.find_spec", lambda name: None)
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_a_server_with_tls_is_reached_through_a_tunnel(
+    loop: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new_loop = asyncio.new_event_loop if loop == "asyncio" else pytest.importorskip("uvloop").new_event_loop
+    name, certificate = "server.example", self_signed("server.example", tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    asked: list[bytes] = []
 
     async def work(wire: Wire, server: Server) -> None:
-        assert await wire.post("/completion", b"{}") == b"{}" and await read(wire) == [b"1"]
-        assert b"Bearer the-key" in server.asked[0] and server.connections == 1 and wire._client is None
+        far = await asyncio.start_server(server.handle, "127.0.0.1", 0, ssl=context)
 
-    whole = OK + b"Content-Length: 2\r\n\r\n{}"
-    run(lambda: Server(whole, CHUNKED + chunk(b"data: 1\n\n") + chunk(b"")), work)
+        async def proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            asked.append(await reader.readuntil(b"\r\n\r\n"))
+            if len(asked) > 1:
+                writer.write(b"HTTP/1.1 407 Who?\r\nContent-Length: 0\r\n\r\n")
+                return
+            port = far.sockets[0].getsockname()[1]
+            other_reader, other_writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"HTTP/1.1 200 Connected\r\n\r\n")
+            await asyncio.gather(piped(reader, other_writer), piped(other_reader, writer))
+
+        near = await asyncio.start_server(proxy, "127.0.0.1", 0)
+        monkeypatch.setenv("https_proxy", f"http://me:p%40ss@127.0.0.1:{near.sockets[0].getsockname()[1]}")
+        monkeypatch.setenv("no_proxy", "")
+        through = Wire(f"https://{name}/v1", "the-key", proxies=True)
+        assert [await through.get("/models"), await through.post("/x", b"{}")] == [b"hi", b"ho"]
+        await through.close()
+        refused = Wire(f"https://{name}/v1", "the-key", proxies=True)
+        with pytest.raises(Broken) as caught:
+            await refused.get("/models")
+        assert caught.value.kind == "unreachable"
+        await refused.close()
+
+    run(lambda: Server(*(OK + b"Content-Length: 2\r\n\r\n" + text for text in (b"hi", b"ho"))), work, new_loop)
+    login = b64encode(b"me:p@ss")
+    assert asked[0].startswith(b"CONNECT server.example:443 HTTP/1.1\r\n") and len(asked) == 2
+    assert b"Proxy-Authorization: Basic " + login in asked[0] and b"the-key" not in b"".join(asked)
+
+
+async def piped(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(1 << 16):
+        writer.write(data)
+    writer.close()
+
+
+def self_signed(name: str, folder: Path) -> Path:
+    """A file with a key and a certificate of its own for a name."""
+    now, key = datetime.now(UTC), ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    builder = x509.CertificateBuilder(subject, subject, key.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
+    builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+    pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+    text = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain)
+    (folder / "server.pem").write_bytes(text + builder.sign(key, hashes.SHA256()).public_bytes(pem))
+    return folder / "server.pem"
 
 
 def test_a_key_with_a_line_break_is_not_sent() -> None:

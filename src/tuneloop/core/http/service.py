@@ -22,7 +22,7 @@ from tuneloop.core.files import replacing
 from tuneloop.core.foreign import parse_json
 from tuneloop.core.http import allowance, timeouts
 from tuneloop.core.http.allowance import Allowance
-from tuneloop.core.http.wire import Broken, HttpRefused, Wire, need_aiohttp
+from tuneloop.core.http.wire import Broken, HttpRefused, Wire, need_httptools
 from tuneloop.core.ui import say
 from tuneloop.core.urls import masked, split_login
 
@@ -61,7 +61,7 @@ class Service:
         if not (key.isascii() and (key or " ").isprintable()):
             what, step = "The API key holds characters that no header may hold", "set the variable to the key alone"
             raise UserError(what, where="--api-key-env", next_step=step)
-        need_aiohttp(masked(plain), "evaluate")
+        need_httptools(masked(plain), "evaluate")
         self.url, self.pause = masked(plain), pause
         self._wire = Wire(plain.rstrip("/"), key, True, login or own_login, timeouts.CONNECT_FAR_WITHIN)
 

@@ -38,7 +38,7 @@ from tuneloop.core.http.timeouts import (
     TOKENS_WITHIN,
     is_busy,
 )
-from tuneloop.core.http.wire import Broken, HttpRefused, Wire, fetched, message_of, need_aiohttp
+from tuneloop.core.http.wire import Broken, HttpRefused, Wire, fetched, message_of, need_httptools
 from tuneloop.core.units import counted
 from tuneloop.core.urls import masked, split_login
 from tuneloop.inference.labels import best_label
@@ -148,7 +148,7 @@ class EndpointEngine(RenderingEngine):
         """
         if self._wire is not None:
             return
-        need_aiohttp(self.name, "llamacpp")
+        need_httptools(self.name, "llamacpp")
         if urlsplit(self.name).scheme not in ("http", "https") or not urlsplit(self.name).netloc:
             what = f"Not a server's URL: {masked(self._settings.url)!r}"
             raise UserError(what, where="url", next_step="as in http://localhost:8000/v1")
@@ -495,7 +495,7 @@ def only_model(urls: Sequence[str], key: str, login: tuple[str, str] | None = No
     Raises:
         UserError: none answers, or it has several.
     """
-    need_aiohttp(masked(urls[0]), "llamacpp")
+    need_httptools(masked(urls[0]), "llamacpp")
     fault = ""
     for url in urls:
         try:

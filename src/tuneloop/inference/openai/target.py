@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, write_bytes
 from tuneloop.core.http import timeouts
-from tuneloop.core.http.wire import Broken, HttpRefused, Wire, finished, need_aiohttp
+from tuneloop.core.http.wire import Broken, HttpRefused, Wire, finished, need_httptools
 from tuneloop.core.urls import masked
 from tuneloop.inference.endpoint import Endpoint
 from tuneloop.inference.openai.api import body_of, read_reply
@@ -55,7 +55,7 @@ class _Client:
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint, self.address = endpoint, endpoint.address
         self.replaced: set[str] = set()
-        need_aiohttp("--endpoint", "evaluate")
+        need_httptools("--endpoint", "evaluate")
         if not (endpoint.api_key.isascii() and (endpoint.api_key or " ").isprintable()):
             what, step = "The API key holds characters that no header may hold", "set the variable to the key alone"
             raise UserError(what, where="--api-key-env", next_step=step)

@@ -41,7 +41,7 @@ from tuneloop.records.record import read_record
 from tuneloop.records.rows import Dataset
 from tuneloop.records.run import RunManifest
 from tuneloop.release import Artifact, WeightOptions, export_run
-from tuneloop.serving.server import serve_config
+from tuneloop.serving import serve_config
 from tuneloop.settings import (
     AdviseSettings,
     EvaluateSettings,

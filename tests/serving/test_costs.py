@@ -11,9 +11,9 @@ import pytest
 from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_json
-from tuneloop.core.ids import uuid7
+from tuneloop.core.ids import since_time, uuid7
 from tuneloop.records.request import StoredRequest
-from tuneloop.serving.costs import costs_of, since_time
+from tuneloop.serving.costs import costs_of
 from tuneloop.serving.store.database import insert
 from tuneloop.serving.store.erase import erase, find
 from tuneloop.serving.store.store import opened

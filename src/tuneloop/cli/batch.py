@@ -37,8 +37,8 @@ def command(
     batch that was interrupted or killed continues where it stopped. Settings are those of serve. Exit status 1: some
     requests have an error.
     """
-    from tuneloop.serving.batch.command import BatchInput, answer_batch, read_hours, read_window
-    from tuneloop.serving.server import serve_config
+    from tuneloop.serving import serve_config
+    from tuneloop.serving.batch import BatchInput, answer_batch
 
     path = Path(source)
     if not path.exists():
@@ -47,9 +47,8 @@ def command(
     if result.is_dir() or (path.is_file() and result.exists() and result.samefile(path)):
         raise UserError("The result can't take that place", where=f"--out {result}", next_step="choose another name")
     refuse_other_place(parallel.on)
-    times = read_window(asking.window), read_hours(asking.hours)
-    rows, on, actors = parallel.rows, parallel.on, parallel.actors
-    batch = BatchInput(path, result, *times, rows, on, actors, asking.column, asking.system)
+    place = parallel.rows, parallel.on, parallel.actors
+    batch = BatchInput(path, result, asking.window, asking.hours, *place, asking.column, asking.system)
     config = serve_config([model], settings or [])
     with screen("answering"):
         counts = answer_batch(batch, config)

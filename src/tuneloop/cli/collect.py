@@ -79,8 +79,8 @@ def requests(
     Each line has the request and the response as OpenAI's API has them, with time, user and release. Requests that
     failed, and those whose texts were not kept, are counted.
     """
+    from tuneloop.core.ids import since_time
     from tuneloop.improve.collect.command import write_requests
-    from tuneloop.serving.costs import since_time
 
     personal = _personal(keep_personal)
     log = write_requests(folder, Path(out), since=since_time(since), model=model, personal=personal)

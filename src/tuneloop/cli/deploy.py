@@ -47,7 +47,7 @@ def command(
 
 
 def _to_server(folder: Path, source: str, name: str) -> Result:
-    from tuneloop.serving.swap import deploy_to_server
+    from tuneloop.serving import deploy_to_server
 
     with screen("waiting for the server"):
         swap = deploy_to_server(folder, source, name=name)

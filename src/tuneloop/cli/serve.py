@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
@@ -19,16 +18,14 @@ from tuneloop.cli.console import Result, minute, print_live, show, split_argumen
 from tuneloop.cli.parameters import SERVER, argument, given, output, screen
 from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag, switch
+from tuneloop.core.ids import since_time
 from tuneloop.core.terminal import drawn
 from tuneloop.core.ui import reporting, say
-from tuneloop.core.units import counted, hours_words, usd_words
-from tuneloop.core.urls import masked
-from tuneloop.serving import keys as api_keys
+from tuneloop.core.units import counted
+from tuneloop.serving import ApiKey, Limits, add_key, open_keys, read_keys, refuse_unpriced_budget, revoke_key
 
 if TYPE_CHECKING:
-    from tuneloop.serving.config import ServeConfig
-    from tuneloop.serving.costs import CostRow, Costs
-    from tuneloop.serving.gateway import Gateway
+    from tuneloop.serving import Gateway, ServeConfig
 
 SAME = 0.99  # share of the answers that --check requires; roundings of another order flip near ties
 FOLDER = flag("serve", "FOLDER", "Folder of the server.", "-f")
@@ -50,7 +47,7 @@ def command(
     """
     from tuneloop.imports import trace_routes
     from tuneloop.improve.serve import serve
-    from tuneloop.serving.server import first_key, first_steps, serve_config
+    from tuneloop.serving import first_steps, serve_config
     from tuneloop.web import ui_routes
 
     targets, settings = split_arguments(arguments)
@@ -67,8 +64,8 @@ def command(
                 record = {"address": address, "models": list(gateway.models), "folder": config.folder}
                 show(Result(record), as_json=True)
             # Only a terminal is shown a key: what a file or a collector of logs gets must not hold one.
-            key = first_key(gateway) if sys.stderr.isatty() and not (as_lines or quiet or as_json) else ""
-            for line in () if as_lines else first_steps(address, gateway, key):
+            shows_key = sys.stderr.isatty() and not (quiet or as_json)
+            for line in () if as_lines else first_steps(address, gateway, with_key=shows_key):
                 say(line)
 
         with reporting(say=partial(print_live, err=True)):
@@ -77,7 +74,7 @@ def command(
 
 
 def _check(config: ServeConfig) -> Result:
-    from tuneloop.serving.server import check_served
+    from tuneloop.serving import check_served
 
     with screen("asking the test rows"):
         models = check_served(config)
@@ -107,7 +104,7 @@ def keys(
     folder: str = FOLDER,
     yes: bool = switch("With `open`: let requests without a key in again.", "-y"),
     *,
-    limits: api_keys.Limits,
+    limits: Limits,
 ) -> Result:
     """Make, list and revoke the API keys of a server.
 
@@ -118,40 +115,40 @@ def keys(
         step = "tuneloop keys add NAME | list | revoke NAME | open --yes"
         raise UserError(f"No such action {action!r:.40}", next_step=step)
     if action == "list":
-        rows = api_keys.read_keys(folder)
+        rows = read_keys(folder)
         place = "" if folder == "serve" else f" -f {folder}"
         hint = f"There is no key in {folder} yet: `tuneloop keys add NAME{place}` makes one."
         return Result({"keys": [_public(key) for key in rows]}, map(_key_line, rows) if rows else [hint])
     if action == "open":
         if not yes:
             raise UserError("This lets everyone on this machine in without a key", next_step="tuneloop keys open --yes")
-        api_keys.open_keys(folder)
+        open_keys(folder)
         line = "open: no key is needed on this machine's own address, until `tuneloop keys add`"
         return Result({"open": True}, [line])
     if not name:
         raise UserError("Whose key?", next_step=f"tuneloop keys {action} NAME")
     if action == "revoke":
-        key = api_keys.revoke_key(folder, name)
+        key = revoke_key(folder, name)
         return Result(_public(key), [f"revoked {key.name} ({key.id})"])
     try:
-        limits = api_keys.Limits.model_validate(given(limits))
+        limits = Limits.model_validate(given(limits))
     except ValidationError as error:
         first = error.errors()[0]
         option = "--" + str(first["loc"][0]).replace("_", "-")
         raise UserError(f"{option}: {first['msg'].lower()}", next_step="tuneloop keys --help") from None
     if limits.budget_usd is not None:
-        api_keys.refuse_budget_without_prices([name], api_keys.last_prices(folder), folder)
-    secret, key = api_keys.add_key(folder, name, limits)
+        refuse_unpriced_budget(folder, name)
+    secret, key = add_key(folder, name, limits)
     return Result({"key": secret, **_public(key)}, [secret])
 
 
-def _public(key: api_keys.ApiKey) -> dict[str, Any]:
+def _public(key: ApiKey) -> dict[str, Any]:
     """What is shown of a key; not its digest."""
     limits = key.limits.model_dump(exclude_defaults=True)
     return {"id": key.id, "name": key.name, "created": key.created, "revoked": key.revoked, "limits": limits}
 
 
-def _key_line(key: api_keys.ApiKey) -> str:
+def _key_line(key: ApiKey) -> str:
     def words(name: str, value: Any) -> str:
         text = ",".join(value) if isinstance(value, list) else f"{value:g}" if isinstance(value, float) else value
         return f"{name.replace('_', '-')} {text}"
@@ -176,7 +173,9 @@ def top(
     It reads the server's /metrics again and again until Ctrl-C; where the output is no terminal, it prints each
     reading. With --json or --once it prints what happened in the time between two readings.
     """
-    readings = _readings(url, Path(folder), os.environ.get(api_key_env, "").strip(), every)
+    from tuneloop.serving import readings_of_server
+
+    readings = readings_of_server(url, Path(folder), os.environ.get(api_key_env, "").strip(), every)
     first = next(readings)
     if once or output().as_json:
         return Result(first, _top_lines(first))
@@ -191,20 +190,6 @@ def top(
             else:
                 print_live(text)
     return None
-
-
-def _readings(url: str, folder: Path, key: str, every: float) -> Iterator[dict[str, Any]]:
-    """What a server did in each interval, without end."""
-    from tuneloop.serving.top import address_of, batch_progress, read_metrics, view
-
-    address = url or address_of(folder)
-    before = read_metrics(address, time.monotonic(), key)
-    while True:
-        time.sleep(every)
-        after = read_metrics(address, time.monotonic(), key)
-        rates = view(before, after, after.at - before.at)
-        yield {"address": masked(address), **rates, "batches": list(batch_progress(folder))}
-        before = after
 
 
 def _top_lines(of: dict[str, Any]) -> Iterator[str]:
@@ -245,48 +230,10 @@ def costs(
     Tokens, engine seconds, utilisation, dollars for a million tokens and for a request, next to the prices of hosted
     models, with the volume from which this machine is cheaper.
     """
-    from tuneloop.serving.costs import costs_of, since_time
+    from tuneloop.serving import costs_of
 
     summary = costs_of(folder, since_time(since), usd_per_hour, gpu)
-    return Result(summary.to_json(), _cost_lines(summary))
-
-
-def _cost_lines(summary: Costs) -> Iterator[str]:
-    number, hours = counted(summary.total.requests, "request"), hours_words(summary.hours)
-    if (month := summary.month_usd) is not None:
-        yield f"At this pace a month costs about {usd_words(month)}."
-    yield f"{number} in {hours}; the engine worked {100 * summary.utilisation:.1f} % of that time"
-    head = f"{'':<24} {'requests':>9} {'failed':>7} {'refused':>7} {'read':>12} {'written':>12} {'seconds':>9}"
-    yield f"{head} {'USD':>10} {'USD/1M':>9} {'USD each':>10}"
-    yield _cost_line("all", summary.total)
-    for by, rows in summary.groups.items():
-        yield from (by, *(_cost_line(f"  {row.name}", row) for row in rows))
-    priced, of = summary.total.priced_requests, summary.total.requests
-    if not summary.usd_per_hour and 0 < priced < of:
-        yield f"USD/1M and USD each are of the {priced:,} of {of:,} requests that had a price"
-    if not summary.usd_per_hour and not priced:
-        yield "no prices: give --usd-per-hour, or set prices in serve.yaml"
-    if (plan := summary.forecast) is not None:
-        speed = f"{plan.tokens_per_second:,.0f} tokens/s (here {plan.measured:,.0f} while it worked)"
-        other = f", another machine than served ({plan.served_by})" if plan.served_by else ""
-        line = f"planned on {plan.machine}{other}: {speed}, {plan.usd_per_million_full:,.3g} USD for 1M tokens"
-        line += " at full load"
-        yield line + ("" if plan.usd_per_million is None else f", {plan.usd_per_million:,.3g} when as idle as here")
-    for each in summary.hosted:
-        line = f"{each.provider} {each.model} ({each.date}): {each.usd:,.4f} USD for the same tokens"
-        if each.tokens_a_month is not None:
-            line += f"; this machine is cheaper from {each.tokens_a_month / 1e6:,.0f}M tokens a month on"
-            line += "" if each.reachable else ", which is more than it can do"
-        yield line
-
-
-def _cost_line(name: str, row: CostRow) -> str:
-    values = row.to_json()
-    usd = row.usd if row.machine_usd is None else row.machine_usd
-    million, each = values["usd_per_million_tokens"] or 0, values["usd_per_request"] or 0
-    requests = f"{name[:24]:<24} {row.requests:>9,} {row.failed:>7,} {row.refused:>7,}"
-    work = f"{row.prompt_tokens:>12,} {row.completion_tokens:>12,} {row.seconds:>9,.1f}"
-    return f"{requests} {work} {usd:>10,.4f} {million:>9,.3f} {each:>10,.6f}"
+    return Result(summary.to_json(), summary.lines())
 
 
 commands = {"keys": keys, "top": top, "costs": costs, "mcp": mcp.command, "ui": ui.command}

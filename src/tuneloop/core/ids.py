@@ -8,6 +8,7 @@ deadlines stay real.
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -81,3 +82,13 @@ class ClockWatch:
 def utc(seconds: float) -> str:
     """Seconds since 1970 as ISO 8601 in UTC with milliseconds."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def since_time(text: str, now: float | None = None) -> str:
+    """`7d`, `24h`, `30m` before now, or an ISO time, as an ISO time; empty: the beginning; UserError: it is neither."""
+    if match := re.fullmatch(r"(\d{1,6})([mhd])", text):
+        seconds = int(match[1]) * {"m": 60, "h": 3600, "d": 86400}[match[2]]
+        return utc((time.time() if now is None else now) - seconds)
+    if text and not re.match(r"\d{4}-\d{2}-\d{2}($|T)", text):
+        raise UserError(f"Not a time: {text!r:.40}", where="--since", next_step="write it as 24h, 7d or 2026-01-31")
+    return text

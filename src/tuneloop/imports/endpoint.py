@@ -23,9 +23,8 @@ from tuneloop.core.bounded_work import BoundedWork, TooBusy, TooMuchWork
 from tuneloop.core.foreign import LIMITS, fast_json
 from tuneloop.imports.otlp import PROTOBUF, read_job
 from tuneloop.records.request import StoredRequest, as_request
-from tuneloop.serving.gateway import Caller, Gateway
-from tuneloop.serving.http.api_request import ApiError, unavailable
-from tuneloop.serving.http.app import Call, RouteApp
+from tuneloop.serving import Caller, Gateway
+from tuneloop.serving.http import ApiError, Call, RouteApp, unavailable
 from tuneloop.serving.store import opened, users_key
 
 if TYPE_CHECKING:

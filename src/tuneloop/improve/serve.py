@@ -9,7 +9,8 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.ui import say
@@ -17,11 +18,9 @@ from tuneloop.improve.controller.command import check_files, load_project
 from tuneloop.improve.experiment.live import Experiments
 from tuneloop.improve.monitor.command import days_of
 from tuneloop.improve.monitor.schedule import monitored, start_tuneloop
-from tuneloop.serving import server
-from tuneloop.serving.config import ServeConfig
-from tuneloop.serving.gateway import Gateway
+from tuneloop.serving import Companions, Gateway, ServeConfig
+from tuneloop.serving import serve as serve_with
 from tuneloop.serving.store import store_name
-from tuneloop.serving.swap import Companions
 
 AGAIN = 60.0  # seconds before a controller that died is started again
 LONGEST_LINE = 1 << 20  # bytes that a controller may say at once
@@ -98,7 +97,10 @@ COMPANIONS = Companions(Experiments, check_improve, _running)
 
 
 def serve(
-    config: ServeConfig, *, ready: Callable[[str, Gateway], None] | None = None, pages: server.Pages | None = None
+    config: ServeConfig,
+    *,
+    ready: Callable[[str, Gateway], None] | None = None,
+    pages: Callable[[ServeConfig, Gateway], Sequence[Any]] | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT, see `serving.server.serve`."""
-    server.serve(config, COMPANIONS, ready=ready, pages=pages)
+    """Serve until SIGTERM or SIGINT, see `serving.serve`."""
+    serve_with(config, COMPANIONS, ready=ready, pages=pages)

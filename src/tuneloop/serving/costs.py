@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import re
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Any
 
 from tuneloop.advice import make_question, serving
 from tuneloop.core.errors import UserError
-from tuneloop.core.ids import utc
+from tuneloop.core.units import counted, hours_words, usd_words
 from tuneloop.planning.gpus import find_gpu
 from tuneloop.planning.options import priced
 from tuneloop.planning.prices import load_prices
@@ -59,6 +57,15 @@ class CostRow:
             "usd_per_million_tokens": usd / tokens * 1e6 if tokens else None,
             "usd_per_request": usd / requests if requests else None,
         }
+
+    def line(self, name: str) -> str:
+        """It in a line of a table."""
+        values = self.to_json()
+        usd = self.usd if self.machine_usd is None else self.machine_usd
+        million, each = values["usd_per_million_tokens"] or 0, values["usd_per_request"] or 0
+        requests = f"{name[:24]:<24} {self.requests:>9,} {self.failed:>7,} {self.refused:>7,}"
+        work = f"{self.prompt_tokens:>12,} {self.completion_tokens:>12,} {self.seconds:>9,.1f}"
+        return f"{requests} {work} {usd:>10,.4f} {million:>9,.3f} {each:>10,.6f}"
 
 
 @dataclass(frozen=True)
@@ -118,15 +125,34 @@ class Costs:
             "forecast": asdict(self.forecast) if self.forecast else None,
         }  # fmt: skip
 
-
-def since_time(text: str, now: float | None = None) -> str:
-    """`7d`, `24h`, `30m` before now, or an ISO time, as an ISO time; empty: the beginning; UserError: it is neither."""
-    if match := re.fullmatch(r"(\d{1,6})([mhd])", text):
-        seconds = int(match[1]) * {"m": 60, "h": 3600, "d": 86400}[match[2]]
-        return utc((time.time() if now is None else now) - seconds)
-    if text and not re.match(r"\d{4}-\d{2}-\d{2}($|T)", text):
-        raise UserError(f"Not a time: {text!r:.40}", where="--since", next_step="write it as 24h, 7d or 2026-01-31")
-    return text
+    def lines(self) -> Iterator[str]:
+        """As `tuneloop costs` prints it."""
+        number, hours = counted(self.total.requests, "request"), hours_words(self.hours)
+        if (month := self.month_usd) is not None:
+            yield f"At this pace a month costs about {usd_words(month)}."
+        yield f"{number} in {hours}; the engine worked {100 * self.utilisation:.1f} % of that time"
+        head = f"{'':<24} {'requests':>9} {'failed':>7} {'refused':>7} {'read':>12} {'written':>12} {'seconds':>9}"
+        yield f"{head} {'USD':>10} {'USD/1M':>9} {'USD each':>10}"
+        yield self.total.line("all")
+        for by, rows in self.groups.items():
+            yield from (by, *(row.line(f"  {row.name}") for row in rows))
+        priced, of = self.total.priced_requests, self.total.requests
+        if not self.usd_per_hour and 0 < priced < of:
+            yield f"USD/1M and USD each are of the {priced:,} of {of:,} requests that had a price"
+        if not self.usd_per_hour and not priced:
+            yield "no prices: give --usd-per-hour, or set prices in serve.yaml"
+        if (plan := self.forecast) is not None:
+            speed = f"{plan.tokens_per_second:,.0f} tokens/s (here {plan.measured:,.0f} while it worked)"
+            other = f", another machine than served ({plan.served_by})" if plan.served_by else ""
+            line = f"planned on {plan.machine}{other}: {speed}, {plan.usd_per_million_full:,.3g} USD for 1M tokens"
+            line += " at full load"
+            yield line + ("" if plan.usd_per_million is None else f", {plan.usd_per_million:,.3g} when as idle as here")
+        for each in self.hosted:
+            line = f"{each.provider} {each.model} ({each.date}): {each.usd:,.4f} USD for the same tokens"
+            if each.tokens_a_month is not None:
+                line += f"; this machine is cheaper from {each.tokens_a_month / 1e6:,.0f}M tokens a month on"
+                line += "" if each.reachable else ", which is more than it can do"
+            yield line
 
 
 def costs_of(place: Path | str, since: str = "", usd_per_hour: float | None = None, gpu: str = "") -> Costs:

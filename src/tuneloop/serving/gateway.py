@@ -357,6 +357,11 @@ class Gateway:
         required = self.config.keys.required
         return (not self.loopback or self.keyring.needed) if required is None else required
 
+    @property
+    def own_models(self) -> list[str]:
+        """Names of the models that answer, without that of the router."""
+        return [name for name in self.models if name != ROUTER]
+
     def models_for(self, caller: Caller) -> list[str]:
         """Names of the models that a caller may use."""
         only = caller.key.limits.adapters if caller.key else []

@@ -159,11 +159,11 @@ def refuse_budget_without_prices(budgets: Sequence[str], priced: bool, where: st
         raise UserError(what, where=where, next_step=step)
 
 
-def last_prices(folder: Path | str) -> bool:
-    """Whether the server of a folder, or the one that was there last, has prices of tokens."""
+def refuse_unpriced_budget(folder: Path | str, name: str) -> None:
+    """The same of a key whose server, the one of a folder or the last one there, has no prices of tokens."""
     file = Path(folder) / ServerState.file
     prices = read_record(ServerState, file).config.get("prices", {}) if file.is_file() else {}
-    return bool(prices.get("input") or prices.get("output"))
+    refuse_budget_without_prices([name], bool(prices.get("input") or prices.get("output")), str(folder))
 
 
 def _changing(folder: Path | str) -> AbstractContextManager[None]:

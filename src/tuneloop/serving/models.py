@@ -48,6 +48,7 @@ from tuneloop.records.completion import ENGINE
 from tuneloop.records.evaluation import EVALUATION, EvaluationManifest
 from tuneloop.records.record import read_record
 from tuneloop.records.rows import Message
+from tuneloop.records.server import ServerState
 from tuneloop.registry import (
     evaluation_of_artifact,
     find_run,
@@ -235,23 +236,27 @@ def _opened(config: ServeConfig) -> tuple[EngineKind, str, list[Opened]]:
     return kind, base_or_first if base else first, models
 
 
-def check_candidate(config: ServeConfig, candidate: Candidate) -> None:
-    """Refuse a candidate that a server with these settings can't serve, as far as files say it; nothing is loaded.
+def check_candidate(folder: Path, candidate: Candidate) -> None:
+    """Refuse a candidate that the server of a folder can't serve, as far as files say it; nothing is loaded.
 
     What can't be found from here decides nothing: the server may work in another folder, or with another registry.
 
     Raises:
         UserError: see `open_candidate`.
     """
+    if not (folder / ServerState.file).is_file():
+        return
+    config = ServeConfig.model_validate(read_record(ServerState, folder).config)
     if config.urls or not any(served_by(config)):
         return
-    try:
-        place = Path(local_name(candidate.source)).expanduser()
-        kind, base, _ = _opened(config)
-    except UserError:
-        return
-    if place.exists():
-        open_candidate(config, candidate, kind=kind, base=base)
+    with quiet():
+        try:
+            place = Path(local_name(candidate.source)).expanduser()
+            kind, base, _ = _opened(config)
+        except UserError:
+            return
+        if place.exists():
+            open_candidate(config, candidate, kind=kind, base=base)
 
 
 def open_candidate(config: ServeConfig, candidate: Candidate, *, kind: EngineKind, base: str) -> Opened:

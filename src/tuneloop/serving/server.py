@@ -406,16 +406,14 @@ def _write_state(config: ServeConfig, gateway: Gateway, address: str) -> None:
     write_record(Path(config.folder) / ServerState.file, state)
 
 
-def first_key(gateway: Gateway) -> str:
-    """A key for the first use, made where one is needed and there is none; else an empty text. Show it at once."""
-    if not gateway.key_required or gateway.keyring.used:
-        return ""
-    return add_key(gateway.config.folder, "first")[0]
+def first_steps(address: str, gateway: Gateway, *, with_key: bool = False) -> list[str]:
+    """What is printed when a server is ready: address, models, a line to try it.
 
-
-def first_steps(address: str, gateway: Gateway, key: str = "") -> list[str]:
-    """What is printed when a server is ready: address, models, a line to try it, with a key of `first_key`."""
-    name = next(iter(gateway.models))
+    `with_key`: where a key is needed and there is none, one is made and shown this once.
+    """
+    name, key = next(iter(gateway.models)), ""
+    if with_key and gateway.key_required and not gateway.keyring.used:
+        key, _ = add_key(gateway.config.folder, "first")
     header = f' -H "Authorization: Bearer {key or "$KEY"}"' if gateway.key_required else ""
     body = json.dumps({"model": name, "messages": [{"role": "user", "content": "Hello"}]})
     lines = [

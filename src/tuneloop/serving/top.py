@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +28,23 @@ class Reading:
     values: Mapping[Key, float]  # of each series
 
 
-def address_of(folder: Path) -> str:
-    """Where the server of a folder listens; UserError: none was started there."""
+def readings_of_server(url: str, folder: Path, key: str, every: float) -> Iterator[dict[str, Any]]:
+    """What a server did in each interval of so many seconds, without end; an empty `url`: that of the folder.
+
+    Raises:
+        UserError: none was started in the folder, it does not answer, or it needs a key.
+    """
+    address = url or _address_of(folder)
+    before = read_metrics(address, time.monotonic(), key)
+    while True:
+        time.sleep(every)
+        after = read_metrics(address, time.monotonic(), key)
+        rates = view(before, after, after.at - before.at)
+        yield {"address": masked(address), **rates, "batches": list(_batch_progress(folder))}
+        before = after
+
+
+def _address_of(folder: Path) -> str:
     if not (folder / ServerState.file).is_file():
         raise UserError("No server was started here", where=str(folder), next_step="name its folder with -f, or --url")
     return read_record(ServerState, folder).address
@@ -118,7 +134,7 @@ def _times(grown: Mapping[Key, float], tier: str) -> dict[str, float | None]:
     return {name: None if value is None else 1000 * value for name, value in times.items()}
 
 
-def batch_progress(folder: Path) -> Iterator[dict[str, Any]]:
+def _batch_progress(folder: Path) -> Iterator[dict[str, Any]]:
     """The batches of a server that are not over."""
     for place in sorted((folder / "batch" / "batches").glob("batch_*")):
         try:

@@ -27,8 +27,8 @@ from tuneloop.records.evaluation import EvaluationManifest
 from tuneloop.records.plan import Plan
 from tuneloop.records.record import Record, read_record, write_record
 from tuneloop.records.run import Environment, RunManifest
-from tuneloop.track import KINDS, Status
 from tuneloop.track.record import TrackingState
+from tuneloop.track.tracking import KINDS, Status
 
 RETRY_SECONDS = 30.0
 LAST_SECONDS = 60  # the follower ends itself this long after its parent, whatever happens

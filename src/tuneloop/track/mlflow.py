@@ -18,8 +18,8 @@ from tuneloop.records.dataset import DatasetManifest
 from tuneloop.records.evaluation import SAMPLES, Estimate, EvaluationManifest, Metrics, Sample
 from tuneloop.records.record import Record, as_line
 from tuneloop.records.run import Environment, RunManifest
-from tuneloop.track import Status
 from tuneloop.track.follow import Follower, Point, flatten, forget, run_metrics, safe, save, to_float
+from tuneloop.track.tracking import Status
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient

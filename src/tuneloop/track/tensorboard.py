@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tuneloop.records.record import Record
-from tuneloop.track import Status
 from tuneloop.track.follow import Follower, Point, flatten, forget, run_metrics
+from tuneloop.track.tracking import Status
 
 
 def open_run(follower: Follower) -> None:

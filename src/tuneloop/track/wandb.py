@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from tuneloop.records.dataset import DatasetManifest
 from tuneloop.records.record import Record
 from tuneloop.records.run import Environment
-from tuneloop.track import Status
 from tuneloop.track.follow import Follower, Point, flatten, forget, run_metrics
+from tuneloop.track.tracking import Status
 
 
 def open_run(follower: Follower) -> None:

@@ -9,10 +9,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tuneloop.core.access import Access, Visitor
-from tuneloop.serving.admission import Keyring
-from tuneloop.serving.http.api_request import ApiError
-from tuneloop.serving.http.app import Call
-from tuneloop.serving.keys import Right
+from tuneloop.serving import Keyring
+from tuneloop.serving.http import ApiError, Call
 
 LONGEST = 1000  # bytes of the form in which a secret is typed
 
@@ -27,7 +25,7 @@ async def login(access: Access, request: Request) -> tuple[Response | None, str,
     return access.opened(request, secret, f"{access.base}/"), f"This {access.asks} opens nothing here", 401
 
 
-def of_keys(keyring: Keyring, open_rights: Sequence[Right] = (), base: str = "") -> Access:
+def of_keys(keyring: Keyring, open_rights: Sequence[str] = (), base: str = "") -> Access:
     """The pages of a server: keys with `steer` act, those with `ui` read, and without a key `open_rights` may read."""
 
     def visitor(id_: str) -> Visitor | None:

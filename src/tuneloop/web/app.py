@@ -27,8 +27,7 @@ from tuneloop.core.access import Access
 from tuneloop.core.errors import UserError
 from tuneloop.report import facts as f
 from tuneloop.report.html import page_environment, script_part
-from tuneloop.serving.http.api_request import ApiError
-from tuneloop.serving.http.app import Call, refuse_foreign_pages
+from tuneloop.serving.http import ApiError, Call, refuse_foreign_pages
 from tuneloop.web.access import login
 from tuneloop.web.runs import run_line, run_lines
 from tuneloop.web.sources import BY_NAME, PAGES, NotFound, Page, Sources, module_of

@@ -8,8 +8,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 
-from tuneloop.serving.config import ServeConfig
-from tuneloop.serving.gateway import Gateway
+from tuneloop.serving import Gateway, ServeConfig
 from tuneloop.web.access import of_keys
 from tuneloop.web.apart import page_work
 from tuneloop.web.app import make_app

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.ids import since_time
 from tuneloop.improve.feedback.value import current, mean_value
 from tuneloop.records.feedback import KINDS, Feedback
 from tuneloop.records.request import StoredRequest
-from tuneloop.serving.costs import since_time
 from tuneloop.serving.store import Database, read_feedback, read_requests
 
 PAGE = 50  # requests of a page

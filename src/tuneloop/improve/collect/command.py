@@ -21,7 +21,7 @@ from tuneloop.records.request import StoredRequest
 from tuneloop.records.rows import Row
 from tuneloop.records.server import CollectedManifest
 from tuneloop.registry import open_registry, registered_name, run_folder_of, version_of
-from tuneloop.serving.models import prompt_of
+from tuneloop.serving import prompt_of
 from tuneloop.serving.store import opened, read_feedback, read_requests, store_name
 
 Place = Path | str

@@ -13,7 +13,6 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import build_config, folder_holder, plain
 from tuneloop.core.ids import utc, utc_now, uuid7
-from tuneloop.core.ui import quiet
 from tuneloop.evaluation import AnswerPair, Judge
 from tuneloop.improve.experiment.decision import decide
 from tuneloop.improve.experiment.record import ExperimentDesign, ExperimentOptions, ExperimentVerdict
@@ -44,9 +43,7 @@ from tuneloop.records.feedback import SHADOW, Feedback
 from tuneloop.records.record import read_record, write_record
 from tuneloop.records.request import LEFT, StoredRequest
 from tuneloop.records.server import ServerState
-from tuneloop.serving import models
-from tuneloop.serving.config import ServeConfig
-from tuneloop.serving.keys import read_keys
+from tuneloop.serving import Candidate, check_candidate, read_keys
 from tuneloop.serving.store import (
     Database,
     insert,
@@ -84,7 +81,7 @@ def start(place: Path | str, name: str, settings: Mapping[str, Any], *, at: str 
     name that is in use, another experiment with this model runs, or the server can't serve the candidate.
     """
     design = design_of(name, build_config(ExperimentOptions, settings), secrets.token_hex(8))
-    check_candidate(place, design)
+    check_candidate(store_folder(place), Candidate(design.model, design.candidate))
     file = registration_file(place, name)
     with opened(place) as store:
         others = experiments_of(read_decisions(store, where=EVENTS))
@@ -102,15 +99,6 @@ def start(place: Path | str, name: str, settings: Mapping[str, Any], *, at: str 
         if event is None:
             raise UserError(f"Another process has just started {name}", where=str(file), next_step="tuneloop ab show")
         return experiments_of([event])[name]
-
-
-def check_candidate(place: Path | str, design: ExperimentDesign) -> None:
-    """Refuse a candidate that the store's server can't serve next to the champion; see `models.check_candidate`."""
-    state = store_folder(place) / ServerState.file
-    if state.is_file():
-        config = ServeConfig.model_validate(read_record(ServerState, state).config)
-        with quiet():
-            models.check_candidate(config, models.Candidate(design.model, design.candidate))
 
 
 def wait_for_candidate(place: Path | str, name: str, seconds: float = 300.0) -> bool:

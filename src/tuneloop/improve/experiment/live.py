@@ -16,8 +16,7 @@ from tuneloop.core.ids import utc_now
 from tuneloop.core.ui import bound_say
 from tuneloop.improve.experiment.state import EVENTS, ExperimentState, experiments_of
 from tuneloop.improve.experiment.statistics import CANDIDATE, assign, may_be_drawn_again
-from tuneloop.serving.gateway import ArmDraw, Gateway
-from tuneloop.serving.models import Candidate
+from tuneloop.serving import ArmDraw, Candidate, Gateway
 from tuneloop.serving.store import Database, DatabaseError, drawn_arms, is_store, opened, read_decisions
 
 EVERY = 1.0  # seconds between two looks into the store

@@ -32,7 +32,7 @@ from tuneloop.serving.store import Database, insert, opened, read_requests
 
 if TYPE_CHECKING:
     from tuneloop.pipeline.answers import TaskTarget
-    from tuneloop.serving.gateway import Gateway, ServedModel
+    from tuneloop.serving import Gateway, ServedModel
 
 Changes = list[ChangedAnswer]
 MARK = "canary:"  # before the row's id, in a stored request's `shadow`

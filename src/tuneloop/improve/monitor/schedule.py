@@ -28,8 +28,7 @@ from tuneloop.improve.monitor.canaries import (
     rows_of,
 )
 from tuneloop.improve.monitor.command import days_of, due_window
-from tuneloop.serving.config import ServeConfig
-from tuneloop.serving.gateway import ROUTER, Gateway
+from tuneloop.serving import Gateway, ServeConfig
 from tuneloop.serving.store import DatabaseError
 
 LOOKS = 50  # at the store, in the time of a window
@@ -68,7 +67,7 @@ async def _canaries(config: ServeConfig, gateway: Gateway, every: float, pause: 
         return
     level = canary_level(config.monitor.false_alarms, every)
     while True:
-        for name in [name for name in gateway.models if name != ROUTER]:
+        for name in gateway.own_models:
             with contextlib.suppress(DatabaseError, UserError):  # the next look tries again
                 due = await asyncio.to_thread(rounds_due, config.store, name, identity_of(gateway.models[name]), every)
                 for _ in range(due):

@@ -49,8 +49,8 @@ class BatchInput:
 
     source: Path  # a file of requests as OpenAI's batch API has them, a file of rows, or a folder of texts
     out: Path  # result; its errors come next to it
-    window: float | None = None  # seconds until it ends, whatever is left; None: no limit
-    hours: tuple[int, int] | None = None  # of the day in which it works, local time, as (22, 6); None: all
+    window: str = ""  # time until it ends, whatever is left, as in 90m, 24h, 2d; empty: no limit
+    hours: str = ""  # of the day in which it works, local time, as in 22-06; empty: all
     rows: int = 16  # answered at the same time, by each actor
     on: str = ""  # a Ray cluster whose actors answer, see `deploy/on_ray.py`; empty: this process does
     actors: int = 0  # how many; 0: one for each GPU, else for each machine
@@ -75,8 +75,9 @@ def answer_batch(job: BatchInput, config: ServeConfig) -> dict[str, Any]:
         config: of the engine; its first adapter, or its base, answers.
 
     Raises:
-        UserError: nothing to answer, or another batch is under way in the same place.
+        UserError: nothing to answer, another batch is under way in the same place, or a time is none.
     """
+    seconds, _ = read_window(job.window), read_hours(job.hours)
     target = open_with_task(next(iter(config.adapters.values()), config.base))
     requests, folder, key = is_request_file(job.source), job.folder, _key(job, config)
     with lock_folder(folder, minor=(INPUT,), instead="--out FILE"):
@@ -91,7 +92,7 @@ def answer_batch(job: BatchInput, config: ServeConfig) -> dict[str, Any]:
                     shutil.copyfile(job.source, folder / INPUT)
                 else:
                     _write_rows(job, target)
-            make_batch(folder, "", seconds=job.window, key=key)
+            make_batch(folder, "", seconds=seconds, key=key)
         answering = _answer_on_ray if job.on else _answer
         status = asyncio.run(answering(job, config, target, requests))
         state = read_state(folder)
@@ -109,7 +110,7 @@ def answer_batch(job: BatchInput, config: ServeConfig) -> dict[str, Any]:
 
 async def _run(job: BatchInput, config: ServeConfig, answer: Answer, actors: int = 1, **options: Any) -> str:
     report, most = partial(progress, "batch"), int(config.limits.body_mb * 1e6)
-    rows, room = job.rows * actors, _within(job.hours)
+    rows, room = job.rows * actors, _within(read_hours(job.hours))
     return await BatchJob(job.folder, answer, rows, room, report=report, most_bytes=most, **options).run()
 
 

@@ -7,13 +7,14 @@ from typing import Any
 
 from starlette.requests import Request
 
+from tuneloop.core.ids import since_time
 from tuneloop.core.units import counted, hours_words, usd_words
 from tuneloop.improve.report.charts import day_chart
 from tuneloop.improve.report.command import ledger_of
 from tuneloop.improve.report.record import LedgerCycle
 from tuneloop.records.server import Decision
 from tuneloop.report.charts import chart_pair
-from tuneloop.serving.costs import BY, costs_of, since_time
+from tuneloop.serving import costs_of
 from tuneloop.serving.store import Database, opened, read_decisions
 from tuneloop.web.pages.traffic import by_day
 from tuneloop.web.sources import Sources
@@ -40,8 +41,8 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
     return {
         "store": shown, "since": since, "periods": PERIODS, "costs": costs, "usd": usd_words, "hours": hours_words,
         "days": chart_pair(day_chart, bars, "dollars a day, by prices of tokens" if in_usd else "tokens a day"),
-        "groups": {by: costs.groups[by][:MOST_ROWS] for by in BY},
-        "left_out": {by: max(0, len(costs.groups[by]) - MOST_ROWS) for by in BY},
+        "groups": {by: costs.groups[by][:MOST_ROWS] for by in costs.groups},
+        "left_out": {by: max(0, len(costs.groups[by]) - MOST_ROWS) for by in costs.groups},
         "per_million": costs.total.to_json()["usd_per_million_tokens"] or None, "cycles": cycles,
         "begin": begin,
     }  # fmt: skip

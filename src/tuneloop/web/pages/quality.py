@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from starlette.requests import Request
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.ids import clock, utc
+from tuneloop.core.ids import clock, since_time, utc
 from tuneloop.improve.monitor.command import EVENT, ignore, ignored
 from tuneloop.improve.monitor.record import MonitorReport
 from tuneloop.improve.report.charts import accuracy_chart, day_chart
@@ -17,7 +17,6 @@ from tuneloop.improve.report.command import monitored_window
 from tuneloop.improve.report.html import windows_chart
 from tuneloop.records.server import Decision
 from tuneloop.report.charts import chart_pair
-from tuneloop.serving.costs import since_time
 from tuneloop.serving.store import Database, opened, read_decisions, read_requests, store_name
 from tuneloop.web.commands import command_line
 from tuneloop.web.pages.traffic import line_of

@@ -13,7 +13,7 @@ from tracked_run import RECIPE, add_steps, needs_mlflow, scalars, with_trackers
 
 from patience import HANG, slowness
 from tuneloop import track
-from tuneloop.track import follow
+from tuneloop.track import follow, tracking
 
 
 def test_a_follower_that_hangs_is_left_behind(project: Path) -> None:
@@ -22,7 +22,7 @@ def test_a_follower_that_hangs_is_left_behind(project: Path) -> None:
         [sys.executable, "-c", "import time; time.sleep(600)"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     started = time.monotonic()
-    track.Tracking([track.Tracker(process, warnings.append)]).finish(timeout=0.5)
+    tracking.Tracking([tracking.Tracker(process, warnings.append)]).finish(timeout=0.5)
     assert time.monotonic() - started < 5 * slowness() and process.poll() is not None
     assert len(warnings) == 1
 
@@ -32,7 +32,7 @@ def test_a_follower_that_crashes_costs_one_warning(project: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", "raise SystemExit(3)"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    track.Tracking([track.Tracker(process, warnings.append)]).finish(timeout=HANG)
+    tracking.Tracking([tracking.Tracker(process, warnings.append)]).finish(timeout=HANG)
     assert len(warnings) == 1 and "status 3" in warnings[0]
 
 

@@ -13,6 +13,7 @@ from tuneloop.cli.parameters import KEEP_PERSONAL, SERVER, STORE, STORE_ARGUMENT
 from tuneloop.core.files import Config
 from tuneloop.core.flag import flag, switch
 from tuneloop.core.foreign import parse_json
+from tuneloop.core.ids import since_time
 from tuneloop.core.ui import say
 from tuneloop.core.units import counted
 from tuneloop.data.config import PersonalConfig
@@ -79,7 +80,6 @@ def requests(
     Each line has the request and the response as OpenAI's API has them, with time, user and release. Requests that
     failed, and those whose texts were not kept, are counted.
     """
-    from tuneloop.core.ids import since_time
     from tuneloop.improve.collect.command import write_requests
 
     personal = _personal(keep_personal)

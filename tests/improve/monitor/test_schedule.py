@@ -23,7 +23,8 @@ from tuneloop.serving.store.writer import StoreWriter
 
 def served(*names, engine=None):
     models = {name: ServedModel(name) for name in names}
-    return SimpleNamespace(models=models, engine=engine or StubEngine(), admission=Admission(4, 10, True))
+    admission = Admission(4, 10, True)
+    return SimpleNamespace(models=models, own_models=[*names], engine=engine or StubEngine(), admission=admission)
 
 
 def config(folder, **monitor):

@@ -221,7 +221,7 @@ def test_a_server_with_tls_is_reached_through_a_tunnel(
 
         async def proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             asked.append(await reader.readuntil(b"\r\n\r\n"))
-            if len(asked) > 1:
+            if len(asked) > 2:
                 writer.write(b"HTTP/1.1 407 Who?\r\nContent-Length: 0\r\n\r\n")
                 return
             port = far.sockets[0].getsockname()[1]
@@ -235,15 +235,16 @@ def test_a_server_with_tls_is_reached_through_a_tunnel(
         through = Wire(f"https://{name}/v1", "the-key", proxies=True)
         assert [await through.get("/models"), await through.post("/x", b"{}")] == [b"hi", b"ho"]
         await through.close()
-        refused = Wire(f"https://{name}/v1", "the-key", proxies=True)
-        with pytest.raises(Broken) as caught:
-            await refused.get("/models")
-        assert caught.value.kind == "unreachable"
-        await refused.close()
+        for far_name in ("other.example", name):  # whose certificate this is not; then the proxy opens no tunnel
+            refused = Wire(f"https://{far_name}/v1", "the-key", proxies=True)
+            with pytest.raises(Broken) as caught:
+                await refused.get("/models")
+            assert caught.value.kind == "unreachable"
+            await refused.close()
 
     run(lambda: Server(*(OK + b"Content-Length: 2\r\n\r\n" + text for text in (b"hi", b"ho"))), work, new_loop)
     login = b64encode(b"me:p@ss")
-    assert asked[0].startswith(b"CONNECT server.example:443 HTTP/1.1\r\n") and len(asked) == 2
+    assert asked[0].startswith(b"CONNECT server.example:443 HTTP/1.1\r\n") and len(asked) == 3
     assert b"Proxy-Authorization: Basic " + login in asked[0] and b"the-key" not in b"".join(asked)
 
 

@@ -24,7 +24,7 @@ from tuneloop.core.foreign import LIMITS, fast_json
 from tuneloop.imports.otlp import PROTOBUF, read_job
 from tuneloop.records.request import StoredRequest, as_request
 from tuneloop.serving import Caller, Gateway
-from tuneloop.serving.http import ApiError, Call, RouteApp, unavailable
+from tuneloop.serving.http import ApiError, Call, routed, unavailable
 from tuneloop.serving.store import opened, users_key
 
 if TYPE_CHECKING:
@@ -40,15 +40,10 @@ _READING = BoundedWork(1, waiting=8, share=0.5, modules=("tuneloop.imports.otlp"
 
 
 def trace_routes(gateway: Gateway) -> list[Route]:
-    """The route, for `make_app`."""
-    from starlette.routing import Route
-
+    """The routes, for `make_app`."""
     with opened(gateway.config.store) as store:
         intake = TraceIntake(gateway, users_key(store))
-    config = gateway.config
-    spans = RouteApp(intake.receive, config.limits.request_seconds, config.loopback)
-    logs = RouteApp(partial(intake.receive, logs=True), config.limits.request_seconds, config.loopback)
-    return [Route(PATH, spans, methods=["POST"]), Route(LOGS, logs, methods=["POST"])]
+    return routed(gateway, ("POST", PATH, intake.receive), ("POST", LOGS, partial(intake.receive, logs=True)))
 
 
 @dataclass

@@ -403,7 +403,10 @@ class Gateway:
         account = self._account(request, caller, copy, routed)
         self._busy[id(account.engine)] += 1
         record = _record_of(account)
-        self._begin(record, account, known=keep is not None)
+        if keep is None:  # else a batch has it, so that it is not lost
+            self.store.begin(record)
+        if not account.shadow:
+            self._remember(record, math.inf)
         try:
             while True:
                 try:
@@ -435,13 +438,6 @@ class Gateway:
                 keep(record)
             elif account.status != "cancelled":  # else the row is repeated
                 self.store.add(replace(record, usd=0.0))  # no one pays for an attempt
-
-    def _begin(self, record: StoredRequest, account: _Account, *, known: bool) -> None:
-        """Note a request that is accepted; `known`: a batch has it, so that it is not lost."""
-        if not known:
-            self.store.begin(record)
-        if not account.shadow:
-            self._remember(record, math.inf)
 
     async def _routed(self, request: ApiRequest, caller: Caller) -> tuple[ApiRequest, Routed | None]:
         """A request to the router with the model that it chooses; any other one as it is.

@@ -28,7 +28,7 @@ from tuneloop.serving.batch.file import Line, in_thread
 from tuneloop.serving.batch.record import TIMES, BatchState, FileState, read_state
 from tuneloop.serving.gateway import Caller, Gateway
 from tuneloop.serving.http.api_request import ApiError, parsed
-from tuneloop.serving.http.app import Call, RouteApp
+from tuneloop.serving.http.app import Call, routed
 from tuneloop.serving.http.contract import BatchBody
 from tuneloop.serving.store.erase_files import expire_files
 
@@ -52,10 +52,8 @@ class Batches:
 
     def routes(self) -> list[Any]:
         """The routes, for `make_app`."""
-        from starlette.routing import Route
-
-        seconds, local = self.gateway.config.limits.request_seconds, self.gateway.loopback
-        handlers = (
+        return routed(
+            self.gateway,
             ("POST", "/v1/files", self.upload),
             ("GET", "/v1/files", self.files),
             ("GET", "/v1/files/{id}", self.file),
@@ -66,7 +64,6 @@ class Batches:
             ("GET", "/v1/batches/{id}", self.batch),
             ("POST", "/v1/batches/{id}/cancel", self.cancel),
         )
-        return [Route(path, RouteApp(handler, seconds, local), methods=[method]) for method, path, handler in handlers]
 
     # --- work
 

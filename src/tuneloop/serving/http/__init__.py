@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     # One HTTP request, and the ways to answer it.
     from tuneloop.serving.http.app import Call as Call
 
-    # An ASGI application for one route.
-    from tuneloop.serving.http.app import RouteApp as RouteApp
-
     # Refuse what a page of another site sends through its reader's browser.
     from tuneloop.serving.http.app import refuse_foreign_pages as refuse_foreign_pages
+
+    # Routes of a server, by what answers at each.
+    from tuneloop.serving.http.app import routed as routed
 
 __getattr__, __dir__ = door(__name__)

@@ -262,14 +262,24 @@ async def _fail(call: Call, error: ApiError) -> None:
         await call.send({"type": "http.response.body", "body": b""})
 
 
-def routes_of(gateway: Gateway) -> list[Any]:
-    """The routes of a server but for those of batches; `http.contract` describes them."""
+def routed(gateway: Gateway, *handlers: tuple[str, str, Handler], origins: Sequence[str] = ()) -> list[Any]:
+    """Routes of a server: method, path, and what answers; `origins`: see `refuse_foreign_pages`."""
     from starlette.routing import Route
 
-    limits, server = gateway.config.feedback, RouteHandlers(gateway)
-    limit = FeedbackLimit(limits.per_minute, limits.pages_per_minute)
     seconds, local = gateway.config.limits.request_seconds, gateway.loopback
-    handlers = (
+    return [
+        Route(path, RouteApp(handler, seconds, local, origins), methods=method.split())
+        for method, path, handler in handlers
+    ]
+
+
+def routes_of(gateway: Gateway) -> list[Any]:
+    """The routes of a server but for those of batches; `http.contract` describes them."""
+    limits, server = gateway.config.feedback, RouteHandlers(gateway)
+    feedback = partial(take_feedback, gateway, FeedbackLimit(limits.per_minute, limits.pages_per_minute))
+    methods = "POST OPTIONS" if limits.origins else "POST"
+    return routed(
+        gateway,
         ("POST", "/v1/chat/completions", server.chat),
         ("POST", "/v1/completions", server.completions),
         ("POST", "/v1/responses", server.responses),
@@ -284,10 +294,7 @@ def routes_of(gateway: Gateway) -> list[Any]:
         ("GET", "/openapi.json", server.openapi),
         ("GET", "/feedback.js", server.widget),
         ("GET", "/", server.page),
-    )
-    routes = [Route(path, RouteApp(handler, seconds, local), methods=[method]) for method, path, handler in handlers]
-    feedback = RouteApp(partial(take_feedback, gateway, limit), seconds, local, limits.origins)
-    return [*routes, Route("/v1/feedback", feedback, methods=["POST", "OPTIONS"] if limits.origins else ["POST"])]
+    ) + routed(gateway, (methods, "/v1/feedback", feedback), origins=limits.origins)
 
 
 def make_app(gateway: Gateway, extra: Iterable[Any] = ()) -> App:

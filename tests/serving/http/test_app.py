@@ -152,7 +152,7 @@ def test_the_other_endpoints_answer(server: tuple[str, Gateway]) -> None:
         ("completions", {"prompt": [[-1]]}, 400, "prompt"),
         ("responses", {"input": "x", "previous_response_id": "y"}, 400, "not found"),
         ("classify", {"model": "stub", "input": "x"}, 400, "texts"),
-        ("feedback", {"kind": "thumbs", "value": True}, 400, "request or conversation"),
+        ("feedback", {"kind": "thumbs", "value": True}, 400, "about a request or about a conversation"),
         ("feedback", {"request": "r", "kind": "thumbs", "value": 1, "x": 1}, 400, "x"),
         ("feedback", {"request": "r", "kind": "thumbs", "value": "banana"}, 400, "up or down"),
         ("feedback", {"request": "r", "kind": "rating", "value": 99}, 400, "1 to 5"),

@@ -69,7 +69,8 @@ def read_feedback_of(body: Mapping[str, Any], caller: Caller, *, page: bool) -> 
     try:
         record = feedback_of({**body, "user": user, "source": source}, new_id=uuid7(), now=utc_now())
     except UserError as error:
-        raise ApiError(400, f"{error.what} ({error.next_step})", param=error.where) from None
+        param = error.where if error.where in FeedbackBody.model_fields else None
+        raise ApiError(400, f"{error.what} ({error.next_step})", param=param) from None
     if record.conversation is not None and caller.key is None and not trusted:
         what = "Feedback on a conversation needs the key that had it; name a request"
         raise ApiError(403, what, param="conversation")

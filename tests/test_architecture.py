@@ -61,14 +61,9 @@ NEED = {
     "inference.local.answers": {"torch"},
 }
 
-MOST_LINES, MOST_PARAMETERS = 60, 8
+MOST_LINES, MOST_PARAMETERS = 100, 8  # a function is as long as its one thought: the limit only finds what outgrew it
 # Functions that are longer or take more parameters, and why.
-LARGE: dict[str, str] = {
-    "data.prepare.prepare": "the public call: its keywords are documented one by one",
-    "evaluation.review.server.make_app": "its routes are closures over one review",
-    "training.loop.train": "the public call of a training: its keywords are documented one by one",
-    "api.evaluate": "the public call: its keywords are documented one by one",
-}
+LARGE: dict[str, str] = {"api.evaluate": "the public call: its keywords are documented one by one"}
 
 
 Trees = dict[Path, ast.Module]

@@ -97,8 +97,8 @@ clients: $(VENV)/.installed-dev
 # Torch, oneDNN and MKL each have a switch. These are the tests of products, attention, losses and rounding; what trains
 # for long, in several processes or on the packaged model computes the same way, and is left to `make test`.
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
-AVX2_TESTS := tests/models/test_llama.py tests/models/test_lora.py tests/models/test_prefix.py tests/models/test_quantised.py \
-	tests/models/test_adapters.py tests/models/test_fallback.py tests/training/test_flops.py tests/training/test_speed.py \
+AVX2_TESTS := tests/models/nn/test_llama.py tests/models/adapters/test_lora.py tests/models/adapters/test_prefix.py tests/models/nn/test_quantised.py \
+	tests/models/adapters/test_assignment.py tests/models/nn/test_fallback.py tests/training/test_flops.py tests/training/test_speed.py \
 	tests/training/test_loss.py tests/training/test_methods.py tests/training/test_optimizers.py tests/inference/local/test_answers.py \
 	tests/inference/local/test_scoring.py tests/inference/local/test_sampling.py tests/release/test_tuned_weights.py
 test-avx2: $(VENV)/.installed-dev

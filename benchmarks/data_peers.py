@@ -22,7 +22,7 @@ BANDS, ROWS = 11, 11  # (1/11)^(1/11) = 0.80, from 121 hashes; data-juicer picks
 def tuneloop(source: Path, out: Path, workers: int, gram: int, model: str) -> dict[str, object]:
     """Run the whole stage as the command does: besides the peers' steps the checks, the splits and the report."""
     from tuneloop.data.config import PrepareConfig
-    from tuneloop.data.prepare import prepare
+    from tuneloop.data.prepare import prepare_dataset
     from tuneloop.models.load import load_tokenizer
     from tuneloop.pipeline.prepare import measure_with
     from tuneloop.report.data_html import write_data_report
@@ -32,7 +32,7 @@ def tuneloop(source: Path, out: Path, workers: int, gram: int, model: str) -> di
         sources=[str(source)], workers=workers, max_length=8192
     )  # the peers drop nothing for its length
     start = time.perf_counter()
-    dataset = prepare(config, name="speed", seed=0, out=out, measure=measure)
+    dataset = prepare_dataset(config, name="speed", seed=0, out=out, measure=measure)
     write_data_report(out)
     took = time.perf_counter() - start
     return {"seconds": took, "kept": dataset.manifest["counts"]["kept"], "steps": {}}

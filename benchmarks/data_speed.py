@@ -263,14 +263,14 @@ def stages(source: Path, out: Path) -> dict[str, float]:
         source: what was prepared.
         out: the data set that was made of it; its checks and its report are made again.
     """
-    from tuneloop.data.checks import overview_of, run_checks
+    from tuneloop.data.checks.checks import overview_of, run_checks
     from tuneloop.data.checks.overview import flags
     from tuneloop.data.clean import language, pii, repair
     from tuneloop.data.config import DuplicatesConfig, PersonalConfig, PrepareConfig, RepairConfig
     from tuneloop.data.dataset import load_dataset
     from tuneloop.data.dedup import duplicates, minhash
-    from tuneloop.data.formats import Parsed, detect, parse_record
-    from tuneloop.data.sources.chunks import chunks
+    from tuneloop.data.formats.guess import Parsed, detect, parse_record
+    from tuneloop.data.sources.chunks import chunks_of
     from tuneloop.data.sources.parse import SourceRecord, parse_chunk
     from tuneloop.data.sources.read import find_files
     from tuneloop.records.rows import Row
@@ -286,7 +286,7 @@ def stages(source: Path, out: Path) -> dict[str, float]:
 
     (file,) = find_files([str(source)])
     config, near = PrepareConfig(), DuplicatesConfig()
-    items = timed("read and parse JSON", lambda: [item for chunk in chunks(file) for item in parse_chunk(chunk)])
+    items = timed("read and parse JSON", lambda: [item for chunk in chunks_of(file) for item in parse_chunk(chunk)])
     values = [item.value for item in items if isinstance(item, SourceRecord)]
     guess = detect(values[:2000], config)
     parsed = timed("format", lambda: [parse_record(value, guess, config) for value in values])

@@ -17,7 +17,7 @@ from statistics import mean
 
 from tuneloop.core.threads import use_threads
 from tuneloop.data.config import PrepareConfig, SplitConfig
-from tuneloop.data.prepare import prepare
+from tuneloop.data.prepare import prepare_dataset
 from tuneloop.inference.local.answers import generate
 from tuneloop.models.load import load_model
 from tuneloop.pipeline.prepare import measure_with
@@ -67,7 +67,9 @@ def main() -> None:
     references = [test["references"] for test in tests]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        dataset = prepare(config, name="dialogsum", seed=0, out=folder / "data", measure=measure_with(model.template))
+        dataset = prepare_dataset(
+            config, name="dialogsum", seed=0, out=folder / "data", measure=measure_with(model.template)
+        )
         before = rouge_l(references, [a.text for a in generate(model, prompts, max_new_tokens=80)])
         rows, val = ([model.template.render(r.messages) for r in split] for split in (dataset.train, dataset.val))
         settings = TrainConfig(epochs=5, max_minutes=options.minutes)

@@ -66,8 +66,8 @@ def main() -> None:
     from tuneloop.core.threads import use_threads
     from tuneloop.inference.local.answers import answer_requests, generate
     from tuneloop.inference.request import Request
+    from tuneloop.models.chat.template import Rendered
     from tuneloop.models.load import load_model
-    from tuneloop.models.template import Rendered
     from tuneloop.records.distillation import TeacherLogits
     from tuneloop.training import distil
     from tuneloop.training.config import TrainConfig

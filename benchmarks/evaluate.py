@@ -145,7 +145,7 @@ def same_precision_gguf(model: Model, file: Path) -> Path:
     """The packaged GGUF with its tensors in the precision that our model computes in."""
     import gguf
 
-    from tuneloop.models.names import packaged_gguf
+    from tuneloop.models.files.names import packaged_gguf
 
     source = packaged_gguf()
     assert source is not None

@@ -38,7 +38,7 @@ from tuneloop.inference.endpoint import Endpoint  # noqa: E402
 from tuneloop.inference.protocol import ModelTarget  # noqa: E402
 from tuneloop.inference.request import Request  # noqa: E402
 from tuneloop.inference.targets import open_endpoint, open_model  # noqa: E402
-from tuneloop.models.names import resolve  # noqa: E402
+from tuneloop.models.files.names import resolve  # noqa: E402
 from tuneloop.pipeline.answers import ask  # noqa: E402
 from tuneloop.pipeline.scoring import SystemAnswers  # noqa: E402
 from tuneloop.records.completion import Completion  # noqa: E402

@@ -43,10 +43,10 @@ from tuneloop.inference.labels import label_trie
 from tuneloop.inference.local.engine import ActiveRow, DecodingBatch
 from tuneloop.inference.local.scoring import choose
 from tuneloop.inference.request import Request
+from tuneloop.models.chat.template import Rendered
 from tuneloop.models.load import SIZES, random_model
-from tuneloop.models.methods import method_named
-from tuneloop.models.shape import ModelShape
-from tuneloop.models.template import Rendered
+from tuneloop.models.methods.shipped import method_named
+from tuneloop.models.nn.shape import ModelShape
 from tuneloop.planning.estimate import RunWork, loop_job, sizes_on_gpu
 from tuneloop.planning.gpus import Gpu, card_in_use, find_gpu, this_cpu
 from tuneloop.planning.job import TrainingSetup

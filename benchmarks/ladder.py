@@ -27,7 +27,7 @@ from typing import Any
 
 from train_table import ROOT, put_into_results, tuneloop
 
-from tuneloop.models.names import resolve
+from tuneloop.models.files.names import resolve
 
 sys.path.insert(0, str(ROOT / "tests"))
 from real_models import MODELS, real_model

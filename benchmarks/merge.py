@@ -55,7 +55,7 @@ def ours(place: Path, method: str) -> dict[str, Any]:
     """Merge by tuneloop."""
     from tuneloop.combine.merge.adapters import MergeSettings, open_adapter
     from tuneloop.combine.merge.merge import base_shapes, merge_adapters
-    from tuneloop.models.names import resolve
+    from tuneloop.models.files.names import resolve
 
     base = (MODEL, base_shapes(resolve(MODEL)))
     began, used = time.monotonic(), time.process_time()
@@ -70,7 +70,7 @@ def pefts(place: Path, method: str) -> dict[str, Any]:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from tuneloop.models.names import resolve
+    from tuneloop.models.files.names import resolve
 
     model = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(resolve(MODEL)), place / "0", adapter_name="0"
@@ -91,7 +91,7 @@ def mergekits(place: Path, method: str, venv: Path) -> dict[str, Any]:
     """Merge by mergekit's command, into weights."""
     import yaml
 
-    from tuneloop.models.names import resolve
+    from tuneloop.models.files.names import resolve
 
     base, out = resolve(MODEL), place / f"mergekit-{method}"
     inputs = [{"model": f"{base}+{place / str(seed)}", "parameters": {"weight": 1.0}} for seed in range(ADAPTERS)]

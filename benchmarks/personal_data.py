@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tuneloop.data.clean.pii import find
 from tuneloop.data.config import PersonalConfig
+from tuneloop.data.pii.redact import find
 
 Spans = list[tuple[str, int, int]]
 Detector = Callable[[str], Spans]

@@ -28,8 +28,8 @@ from published_runs import Point, read_points
 
 from real_models import MODELS, real_model
 from tuneloop.core.device import default_dtype
-from tuneloop.models.names import resolve
-from tuneloop.models.shape import target_modules
+from tuneloop.models.files.names import resolve
+from tuneloop.models.nn.shape import target_modules
 from tuneloop.planning.estimate import RunWork, loop_job
 from tuneloop.planning.gpus import find_gpu
 from tuneloop.planning.job import TrainingSetup, make_job

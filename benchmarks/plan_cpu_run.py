@@ -15,7 +15,7 @@ def main(job: dict[str, object]) -> None:
     from transformers import AutoModelForCausalLM
 
     from tuneloop.core.device import memory_now, peak_memory, reset_peak_memory
-    from tuneloop.models.names import resolve
+    from tuneloop.models.files.names import resolve
 
     torch.manual_seed(0)
     torch.ones(64, 64, requires_grad=True).mm(torch.ones(64, 64)).sum().backward()  # libraries start their threads

@@ -15,8 +15,8 @@ from typing import Any
 
 def main(job: dict[str, Any]) -> None:
     from tuneloop.core.device import memory_now, release_memory
+    from tuneloop.models.chat.template import Rendered
     from tuneloop.models.load import load_model
-    from tuneloop.models.template import Rendered
     from tuneloop.training.config import TrainConfig
     from tuneloop.training.loop import train
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.inference.llamacpp.process import LlamaCpp
-from tuneloop.models.names import packaged_gguf, resolve
+from tuneloop.models.files.names import packaged_gguf, resolve
 from tuneloop.records.artifact import ArtifactManifest
 
 QUANTS = ("f16", "q8_0", "q4_k_m", "q4_0")
@@ -130,7 +130,7 @@ def kl_of_folder(run: Path, folder: Path) -> float:
 
 def print_packaged(runs: list[str]) -> None:
     """The packaged GGUF file as llama.cpp reads it, on prompts of the first run, in the same process as the others."""
-    from tuneloop.models.template import load_template
+    from tuneloop.models.chat.template import load_template
     from tuneloop.pipeline.context import RunContext, load_run_recipe
     from tuneloop.release.measure import SPEED_ROWS, SPEED_TOKENS, rows_to_measure
 
@@ -169,7 +169,7 @@ def speeds(folder: Path | None, gigabytes: float) -> None:
 
 def random_files(place: Path, gigabytes: float) -> dict[str, Path]:
     """A random Llama of about so many GB in 16 bits, in three formats."""
-    from tuneloop.models.template import load_template
+    from tuneloop.models.chat.template import load_template
     from tuneloop.release.gguf.convert import About, write_gguf
     from tuneloop.release.quantise import quantise
     from tuneloop.release.tuned_weights import open_tuned
@@ -221,7 +221,7 @@ def stream(gigabytes: float) -> None:
     """Write a random Llama shard by shard, then its f16 GGUF file; memory by /proc, the disk by writing as many bytes."""
     import torch
 
-    from tuneloop.models.template import load_template
+    from tuneloop.models.chat.template import load_template
     from tuneloop.release.gguf.convert import About, write_gguf
     from tuneloop.release.tuned_weights import open_tuned
 

@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol
 from benchmarks.simulated_server import Costs, SimulatedEngine, Timed, simulate
 
 from tuneloop.inference.request import Request
-from tuneloop.models.adapters import BASE
+from tuneloop.models.adapters.assignment import BASE
 from tuneloop.serving.admission import Admission, QueuePlace, Work
 from tuneloop.serving.http.api_request import ApiError
 

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from tuneloop.core.ui import reporting
 from tuneloop.data.config import PrepareConfig
-from tuneloop.data.prepare import prepare
+from tuneloop.data.prepare import prepare_dataset
 from tuneloop.data.process_record import TokenCount
 from tuneloop.records.rows import Row
 
@@ -120,7 +120,7 @@ def main() -> None:
             thread.start()
             config = PrepareConfig(sources=[str(source)], engine=engine, workers=given.workers)
             with reporting(progress=progress):
-                made = prepare(config, name="rows", seed=0, out=out, measure=count_words)
+                made = prepare_dataset(config, name="rows", seed=0, out=out, measure=count_words)
             seconds = time.monotonic() - began
             over.set()
             thread.join()

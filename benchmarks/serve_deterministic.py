@@ -106,7 +106,7 @@ def differences(model: Any, requests: Sequence[Any], names: Sequence[str], optio
     """Print a line for each width of the batch, without and with `deterministic`."""
     from dataclasses import replace
 
-    from tuneloop.models.batch_invariance import batch_invariant
+    from tuneloop.models.nn.batch_invariance import batch_invariant
 
     def other(request: Any) -> Any:
         return replace(request, adapter=names[(names.index(request.adapter) + 1) % len(names)], max_new_tokens=1)
@@ -156,11 +156,11 @@ def main() -> None:
     from adapters import write_adapter
 
     from tuneloop.inference.request import Request
-    from tuneloop.models.adapters import BASE
-    from tuneloop.models.batch_invariance import batch_invariant
+    from tuneloop.models.adapters.assignment import BASE
+    from tuneloop.models.adapters.shared import add_adapter
+    from tuneloop.models.files.names import resolve
     from tuneloop.models.load import load_model
-    from tuneloop.models.names import resolve
-    from tuneloop.models.shared import add_adapter
+    from tuneloop.models.nn.batch_invariance import batch_invariant
 
     torch.set_num_threads(options.threads)
     base = Path(resolve("smollm2-135m"))

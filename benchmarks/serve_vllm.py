@@ -119,7 +119,7 @@ def real_vllm(folder: Path, *arguments: str) -> Iterator[str]:
     """The address of a vLLM with the packaged model and two adapters' places."""
     import real_vllm as helper
 
-    from tuneloop.models.names import resolve
+    from tuneloop.models.files.names import resolve
 
     server = helper.RealVllm(Path(resolve("smollm2-135m")), folder / "vllm.log", *arguments)
     try:
@@ -181,7 +181,7 @@ def part_hybrid(folder: Path, options: argparse.Namespace) -> list[dict[str, Any
 
     from tuneloop.inference.openai.serving import EndpointEngine, EndpointSettings
     from tuneloop.inference.protocol import Served
-    from tuneloop.models.names import resolve
+    from tuneloop.models.files.names import resolve
 
     base, lines = Path(resolve("smollm2-135m")), []
     places = [write_adapter(base, folder / f"adapter-{seed}", seed, 0.01) for seed in (1, 2)]

@@ -30,9 +30,9 @@ from peers import peers_python
 from tuneloop.core.device import default_dtype
 from tuneloop.core.files import read_jsonl
 from tuneloop.core.threads import use_threads
+from tuneloop.models.chat.template import Rendered
+from tuneloop.models.files.names import resolve
 from tuneloop.models.load import load_model, load_tokenizer
-from tuneloop.models.names import resolve
-from tuneloop.models.template import Rendered
 from tuneloop.training.flops import matmul_peak, needed_gflop
 
 HERE = Path(__file__).parent
@@ -125,7 +125,7 @@ def train_ours(job: dict[str, Any]) -> None:
 def val_loss(job: dict[str, Any], rows: list[Rendered]) -> float:
     """Mean loss of held-out answers under a system's result."""
     from tuneloop.inference.local.scoring import answer_fits
-    from tuneloop.models.lora import load_adapter
+    from tuneloop.models.adapters.lora import load_adapter
 
     use_threads()
     out = Path(job["out"])

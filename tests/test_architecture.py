@@ -13,7 +13,7 @@ import pytest
 
 from places import ROOT
 from tuneloop.core.lazy import doors_of
-from tuneloop.models.methods import SHIPPED
+from tuneloop.models.methods.shipped import SHIPPED
 from tuneloop.recipe import load_recipe
 
 SOURCE = ROOT / "src" / "tuneloop"
@@ -29,7 +29,7 @@ HEAVY = {"torch", "transformers", "mlflow", "sklearn", "polars", "pyarrow", "sci
          "tokenizers", "safetensors", "gguf", "huggingface_hub", "numpy"}  # fmt: skip
 OF_ONE_SYSTEM = {"fcntl", "msvcrt", "resource"}  # other systems lack them, so that they can't be imported at the top
 DATA_TABLES = (
-    "checks",
+    "checks.checks",
     "checks.overview",
     "checks.drift",
     "checks.label_errors",
@@ -43,11 +43,11 @@ DATA_TABLES = (
 # Modules that are nothing without their library; they are themselves imported late.
 NEED = {
     **{f"data.{name}": {"numpy"} for name in DATA_TABLES},
-    "models.llama": {"torch"},
-    "models.fallback": {"torch"},
-    "models.lora": {"torch"},
-    "models.prefix": {"torch"},
-    "models.quantised": {"torch"},
+    "models.nn.llama": {"torch"},
+    "models.nn.fallback": {"torch"},
+    "models.adapters.lora": {"torch"},
+    "models.adapters.prefix": {"torch"},
+    "models.nn.quantised": {"torch"},
     **{
         f"training.{name}": {"torch"}
         for name in ("checkpoint", "distil", "loop", "loss", "optimizers", "run", "speed", "step")
@@ -140,6 +140,8 @@ def test_a_door_has_few_names_each_used_by_others_and_described(trees: Trees) ->
     used = {
         name for module, tree in modules(trees) for name in imported(tree) if [part_of(module)] != name.split(".")[1:2]
     }
+    used |= {name for file in (ROOT / "examples").rglob("*.py") for name in imported(ast.parse(file.read_text()))}
+    used.add("tuneloop.models.methods.register")  # for a user's own program, see docs/methods.md
     for door in DOORS:
         room = door.replace(".", "/")
         names = [name for name in AT_DOORS if name.rpartition(".")[0] == f"tuneloop.{door}"]
@@ -152,6 +154,16 @@ def test_a_door_has_few_names_each_used_by_others_and_described(trees: Trees) ->
             line for above, line in itertools.pairwise(lines) if line.startswith("    from ") and "    # " not in above
         ]
         assert not bare, "a name at a door has a sentence above it"
+
+
+@pytest.mark.parametrize("room", ["core", "records"])
+def test_the_rooms_that_all_share_say_what_each_of_their_modules_is(room: str) -> None:
+    """Their modules are public as a whole, so the room's docstring takes the place of a door."""
+    described = ast.get_docstring(ast.parse((SOURCE / room / "__init__.py").read_text(encoding="utf-8"))) or ""
+    entries = [line.split(": ", 1) for line in described.splitlines()[2:]]
+    assert [name for name, _ in entries] == sorted(
+        path.stem for path in (SOURCE / room).iterdir() if path.name.strip("_") == path.name
+    )
 
 
 def test_every_room_is_in_the_order() -> None:

@@ -43,7 +43,7 @@ def test_the_valid_file_is_read(name: str, tmp_path: Path, seeds: Path) -> None:
 
 def test_a_header_that_claims_too_much_is_refused_at_once(tmp_path: Path) -> None:
     from tuneloop.core.errors import UserError
-    from tuneloop.models.gguf import read_header
+    from tuneloop.models.files.gguf import read_header
 
     for tensors, fields in ((2**60, 0), (0, 2**60), (2**64 - 1, 2**64 - 1)):
         file = tmp_path / "x.gguf"

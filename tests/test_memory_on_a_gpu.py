@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from pretend_gpu import Card, pretend_gpu
+from tuneloop.models.adapters.lora import target_names
+from tuneloop.models.chat.template import Rendered
 from tuneloop.models.load import SIZES, random_model
-from tuneloop.models.lora import target_names
-from tuneloop.models.methods import method_named
-from tuneloop.models.shape import ModelShape
-from tuneloop.models.template import Rendered
+from tuneloop.models.methods.shipped import method_named
+from tuneloop.models.nn.shape import ModelShape
 from tuneloop.planning.estimate import RunWork, loop_job
 from tuneloop.planning.gpus import find_gpu
 from tuneloop.planning.memory import memory_of
@@ -92,7 +92,7 @@ def gib_planned(case: Case) -> float:
 
 
 def _net(sizes: dict[str, Any]) -> Any:
-    from tuneloop.models.llama import Llama, LlamaConfig
+    from tuneloop.models.nn.llama import Llama, LlamaConfig
 
     with torch.device("meta"):
         return Llama(LlamaConfig.from_json({**sizes, "num_hidden_layers": 1}))

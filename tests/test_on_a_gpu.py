@@ -30,7 +30,7 @@ from tuneloop.inference.local.engine import Engine
 from tuneloop.inference.local.scoring import answer_fits, choose
 from tuneloop.inference.request import Request, Sampling
 from tuneloop.models.load import load_model
-from tuneloop.models.methods import method_named
+from tuneloop.models.methods.shipped import method_named
 from tuneloop.models.trained import load_trained
 from tuneloop.pipeline.context import RunContext
 from tuneloop.planning.estimate import SIZES
@@ -413,7 +413,7 @@ def test_saving_needs_no_memory_of_the_card(kind: str, tiny_llama: Path, tmp_pat
 
 
 def test_four_bits_need_room_for_one_layer_in_more(tiny_llama: Path) -> None:
-    from tuneloop.models.methods import method_named
+    from tuneloop.models.methods.shipped import method_named
 
     if importlib.util.find_spec("bitsandbytes") is None:
         pytest.skip("bitsandbytes is not installed")

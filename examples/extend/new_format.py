@@ -6,10 +6,20 @@ Run it: python examples/extend/new_format.py SOURCE OUT    (JSON lines such as {
 import sys
 
 import tuneloop
-from tuneloop.data.config import PrepareConfig
-from tuneloop.data.formats import Draft, Format, FormatGuess, Refused, add_format, checked_parser, filled
-from tuneloop.data.formats.draft import Record, RecordSample
-from tuneloop.data.formats.turns import assistant, user
+from tuneloop.data import PrepareConfig
+from tuneloop.data.formats import (
+    Draft,
+    Format,
+    FormatGuess,
+    Record,
+    RecordSample,
+    Refused,
+    add_format,
+    assistant,
+    checked_parser,
+    filled,
+    user,
+)
 
 
 def parse(record: Record, guess: FormatGuess, config: PrepareConfig) -> Draft:

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tuneloop.data.dataset import load_dataset
-from tuneloop.models.load import load_model
+from tuneloop.data import load_dataset
+from tuneloop.models import load_model
 from tuneloop.training.config import TrainConfig
 from tuneloop.training.loop import train
 from tuneloop.training.loss import LOSSES, Batch, Loss, log_likelihoods

@@ -4,8 +4,7 @@ Run it: tuneloop run tickets.csv train.method=examples/extend/new_method.py
 Plan it: tuneloop plan -m llama-3.1-8b --method examples/extend/new_method.py
 """
 
-from tuneloop.models.methods import Footprint, Method, Start, Trainable
-from tuneloop.models.methods.full import save_model
+from tuneloop.models.methods import Footprint, Method, Start, Trainable, save_model
 
 
 def attach(start: Start) -> Trainable:

@@ -6,7 +6,7 @@ Run it: python examples/extend/new_personal_data.py SOURCE OUT    (any file that
 import sys
 
 import tuneloop
-from tuneloop.data.clean.pii import Kind, add_kind
+from tuneloop.data.pii import Kind, add_kind
 
 STAFF = Kind("STAFF_NUMBER", "numbers of employees", pattern=r"\bE-\d{6}\b", words=("staff", "employee"))
 add_kind(STAFF)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tuneloop.api import run as run
     from tuneloop.api import serve as serve
     from tuneloop.api import train as train
-    from tuneloop.data.config import PrepareConfig as PrepareConfig
+    from tuneloop.data import PrepareConfig as PrepareConfig
     from tuneloop.evaluation.metrics import metric as metric
     from tuneloop.recipe import Recipe as Recipe
     from tuneloop.training import TrainConfig as TrainConfig

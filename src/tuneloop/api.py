@@ -21,7 +21,7 @@ from tuneloop.core.files import Config, build_config, write_jsonl
 from tuneloop.core.python_file import trust_code
 from tuneloop.core.terminal import screen
 from tuneloop.core.ui import Progress, reporting
-from tuneloop.data.config import PrepareConfig
+from tuneloop.data import PrepareConfig
 from tuneloop.evaluation import EvalOptions
 from tuneloop.improve.serve import serve as serve_until_stopped
 from tuneloop.pipeline.advise import advise_on

@@ -13,7 +13,7 @@ from tuneloop.core.confined import PLACE, TEXT, confinement
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import Config, build_config, read_yaml
 from tuneloop.core.python_file import trust_code
-from tuneloop.data.config import PrepareConfig
+from tuneloop.data import PrepareConfig
 from tuneloop.evaluation import BaselinesConfig, EvaluateConfig
 from tuneloop.planning.config import PlanConfig
 from tuneloop.training import TrainConfig

@@ -11,8 +11,8 @@ from long_labels import Tuneloop, fits, rows, write_dataset
 
 from tuneloop.core.files import read_json, write_json
 from tuneloop.data.dataset import load_dataset
+from tuneloop.models.files.names import resolve
 from tuneloop.models.load import fingerprint
-from tuneloop.models.names import resolve
 
 
 def test_forget_removes_after_yes_only(tmp_path: Path, tuneloop: Tuneloop) -> None:

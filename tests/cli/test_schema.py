@@ -14,7 +14,7 @@ from tuneloop.cli.main import main
 from tuneloop.cli.schema import RECORDS, schema_of
 from tuneloop.core.files import read_jsonl
 from tuneloop.data.config import PrepareConfig
-from tuneloop.data.prepare import TokenCount, prepare
+from tuneloop.data.prepare import TokenCount, prepare_dataset
 from tuneloop.records.rows import Row, last_user_turn
 
 
@@ -51,7 +51,7 @@ def test_the_lists_of_a_data_set_are_what_their_schemas_say(tmp_path: Path) -> N
     source = tmp_path / "rows.jsonl"
     source.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     config = PrepareConfig(sources=[str(source)])
-    prepare(config, name="rows", seed=0, out=tmp_path / "set", measure=lambda row: TokenCount(20, 2))
+    prepare_dataset(config, name="rows", seed=0, out=tmp_path / "set", measure=lambda row: TokenCount(20, 2))
     lists = {"train": "row", "val": "row", "test": "row", "rejects": "reject", "repairs": "repair", "duplicates": "duplicate",
              "label_errors": "label-error", "flagged": "flagged"}  # fmt: skip
     for file, name in lists.items():

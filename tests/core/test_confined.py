@@ -260,7 +260,7 @@ NO_DECISION = {
     "core/confined.py": "it is the decision",
     "core/foreign.py": "names the parts that are then opened one by one, without links",
     "core/files.py": "says in an error which setting names a folder",
-    "models/template.py": "the common beginning of texts, which are no paths",
+    "models/chat/template.py": "the common beginning of texts, which are no paths",
 }
 OPENS = {"open", "read_text", "read_bytes", "fdopen"}
 OWN_FILES = {

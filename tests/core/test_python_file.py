@@ -15,7 +15,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, read_yaml, write_json, write_yaml
 from tuneloop.core.python_file import TRUST, code_of_a_command, run_python_file, trust_code
 from tuneloop.evaluation.config import EvaluateConfig
-from tuneloop.models import methods
+from tuneloop.models.methods import shipped as methods
 from tuneloop.recipe import load_recipe, make_recipe
 from tuneloop.training.config import TrainConfig
 

@@ -11,7 +11,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_json
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.dataset import load_dataset, prepare_key, token_statistics
-from tuneloop.data.prepare import prepare
+from tuneloop.data.prepare import prepare_dataset
 
 
 def test_a_written_data_set_is_read_back_as_it_was(tmp_path: Path) -> None:
@@ -29,7 +29,7 @@ def test_the_key_changes_with_all_that_the_result_depends_on(tmp_path: Path) -> 
     source = write(tmp_path / "data.jsonl", tickets(20))
     config = PrepareConfig(sources=[source])
     key = prepare_key(config, name="job", seed=0, model_fingerprint="m")
-    done = prepare(config, name="job", seed=0, out=tmp_path / "out", measure=measure, model="m")
+    done = prepare_dataset(config, name="job", seed=0, out=tmp_path / "out", measure=measure, model="m")
     assert done.manifest["key"] == key == prepare_key(config, name="job", seed=0, model_fingerprint="m")
     others = [
         prepare_key(config, name="other", seed=0, model_fingerprint="m"),

@@ -12,11 +12,11 @@ import pytest
 from places import ROOT
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_jsonl
-from tuneloop.data.checks import CHECKS
-from tuneloop.data.clean.pii import KINDS, _checked_kinds
+from tuneloop.data.checks.checks import CHECKS
 from tuneloop.data.config import PrepareConfig
-from tuneloop.data.formats import FORMATS
-from tuneloop.data.prepare import TokenCount, prepare
+from tuneloop.data.formats.guess import FORMATS
+from tuneloop.data.pii.redact import KINDS, _checked_kinds
+from tuneloop.data.prepare import TokenCount, prepare_dataset
 from tuneloop.records.rows import Dataset, Row
 
 
@@ -47,7 +47,7 @@ def prepared(folder: Path, records: list[dict[str, object]], **config: object) -
     source = folder / "data.jsonl"
     source.write_text("".join(json.dumps(record) + "\n" for record in records))
     made = PrepareConfig.model_validate({"sources": [str(source)], **config})
-    return prepare(made, name="own", seed=0, out=folder / "out", measure=measure)
+    return prepare_dataset(made, name="own", seed=0, out=folder / "out", measure=measure)
 
 
 def tickets() -> list[dict[str, object]]:

@@ -9,7 +9,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.dataset import prepare_key
 from tuneloop.data.patch import PatchLine, add_to_patch, read_patch
-from tuneloop.data.prepare import TokenCount, prepare
+from tuneloop.data.prepare import TokenCount, prepare_dataset
 from tuneloop.records.rows import Dataset
 
 
@@ -18,7 +18,7 @@ def prepared(tmp_path: Path, patch: Path | None, name: str) -> Dataset:
     lines = [f'{{"text": "where is parcel {i} to street {i * 7}", "label": "{"ab"[i % 2]}"}}\n' for i in range(30)]
     source.write_text("".join(lines), encoding="utf-8")
     config = PrepareConfig(sources=[str(source)], patch=None if patch is None else str(patch))
-    return prepare(config, name="t", seed=0, out=tmp_path / name, measure=lambda row: TokenCount(20, 2))
+    return prepare_dataset(config, name="t", seed=0, out=tmp_path / name, measure=lambda row: TokenCount(20, 2))
 
 
 def test_a_patch_changes_its_rows_alone_and_only_where_the_answer_still_is_what_it_was(tmp_path: Path) -> None:

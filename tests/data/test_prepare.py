@@ -20,11 +20,11 @@ from places import DATA_SETS
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, read_jsonl, write_jsonl
 from tuneloop.core.ui import reporting
-from tuneloop.data.checks import check_dataset, run_checks
+from tuneloop.data.checks.checks import check_dataset, run_checks
 from tuneloop.data.config import PrepareConfig, SplitConfig
 from tuneloop.data.dataset import REASONS, REPAIRS, dataset_hash, load_dataset, prepare_key
-from tuneloop.data.formats import ROLES
-from tuneloop.data.prepare import prepare
+from tuneloop.data.formats.guess import ROLES
+from tuneloop.data.prepare import prepare_dataset
 from tuneloop.data.process_record import ChunkFacts, ChunkWork, RowProcessor, process_chunk
 from tuneloop.data.sources.parse import Chunk
 
@@ -70,7 +70,7 @@ def test_something_is_told_before_the_first_record_is_read(tmp_path: Path) -> No
     told: list[str] = []
     config = PrepareConfig(sources=[write(tmp_path / "in.jsonl", tickets(30))])
     with reporting(progress=lambda task, *_, **__: told.append(task)):
-        prepare(config, name="job", seed=0, out=tmp_path / "out", measure=measure)
+        prepare_dataset(config, name="job", seed=0, out=tmp_path / "out", measure=measure)
     assert told[0] == "looking at the sources" and "reading" in told[2:]
 
 
@@ -214,7 +214,7 @@ def test_a_source_that_changes_after_it_was_read_is_told_and_leaves_no_manifest(
             more.write('{"text": "one more", "label": "label_1"}\n')
         return run_checks(*arguments, **options)
 
-    monkeypatch.setattr("tuneloop.data.checks.run_checks", changed)
+    monkeypatch.setattr("tuneloop.data.checks.checks.run_checks", changed)
     with pytest.raises(UserError, match="changed while") as refused:
         run(tmp_path, tickets(60))
     assert "data.jsonl" in str(refused.value.where) and not (tmp_path / "out" / "dataset.json").exists()
@@ -229,7 +229,7 @@ def test_a_full_disk_is_told_and_leaves_no_data_set(tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     try:
         with pytest.raises(UserError, match="Can't write") as refused:
-            prepare(PrepareConfig(sources=[source]), name="job", seed=0, out=tmp_path / "out", measure=measure)
+            prepare_dataset(PrepareConfig(sources=[source]), name="job", seed=0, out=tmp_path / "out", measure=measure)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert refused.value.where == str(tmp_path / "out")
@@ -367,7 +367,9 @@ def test_nothing_usable_is_a_user_error_and_leaves_no_data_set(tmp_path: Path, r
 def test_a_header_without_rows_and_an_output_that_is_a_file_are_user_errors(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("text,label\n")
     with pytest.raises(UserError, match="No records"):
-        prepare(PrepareConfig(sources=[str(tmp_path / "x.csv")]), name="j", seed=0, out=tmp_path / "o", measure=measure)
+        prepare_dataset(
+            PrepareConfig(sources=[str(tmp_path / "x.csv")]), name="j", seed=0, out=tmp_path / "o", measure=measure
+        )
     with pytest.raises(UserError, match="Can't write"):
         run(tmp_path, tickets(20), out="x.csv")
 
@@ -526,7 +528,7 @@ def test_files_are_read_as_dataset_info_describes_them(tmp_path: Path) -> None:
         tmp_path / "lf" / "y.jsonl", [{"prompt": t["text"][::-1], "completion": f"No {t['id']}."} for t in tickets(30)]
     )
     config = PrepareConfig(sources=[str(tmp_path / "lf")])
-    dataset = prepare(config, name="lf", seed=0, out=tmp_path / "out", measure=measure)
+    dataset = prepare_dataset(config, name="lf", seed=0, out=tmp_path / "out", measure=measure)
     # the entry of y names no columns and its defaults are not there: its format is detected
     assert dataset.manifest["counts"]["kept"] == 60 and dataset.manifest["rejected"] == {}
     assert {row.answer[:2] for row in dataset.train} == {"So", "No"}
@@ -577,7 +579,7 @@ def test_real_data_needs_no_format_named(
     if not (DATA / path).is_file():
         pytest.skip(f"{path} is not here")
     start = time.perf_counter()
-    dataset = prepare(
+    dataset = prepare_dataset(
         PrepareConfig(sources=[str(DATA / path)], **config), name="real", seed=0, out=tmp_path, measure=measure
     )
     assert time.perf_counter() - start < 20 * slowness()
@@ -601,7 +603,7 @@ def test_injected_defects_are_found_on_their_lines(tmp_path: Path, name: str) ->
         pytest.skip(f"{name} is not here")
     source = DATA / name / "messy.jsonl"
     config = PrepareConfig(sources=[str(source)], allow_rejects=0.5)
-    prepare(config, name="real", seed=0, out=tmp_path, measure=measure)
+    prepare_dataset(config, name="real", seed=0, out=tmp_path, measure=measure)
     rejects = read_jsonl(tmp_path / "rejects.jsonl")
     reasons = {r["line"]: r["reason"] for r in rejects}
     nameless = {r["line"] for r in rejects if "a tool call has no name" in r["detail"]}  # noise of the base data

@@ -11,10 +11,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tuneloop.core.files import plain, read_jsonl
-from tuneloop.data.clean import pii, repair
+from tuneloop.data.clean import repair
 from tuneloop.data.config import PersonalConfig, PrepareConfig, RepairConfig
 from tuneloop.data.dataset import key64, meta_key
-from tuneloop.data.prepare import TokenCount, prepare
+from tuneloop.data.pii import redact as pii
+from tuneloop.data.prepare import TokenCount, prepare_dataset
 from tuneloop.data.process_record import is_quiet, parts, shortened
 from tuneloop.records.rows import Dataset, Message, Row
 
@@ -118,7 +119,7 @@ def run(folder: Path, records: list[Any], **config: Any) -> Dataset:
     source = folder / "data.jsonl"
     source.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
     settings = PrepareConfig(sources=[str(source)], allow_rejects=1.0, **config)
-    return prepare(settings, name="job", seed=0, out=folder / "out", measure=measure)
+    return prepare_dataset(settings, name="job", seed=0, out=folder / "out", measure=measure)
 
 
 def chat_of(number: int, exchanges: int) -> dict[str, Any]:

@@ -12,8 +12,8 @@ import pytest
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import plain
 from tuneloop.data.config import PrepareConfig
-from tuneloop.data.formats import Rejection
-from tuneloop.data.prepare import TokenCount, prepare
+from tuneloop.data.formats.guess import Rejection
+from tuneloop.data.prepare import TokenCount, prepare_dataset
 from tuneloop.data.task import TaskPrompt, TaskSpec, prompt_reader, read_task, task_spec
 from tuneloop.records.rows import Dataset, Row
 
@@ -84,7 +84,7 @@ def prepared(tmp_path: Path, records: list[Any], **config: Any) -> tuple[Dataset
     source = tmp_path / "data.jsonl"
     source.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     settings = PrepareConfig(sources=[str(source)], split={"val": 0.0, "test": 0.1}, **config)  # type: ignore[arg-type]
-    dataset = prepare(settings, name="job", seed=0, out=tmp_path / "out", measure=lambda row: TokenCount(40, 4))
+    dataset = prepare_dataset(settings, name="job", seed=0, out=tmp_path / "out", measure=lambda row: TokenCount(40, 4))
     spec = task_spec(dataset, answer="generate", max_new_tokens=8, chat_template="")
     return dataset, read_task(json.loads(json.dumps(plain(spec))), "tuneloop.json")
 

@@ -16,7 +16,7 @@ from local_http import Quiet, listening
 from tuned_runs import MakeTuned
 
 from tuneloop.deploy.record import HostedDeployment
-from tuneloop.models.template import load_template
+from tuneloop.models.chat.template import load_template
 from tuneloop.records.record import read_record
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]

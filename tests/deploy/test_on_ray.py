@@ -27,7 +27,7 @@ from tuneloop.core.ray.driver import drive
 from tuneloop.core.ray.training import Workers, train_on_ray
 from tuneloop.core.ui import reporting, say
 from tuneloop.data.config import PrepareConfig
-from tuneloop.data.prepare import prepare
+from tuneloop.data.prepare import prepare_dataset
 from tuneloop.data.process_record import ChunkFacts, ChunkWork, RowProcessor, TokenCount, process_chunk
 from tuneloop.deploy import on_ray
 from tuneloop.deploy.clusters import RayOptions
@@ -147,7 +147,7 @@ def test_both_passes_give_the_hash_of_one_process_and_a_killed_worker_costs_noth
 
     def prepared(engine: Any, out: str) -> Any:
         config = PrepareConfig(sources=[str(source)], engine=engine, workers=2, allow_rejects=1.0)
-        return prepare(config, name="rows", seed=0, out=tmp_path / out, measure=count_words).manifest
+        return prepare_dataset(config, name="rows", seed=0, out=tmp_path / out, measure=count_words).manifest
 
     alone = prepared("processes", "alone")
     assert alone.counts.rejected > 100  # near copies: the second pass had something to compare

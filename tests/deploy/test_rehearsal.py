@@ -335,7 +335,7 @@ def start_command(host: str, job: ServingJob) -> list[str]:
 def test_a_container_s_start_command_serves_the_model_to_the_official_client(host: str, tmp_path: Path) -> None:
     pytest.importorskip("xllamacpp")
     openai = pytest.importorskip("openai")
-    from tuneloop.models.names import packaged_gguf
+    from tuneloop.models.files.names import packaged_gguf
 
     file = packaged_gguf()
     if file is None:

@@ -11,8 +11,8 @@ def write_adapter(base: Path, folder: Path, seed: int, strength: float = 0.1) ->
     """Write a LoRA of random weights for a model, in PEFT's layout; returns its folder."""
     import torch
 
+    from tuneloop.models.adapters.lora import LoraShape, adapter_state, add_lora, lora_layers, save_adapter
     from tuneloop.models.load import load_model
-    from tuneloop.models.lora import LoraShape, adapter_state, add_lora, lora_layers, save_adapter
 
     shape = LoraShape(4, 8.0, 0.0, DEFAULT_TARGETS)
     model = load_model(str(base), dtype="float32")

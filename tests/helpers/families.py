@@ -1,4 +1,4 @@
-"""Random models of each family in `models/families.py`, as Transformers' own classes write them."""
+"""Random models of each family in `models/nn/families.py`, as Transformers' own classes write them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import torch
 import transformers
 
-from tuneloop.models.llama import Llama, LlamaConfig
 from tuneloop.models.load import read_weights
+from tuneloop.models.nn.llama import Llama, LlamaConfig
 
 SIZES: dict[str, Any] = {
     "vocab_size": 211, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 4, "num_attention_heads": 4,

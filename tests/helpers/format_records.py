@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from tuneloop.data.config import PrepareConfig
-from tuneloop.data.formats import Parsed, Rejection, detect, parse_record
+from tuneloop.data.formats.guess import Parsed, Rejection, detect, parse_record
 
 ASK = {"role": "user", "content": "a"}
 SAY = {"role": "assistant", "content": "b"}

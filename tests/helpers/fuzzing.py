@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from tuneloop.core.errors import UserError
-from tuneloop.models.template import TemplateError
+from tuneloop.models.chat.template import TemplateError
 
 REFUSALS = (UserError, TemplateError)  # what a parser may raise
 
@@ -229,7 +229,7 @@ def _model(folder: Path) -> object:
 
 
 def _template(folder: Path) -> object:
-    from tuneloop.models.template import load_template
+    from tuneloop.models.chat.template import load_template
 
     return load_template(folder / "model").render(
         [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "yes"}]
@@ -245,13 +245,13 @@ def _adapter(folder: Path) -> object:
 
 
 def _gguf_header(folder: Path) -> object:
-    from tuneloop.models.gguf import read_header
+    from tuneloop.models.files.gguf import read_header
 
     return read_header(folder / "model.gguf")
 
 
 def _gguf(folder: Path) -> object:
-    from tuneloop.models.names import convert
+    from tuneloop.models.files.names import convert
 
     shutil.rmtree(folder / "converted", ignore_errors=True)
     return convert(folder / "model.gguf", folder / "converted")
@@ -439,7 +439,7 @@ def write_model(folder: Path) -> None:
     from safetensors.torch import save_file
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-    from tuneloop.models.llama import Llama, LlamaConfig
+    from tuneloop.models.nn.llama import Llama, LlamaConfig
 
     folder.mkdir()
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.core.ids import utc
-from tuneloop.data.clean.pii import Redactor
 from tuneloop.data.config import PersonalConfig
+from tuneloop.data.pii.redact import Redactor
 from tuneloop.imports.formats import FORMATS
 from tuneloop.imports.importing import ImportSummary, TraceSource, import_traces
 from tuneloop.records.feedback import Feedback

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tuneloop.core.files import read_yaml
-from tuneloop.models.shape import ModelShape, target_modules
+from tuneloop.models.nn.shape import ModelShape, target_modules
 from tuneloop.planning.gpus import find_gpu
 from tuneloop.planning.job import TrainingSetup, make_job
 from tuneloop.planning.memory import memory_of

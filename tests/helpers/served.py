@@ -30,7 +30,7 @@ class Files:
 
 def write_files(tiny_llama: Path, folder: Path, count: int = 2) -> Files:
     """Write adapters of the tiny model in all layouts."""
-    from tuneloop.models.template import load_template
+    from tuneloop.models.chat.template import load_template
     from tuneloop.release.gguf.convert import About, write_gguf
     from tuneloop.release.gguf.lora import write_gguf_lora
     from tuneloop.release.tuned_weights import open_tuned
@@ -108,8 +108,8 @@ def tokens(engine: ServingEngine) -> int:
 @functools.cache
 def vllm_server() -> RealVllm:
     """The real vLLM with the packaged model and two adapters by their hashes, until this process ends."""
-    from tuneloop.models.names import resolve
-    from tuneloop.models.peft_layout import hash_of_adapter
+    from tuneloop.models.adapters.peft_layout import hash_of_adapter
+    from tuneloop.models.files.names import resolve
 
     folder, base = Path(tempfile.mkdtemp(prefix="vllm-")), Path(resolve("smollm2-135m"))
     adapters = [write_adapter(base, folder / str(seed), seed, strength=0.15) for seed in (1, 2)]

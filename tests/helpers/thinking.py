@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 from live_server import live
 
-from tuneloop.models.adapters import BASE
-from tuneloop.models.reasoning import with_tags
+from tuneloop.models.adapters.assignment import BASE
+from tuneloop.models.chat.reasoning import with_tags
 from tuneloop.serving.gateway import ServedModel
 
 EXAMPLES = (

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.data.config import PrepareConfig
-from tuneloop.data.prepare import TokenCount, prepare
+from tuneloop.data.prepare import TokenCount, prepare_dataset
 from tuneloop.records.rows import Dataset, Row
 
 WORDS = ["card", "refund", "transfer", "limit", "app", "pin", "cash", "top", "fee", "rate"]
@@ -45,6 +45,6 @@ def write(path: Path, records: list[Any]) -> str:
 
 def run(tmp_path: Path, records: list[Any], out: str = "out", seed: int = 0, **config: Any) -> Dataset:
     source = write(tmp_path / "data.jsonl", records)
-    return prepare(
+    return prepare_dataset(
         PrepareConfig(sources=[source], **config), name="job", seed=seed, out=tmp_path / out, measure=measure
     )

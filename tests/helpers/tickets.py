@@ -9,7 +9,7 @@ from typing import Any
 from manifests import manifest_of
 
 from tuneloop.core.files import plain
-from tuneloop.data.checks import check_dataset
+from tuneloop.data.checks.checks import check_dataset
 from tuneloop.records.dataset import Check
 from tuneloop.records.rows import Dataset, Row
 

@@ -14,7 +14,7 @@ from shared_folder import made_once
 
 from tuneloop.core.files import content_hash
 from tuneloop.data.config import PrepareConfig
-from tuneloop.data.prepare import TokenCount, prepare
+from tuneloop.data.prepare import TokenCount, prepare_dataset
 from tuneloop.pipeline.answers import write_task
 from tuneloop.pipeline.context import RunContext, load_run_recipe
 
@@ -52,7 +52,9 @@ def make_tuned(
         config = PrepareConfig(**{"sources": [str(source)], "split": {"val": 0.0, "test": 0.1}} | (data or {}))
 
         def write(place: Path) -> None:
-            dataset = prepare(config, name=name, seed=0, out=place / "dataset", measure=lambda row: TokenCount(40, 4))
+            dataset = prepare_dataset(
+                config, name=name, seed=0, out=place / "dataset", measure=lambda row: TokenCount(40, 4)
+            )
             shutil.copytree(place / "dataset", folder / "dataset")
             write_task(RunContext(load_run_recipe(folder, []), folder), dataset)
             shutil.copytree(folder, place / "run")

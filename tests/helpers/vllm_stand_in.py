@@ -186,7 +186,7 @@ class StandIn:
         """One prompt's choice; like vLLM it ends behind a stop token, which counts as written."""
         import torch
 
-        from tuneloop.models.adapters import applied
+        from tuneloop.models.adapters.assignment import applied
 
         model, ids = engine._model, list(prompt)
         assert model is not None

@@ -17,8 +17,8 @@ import pytest
 from imported import TODAY, message, span
 from live_server import live
 
-from tuneloop.data.clean.pii import Redactor
 from tuneloop.data.config import PersonalConfig
+from tuneloop.data.pii.redact import Redactor
 from tuneloop.imports.endpoint import TraceIntake
 from tuneloop.records.request import StoredRequest
 from tuneloop.serving.gateway import Caller

@@ -16,8 +16,8 @@ from imported import NOON, brought, faults, row, stored
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc
 from tuneloop.core.ui import reporting
-from tuneloop.data.clean.pii import Redactor
 from tuneloop.data.config import PersonalConfig
+from tuneloop.data.pii.redact import Redactor
 from tuneloop.imports import importing
 from tuneloop.imports.formats import FORMATS
 from tuneloop.imports.importing import TraceSource, import_traces, request_id

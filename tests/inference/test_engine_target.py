@@ -21,8 +21,8 @@ from tuneloop.inference.local.serving import LocalEngine
 from tuneloop.inference.protocol import Served
 from tuneloop.inference.request import Request, Sampling, Update, refused
 from tuneloop.inference.targets import open_endpoint, open_target
-from tuneloop.models.adapters import BASE
-from tuneloop.models.peft_layout import hash_of_adapter
+from tuneloop.models.adapters.assignment import BASE
+from tuneloop.models.adapters.peft_layout import hash_of_adapter
 
 TURNS: list[Any] = [[{"role": "user", "content": text}] for text in ("Rain?", "Where is my parcel?", "Why " * 9)]
 LABELS = ("refund", "refund request", "delivery", "delivery time", "account", "other")

@@ -22,9 +22,9 @@ from tuneloop.inference.openai.target import EndpointTarget
 from tuneloop.inference.protocol import Target
 from tuneloop.inference.request import Request, Sampling
 from tuneloop.inference.targets import PredictionsTarget, open_target
-from tuneloop.models.adapters import BASE, applied
+from tuneloop.models.adapters.assignment import BASE, applied
+from tuneloop.models.adapters.lora import LoraShape, adapter_state, add_lora, lora_layers, save_adapter
 from tuneloop.models.load import load_model
-from tuneloop.models.lora import LoraShape, adapter_state, add_lora, lora_layers, save_adapter
 
 TURNS: list[Any] = [[{"role": "user", "content": text}] for text in ("Rain?", "Where is my parcel?", "Why " * 9)]
 

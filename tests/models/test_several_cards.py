@@ -21,10 +21,10 @@ from tuneloop.inference.local.answers import generate
 from tuneloop.inference.local.engine import Engine
 from tuneloop.inference.local.scoring import answer_fits, choose
 from tuneloop.inference.request import Request
-from tuneloop.models.adapters import BASE
+from tuneloop.models.adapters.assignment import BASE
+from tuneloop.models.adapters.prefix import add_prefix
+from tuneloop.models.adapters.shared import add_adapter
 from tuneloop.models.load import Model, _filled, load_model, needs_several_cards
-from tuneloop.models.prefix import add_prefix
-from tuneloop.models.shared import add_adapter
 
 QUESTIONS = ["Rain?", "Is it windy on Jupiter in the autumn, or does it only look so?", "Why", "How cold " * 9]
 
@@ -64,7 +64,7 @@ def answers(model: Model, adapters: Sequence[str]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", ["base", "mixed", "prefix", "four bits"])
 def test_layers_on_two_cards_answer_as_on_one(kind: str, tiny_llama: Path, tmp_path: Path) -> None:
-    from tuneloop.models.methods import method_named
+    from tuneloop.models.methods.shipped import method_named
 
     settings: dict[str, Any] = {}
     if kind == "four bits":

@@ -14,8 +14,8 @@ from tokenizers.models import WordLevel
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.ui import reporting
+from tuneloop.models.chat.template import load_template
 from tuneloop.models.load import load_model
-from tuneloop.models.template import load_template
 from tuneloop.models.trained import base_of_adapter, load_trained, target_kind, template_of_adapter
 from tuneloop.training.config import TrainConfig
 from tuneloop.training.methods import attach

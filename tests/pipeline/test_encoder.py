@@ -19,8 +19,8 @@ from serving import running
 from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, read_jsonl, sha256_file
-from tuneloop.models.encoder import Encoder, load_encoder, minilm_folder, open_classifier, read_head
-from tuneloop.models.names import is_encoder, resolve
+from tuneloop.models.encoder import Encoder, load_encoder, open_classifier, read_head
+from tuneloop.models.files.names import is_encoder, minilm_folder, resolve
 from tuneloop.pipeline.encoder import LEAST_ROWS, LabelledTexts, best_temperature, fit_head
 from tuneloop.records.encoder import EncoderManifest
 

@@ -12,7 +12,7 @@ from vllm_stand_in import MODEL, StandIn
 
 from tuneloop.cli.main import main
 from tuneloop.core.files import read_json, read_jsonl
-from tuneloop.models.peft_layout import hash_of_adapter
+from tuneloop.models.adapters.peft_layout import hash_of_adapter
 
 MakeTuned = Callable[..., Path]
 

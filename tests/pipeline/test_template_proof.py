@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
-from tuneloop.models.template import load_template
+from tuneloop.models.chat.template import load_template
 from tuneloop.pipeline.template_proof import TemplateFinding, first_difference, prove_template, refuse_wrong_template
 from tuneloop.records.rows import Row
 

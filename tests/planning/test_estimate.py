@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tuneloop.core.errors import UserError
-from tuneloop.models.shape import ModelShape
+from tuneloop.models.nn.shape import ModelShape
 from tuneloop.planning.estimate import MachineAtHand, RunWork, device_of, estimate, loop_job, sizes_on_gpu
 from tuneloop.planning.gpus import find_gpu
 from tuneloop.planning.job import TrainingSetup

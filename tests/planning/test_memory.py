@@ -273,7 +273,7 @@ def test_a_giant_on_a_laptop_and_attention_that_a_card_lacks_are_refused() -> No
 
 
 def test_the_loops_attention_is_counted_in_the_loops_own_blocks() -> None:
-    from tuneloop.models import llama
+    from tuneloop.models.nn import llama
     from tuneloop.planning import memory
 
     assert memory.OWN_QUERY_BLOCK == llama.QUERY_BLOCK

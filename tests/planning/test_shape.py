@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tuneloop.core.errors import UserError
-from tuneloop.models.shape import target_modules
+from tuneloop.models.nn.shape import target_modules
 from tuneloop.planning.shape import bundled_models, find_model
 
 EXACT = {

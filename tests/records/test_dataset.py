@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tuneloop.core.errors import UserError
 from tuneloop.data.config import PrepareConfig
-from tuneloop.data.prepare import TokenCount, prepare
+from tuneloop.data.prepare import TokenCount, prepare_dataset
 from tuneloop.records.dataset import DatasetManifest, read_manifest
 
 JSON = st.recursive(
@@ -29,7 +29,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     rows = [{"text": f"Parcel {i} is late by {i * 7} days", "label": "ab"[i % 2]} for i in range(40)]
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     config = PrepareConfig(sources=[str(folder / "rows.jsonl")])
-    made = prepare(config, name="rows", seed=0, out=folder / "out", measure=lambda row: TokenCount(9, 2))
+    made = prepare_dataset(config, name="rows", seed=0, out=folder / "out", measure=lambda row: TokenCount(9, 2))
     return made.manifest.to_json()
 
 

@@ -15,8 +15,8 @@ from manifests import manifest_json
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import plain, read_json, sha256_file, write_json
 from tuneloop.data.task import read_task
+from tuneloop.models.chat.template import load_template
 from tuneloop.models.load import load_model
-from tuneloop.models.template import load_template
 from tuneloop.models.trained import load_trained, trained_folder
 from tuneloop.release import artifact as exporting
 from tuneloop.release.export import export_run

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from tuneloop.core.errors import UserError
+from tuneloop.models.adapters.lora import LoraShape, adapter_state, add_lora, lora_layers, save_adapter
 from tuneloop.models.load import load_model
-from tuneloop.models.lora import LoraShape, adapter_state, add_lora, lora_layers, save_adapter
 from tuneloop.release import compressed
 from tuneloop.release.compressed import write_compressed
 from tuneloop.release.tuned_weights import open_tuned

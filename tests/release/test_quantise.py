@@ -16,8 +16,8 @@ from tiny import BEGIN_OF_TEXT
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_json
 from tuneloop.inference.llamacpp.process import LlamaCpp, installed
-from tuneloop.models.gguf import gguf_name
-from tuneloop.models.template import load_template
+from tuneloop.models.chat.template import load_template
+from tuneloop.models.files.gguf import gguf_name
 from tuneloop.release.gguf.convert import About, tensor_types, write_gguf
 from tuneloop.release.quantise import NEED_IMPORTANCE, QUANTS, importance_of, quant_named, quantise
 from tuneloop.release.tuned_weights import open_tuned
@@ -30,7 +30,7 @@ def write_small_model(folder: Path, like: Path, width: int) -> None:
     """A Llama of two layers of this width with the tiny model's tokenizer, as an f16 GGUF file."""
     from safetensors.torch import save_file
 
-    from tuneloop.models.llama import Llama, LlamaConfig
+    from tuneloop.models.nn.llama import Llama, LlamaConfig
 
     template = load_template(like)
     config = {

@@ -46,7 +46,7 @@ Cli = Callable[..., subprocess.CompletedProcess[str]]
 @pytest.fixture
 def two_files(tiny_llama: Path, tmp_path: Path) -> list[Path]:
     """Two whole GGUF files of other weights."""
-    from tuneloop.models.template import load_template
+    from tuneloop.models.chat.template import load_template
     from tuneloop.release.gguf.convert import About, write_gguf
     from tuneloop.release.tuned_weights import open_tuned
 

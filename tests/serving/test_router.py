@@ -15,7 +15,7 @@ from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
 from tuneloop.core.ui import reporting
 from tuneloop.data.dataset import load_dataset
-from tuneloop.models.adapters import BASE
+from tuneloop.models.adapters.assignment import BASE
 from tuneloop.records.merge import TaskDeployment, TaskRoute
 from tuneloop.records.record import write_record
 from tuneloop.records.rows import last_user_turn

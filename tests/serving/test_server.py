@@ -341,7 +341,7 @@ def test_a_real_server_forgets_neither_its_keys_nor_whose_address_it_is(
 
 @pytest.mark.slow
 def test_a_gguf_file_is_served_by_llamacpp_and_holds_a_schema(tmp_path: Path) -> None:
-    from tuneloop.models.names import packaged_gguf
+    from tuneloop.models.files.names import packaged_gguf
 
     file = packaged_gguf()
     pytest.importorskip("xllamacpp")

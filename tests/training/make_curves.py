@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tuneloop.models.chat.template import Rendered
 from tuneloop.models.load import Model, load_model
-from tuneloop.models.template import Rendered
 from tuneloop.training.batches import plan_steps
 from tuneloop.training.config import TrainConfig
 from tuneloop.training.loop import train

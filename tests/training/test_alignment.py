@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tuneloop.models.template import Rendered
+from tuneloop.models.chat.template import Rendered
 from tuneloop.training.teachers import APART, aligned
 
 PIECES = ["<end>", "un", "do", "und", "o", " it", " ", "it", "caf", "é", "é"[:0]]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuneloop.models.template import Rendered
+from tuneloop.models.chat.template import Rendered
 from tuneloop.training.batches import Step, plan_steps
 from tuneloop.training.config import TrainConfig
 

@@ -19,8 +19,8 @@ from train_helpers import changed, halted, make_rows, run
 import tuneloop.training.loop as loop
 from patience import slowness
 from tuneloop.core.files import read_jsonl
+from tuneloop.models.chat.template import Rendered
 from tuneloop.models.load import load_model
-from tuneloop.models.template import Rendered
 from tuneloop.planning.estimate import VALIDATION_SPEED
 from tuneloop.records.plan import MeasuredMachine
 from tuneloop.training import answers, loss

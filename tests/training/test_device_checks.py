@@ -18,7 +18,7 @@ from tuneloop.training import device_checks as self_test
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, smollm2: Path) -> None:
-    from tuneloop.models import names
+    from tuneloop.models.files import names
 
     monkeypatch.setattr(self_test, "measured_file", lambda: tmp_path / "device.json")
     monkeypatch.setattr("tuneloop.planning.gpus.measured_file", lambda: tmp_path / "device.json")
@@ -39,7 +39,7 @@ def test_on_the_processor_nothing_is_wrong(tmp_path: Path) -> None:
 def test_a_device_that_computes_right_is_ok_and_one_that_does_not_is_wrong(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tuneloop.models import llama
+    from tuneloop.models.nn import llama
 
     monkeypatch.setenv("TUNELOOP_DTYPE", "float32")
     folder = self_test.small_llama(tmp_path / "model")

@@ -14,8 +14,8 @@ from train_helpers import changed, make_rows
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_jsonl
+from tuneloop.models.chat.template import Rendered
 from tuneloop.models.load import Model, load_model
-from tuneloop.models.template import Rendered
 from tuneloop.models.trained import load_trained
 from tuneloop.records.distillation import TeacherLogits
 from tuneloop.records.rows import Row

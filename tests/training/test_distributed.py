@@ -22,7 +22,7 @@ from pretend_gpu import Card, pretend_gpu
 from tuneloop.cli.main import main
 from tuneloop.core.files import read_jsonl
 from tuneloop.models.load import load_model
-from tuneloop.models.methods import method_named
+from tuneloop.models.methods.shipped import method_named
 from tuneloop.models.trained import load_trained
 from tuneloop.training import distributed
 from tuneloop.training.batches import plan_steps

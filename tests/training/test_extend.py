@@ -16,9 +16,9 @@ from train_helpers import changed, make_rows
 
 from places import ROOT
 from tuneloop.core.files import read_json, read_jsonl
-from tuneloop.models import methods as registry
 from tuneloop.models.load import load_model
-from tuneloop.models.methods import register
+from tuneloop.models.methods import shipped as registry
+from tuneloop.models.methods.shipped import register
 from tuneloop.records.rows import Message, Row
 from tuneloop.training.loop import train
 from tuneloop.training.loss import LOSSES

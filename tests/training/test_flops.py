@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from patience import slowness
-from tuneloop.models.template import Rendered
+from tuneloop.models.chat.template import Rendered
 from tuneloop.training.flops import matmul_peak, needed_gflop, utilisation
 
 CONFIG = {"vocab_size": 1000, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,

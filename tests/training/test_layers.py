@@ -8,9 +8,9 @@ import pytest
 import torch
 from train_helpers import changed, make_rows
 
-from tuneloop.models.adapters import BASE, applied
+from tuneloop.models.adapters.assignment import BASE, applied
+from tuneloop.models.adapters.lora import lora_layers
 from tuneloop.models.load import load_model
-from tuneloop.models.lora import lora_layers
 from tuneloop.training.methods import attach, compile_layers
 
 
@@ -18,7 +18,7 @@ from tuneloop.training.methods import attach, compile_layers
 def test_layers_are_compiled_once_and_the_base_goes_around_what_is_compiled(tiny_llama: Path) -> None:
     from torch._dynamo.testing import CompileCounter
 
-    from tuneloop.models.llama import Documents
+    from tuneloop.models.nn.llama import Documents
 
     model = load_model(str(tiny_llama), dtype="float32")
     config = changed()

@@ -21,9 +21,9 @@ from patience import HANG
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_jsonl
 from tuneloop.core.ui import reporting
+from tuneloop.models.adapters.lora import load_adapter, lora_layers
+from tuneloop.models.chat.template import Rendered
 from tuneloop.models.load import Model, load_model
-from tuneloop.models.lora import load_adapter, lora_layers
-from tuneloop.models.template import Rendered
 from tuneloop.records.plan import MeasuredMachine
 from tuneloop.training.batches import Step
 from tuneloop.training.checkpoint import list_checkpoints, load_checkpoint

@@ -16,7 +16,7 @@ from train_helpers import CONFIG, begin, changed, halted, losses, make_rows, run
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json
 from tuneloop.models.load import Model, load_model
-from tuneloop.models.methods import SHIPPED
+from tuneloop.models.methods.shipped import SHIPPED
 from tuneloop.models.trained import load_trained
 from tuneloop.training.batches import Step
 from tuneloop.training.config import TrainConfig
@@ -64,7 +64,7 @@ def test_it_learns_and_what_it_leaves_loads_in_plain_libraries(kind: str, tiny_l
     load_trained(fresh, tmp_path)
     assert mean_loss(fresh, rows, CONFIG)[0] == pytest.approx(result.best_val_loss, rel=1e-3)
     if kind == "qlora":
-        return  # on a base in four bits, see tests/models/test_quantised.py
+        return  # on a base in four bits, see tests/models/nn/test_quantised.py
     ids = torch.tensor([rows[0].ids])
     with torch.no_grad():
         logits = fresh.net.logits(fresh.hidden(ids))  # type: ignore[operator]
@@ -98,7 +98,7 @@ def test_measuring_the_speed_changes_nothing(method: str, tiny_llama: Path) -> N
     model = load_model(str(tiny_llama), dtype="float32")
     rows = make_rows(model.template, 24)
     if method == "qlora":  # the base stays in four bits
-        from tuneloop.models.quantised import quantise
+        from tuneloop.models.nn.quantised import quantise
 
         quantise(model.net)
     with torch.no_grad():

@@ -267,8 +267,8 @@ def spoiled_run(folder: Path, out: Path, **settings: Any) -> tuple[Any, list[dic
     import torch
 
     from tuneloop.core.files import read_jsonl
+    from tuneloop.models.chat.template import Rendered
     from tuneloop.models.load import load_model
-    from tuneloop.models.template import Rendered
     from tuneloop.training.batches import plan_steps
     from tuneloop.training.config import TrainConfig
     from tuneloop.training.loop import TrainingJob, train

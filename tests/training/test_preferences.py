@@ -17,9 +17,9 @@ from train_helpers import begin, changed
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, read_jsonl
 from tuneloop.core.ui import reporting
-from tuneloop.models.adapters import BASE, applied
+from tuneloop.models.adapters.assignment import BASE, applied
+from tuneloop.models.chat.template import Rendered
 from tuneloop.models.load import Model, _load_net, load_model
-from tuneloop.models.template import Rendered
 from tuneloop.records.rows import Row
 from tuneloop.training.batches import Step
 from tuneloop.training.config import TrainConfig

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from tuneloop.models.chat.template import Rendered
 from tuneloop.models.load import Model
-from tuneloop.models.template import Rendered
 from tuneloop.training.batches import plan_steps
 from tuneloop.training.config import TrainConfig
 from tuneloop.training.preflight import Preflight

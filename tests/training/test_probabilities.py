@@ -9,7 +9,7 @@ import pytest
 
 from tuneloop.inference.local.target import LocalTarget
 from tuneloop.inference.request import Request
-from tuneloop.models.template import Rendered
+from tuneloop.models.chat.template import Rendered
 from tuneloop.records.distillation import TeacherLogits
 from tuneloop.training.distil import store_probabilities
 from tuneloop.training.probabilities import ProbabilityStore

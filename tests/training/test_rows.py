@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from tuneloop.core.errors import UserError
+from tuneloop.models.chat.template import Rendered
 from tuneloop.models.load import Model
-from tuneloop.models.template import Rendered
 from tuneloop.records.rows import Message, Row
 from tuneloop.training.config import TrainConfig
 from tuneloop.training.rows import PreferencePair, UnpairedAnswer, check_rows, training_rows

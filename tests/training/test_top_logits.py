@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tuneloop.core.errors import UserError
-from tuneloop.models.template import Rendered
+from tuneloop.models.chat.template import Rendered
 from tuneloop.records.distillation import TeacherLogits
 from tuneloop.training.teachers import ROWS, TOKENS, TopStore, is_store, pack, row_key, top_of, unpack
 

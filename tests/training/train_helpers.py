@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from tuneloop.core.files import read_jsonl
+from tuneloop.models.chat.template import Rendered, Template
 from tuneloop.models.load import Model, load_model
-from tuneloop.models.template import Rendered, Template
 from tuneloop.records.plan import MeasuredMachine
 from tuneloop.training.checkpoint import State
 from tuneloop.training.config import TrainConfig

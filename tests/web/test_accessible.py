@@ -19,7 +19,7 @@ from tuned_runs import tickets
 from tuneloop.core.access import TOKEN
 from tuneloop.core.files import plain
 from tuneloop.data.config import PrepareConfig
-from tuneloop.data.prepare import TokenCount, prepare
+from tuneloop.data.prepare import TokenCount, prepare_dataset
 from tuneloop.improve.experiment import command as ab
 from tuneloop.improve.experiment.state import add_event
 from tuneloop.improve.monitor.command import EVENT
@@ -59,7 +59,7 @@ def address(tmp_path_factory: pytest.TempPathFactory, cli_environment: dict[str,
     (write_run(folder / "runs" / "damaged") / "run.json").write_text("{")
     (folder / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tickets()), encoding="utf-8")
     config = PrepareConfig(sources=[str(folder / "in.jsonl")])
-    prepare(config, name="in", seed=0, out=folder / "in", measure=lambda row: TokenCount(40, 4))
+    prepare_dataset(config, name="in", seed=0, out=folder / "in", measure=lambda row: TokenCount(40, 4))
     store = folder / "serve"
     with opened(store, create=True):
         pass

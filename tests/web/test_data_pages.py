@@ -86,7 +86,7 @@ def test_a_correction_on_the_page_is_what_the_next_prepare_makes_of_the_row(
     make_tuned: MakeTuned, site: Site, tmp_path: Path
 ) -> None:
     from tuneloop.data.config import PrepareConfig
-    from tuneloop.data.prepare import TokenCount, prepare
+    from tuneloop.data.prepare import TokenCount, prepare_dataset
 
     folder = make_tuned() / "dataset"
     source = (tmp_path / "run.jsonl").read_bytes()
@@ -106,7 +106,7 @@ def test_a_correction_on_the_page_is_what_the_next_prepare_makes_of_the_row(
     assert (line["was"], line["becomes"], line["who"], line["line"]) == ("late", "lost", "ana", row["meta"]["line"])
 
     config = PrepareConfig(sources=["run.jsonl"], split={"val": 0.0, "test": 0.1}, patch=str(patch))  # type: ignore[arg-type]
-    again = prepare(config, name="run", seed=0, out=tmp_path / "again", measure=lambda _: TokenCount(40, 4))
+    again = prepare_dataset(config, name="run", seed=0, out=tmp_path / "again", measure=lambda _: TokenCount(40, 4))
     fixed = next(r for r in [*again.train, *again.test] if r.meta["line"] == row["meta"]["line"])
     assert (fixed.label, fixed.answer) == ("lost", "lost") and again.manifest.repaired["patched"] == 1
     assert (tmp_path / "run.jsonl").read_bytes() == source

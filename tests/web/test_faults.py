@@ -19,7 +19,7 @@ from web_pages import pages_of
 from tuneloop.agents import jobs
 from tuneloop.core.files import read_jsonl, write_jsonl
 from tuneloop.data.config import PrepareConfig
-from tuneloop.data.prepare import TokenCount, prepare
+from tuneloop.data.prepare import TokenCount, prepare_dataset
 from tuneloop.serving.store.database import insert, open_sqlite
 from tuneloop.serving.store.store import connect, opened
 from tuneloop.web import index
@@ -101,7 +101,7 @@ def test_a_store_that_fails_while_it_is_shown_is_a_sentence_and_comes_back(
 def test_of_two_people_who_correct_one_row_the_second_one_is_warned(site: Site, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "in.jsonl", tickets())
     config = PrepareConfig(sources=[str(tmp_path / "in.jsonl")])
-    prepare(config, name="in", seed=0, out=tmp_path / "in", measure=lambda row: TokenCount(40, 4))
+    prepare_dataset(config, name="in", seed=0, out=tmp_path / "in", measure=lambda row: TokenCount(40, 4))
     ana, bob = site(), site(who="bob")
     (key,) = keys(ana.get("/data").text, "data")
     hidden = r'name="id" value="([^"]+)"><input type="hidden" name="split" value="(\w+)"'

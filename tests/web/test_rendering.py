@@ -9,7 +9,7 @@ from pathlib import Path
 from traffic import request
 from web_pages import pages_of
 
-from tuneloop.models.template import load_template
+from tuneloop.models.chat.template import load_template
 from tuneloop.records.record import write_record
 from tuneloop.records.server import ServerState
 from tuneloop.serving.store.database import insert

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from tuneloop.core.errors import UserError
 from tuneloop.core.units import counted, hours_words, usd_words
 from tuneloop.models.methods import USUAL, methods, title_of
-from tuneloop.models.shape import ModelShape
+from tuneloop.models.nn import ModelShape
 from tuneloop.planning.config import CostOptions
 from tuneloop.planning.cost import ONE_RUN, Efforts
 from tuneloop.planning.gpus import Gpu, all_gpus, find_gpu

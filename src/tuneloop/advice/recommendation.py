@@ -22,7 +22,7 @@ from tuneloop.core.files import build_config
 from tuneloop.core.units import counted, exactly, hours_words, usd_words
 from tuneloop.evaluation.metrics import lower_is_better, metric_of
 from tuneloop.models.methods import USUAL, method_named, methods, title_of
-from tuneloop.models.shape import target_modules
+from tuneloop.models.nn import target_modules
 from tuneloop.planning.config import CostOptions
 from tuneloop.planning.gpus import find_gpu
 from tuneloop.planning.options import A_WEEK, Lengths, priced, usual_settings

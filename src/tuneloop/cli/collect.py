@@ -16,7 +16,7 @@ from tuneloop.core.foreign import parse_json
 from tuneloop.core.ids import since_time
 from tuneloop.core.ui import say
 from tuneloop.core.units import counted
-from tuneloop.data.config import PersonalConfig
+from tuneloop.data.pii import PersonalConfig
 from tuneloop.improve.collect.collect import DROPPED, CollectOptions
 
 if TYPE_CHECKING:

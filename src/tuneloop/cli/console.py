@@ -173,7 +173,7 @@ def report_error(error: BaseException, arguments: Sequence[str]) -> int:
 def _as_user_error(error: BaseException) -> UserError:
     from tuneloop.core.device import is_out_of_memory
     from tuneloop.core.files import disk_error
-    from tuneloop.models.template import TemplateError
+    from tuneloop.models.chat import TemplateError
 
     if isinstance(error, OSError) and (error.filename or error.errno in _REFUSED):
         return disk_error(error, ".")

@@ -21,7 +21,7 @@ from tuneloop.core.units import counted
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tuneloop.data.diff import DatasetDiff
+    from tuneloop.data import DatasetDiff
     from tuneloop.records.dataset import Check, DatasetManifest
     from tuneloop.records.rows import Row
 
@@ -43,8 +43,8 @@ def check(
 
     Exit status 1: a check is at `error`.
     """
+    from tuneloop.data import load_dataset
     from tuneloop.data.checks import check_dataset
-    from tuneloop.data.dataset import load_dataset
 
     if template:
         return _prove(template, dataset, settings or [])
@@ -104,7 +104,7 @@ def _prove(model: str, source: str, settings: Sequence[str]) -> Result:
 
 
 def _read_production(against: str, manifest: DatasetManifest) -> list[Row]:
-    from tuneloop.data.checks.drift import as_prepared, read_production
+    from tuneloop.data.checks import as_prepared, read_production
 
     rows, without = read_production([against], as_prepared(manifest, [against]))
     note = f"; {counted(without, 'record')} without a user's text were passed over" if without else ""
@@ -142,7 +142,7 @@ def diff(
 
     Rows, splits, labels, settings and sources are compared.
     """
-    from tuneloop.data.diff import diff_datasets
+    from tuneloop.data import diff_datasets
 
     with screen("comparing the data sets"):
         changes = diff_datasets(a, b, examples=rows)

@@ -22,7 +22,7 @@ from tuneloop.core.units import counted, verb
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tuneloop.data.erase import Descendant, Forgotten, SubjectRows
+    from tuneloop.data.pii import Descendant, Forgotten, SubjectRows
 
 MOST = 20  # rows that are shown
 
@@ -59,14 +59,13 @@ def command(
     if _is_store(dataset):
         return _from_store(dataset, match, more, dry_run=dry_run, yes=yes)
 
-    from tuneloop.data.clean.pii import hidden
-    from tuneloop.data.erase import Matcher, descendants, find_rows, forget, personal_settings, pseudonyms
+    from tuneloop.data.pii import Matcher, descendants, find_rows, forget, hidden, personal_settings, pseudonyms_of
     from tuneloop.pipeline.prepare import measure_of
     from tuneloop.report.data_html import write_data_report
     from tuneloop.serving.store import versions_of
 
     matcher = Matcher(match, regex)
-    matcher = Matcher(match, regex, pseudonyms(matcher, personal_settings(dataset)))
+    matcher = Matcher(match, regex, pseudonyms_of(matcher, personal_settings(dataset)))
     with screen("looking for rows"):
         rows = find_rows(dataset, matcher)
     facts = {"matched": rows.rows, "rows": rows.hits, "also_in": rows.others, "sources": rows.origins}
@@ -118,7 +117,7 @@ def _confirmed(rows: SubjectRows) -> bool:
 def _print_rows(rows: SubjectRows, console: Console, made: Sequence[Descendant] = ()) -> None:
     from rich.text import Text
 
-    from tuneloop.data.erase import personal_settings
+    from tuneloop.data.pii import personal_settings
     from tuneloop.report.facts import clean
 
     if rows.resumed:

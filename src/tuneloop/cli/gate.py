@@ -73,7 +73,7 @@ def _init(target: str, against: str, suite: str) -> Result:
 
 
 def _columns(run: Path) -> dict[str, dict[str, Any]]:
-    from tuneloop.data.dataset import load_dataset
+    from tuneloop.data import load_dataset
 
     if not (run / "dataset" / "dataset.json").is_file():
         return {}

@@ -10,7 +10,7 @@ from tuneloop.cli.parameters import KEEP_PERSONAL, SERVER, argument, screen
 from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.core.flag import flag, switch
 from tuneloop.core.units import counted
-from tuneloop.data.config import PersonalConfig
+from tuneloop.data.pii import PersonalConfig
 
 if TYPE_CHECKING:
     from tuneloop.imports import ImportSummary
@@ -28,7 +28,7 @@ def command(
     Then `monitor`, `collect`, `costs` and `ui` work on them. Nothing is stored before the source was read to
     its end; the same command continues after a kill, and adds nothing twice. Exit status 1: no request was found.
     """
-    from tuneloop.data.clean.pii import Redactor
+    from tuneloop.data.pii import Redactor
     from tuneloop.imports import FORMATS, TraceSource, import_traces
 
     if format not in FORMATS:

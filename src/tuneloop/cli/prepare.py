@@ -17,7 +17,7 @@ from tuneloop.deploy import refuse_other_place
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tuneloop.models.template import Rendered, Template
+    from tuneloop.models.chat import Rendered, Template
     from tuneloop.records.dataset import Check
     from tuneloop.records.rows import Row
 
@@ -76,7 +76,7 @@ def _say_errors(errors: Sequence[Check]) -> None:
 
 def print_rows(model: str, rows: Sequence[Row], console: Console) -> None:
     """Print rendered rows: supervised tokens green and underlined (between markers without colour), the others dim."""
-    from tuneloop.models.load import load_tokenizer
+    from tuneloop.models import load_tokenizer
 
     template = load_tokenizer(model)
     titles = [f"{row.id}  {row.meta.get('source')}:{row.meta.get('line')}" for row in rows]

@@ -80,7 +80,7 @@ def _review(places: list[str], sample: SampleOptions) -> Any:
 
 
 def _conversations(dataset: str, folders: list[Path]) -> dict[str, list[dict[str, Any]]]:
-    from tuneloop.data.dataset import load_dataset
+    from tuneloop.data import load_dataset
 
     for folder in [Path(dataset)] if dataset else [folder / "dataset" for folder in folders]:
         if dataset or (folder / "dataset.json").is_file():

@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 import orjson
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import content_hash, inside, read_jsonl, sha256_file
+from tuneloop.core.files import content_hash, inside, read_jsonl, sha256_file, write_jsonl
 from tuneloop.core.foreign import fast_json
 from tuneloop.data.config import NO_CONTENT, PrepareConfig
 from tuneloop.data.sources.read import entry_of, find_files
-from tuneloop.records.dataset import AGAIN, MANIFEST, Mix, read_manifest
+from tuneloop.records.dataset import AGAIN, MANIFEST, Mix, SplitFile, read_manifest
 from tuneloop.records.rows import Dataset, Row
 
 if TYPE_CHECKING:
@@ -229,6 +229,17 @@ def token_statistics(tokens: Sequence[int], supervised: int) -> dict[str, Any]:
     p50, p90 = (ordered[(n * share + 99) // 100 - 1] for share in (50, 90))
     facts = {"total": sum(ordered), "supervised": supervised, "min": ordered[0], "p50": p50, "p90": p90}
     return facts | {"max": ordered[-1], "mean": round(sum(ordered) / n, 2)}
+
+
+def write_splits(out: Path, splits: Mapping[str, Sequence[Row]], task: str) -> dict[str, SplitFile]:
+    """Write rows as the splits of a data set in `out`, and say what its manifest says of them."""
+    files = {}
+    for split, rows in splits.items():
+        file = out / f"{split}.jsonl"
+        write_jsonl(file, rows)
+        labels = label_counts(rows) if task == "classification" else None
+        files[split] = SplitFile(path=file.name, rows=len(rows), sha256=sha256_file(file), labels=labels)
+    return files
 
 
 def label_counts(rows: Sequence[Row]) -> dict[str, int]:

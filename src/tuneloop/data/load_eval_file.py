@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.data.clean.pii import Redactor, find
 from tuneloop.data.config import PrepareConfig
-from tuneloop.data.formats import NO_LABELS, Parsed, check_columns, detect, parse_record
+from tuneloop.data.formats.guess import NO_LABELS, Parsed, check_columns, detect, parse_record
+from tuneloop.data.pii.redact import Redactor, find
 from tuneloop.data.sources.parse import SourceRecord, finite, is_flat
 from tuneloop.data.sources.read import read_records
 from tuneloop.records.rows import Message, Reject, Row

@@ -10,7 +10,7 @@ import orjson
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import drop_torn_line, make_folder, read_jsonl, user_errors_of_the_disk
-from tuneloop.data.formats import Parsed
+from tuneloop.data.formats.guess import Parsed
 from tuneloop.records.record import Part, as_line
 from tuneloop.records.rows import Message
 

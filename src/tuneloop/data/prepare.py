@@ -22,9 +22,8 @@ from tuneloop.core.ray.cluster import on_ray
 from tuneloop.core.ui import progress
 from tuneloop.core.units import counted, verb
 from tuneloop.data import process_record as first_pass
-from tuneloop.data.checks import reject_share
+from tuneloop.data.checks.checks import reject_share
 from tuneloop.data.checks.label_errors import Embed
-from tuneloop.data.clean.pii import pseudonym_key
 from tuneloop.data.config import PrepareConfig, SplitConfig
 from tuneloop.data.dataset import (
     LEAK,
@@ -44,8 +43,9 @@ from tuneloop.data.dataset import (
 from tuneloop.data.dedup import duplicates, minhash
 from tuneloop.data.dedup.contamination import index_of
 from tuneloop.data.dedup.duplicates import Alike, find_alike
-from tuneloop.data.formats import FormatGuess, Rejection
+from tuneloop.data.formats.guess import FormatGuess, Rejection
 from tuneloop.data.patch import read_patch
+from tuneloop.data.pii.redact import pseudonym_key
 from tuneloop.data.process_record import (
     UNMEASURED,
     ChunkWork,
@@ -55,7 +55,7 @@ from tuneloop.data.process_record import (
     measured_if_long,
     process_chunk,
 )
-from tuneloop.data.sources.chunks import chunks
+from tuneloop.data.sources.chunks import chunks_of
 from tuneloop.data.sources.parse import Chunk, Item, parse_chunk
 from tuneloop.data.sources.read import entry_of, find_files
 from tuneloop.data.table import (
@@ -74,7 +74,7 @@ from tuneloop.data.table import (
 from tuneloop.data.workers import ordered_map
 from tuneloop.records.rows import Dataset, Reject
 
-__all__ = ["UNMEASURED", "Measure", "TokenCount", "prepare"]
+__all__ = ["UNMEASURED", "Measure", "TokenCount", "prepare_dataset"]
 
 FEW = 3  # a stratum below this many groups can't be in all three splits
 BAND = 0.3  # how far a stratum's count in val or test may be off its share, relative to it, and
@@ -90,7 +90,7 @@ LONGEST = 16
 BATCH = 250  # rows that a process measures at once
 
 
-def prepare(
+def prepare_dataset(
     config: PrepareConfig,
     *,
     name: str,
@@ -181,7 +181,7 @@ def _chunk_work(job: PrepareContext, files: Sequence[PrepareInput]) -> Iterator[
     before = _size(job.files[: job.files.index(files[0])]) if files else 0
     for source in files:
         file, position = source.file, 0
-        for chunk in chunks(file, CHUNK):
+        for chunk in chunks_of(file, CHUNK):
             job.encodings[file.name] = chunk.encoding
             position = max(position, chunk.position)
             progress("reading", min(before + position, size), max(size, 1), file=file.name)

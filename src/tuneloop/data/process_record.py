@@ -23,13 +23,14 @@ import orjson
 from tuneloop.core.foreign import fast_json
 from tuneloop.core.text import json_bytes
 from tuneloop.data.checks.overview import as_bits, flags
-from tuneloop.data.clean import language, pii, repair
+from tuneloop.data.clean import language, repair
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.dataset import Array, key64, meta_key, prompt_key
 from tuneloop.data.dedup import minhash
 from tuneloop.data.dedup.contamination import TestIndex, find_contamination
-from tuneloop.data.formats import FormatGuess, Parsed, Rejection, parse_record, with_whole_texts
+from tuneloop.data.formats.guess import FormatGuess, Parsed, Rejection, parse_record, with_whole_texts
 from tuneloop.data.patch import PatchLine, corrected
+from tuneloop.data.pii.redact import SHORTEST_ID, find, names_personal_data, redact, scrub
 from tuneloop.data.sources.parse import Chunk, SourceRecord, finite, is_flat, parse_chunk
 from tuneloop.records.rows import Message, Reject, Row
 
@@ -54,11 +55,11 @@ _QUIET = bytes(code for code in range(32, 127) if chr(code) not in "&<[])0123456
 class TokenCount:
     """The length of a rendered row: all its tokens, and those that the loss is computed on."""
 
-    tokens: int
-    supervised: int
+    tokens: int = UNMEASURED
+    supervised: int = UNMEASURED
 
 
-_NOT_YET = TokenCount(UNMEASURED, UNMEASURED)
+_NOT_YET = TokenCount()
 Measure = Callable[[Row], TokenCount]
 
 
@@ -161,7 +162,7 @@ def process_record(
     if item.lenient and config.repair.json_syntax:
         changes.append(FieldChange("json_syntax", "", {"detail": item.lenient}))
     # what `rejects.jsonl` would show: as it stood, but for personal data
-    record = value if not changes else pii.scrub(whole, config.personal, processor.key)[0]
+    record = value if not changes else scrub(whole, config.personal, processor.key)[0]
 
     def refuse(reason: str, detail: str) -> Sequence[RefusedRecord]:
         return (RefusedRecord(Reject(item.source, item.line, reason, detail, record), changes),)
@@ -314,8 +315,8 @@ def is_quiet(text: str) -> bool:
     if not text.isascii():
         return False
     if text.encode().translate(None, _QUIET):
-        return len(text) < pii.SHORTEST_ID and text.isalnum()
-    if "sk-" in text or "assw" in text or "ASSW" in text or " dot " in text:  # as in `pii.is_quiet`
+        return len(text) < SHORTEST_ID and text.isalnum()
+    if "sk-" in text or "assw" in text or "ASSW" in text or " dot " in text:  # as in `pii/redact.py: is_quiet`
         return False
     return text[:1] != " " and text[-1:] != " "
 
@@ -340,7 +341,7 @@ def _clean_value(
         column = key if is_object else column
         clean: Any = item
         if type(item) is str:
-            if look_at_all or not is_quiet(item) or pii.names_personal_data(column):
+            if look_at_all or not is_quiet(item) or names_personal_data(column):
                 clean = _clean_text(item, (*path, key), column, processor, changes)
         elif type(item) is dict or type(item) is list:
             clean = _clean_value(item, (*path, key), column, processor, changes)
@@ -355,12 +356,12 @@ def _clean_text(
 ) -> str:
     config = processor.config
     repaired, kinds = repair.repair_text(text, config.repair)
-    findings = pii.find(repaired, config.personal, column) if config.personal.mode != "off" else []
+    findings = find(repaired, config.personal, column) if config.personal.mode != "off" else []
     if not kinds and not findings:
         return text
     if repaired != text and text[:1] in "{[" and _is_json(text) and not _is_json(repaired):
         repaired, kinds = text, ()  # JSON inside a column: better unrepaired than broken
-        findings = pii.find(repaired, config.personal, column) if config.personal.mode != "off" else []
+        findings = find(repaired, config.personal, column) if config.personal.mode != "off" else []
     # `messages[2].content` for ("messages", 2, "content")
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
     replaced = config.personal.mode in ("placeholder", "pseudonym")
@@ -369,7 +370,7 @@ def _clean_text(
         changes.extend(FieldChange(kind, where, {"before": before, "after": after}) for kind in kinds)
     if findings:
         changes.append(_redacted(where, (finding.kind for finding in findings)))
-    return pii.redact(repaired, findings, config.personal, processor.key) if findings and replaced else repaired
+    return redact(repaired, findings, config.personal, processor.key) if findings and replaced else repaired
 
 
 def _redacted(where: str, kinds: Iterable[str]) -> FieldChange:
@@ -384,7 +385,7 @@ def _without_personal_data(text: str, processor: RowProcessor) -> str:
     if settings.mode == "off":
         return text
     plain = settings.model_copy(update={"mode": "placeholder"})
-    return pii.redact(text, pii.find(text, plain), plain, None)
+    return redact(text, find(text, plain), plain, None)
 
 
 def _excerpts(before: str, after: str) -> tuple[str, str]:
@@ -434,7 +435,7 @@ class _Gathering:
         reject, settings = refused.reject, self.processor.config.personal
         kinds: list[str] = []
         if reject.record is not None and settings.mode not in ("off", "report"):
-            record, kinds = pii.scrub(reject.record, settings, self.processor.key)
+            record, kinds = scrub(reject.record, settings, self.processor.key)
             reject = replace(reject, record=record)
         self.facts.rejected[reject.reason] += 1
         self.facts.rejected_tokens += refused.tokens

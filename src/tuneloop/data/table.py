@@ -29,12 +29,13 @@ from tuneloop.core.machine import trim_memory
 from tuneloop.core.text import json_bytes, json_value
 from tuneloop.core.ui import progress
 from tuneloop.core.version import __version__
-from tuneloop.data import checks, dataset
+from tuneloop.data import dataset
+from tuneloop.data.checks import checks
 from tuneloop.data.checks.label_errors import Embed
 from tuneloop.data.config import NO_CONTENT, PrepareConfig
 from tuneloop.data.dataset import REASONS, SPLITS, TEST, Array, Columns, Split, key64, meta_key, shuffled
 from tuneloop.data.dedup.minhash import NO_FRAME, PromptFrame, RowTexts, shared_frame, texts_of
-from tuneloop.data.formats import FormatGuess, Parsed, check_columns, detect, parse_record
+from tuneloop.data.formats.guess import FormatGuess, Parsed, check_columns, detect, parse_record
 from tuneloop.data.mix import GENERAL_FILE, GeneralRows, Mixed, MixSize, dataset_rows, interleaved, mix_rows
 from tuneloop.data.process_record import (
     NAMED,
@@ -46,7 +47,7 @@ from tuneloop.data.process_record import (
     process_record,
     reject_line,
 )
-from tuneloop.data.sources.chunks import chunks
+from tuneloop.data.sources.chunks import chunks_of
 from tuneloop.data.sources.parse import SourceFile, SourceRecord, parse_chunk
 from tuneloop.data.sources.read import entry_of, find_files
 from tuneloop.data.workers import run_in_background
@@ -319,7 +320,7 @@ class PrepareContext:
 
 def detect_format(files: Sequence[SourceFile], config: PrepareConfig) -> tuple[FormatGuess, PromptFrame]:
     """The format, and what all prompts share, from the first records; a configured column must be in one."""
-    items = (item for file in files for chunk in chunks(file, CHUNK) for item in parse_chunk(chunk))
+    items = (item for file in files for chunk in chunks_of(file, CHUNK) for item in parse_chunk(chunk))
     sample = list(itertools.islice((item.value for item in items if isinstance(item, SourceRecord)), SAMPLE))
     if not sample:
         return FormatGuess("none", {}, "no records"), NO_FRAME
@@ -630,7 +631,7 @@ def _general_rows(job: PrepareContext, source: str) -> Iterator[Row]:
     processor = replace(job.processor, config=plain)
     for file in find_files([source], job.config.max_expansion):
         guess = replace(detect_format([file], plain)[0], labelled=False)
-        for chunk in chunks(file):
+        for chunk in chunks_of(file):
             for item in parse_chunk(chunk):
                 for row in [item] if isinstance(item, Reject) else process_record(item, guess, processor):
                     if isinstance(row, ProcessedRow):

@@ -16,12 +16,12 @@ from pydantic import Field, ValidationError
 
 from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.core.files import Config
-from tuneloop.data.clean.pii import pseudonym_key
 from tuneloop.data.config import PersonalConfig, PrepareConfig, RepairConfig
-from tuneloop.data.formats import ROLES, FormatGuess, Rejection, parse_record, template_columns
 from tuneloop.data.formats.draft import TEXT_NAMES, as_value
+from tuneloop.data.formats.guess import ROLES, FormatGuess, Rejection, parse_record, template_columns
 from tuneloop.data.formats.shapes import TURN_COLUMNS
 from tuneloop.data.formats.turns import PLAIN_KEYS, TurnKeys
+from tuneloop.data.pii.redact import pseudonym_key
 from tuneloop.records.dataset import SourceFormat
 from tuneloop.records.record import JsonSteps, upgraded
 from tuneloop.records.rows import Dataset, Message

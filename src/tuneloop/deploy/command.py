@@ -19,8 +19,8 @@ from tuneloop.deploy.hosts import Host, find_host, hosts, refuse_form
 from tuneloop.deploy.launch import Launch, launch_at, no_card
 from tuneloop.deploy.project_text import price_words, readme, request_text
 from tuneloop.deploy.record import HostedDeployment
-from tuneloop.models.names import SHORT_NAMES
-from tuneloop.models.template import load_template
+from tuneloop.models.chat import load_template
+from tuneloop.models.files import SHORT_NAMES
 from tuneloop.planning.gpus import all_gpus, find_gpu
 from tuneloop.planning.prices import load_prices
 from tuneloop.planning.shape import find_model
@@ -28,7 +28,7 @@ from tuneloop.records.artifact import ArtifactManifest
 from tuneloop.registry import read_intact
 
 if TYPE_CHECKING:
-    from tuneloop.models.shape import ModelShape
+    from tuneloop.models.nn import ModelShape
 
 USUAL_CONTEXT = 4096  # where none is named: memory for more is paid all the time
 

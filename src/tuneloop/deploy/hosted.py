@@ -22,11 +22,11 @@ from tuneloop.core.http.wire import Broken, HttpRefused, finished
 from tuneloop.core.ui import progress, say
 from tuneloop.core.units import counted, usd_words
 from tuneloop.core.urls import masked
-from tuneloop.data.dataset import load_dataset
+from tuneloop.data import load_dataset
 from tuneloop.deploy.services import Order, TrainingService, fireworks, openai, together
 from tuneloop.evaluation import EvalOptions
 from tuneloop.inference import Endpoint
-from tuneloop.models.names import PACKAGED
+from tuneloop.models.files import PACKAGED
 from tuneloop.pipeline.evaluate import evaluate_target
 from tuneloop.planning.prices import load_prices
 from tuneloop.recipe import Recipe

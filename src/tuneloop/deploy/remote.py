@@ -18,7 +18,7 @@ from tuneloop.deploy.deployment import service_name
 from tuneloop.deploy.launch import Launch, Limit, launch_at, no_card
 from tuneloop.deploy.project_text import evidence, shell_steps
 from tuneloop.deploy.record import RemoteJob
-from tuneloop.models.names import PACKAGED
+from tuneloop.models.files import PACKAGED
 from tuneloop.pipeline.context import RunContext
 from tuneloop.pipeline.prepare import prepare_stage, refuse_errors
 from tuneloop.pipeline.recipes import plan_settings

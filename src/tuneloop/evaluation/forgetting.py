@@ -21,7 +21,7 @@ from tuneloop.evaluation.evaluate import sample_rows
 from tuneloop.evaluation.metrics.text import token_f1
 from tuneloop.inference import Request
 from tuneloop.inference.local import LocalTarget
-from tuneloop.models.load import Model
+from tuneloop.models import Model
 from tuneloop.records.evaluation import Estimate
 from tuneloop.records.metric import number_words
 from tuneloop.records.rows import Row, references_of

@@ -24,8 +24,7 @@ from tuneloop.core.stats.intervals import auroc, mean_statistics
 from tuneloop.core.stats.tests import p_words
 from tuneloop.core.ui import say
 from tuneloop.core.units import counted, verb
-from tuneloop.data.config import PrepareConfig
-from tuneloop.data.load_eval_file import read_whole
+from tuneloop.data import PrepareConfig, read_whole
 from tuneloop.evaluation.evaluate import ScoredAnswers, sample_rows
 from tuneloop.evaluation.review.items import load_review
 from tuneloop.evaluation.review.results import votes_by_item

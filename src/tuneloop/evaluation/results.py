@@ -20,7 +20,7 @@ from tuneloop.evaluation.paired import adjusted, compare
 from tuneloop.evaluation.scoring import AnswerStats
 from tuneloop.evaluation.slices import breakdown, breakdown_in_words, paired_slices, paired_slices_in_words
 from tuneloop.evaluation.verdict import decide, verdict_in_words
-from tuneloop.models.names import known_name
+from tuneloop.models.files import known_name
 from tuneloop.records import evaluation as records
 from tuneloop.records.completion import Completion
 from tuneloop.records.record import read_lines, read_record, write_record

@@ -31,7 +31,8 @@ from tuneloop.evaluation.metrics.labels import (
 from tuneloop.evaluation.metrics.objects import object_statistics
 from tuneloop.evaluation.metrics.probabilities import calibration_statistics, confidences, loss_statistics
 from tuneloop.evaluation.metrics.text import LONGEST_SCORED, exact_match, token_f1
-from tuneloop.models.encoder import MINILM_TITLE, minilm_embedder
+from tuneloop.models import minilm_embedder
+from tuneloop.models.files import MINILM_TITLE
 from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Row, references_of
 

@@ -29,10 +29,8 @@ from tuneloop.core.text import json_bytes, storable
 from tuneloop.core.ui import progress, say
 from tuneloop.core.units import counted
 from tuneloop.core.urls import masked
-from tuneloop.data.formats.turns import Refused
-from tuneloop.data.sources.chunks import chunks
-from tuneloop.data.sources.parse import Chunk, SourceFile, SourceRecord, parse_chunk
-from tuneloop.data.sources.read import find_files
+from tuneloop.data.formats import Refused
+from tuneloop.data.sources import Chunk, SourceFile, SourceRecord, chunks_of, find_files, parse_chunk
 from tuneloop.imports.parts import INHERITED, STORED_ALL_THE_SAME, Fault, Record, TraceFormat, TracePart
 from tuneloop.records.feedback import Feedback, feedback_of
 from tuneloop.records.request import StoredRequest
@@ -218,7 +216,7 @@ def _chunks(files: Sequence[SourceFile]) -> Iterator[Chunk]:
     sizes = [file.path.stat().st_size for file in files]
     for number, file in enumerate(files):
         encoding = "utf-8"
-        for chunk in chunks(file, CHUNK):
+        for chunk in chunks_of(file, CHUNK):
             progress("reading", sum(sizes[:number]) + chunk.position, sum(sizes))
             if chunk.encoding not in ("", "utf-8", "utf-8-sig", encoding):
                 encoding = chunk.encoding

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tuneloop.data.formats.draft import first
-from tuneloop.data.formats.turns import Refused
+from tuneloop.data.formats import Refused, first
 from tuneloop.imports.parts import Record, TraceFormat, TracePart, call, call_of, score, text_of
 
 _FACTS = {

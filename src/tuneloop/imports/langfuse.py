@@ -11,8 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.data.formats.draft import first, objects
-from tuneloop.data.formats.turns import Refused
+from tuneloop.data.formats import Refused, first, objects
 from tuneloop.imports.pages import NoSuchList, Pages
 from tuneloop.imports.parts import (
     Record,

@@ -10,9 +10,19 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from tuneloop.data.formats.draft import as_value, objects
-from tuneloop.data.formats.exchanges import logged_answer, logged_request, looks_like_request, looks_like_response
-from tuneloop.data.formats.turns import PLAIN_KEYS, Refused, read_tools, read_turns, short
+from tuneloop.data.formats import (
+    PLAIN_KEYS,
+    Refused,
+    as_value,
+    logged_answer,
+    logged_request,
+    looks_like_request,
+    looks_like_response,
+    objects,
+    read_tools,
+    read_turns,
+    short,
+)
 from tuneloop.records.rows import Message
 
 _ROLES = {"system", "developer", "user", "assistant", "tool", "function", "model"}

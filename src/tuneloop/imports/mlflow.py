@@ -7,8 +7,7 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.http.allowance import Allowance
-from tuneloop.data.formats.draft import as_value, first, objects
-from tuneloop.data.formats.turns import Refused
+from tuneloop.data.formats import Refused, as_value, first, objects
 from tuneloop.imports.otel import span_parts
 from tuneloop.imports.pages import refuse_endless
 from tuneloop.imports.parts import Record, TraceFormat, TracePart, call, call_of, facts, score, text_of, version_of

@@ -13,8 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tuneloop.core.files import content_hash
-from tuneloop.data.formats.draft import as_value, first, objects
-from tuneloop.data.formats.turns import Refused
+from tuneloop.data.formats import Refused, as_value, first, objects
 from tuneloop.imports.parts import Record, TraceFormat, TracePart, call, call_of, node_of, score, snake_case, text_of
 
 Attributes = Mapping[str, Any]

@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from tuneloop.core.foreign import LIMITS, MOST_SPANS, fast_json, parse_json
-from tuneloop.data.formats.turns import Refused
+from tuneloop.data.formats import Refused
 from tuneloop.imports.importing import end_of_request_id, requests_of
 from tuneloop.imports.otel import FORMAT
 from tuneloop.imports.parts import REASONS

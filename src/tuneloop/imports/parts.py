@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from tuneloop.data.formats.draft import as_value, first
-from tuneloop.data.formats.turns import Refused
+from tuneloop.data.formats import Refused, as_value, first
 from tuneloop.imports.messages import read_answer, read_prompt
 
 Record = Mapping[str, Any]

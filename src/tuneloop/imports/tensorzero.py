@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from tuneloop.data.formats.draft import as_value, first
-from tuneloop.data.formats.turns import Refused
+from tuneloop.data.formats import Refused, as_value, first
 from tuneloop.imports.parts import Record, TraceFormat, TracePart, call, call_of, facts, score, seconds_of, text_of
 
 _INFERENCE = {

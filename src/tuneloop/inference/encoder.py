@@ -28,15 +28,16 @@ from tuneloop.inference.protocol import (
     unknown_adapter,
 )
 from tuneloop.inference.request import Request, Requests, Update, refused
+from tuneloop.models import Classifier, encoder_folder, open_classifier, text_of_turns
 from tuneloop.models.adapters import BASE
-from tuneloop.models.encoder import AT_ONCE, Classifier, encoder_folder, open_classifier, scores_of, text_of_turns
-from tuneloop.models.names import is_encoder, is_local
-from tuneloop.models.template import Template
+from tuneloop.models.chat import Template
+from tuneloop.models.files import is_encoder, is_local
 from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Message
 from tuneloop.records.run import RUN
 
 NAME = "encoder"  # of the engine
+TOGETHER = 64  # requests that are waited for together at least: as many texts as a forward pass has
 BLOCK = 1024  # texts between two reports of progress
 NO_TEXT = "no_prompt: an encoder reads a text or turns, and this request has neither"
 
@@ -113,7 +114,7 @@ def answers_to(classifier: Classifier, requests: Requests, labels: Sequence[str]
             written = classifier.answer(logs)
             answer = Completion(written, finish="stop", prompt_tokens=len(tokens), completion_tokens=1, engine=NAME)
         else:
-            scores = dict(scores_of(classifier, logs, labels))
+            scores = classifier.log_probabilities_of(logs, labels)
             answer = best_label(scores, dict.fromkeys(scores, 1), len(tokens), engine=NAME)
         answers[place] = replace(answer, adapter=manifest.hash)
     return answers
@@ -159,7 +160,7 @@ class EncoderEngine:
         if adapters:
             what = "An encoder takes no adapters"
             raise UserError(what, where=adapters[0].source, next_step="start a server for it of its own")
-        self.base, self.slots, self._target = base.source, max(settings.slots, AT_ONCE), open_encoder(base.source)
+        self.base, self.slots, self._target = base.source, max(settings.slots, TOGETHER), open_encoder(base.source)
         self._waiting: list[Waiting] = []
         self._work: asyncio.Task[None] | None = None
 
@@ -189,7 +190,7 @@ class EncoderEngine:
             labels = self._waiting[0][0].choices
             some, left = list[Waiting](), list[Waiting]()
             for each in self._waiting:
-                (some if each[0].choices == labels and len(some) < AT_ONCE else left).append(each)
+                (some if each[0].choices == labels and len(some) < TOGETHER else left).append(each)
             self._waiting = left
             classifier, requests = self._target.classifier, [request for request, _ in some]
             try:

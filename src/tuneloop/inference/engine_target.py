@@ -23,10 +23,10 @@ from tuneloop.inference.local.target import LocalTarget
 from tuneloop.inference.protocol import SCORING, AnswerFit, Kind, ModelTarget, ServingEngine, complete
 from tuneloop.inference.request import Request, Requests
 from tuneloop.inference.requesting import Body, FailedTry, Requester
+from tuneloop.models import load_tokenizer
 from tuneloop.models.adapters import ATTACHED, BASE
-from tuneloop.models.load import load_tokenizer
-from tuneloop.models.names import is_local
-from tuneloop.models.template import Rendered, Template, TemplateError, load_template, with_template
+from tuneloop.models.chat import Rendered, Template, TemplateError, load_template, with_template
+from tuneloop.models.files import is_local
 from tuneloop.records.completion import Completion
 
 T = TypeVar("T")

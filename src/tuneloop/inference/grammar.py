@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from tuneloop.models.template import Template
+    from tuneloop.models.chat import Template
 
 NEEDS = "no_schema: answers are held to a schema by llguidance: pip install 'tuneloop[serve]'"
 # Spaces as llama.cpp allows them between tokens of JSON: with any number a model could write them for ever.

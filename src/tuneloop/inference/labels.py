@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from tuneloop.models.template import Template
+from tuneloop.models.chat import Template
 from tuneloop.records.completion import ENGINE, Completion
 from tuneloop.records.rows import Message
 

@@ -36,15 +36,14 @@ from tuneloop.inference.grammar import Grammars, why_not_written
 from tuneloop.inference.labels import LabelTrees, LabelTrie, calibrated, label_ids, label_trie
 from tuneloop.inference.request import Request, Requests, Separation, Update, fit_checked, refused, with_ids
 from tuneloop.models.adapters import BASE
-from tuneloop.models.long_prompts import ids_of_long, is_long
-from tuneloop.models.template import Rendered, Template, TemplateError
+from tuneloop.models.chat import Rendered, Template, TemplateError, ids_of_long, is_long
 from tuneloop.records.artifact import ARTIFACT, ArtifactManifest
 from tuneloop.records.completion import ENGINE, Completion, Finish, TokenLogprob
 from tuneloop.records.record import read_record
 from tuneloop.records.rows import Message
 
 if TYPE_CHECKING:
-    from tuneloop.models.load import Model
+    from tuneloop.models import Model
 
 SCORING = "scoring labels"  # a task, for the progress
 Kind = Literal["run", "adapter", "model", "endpoint", "predictions"]

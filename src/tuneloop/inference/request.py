@@ -13,8 +13,7 @@ from tuneloop.core import json_schema
 from tuneloop.core.bounded_work import TooBusy, known, then
 from tuneloop.core.errors import UserError
 from tuneloop.models.adapters import ATTACHED, BASE, applied_now
-from tuneloop.models.reasoning import ReasoningStream, split_reasoning
-from tuneloop.models.template import Template, TemplateError
+from tuneloop.models.chat import ReasoningStream, Template, TemplateError, split_reasoning
 from tuneloop.records.completion import ENGINE, Completion
 from tuneloop.records.rows import Message
 

@@ -25,8 +25,8 @@ from tuneloop.inference.openai.serving import EndpointEngine, EndpointSettings, 
 from tuneloop.inference.openai.target import EndpointTarget
 from tuneloop.inference.protocol import EngineKind, EngineSettings, Kind, Served, ServingEngine, Target
 from tuneloop.inference.request import Requests
-from tuneloop.models.names import is_local
-from tuneloop.models.trained import target_kind
+from tuneloop.models import target_kind
+from tuneloop.models.files import is_local
 from tuneloop.records.completion import Completion
 
 ENGINES = (llamacpp.KIND, encoder.KIND, local.KIND)  # ours takes what no other one claims

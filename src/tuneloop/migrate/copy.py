@@ -37,7 +37,7 @@ from tuneloop.core.http.service import Item, Service, place_of, refusal, why
 from tuneloop.core.http.wire import Broken, HttpRefused
 from tuneloop.core.ui import progress
 from tuneloop.core.units import counted
-from tuneloop.data.formats.draft import objects
+from tuneloop.data.formats import objects
 from tuneloop.migrate.record import CopiedFile, Migration, Missing, Traffic
 from tuneloop.migrate.survey import Survey
 from tuneloop.records.record import write_record

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.units import counted, usd_words
-from tuneloop.data.dataset import load_dataset
+from tuneloop.data import load_dataset
 from tuneloop.evaluation import EvalOptions, EvaluateConfig, deciding_of, sample_rows
 from tuneloop.evaluation.gate import write_first_suite
 from tuneloop.inference import Endpoint

@@ -6,20 +6,19 @@ head is a matrix; its folder names the encoder that it is for, as an adapter nam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import content_hash, read_json, sha256_file, write_bytes
+from tuneloop.core.files import read_json, write_bytes
 from tuneloop.core.foreign import load_safetensors
 from tuneloop.core.threads import use_threads
 from tuneloop.core.ui import without_bars
+from tuneloop.models.files.names import minilm_folder, resolve
 from tuneloop.models.load import fingerprint
-from tuneloop.models.names import MINILM, package_folder, resolve
 from tuneloop.records.encoder import ENCODER, ENCODER_FOLDER, HEAD, EncoderManifest
 from tuneloop.records.record import read_record
 from tuneloop.records.rows import Message
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 
 
 LONGEST_TEXT = 20_000  # characters; beyond this a text adds time, hardly evidence
-MINILM_TITLE = "all-MiniLM-L6-v2"
 AT_ONCE = 64  # texts of a forward pass
 UNSEEN = -100.0  # log probability of a label that the head has never seen
 
@@ -104,16 +102,6 @@ class Encoder:
                 batch = order[start : start + AT_ONCE]
                 vectors[batch] = self.vectors(ids_of(batch)).float().numpy()
         return vectors
-
-
-def minilm_folder() -> Path | None:
-    """The folder of the packaged all-MiniLM-L6-v2; None where it, torch or transformers is not installed. It is found
-    without importing the package, which would need more packages."""
-    if any(find_spec(name) is None for name in ("torch", "transformers")):
-        return None
-    package = package_folder(MINILM)
-    folder = package / "model" if package else None
-    return folder if folder and (folder / "config.json").is_file() else None
 
 
 def minilm_embedder() -> Callable[[Sequence[str]], Any] | None:
@@ -235,30 +223,23 @@ class Classifier:
     def log_probabilities(self, ids: Sequence[Sequence[int]]) -> np.ndarray[Any, Any]:
         """Natural logarithms of the labels' probabilities, (texts, labels): they add up to 1 where each text has one
         label, else each label has its own."""
-        return log_probabilities(self.manifest, self.head.scores(self.encoder.embed_ids(ids)))
+        return self.manifest.log_probabilities(self.head.scores(self.encoder.embed_ids(ids)))
 
     def answer(self, logs: np.ndarray[Any, Any]) -> str:
-        """The answer by one text's log probabilities."""
-        return answer_of(self.manifest, logs)
+        """The likeliest label by one text's log probabilities; of several those with a probability of one half at
+        least."""
+        manifest = self.manifest
+        if manifest.kind == "label":
+            return manifest.labels[int(logs.argmax())]
+        likely = [label for label, log in zip(manifest.labels, logs, strict=True) if log >= -0.6931471805599453]
+        if not likely and not manifest.empty:  # some label applies to every text: the likeliest
+            likely = [manifest.labels[int(logs.argmax())]]
+        return ", ".join(likely) or manifest.empty
 
-
-def log_probabilities(manifest: EncoderManifest, scores: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Log probabilities of labels by a head's scores (texts, labels), fp64."""
-    import numpy as np
-
-    scores = scores / manifest.temperature
-    logs: np.ndarray[Any, Any] = -np.logaddexp(0.0, -scores)
-    return logs if manifest.kind == "labels" else scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)
-
-
-def answer_of(manifest: EncoderManifest, logs: np.ndarray[Any, Any]) -> str:
-    """The likeliest label; of several those with a probability of one half at least."""
-    if manifest.kind == "label":
-        return manifest.labels[int(logs.argmax())]
-    likely = [label for label, log in zip(manifest.labels, logs, strict=True) if log >= -0.6931471805599453]
-    if not likely and not manifest.empty:  # some label applies to every text: the likeliest
-        likely = [manifest.labels[int(logs.argmax())]]
-    return ", ".join(likely) or manifest.empty
+    def log_probabilities_of(self, logs: np.ndarray[Any, Any], labels: Sequence[str]) -> dict[str, float]:
+        """One text's log probabilities of these labels; those that the head has never seen have `UNSEEN`."""
+        by_label = dict(zip(self.manifest.labels, map(float, logs), strict=True))
+        return {label: by_label.get(label, UNSEEN) for label in labels}
 
 
 def open_classifier(place: str | Path) -> Classifier:
@@ -268,15 +249,3 @@ def open_classifier(place: str | Path) -> Classifier:
         what, step = "An encoder alone has no labels to answer with", f"train a head: tuneloop run DATA model={place}"
         raise UserError(what, where=str(place), next_step=step)
     return Classifier(folder, read_record(EncoderManifest, folder))
-
-
-def classifier_hash(head: Path, manifest: EncoderManifest) -> str:
-    """Identity of a head with all that its answers depend on."""
-    depends = manifest.model_dump(mode="json", exclude={"hash", "base", "calibrated_on"})
-    return content_hash([sha256_file(head), depends])
-
-
-def scores_of(classifier: Classifier, logs: np.ndarray[Any, Any], labels: Sequence[str]) -> Mapping[str, float]:
-    """Log probabilities of these labels; those that the head has never seen have `UNSEEN`."""
-    known = dict(zip(classifier.manifest.labels, map(float, logs), strict=True))
-    return {label: known.get(label, UNSEEN) for label in labels}

@@ -20,10 +20,10 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json_object
 from tuneloop.core.foreign import BeyondLimits, opened_safetensors
 from tuneloop.core.machine import GIB, processes
-from tuneloop.models.adapters import is_mixed
-from tuneloop.models.families import language_config, module_name, part_of, reads_text
-from tuneloop.models.names import is_encoder, resolve
-from tuneloop.models.template import Template, load_template
+from tuneloop.models.adapters.assignment import is_mixed
+from tuneloop.models.chat.template import Template, load_template
+from tuneloop.models.files.names import is_encoder, resolve
+from tuneloop.models.nn.families import language_config, module_name, part_of, reads_text
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +62,7 @@ class Model:
     @property
     def is_own(self) -> bool:
         """Whether our own Llama computes it."""
-        from tuneloop.models.llama import Llama
+        from tuneloop.models.nn.llama import Llama
 
         return isinstance(self.net, Llama)
 
@@ -80,7 +80,7 @@ class Model:
         """An empty cache of keys and values."""
         if self.is_own:
             return self.net.new_cache()  # type: ignore[operator]
-        from tuneloop.models.fallback import new_cache
+        from tuneloop.models.nn.fallback import new_cache
 
         return new_cache(self.net)
 
@@ -102,14 +102,14 @@ class Model:
         """
         if self.is_own:
             return self.net.hidden(ids_BT, positions_BT, mask, cache, real_BT)  # type: ignore[operator,no-any-return]
-        from tuneloop.models.fallback import hidden
+        from tuneloop.models.nn.fallback import hidden
 
         return hidden(self.net, ids_BT, positions_BT, mask, cache)
 
     def shares(self, length: int, *, behind_prefix: bool = False) -> bool:
         """Whether the rows' common beginning is computed once: in our own Llama on a processor, up to a length where
         attention takes plain products; `behind_prefix`: as if a trained prefix were attached."""
-        from tuneloop.models.llama import by_products
+        from tuneloop.models.nn.llama import by_products
 
         plain = not behind_prefix and self._has_plain_rows() and by_products(self.head, length)
         return plain and self.net.config.sees_all(length)  # type: ignore[union-attr,operator]
@@ -121,7 +121,7 @@ class Model:
 
     def _has_plain_rows(self) -> bool:
         """Whether our own Llama computes all rows with one adapter and without a trained prefix."""
-        from tuneloop.models.prefix import applied_prefix
+        from tuneloop.models.adapters.prefix import applied_prefix
 
         return self.is_own and not is_mixed() and applied_prefix(self.net.decoder) is None  # type: ignore[arg-type]
 
@@ -139,7 +139,7 @@ class Model:
         """
         import torch
 
-        from tuneloop.models.llama import group_by_length
+        from tuneloop.models.nn.llama import group_by_length
 
         P, (B, T) = len(prefix_P), ids_BT.shape
         if self.shares(P + T):
@@ -229,7 +229,7 @@ def place(net: nn.Module, device: str, prepare: Prepare | None = None) -> nn.Mod
 
 def place_where_room_is(net: nn.Module, prepare: Prepare | None = None) -> nn.Module:
     """Move a model to the device in use, or to several cards of this process where one has no room for it."""
-    from tuneloop.models.quantised import SHARE_LEFT
+    from tuneloop.models.nn.quantised import SHARE_LEFT
 
     cards = cards_for(net, layers_of(net), smaller=1.0 if prepare is None else SHARE_LEFT)
     return put_on_cards(net, cards, prepare) if cards else place(net, in_use(), prepare)
@@ -315,10 +315,10 @@ def layers_of(net: Any) -> list[Any]:
 def _load_net(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> nn.Module:
     import torch
 
-    from tuneloop.models.llama import Llama, LlamaConfig
+    from tuneloop.models.nn.llama import Llama, LlamaConfig
 
     if not LlamaConfig.supports(config):
-        from tuneloop.models.fallback import load
+        from tuneloop.models.nn.fallback import load
 
         return load(folder, dtype)
     net = skeleton(folder)
@@ -382,11 +382,11 @@ def skeleton(folder: Path) -> nn.Module:
     Transformers is needed for it and not installed, or does not know it."""
     import torch
 
-    from tuneloop.models.llama import Llama, LlamaConfig
+    from tuneloop.models.nn.llama import Llama, LlamaConfig
 
     config = config_of(folder)
     if not LlamaConfig.supports(config):
-        from tuneloop.models.fallback import empty
+        from tuneloop.models.nn.fallback import empty
 
         return empty(folder)
     with torch.device("meta"):
@@ -485,7 +485,7 @@ def random_model(
     `prepare` as of `load_model`, the latter before the next layer is made."""
     import torch
 
-    from tuneloop.models.llama import Llama, LlamaConfig
+    from tuneloop.models.nn.llama import Llama, LlamaConfig
 
     kind = device or in_use()
     with torch.device("meta"):

@@ -10,10 +10,10 @@ from typing import Literal
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json_object, read_yaml
 from tuneloop.core.ui import say
+from tuneloop.models.chat.template import Template, load_template, template_source
+from tuneloop.models.files.names import PACKAGED, is_local, known_name
 from tuneloop.models.load import Model
-from tuneloop.models.methods import USUAL, layout_of, method_of_folder
-from tuneloop.models.names import PACKAGED, is_local, known_name
-from tuneloop.models.template import Template, load_template, template_source
+from tuneloop.models.methods.shipped import USUAL, layout_of, method_of_folder
 
 OWN = "tuneloop.json"  # next to trained weights: what base they are for, and their task
 

@@ -30,14 +30,12 @@ from tuneloop.advice import (
     make_question,
 )
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import lock_folder
+from tuneloop.core.files import lock_folder, sha256_file
 from tuneloop.core.ui import busy, progress, say
 from tuneloop.core.units import counted
-from tuneloop.data.dataset import load_dataset, prepare_key, sha256_of_source
-from tuneloop.data.sources.chunks import chunks
-from tuneloop.data.sources.parse import Chunk, SourceFile, SourceRecord, parse_chunk
-from tuneloop.data.sources.read import entry_of, find_files
-from tuneloop.models.names import PACKAGED, is_local
+from tuneloop.data import load_dataset, prepare_key
+from tuneloop.data.sources import Chunk, SourceFile, SourceRecord, chunks_of, entry_of, find_files, parse_chunk
+from tuneloop.models.files import PACKAGED, is_local
 from tuneloop.pipeline.baselines import baseline_stage, with_best_prompt
 from tuneloop.pipeline.context import RunContext, default_folder, done_record, training_began
 from tuneloop.pipeline.prepare import measure_with, prepare_stage
@@ -91,7 +89,7 @@ def _size(chunk: Chunk) -> int:
 def _drawn(files: Sequence[SourceFile]) -> _Sample:
     size, before, sample = sum(os.path.getsize(file.path) for file in files), 0, _Sample()
     for file in files:
-        for chunk in chunks(file, CHUNK):
+        for chunk in chunks_of(file, CHUNK):
             sample.add(chunk)
             progress("taking a sample", min(before + chunk.position, size), size)
         before += os.path.getsize(file.path)
@@ -105,7 +103,7 @@ def sampled_data(recipe: Recipe) -> Iterator[tuple[Dataset, str]]:
 
     The folder is a temporary one, for the context: a sample is no data set to train on.
     """
-    from tuneloop.data.prepare import prepare
+    from tuneloop.data import prepare_dataset
 
     job = RunContext(recipe, Path())
     sample = _drawn(find_files(recipe.data.sources, recipe.data.max_expansion))
@@ -119,7 +117,9 @@ def sampled_data(recipe: Recipe) -> Iterator[tuple[Dataset, str]]:
                         chunk_of_line.append(number)
         config = recipe.data.model_copy(update={"sources": [str(file)]})
         out, measure = Path(scratch) / "dataset", measure_with(job.template)
-        dataset = prepare(config, name=recipe.name, seed=recipe.seed, out=out, measure=measure, model=job.fingerprint)
+        dataset = prepare_dataset(
+            config, name=recipe.name, seed=recipe.seed, out=out, measure=measure, model=job.fingerprint
+        )
         error = _error(dataset, chunk_of_line, sample)
         scaled = _scaled(dataset.manifest, sample.total / max(sample.size, 1))
         write_record(out / MANIFEST, scaled)
@@ -232,7 +232,7 @@ def _is_prepared(recipe: Recipe) -> bool:
 
 def hashes_of_sources(recipe: Recipe) -> list[str]:
     """SHA-256 of each file of a recipe's data, as a manifest's `sources` have it."""
-    return [sha256_of_source(file.path) for file in find_files(recipe.data.sources, recipe.data.max_expansion)]
+    return [sha256_file(file.path) for file in find_files(recipe.data.sources, recipe.data.max_expansion)]
 
 
 def keep_advice(folder: Path, dataset_hash: str, advice: AdviceRecord, sources: Sequence[str] = ()) -> None:

@@ -17,17 +17,15 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, read_json, write_json
 from tuneloop.core.ui import busy, progress, say
 from tuneloop.core.units import counted, verb
-from tuneloop.data.task import TaskSpec, read_task, task_spec
+from tuneloop.data import TaskSpec, read_task, task_spec
 from tuneloop.evaluation import BaselinesConfig, EvaluateConfig
 from tuneloop.evaluation.metrics import label_lists
 from tuneloop.inference import Endpoint, LoadedTarget, ModelTarget, Request, Target, open_target
-from tuneloop.models.batch_invariance import batch_invariant, need_batch_invariance
-from tuneloop.models.encoder import MINILM_TITLE, minilm_embedder
-from tuneloop.models.load import Model
-from tuneloop.models.names import is_local, resolve
-from tuneloop.models.reasoning import with_tags
-from tuneloop.models.template import Template, plain_source
-from tuneloop.models.trained import OWN, trained_folder
+from tuneloop.models import Model, minilm_embedder, trained_folder
+from tuneloop.models.chat import Template, plain_source, with_tags
+from tuneloop.models.files import MINILM_TITLE, is_local, resolve
+from tuneloop.models.methods import OWN
+from tuneloop.models.nn import batch_invariant, need_batch_invariance
 from tuneloop.pipeline.context import RunContext
 from tuneloop.pipeline.prompt import (
     AS_IT_IS,
@@ -252,7 +250,7 @@ def reading_seconds(
     """
     import torch
 
-    from tuneloop.models.llama import LlamaConfig
+    from tuneloop.models.nn import LlamaConfig
 
     ids = model.template.prompt_ids(prompt_turns(row, prompt, examples), row.tools)
     tokens = len(ids) - len(model.template.prompt_ids(row.prompt, row.tools))

@@ -31,8 +31,8 @@ from tuneloop.evaluation import (
 )
 from tuneloop.evaluation.alternatives import MAJORITY, constant_for, trained_classifiers
 from tuneloop.evaluation.metrics import lower_is_better
+from tuneloop.models.files import MINILM_NAME
 from tuneloop.models.methods import base_only
-from tuneloop.models.names import MINILM_NAME
 from tuneloop.pipeline.answers import (
     Asking,
     ask,

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.foreign import parse_line
+from tuneloop.data import TaskPrompt
 from tuneloop.data.formats import Rejection
-from tuneloop.data.task import TaskPrompt
 from tuneloop.inference import Request, open_target
-from tuneloop.models.methods import base_only
-from tuneloop.models.trained import OWN
+from tuneloop.models.methods import OWN, base_only
 from tuneloop.pipeline.answers import TaskTarget, few_shot_examples, open_with_task
 from tuneloop.pipeline.context import RunContext, dataset_of, load_run_recipe
 from tuneloop.pipeline.predict import Asker, Options, Prediction, prediction_of

@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneloop.core.errors import UserError
-from tuneloop.data.config import PrepareConfig
-from tuneloop.data.dataset import load_dataset
-from tuneloop.data.load_eval_file import read_whole
+from tuneloop.data import PrepareConfig, load_dataset, read_whole
 from tuneloop.evaluation import ScoredAnswers, compare_folders, sample_rows
 from tuneloop.evaluation.foreign import Power, Refereeing, TaskRows, compare_tools, is_foreign, power_alone, read_all
 from tuneloop.pipeline.answers import generous_limit

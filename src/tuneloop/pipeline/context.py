@@ -16,11 +16,10 @@ from tuneloop.core.machine import is_first, processes
 from tuneloop.core.threads import use_threads
 from tuneloop.core.ui import busy, say
 from tuneloop.inference.local import LocalTarget, Workers
-from tuneloop.models.load import Model, fingerprint, load_model, load_tokenizer, needs_several_cards
+from tuneloop.models import Model, fingerprint, load_model, load_tokenizer, load_trained, needs_several_cards
+from tuneloop.models.chat import sets_of
+from tuneloop.models.files import is_encoder, resolve
 from tuneloop.models.methods import method_named
-from tuneloop.models.names import is_encoder, resolve
-from tuneloop.models.template import sets_of
-from tuneloop.models.trained import load_trained
 from tuneloop.recipe import Recipe, load_recipe
 from tuneloop.records.dataset import MANIFEST, DatasetManifest, read_manifest
 from tuneloop.records.evaluation import EvaluationManifest
@@ -32,7 +31,7 @@ from tuneloop.report.html import write_page
 from tuneloop.training import TrainRow, is_usable, training_rows
 
 if TYPE_CHECKING:
-    from tuneloop.models.template import Template
+    from tuneloop.models.chat import Template
 
 BEGINNING = ("config.yaml", "environment.json")  # files that a run writes before its first stage
 
@@ -147,7 +146,7 @@ class RunContext:
 
 def default_folder(recipe: Recipe) -> Path:
     """`runs/NAME-HASH`: another recipe or other data make another folder, the same ones find theirs again."""
-    from tuneloop.data.sources.read import find_files
+    from tuneloop.data.sources import find_files
 
     parts: list[Any] = [identity(recipe)]
     # A folder of sources leaves prepared data sets out; the manifest of one that is named has the hashes of its splits.
@@ -209,7 +208,7 @@ def load_run_recipe(folder: Path, settings: list[str]) -> Recipe:
 
 def dataset_of(job: RunContext, of_run: bool, path: str) -> Dataset:
     """The data set of a run, or the one in a folder."""
-    from tuneloop.data.dataset import load_dataset
+    from tuneloop.data import load_dataset
 
     if not of_run:
         return load_dataset(path)

@@ -27,11 +27,10 @@ from tuneloop.core.object_store import open_store
 from tuneloop.core.parent import environment_of_child
 from tuneloop.core.ui import busy, quiet, say
 from tuneloop.core.units import counted
-from tuneloop.data.dataset import load_dataset
-from tuneloop.data.mix import GENERAL_FILE
+from tuneloop.data import GENERAL_FILE, load_dataset
 from tuneloop.inference.local import LocalTarget, SharedWork
-from tuneloop.models.load import needs_several_cards
-from tuneloop.models.names import is_encoder
+from tuneloop.models import needs_several_cards
+from tuneloop.models.files import is_encoder
 from tuneloop.pipeline.context import RunContext, attach_trained
 from tuneloop.recipe import Recipe
 from tuneloop.records.plan import MeasuredMachine
@@ -40,7 +39,7 @@ from tuneloop.records.run import RUN
 from tuneloop.training import gathered
 
 if TYPE_CHECKING:
-    from tuneloop.models.template import Rendered
+    from tuneloop.models.chat import Rendered
     from tuneloop.recipe import Recipe
     from tuneloop.training import TrainConfig
 

@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import content_hash, write_json, write_text
+from tuneloop.core.files import content_hash, sha256_file, write_json, write_text
 from tuneloop.core.ui import busy, say
 from tuneloop.core.units import counted, verb
-from tuneloop.data.task import task_spec
+from tuneloop.data import task_spec
 from tuneloop.evaluation.alternatives import fit_labels, fit_labels_apart
 from tuneloop.evaluation.metrics import NO_LABELS, label_lists
-from tuneloop.models.encoder import Encoder, Head, classifier_hash, load_encoder, log_probabilities, text_of_turns
-from tuneloop.models.names import resolve
-from tuneloop.models.trained import OWN
+from tuneloop.models import Encoder, Head, load_encoder, text_of_turns
+from tuneloop.models.files import resolve
+from tuneloop.models.methods import OWN
 from tuneloop.pipeline.context import RunContext, done_record
 from tuneloop.records.encoder import ENCODER_FOLDER, HEAD, EncoderManifest
 from tuneloop.records.record import read_record, write_record
@@ -252,8 +252,8 @@ def best_temperature(manifest: EncoderManifest, scores: np.ndarray[Any, Any], te
     def loss(log_temperature: float) -> float:
         at = manifest.model_copy(update={"temperature": float(np.exp(log_temperature))})
         if texts.lists is None:
-            return -float(log_probabilities(at, scores)[np.arange(len(chosen)), chosen].mean())
-        return -float(np.where(holds, log_probabilities(at, scores), log_probabilities(at, -scores)).mean())
+            return -float(at.log_probabilities(scores)[np.arange(len(chosen)), chosen].mean())
+        return -float(np.where(holds, at.log_probabilities(scores), at.log_probabilities(-scores)).mean())
 
     result = minimize_scalar(loss, bounds=tuple(np.log(BOUNDS)), method="bounded", options={"xatol": 1e-4})
     return round(float(np.exp(result.x)), 6)
@@ -264,7 +264,8 @@ def write_head(job: RunContext, manifest: EncoderManifest, head: Head, dataset: 
     folder = job.folder / ENCODER_FOLDER
     folder.mkdir(parents=True)
     head.save(folder / HEAD)
-    manifest = manifest.model_copy(update={"hash": classifier_hash(folder / HEAD, manifest)})
+    depends = manifest.model_dump(mode="json", exclude={"hash", "base", "calibrated_on"})
+    manifest = manifest.model_copy(update={"hash": content_hash([sha256_file(folder / HEAD), depends])})
     answer: Literal["choice", "generate"] = "choice" if manifest.kind == "label" else "generate"
     task = task_spec(dataset, answer=answer, max_new_tokens=256, chat_template="")
     write_json(

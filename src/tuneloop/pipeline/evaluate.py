@@ -18,11 +18,9 @@ from tuneloop.core.ray.cluster import address_of, on_ray
 from tuneloop.core.ui import progress, say
 from tuneloop.core.units import counted, verb
 from tuneloop.core.urls import masked
-from tuneloop.data.clean.pii import Redactor
-from tuneloop.data.config import PersonalConfig, PrepareConfig
-from tuneloop.data.load_eval_file import IDS, read_whole
-from tuneloop.data.mix import GENERAL_FILE
-from tuneloop.data.sources.read import read_records
+from tuneloop.data import GENERAL_FILE, IDS, PrepareConfig, read_whole
+from tuneloop.data.pii import PersonalConfig, Redactor
+from tuneloop.data.sources import read_records
 from tuneloop.evaluation import (
     EvalOptions,
     ScoredAnswers,
@@ -38,10 +36,9 @@ from tuneloop.evaluation import (
 from tuneloop.evaluation.metrics import label_matcher, problem_of
 from tuneloop.inference import Endpoint, PredictionsTarget, Request, Target, endpoint_line, kind_of_name, open_target
 from tuneloop.inference.local import LocalTarget
-from tuneloop.models.encoder import MINILM_TITLE, minilm_embedder
-from tuneloop.models.load import Model, load_model
+from tuneloop.models import Model, load_model, minilm_embedder, template_of_adapter, trained_folder
+from tuneloop.models.files import MINILM_TITLE
 from tuneloop.models.methods import base_only, method_of_folder
-from tuneloop.models.trained import template_of_adapter, trained_folder
 from tuneloop.pipeline.answers import Asking, ask, few_shot_examples, nearest_few_shot, uses_choice
 from tuneloop.pipeline.baselines import constant_of, measured_alternatives, on_fewer_rows
 from tuneloop.pipeline.context import RunContext, attach_trained, dataset_of, done_record, load_run_recipe

@@ -16,7 +16,7 @@ from tuneloop.core.files import content_hash
 from tuneloop.core.machine import processes
 from tuneloop.core.ui import busy, say
 from tuneloop.core.units import counted, usd_words, verb
-from tuneloop.models.shape import ModelShape, nearest_matrices
+from tuneloop.models.nn import ModelShape, nearest_matrices
 from tuneloop.pipeline.advise import counted_data, stand_in
 from tuneloop.pipeline.baselines import expected_evaluation, mean_reference
 from tuneloop.pipeline.context import RunContext, done_record, training_began
@@ -224,7 +224,7 @@ def _shape(job: RunContext) -> ModelShape:
 
 def _settings(job: RunContext) -> dict[str, Any]:
     """The run's settings as the planner calls them."""
-    from tuneloop.models.lora import target_names
+    from tuneloop.models.adapters import target_names
 
     model, train = job.training_model, job.recipe.train
     return {

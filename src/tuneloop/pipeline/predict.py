@@ -25,11 +25,9 @@ from tuneloop.core.journal import JournalFile
 from tuneloop.core.ui import busy, progress, reporter, reporting, say
 from tuneloop.core.units import counted, verb
 from tuneloop.core.version import __version__
+from tuneloop.data import PROMPT_NAMES, TaskPrompt, TaskSpec, prompt_reader
 from tuneloop.data.formats import Rejection
-from tuneloop.data.sources.chunks import chunks, header_of
-from tuneloop.data.sources.parse import SourceFile, SourceRecord
-from tuneloop.data.sources.read import find_files, read_file
-from tuneloop.data.task import PROMPT_NAMES, ReadPrompt, TaskPrompt, TaskSpec, prompt_reader
+from tuneloop.data.sources import SourceFile, SourceRecord, chunks_of, find_files, header_of, read_file
 from tuneloop.inference import Request, label_distribution
 from tuneloop.pipeline.answers import TaskTarget, open_with_task, target_summary
 from tuneloop.records.completion import Completion
@@ -130,7 +128,7 @@ class Asker:
     target: TaskTarget
     options: Options
     sample: Sequence[Mapping[str, Any]]  # records that show which columns there are
-    read: ReadPrompt = field(init=False)
+    read: Callable[[Mapping[str, Any]], TaskPrompt | Rejection] = field(init=False)
 
     def __post_init__(self) -> None:
         task = self.target.task
@@ -387,7 +385,7 @@ def _table_or_lines(source: SourceFile, expected: Collection[str]) -> SourceFile
     next one has as many cells; else as lines of text."""
     if source.kind != "csv":
         return source
-    names = header_of(source) if next(iter(chunks(source)), None) is not None else ()
+    names = header_of(source) if next(iter(chunks_of(source)), None) is not None else ()
     if set(names) & set(expected):
         return source
     header = len(names) > 1 and all(_NAME.fullmatch(name) for name in names)

@@ -12,11 +12,10 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import lock_folder
 from tuneloop.core.ui import busy, say
 from tuneloop.core.units import counted
-from tuneloop.data.clean.pii import hidden
+from tuneloop.data.pii import hidden
 from tuneloop.evaluation import deciding_of
-from tuneloop.models.encoder import minilm_embedder
-from tuneloop.models.load import fingerprint, load_tokenizer
-from tuneloop.models.names import MINILM, resolve
+from tuneloop.models import fingerprint, load_tokenizer, minilm_embedder
+from tuneloop.models.files import MINILM, resolve
 from tuneloop.pipeline.context import RunContext, done_record
 from tuneloop.recipe import Recipe
 from tuneloop.records.dataset import MANIFEST, DatasetManifest, read_manifest
@@ -26,8 +25,8 @@ from tuneloop.report.data_html import write_data_report
 from tuneloop.track import start_tracking
 
 if TYPE_CHECKING:
-    from tuneloop.data.prepare import TokenCount
-    from tuneloop.models.template import Template
+    from tuneloop.data import TokenCount
+    from tuneloop.models.chat import Template
 
 
 def measure_with(template: Template) -> Callable[[Row], TokenCount]:
@@ -36,7 +35,7 @@ def measure_with(template: Template) -> Callable[[Row], TokenCount]:
 
 
 def _measure(template: Template, row: Row) -> TokenCount:
-    from tuneloop.data.prepare import TokenCount
+    from tuneloop.data import TokenCount
 
     rendered = template.render(row.messages, row.tools)
     longest = len(rendered.ids)
@@ -48,9 +47,9 @@ def _measure(template: Template, row: Row) -> TokenCount:
 
 def not_measured(row: Row) -> TokenCount:
     """For an encoder, which reads the beginning of a long text: no row is too long, and none has tokens to train on."""
-    from tuneloop.data.prepare import UNMEASURED, TokenCount
+    from tuneloop.data import TokenCount
 
-    return TokenCount(UNMEASURED, 1)
+    return TokenCount(supervised=1)
 
 
 def measure_of(dataset: str, model: str) -> Callable[[Row], TokenCount] | None:
@@ -80,7 +79,7 @@ def measure_of(dataset: str, model: str) -> Callable[[Row], TokenCount] | None:
 
 def prepare_stage(job: RunContext) -> Dataset:
     """Sources to splits, unless they are there already."""
-    from tuneloop.data.dataset import load_dataset
+    from tuneloop.data import load_dataset
 
     recipe = job.recipe
     if not recipe.data.sources:
@@ -118,10 +117,8 @@ def refuse_errors(dataset: Dataset, recipe: Recipe) -> None:
 
 
 def _prepare_into(job: RunContext, out: Path) -> Dataset:
-    from tuneloop.data.dataset import load_dataset, prepare_key
-    from tuneloop.data.prepare import prepare
-    from tuneloop.data.sources.read import find_files
-    from tuneloop.data.table import detect_format
+    from tuneloop.data import detect_format, load_dataset, prepare_dataset, prepare_key
+    from tuneloop.data.sources import find_files
 
     recipe = job.recipe
     detect_format(find_files(recipe.data.sources, recipe.data.max_expansion), recipe.data)  # before a model is fetched
@@ -130,7 +127,7 @@ def _prepare_into(job: RunContext, out: Path) -> Dataset:
         dataset = load_dataset(out)
         say(f"prepare   already done: {dataset.id}")
         return _with_deciding_metric(dataset, recipe)
-    dataset = prepare(
+    dataset = prepare_dataset(
         recipe.data,
         name=recipe.name,
         seed=recipe.seed,

@@ -13,8 +13,8 @@ import yaml
 
 from tuneloop.core.errors import UserError, in_shell
 from tuneloop.core.files import nearest_path, write_text
-from tuneloop.models.names import SHORT_NAMES
-from tuneloop.models.shape import target_modules
+from tuneloop.models.files import SHORT_NAMES
+from tuneloop.models.nn import target_modules
 from tuneloop.recipe import Recipe, load_recipe, make_recipe, recipe_for_sources
 from tuneloop.records.rows import Reject
 
@@ -36,7 +36,7 @@ def recipe_of(source: str, settings: list[str], *, model: str = "", out: str = "
 
 def refuse_missing_source(source: str) -> None:
     """Refuse a place that is no file, folder or pattern of files; the nearest name is suggested."""
-    from tuneloop.data.sources.read import named_sheet
+    from tuneloop.data.sources import named_sheet
 
     path, _ = named_sheet(source)
     if source != "-" and not os.path.exists(os.path.expanduser(path)) and not glob.glob(path):
@@ -65,7 +65,7 @@ def write_starter(source: str, out: str, settings: Sequence[str] = ()) -> tuple[
         UserError: no record can be read, no format fits, or `out` is there already.
     """
     from tuneloop.data.formats import check_columns, detect
-    from tuneloop.data.sources.read import read_records
+    from tuneloop.data.sources import read_records
 
     path = Path(out)
     if path.exists():

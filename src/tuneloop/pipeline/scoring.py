@@ -12,8 +12,9 @@ from tuneloop.core.ui import busy
 from tuneloop.core.units import counted
 from tuneloop.evaluation import ScoredAnswers, score_rows
 from tuneloop.evaluation.metrics import headline_of, lower_is_better, metric_of, title_of
+from tuneloop.models import trained_folder
 from tuneloop.models.adapters import ATTACHED
-from tuneloop.models.trained import OWN, trained_folder
+from tuneloop.models.methods import OWN
 from tuneloop.pipeline.context import RunContext
 from tuneloop.recipe import Recipe
 from tuneloop.records.completion import ENGINE, Completion

@@ -18,12 +18,10 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json_object
 from tuneloop.core.ui import say
 from tuneloop.core.units import counted
-from tuneloop.data.config import PrepareConfig
-from tuneloop.data.dataset import load_dataset
-from tuneloop.data.load_eval_file import read_whole
-from tuneloop.models.load import opened, weight_files
-from tuneloop.models.names import resolve
-from tuneloop.models.template import Rendered, Template, TemplateError, load_template
+from tuneloop.data import PrepareConfig, load_dataset, read_whole
+from tuneloop.models import opened, weight_files
+from tuneloop.models.chat import Rendered, Template, TemplateError, load_template
+from tuneloop.models.files import resolve
 from tuneloop.pipeline.recipes import recipe_of
 from tuneloop.records.rows import Message, Row
 

@@ -15,10 +15,10 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import lock_folder, read_json, read_jsonl, write_json, write_yaml
 from tuneloop.core.ui import busy, say, stage
 from tuneloop.core.units import counted
-from tuneloop.models.load import skeleton
+from tuneloop.models import skeleton
+from tuneloop.models.files import resolve
 from tuneloop.models.methods import USUAL, method_named
-from tuneloop.models.names import resolve
-from tuneloop.models.shape import ModelShape
+from tuneloop.models.nn import ModelShape
 from tuneloop.pipeline.answers import write_task
 from tuneloop.pipeline.context import (
     BEGINNING,
@@ -45,7 +45,7 @@ from tuneloop.report.facts import limit_words, off_words, used
 from tuneloop.training import BUSY, FEW, Preflight, is_too_little, measured_use, training_key
 
 if TYPE_CHECKING:
-    from tuneloop.models.template import Template
+    from tuneloop.models.chat import Template
     from tuneloop.training import TrainConfig
 
 OnRecord = Callable[[Mapping[str, Any]], None]  # gets each record of the metrics
@@ -257,8 +257,8 @@ def refuse_method(job: RunContext) -> None:
     Raises:
         UserError: a method of our own model alone, targets that the model lacks, sizes that can't be planned.
     """
-    from tuneloop.models.llama import Llama
-    from tuneloop.models.lora import target_names
+    from tuneloop.models.adapters import target_names
+    from tuneloop.models.nn import Llama
 
     train, folder = job.recipe.train, resolve(job.recipe.model)
     net, config, method = skeleton(folder), read_json(folder / "config.json"), method_named(train.method)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tuneloop.models.shape import ModelShape, target_modules
+from tuneloop.models.nn import ModelShape, target_modules
 from tuneloop.planning.certainty import certainty_of
 from tuneloop.planning.gpus import CPU, Gpu, card_in_use, this_cpu
 from tuneloop.planning.job import TrainingSetup, make_job

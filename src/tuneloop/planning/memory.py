@@ -28,7 +28,7 @@ FP32_LOGITS = 3.75  # fp32 logits, their log-softmax, gradient and a part of a c
 # 4-bit matrices leaves up to twice as many. What oneDNN keeps for shapes is bounded.
 HOLE_BYTES = 2
 SHAPES_GIB = 0.04
-OWN_QUERY_BLOCK = 96  # `QUERY_BLOCK` of models/llama.py, which imports torch
+OWN_QUERY_BLOCK = 96  # `QUERY_BLOCK` of models/nn/llama.py, which imports torch
 NCCL_GIB = 0.6  # buffers of the collectives, once there are several GPUs
 # What a run must have beyond its peak: holes between blocks of many sizes, as a share of the activations (more
 # where gathered weights come and go between them: 70B on two A100 ran in one release and ran out of memory in another
@@ -350,7 +350,7 @@ def layer_activations(job: TrainingSetup) -> tuple[float, float]:
 
 
 def _loop_layer(job: TrainingSetup) -> tuple[float, float]:
-    """The same for tuneloop's own loop (models/llama.py): norms and the activation keep only their inputs, adapters
+    """The same for tuneloop's own loop (models/nn/llama.py): norms and the activation keep only their inputs, adapters
     none of their own. Attention keeps rotated queries, each row's keys and values behind what all rows share, and where
     it takes plain products its weights."""
     shape = job.shape
@@ -380,7 +380,7 @@ def _loop_layer(job: TrainingSetup) -> tuple[float, float]:
 
 
 def _causal(length: int) -> float:
-    """Attention weights of a row's queries to its keys, by blocks: `query_blocks` of models/llama.py."""
+    """Attention weights of a row's queries to its keys, by blocks: `query_blocks` of models/nn/llama.py."""
     blocks = max(1, round(length / OWN_QUERY_BLOCK))
     return length**2 * (blocks + 1) / (2 * blocks)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.models.methods import USUAL, method_named
-from tuneloop.models.shape import ModelShape, target_modules
+from tuneloop.models.nn import ModelShape, target_modules
 from tuneloop.planning import cost as costs
 from tuneloop.planning.certainty import certainty_of
 from tuneloop.planning.cost import ONE_RUN, Cost, Efforts, Interruptions

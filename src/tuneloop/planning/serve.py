@@ -17,7 +17,7 @@ from typing import Literal
 from tuneloop.core.errors import UserError
 from tuneloop.core.machine import GIB
 from tuneloop.core.units import counted
-from tuneloop.models.shape import FEED_FORWARD, ModelShape
+from tuneloop.models.nn import FEED_FORWARD, ModelShape
 from tuneloop.planning.gpus import Gpu
 from tuneloop.planning.memory import CONTEXT_GIB, NCCL_GIB
 from tuneloop.planning.speed import BANDWIDTH_SHARE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from tuneloop.core.lazy import Array, np
 from tuneloop.records.record import Record
 
 ENCODER, HEAD = "encoder.json", "head.safetensors"
@@ -34,3 +35,10 @@ class EncoderManifest(Record, what="an encoder", file=ENCODER, again="train agai
     pooling: Literal["mean", "cls"] = "mean"
     max_tokens: int = 256
     normalised: bool = True
+
+    def log_probabilities(self, scores: Array) -> Array:
+        """Log probabilities of labels by a head's scores (texts, labels), fp64."""
+        scores = scores / self.temperature
+        if self.kind == "labels":
+            return -np.logaddexp(0.0, -scores)
+        return scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)

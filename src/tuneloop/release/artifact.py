@@ -26,11 +26,10 @@ from tuneloop.core.files import (
     write_text,
 )
 from tuneloop.core.version import __version__
-from tuneloop.models.load import weight_files
-from tuneloop.models.methods import Method
-from tuneloop.models.names import resolve
-from tuneloop.models.template import load_template
-from tuneloop.models.trained import OWN, trained_folder
+from tuneloop.models import trained_folder, weight_files
+from tuneloop.models.chat import load_template
+from tuneloop.models.files import resolve
+from tuneloop.models.methods import OWN, Method
 from tuneloop.records.artifact import (
     SIGNATURE,
     ArtifactCost,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import replacing, write_json
 from tuneloop.core.ui import progress
-from tuneloop.models.families import part_of
+from tuneloop.models.nn import part_of
 from tuneloop.records.artifact import Quantisation
 from tuneloop.release.tuned_weights import TunedWeights
 

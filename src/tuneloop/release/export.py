@@ -16,10 +16,10 @@ from tuneloop.core.units import counted
 from tuneloop.evaluation import FEWEST_SHARED
 from tuneloop.evaluation.gate import gate_for_release
 from tuneloop.inference.llamacpp import installed, need_llamacpp
-from tuneloop.models.gguf import read_tokenizer
+from tuneloop.models import trained_folder
+from tuneloop.models.chat import load_template
+from tuneloop.models.files import read_tokenizer
 from tuneloop.models.methods import method_named
-from tuneloop.models.template import load_template
-from tuneloop.models.trained import trained_folder
 from tuneloop.pipeline.answers import task_of_run
 from tuneloop.pipeline.context import RunContext, attach_trained, dataset_of, load_run_recipe, manifest_of_run
 from tuneloop.pipeline.template_proof import MOST_ROWS, first_difference

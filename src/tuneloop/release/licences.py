@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from tuneloop.core.foreign import parse_yaml
-from tuneloop.models.names import SHORT_NAMES
+from tuneloop.models.files import SHORT_NAMES
 
 
 @dataclass(frozen=True)

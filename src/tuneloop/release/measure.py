@@ -20,10 +20,9 @@ from tuneloop.evaluation import ScoredAnswers, compare, load_evaluation, sample_
 from tuneloop.evaluation.metrics import difference_in_words, lower_is_better, read_schema
 from tuneloop.inference import Request, Served, complete
 from tuneloop.inference.llamacpp import GgufTarget, LlamaCppEngine, server_installed
-from tuneloop.models.load import load_model
-from tuneloop.models.names import resolve
-from tuneloop.models.template import load_template
-from tuneloop.models.trained import trained_folder
+from tuneloop.models import load_model, trained_folder
+from tuneloop.models.chat import load_template
+from tuneloop.models.files import resolve
 from tuneloop.pipeline.answers import ask, longest_answer
 from tuneloop.pipeline.context import RunContext, attach_trained, dataset_of
 from tuneloop.pipeline.scoring import cost_of, score

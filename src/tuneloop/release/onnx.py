@@ -13,7 +13,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_bytes
 from tuneloop.core.ui import say
 from tuneloop.core.units import counted
-from tuneloop.models.encoder import Classifier, open_classifier
+from tuneloop.models import Classifier, open_classifier
 
 ONNX_FILE, OPSET = "model.onnx", 17
 INPUTS, OUTPUT = ("input_ids", "attention_mask"), "probabilities"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tuneloop.core.units import counted
 from tuneloop.core.urls import masked
-from tuneloop.data.dataset import SPLITS, load_dataset
+from tuneloop.data import load_dataset
 from tuneloop.records.rows import Dataset
 from tuneloop.release.hub import Push, repository_of, upload
 
@@ -31,8 +31,7 @@ def push_dataset(folder: Path, place: str, *, send: bool = False, public: bool =
     repo = repository_of(place)
     dataset = load_dataset(folder)
     files: dict[str, Path | bytes] = {}
-    for name in SPLITS:
-        facts = getattr(dataset.manifest.splits, name)
+    for name, facts in dataset.manifest.splits.by_name.items():
         path = Path(dataset.path) / facts.path
         if facts.rows:
             files[f"data/{name}.jsonl"] = path
@@ -44,7 +43,7 @@ def push_dataset(folder: Path, place: str, *, send: bool = False, public: bool =
 def dataset_card(dataset: Dataset, repo: str) -> str:
     """The card: what the hub reads (files of each split, task), then rows, sources, and how records were treated."""
     manifest = dataset.manifest
-    rows = {name: getattr(manifest.splits, name).rows for name in SPLITS}
+    rows = {name: facts.rows for name, facts in manifest.splits.by_name.items()}
     task = _TASKS.get(dataset.task)
     lines = ["---", *(["task_categories:", f"- {task}"] if task else []), "configs:", "- config_name: default"]
     lines += ["  data_files:"]

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.core.ui import busy, progress
 from tuneloop.inference.llamacpp import LlamaCpp
-from tuneloop.models.gguf import gguf_name
+from tuneloop.models.files import gguf_name
 from tuneloop.release.gguf.convert import FLOAT_TYPES
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from tuneloop.models.load import Model
+    from tuneloop.models import Model
 
 # Names of llama.cpp's mixtures -> their numbers in `llama_ftype`. K-quants want rows of a multiple of 256, or fall
 # back.
@@ -66,7 +66,7 @@ def importance_of(model: Model, rows: Sequence[Sequence[int]]) -> dict[str, np.n
     """
     import torch
 
-    from tuneloop.models.lora import linear_places
+    from tuneloop.models.adapters import linear_places
 
     sums: dict[str, torch.Tensor] = {}
     hooks = []

@@ -13,10 +13,10 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json_object, replacing, user_errors_of_the_disk, write_json
 from tuneloop.core.foreign import parse_json
 from tuneloop.core.ui import progress
-from tuneloop.models.families import module_name
-from tuneloop.models.load import config_of, opened, weight_files
+from tuneloop.models import config_of, opened, weight_files
+from tuneloop.models.files import resolve
 from tuneloop.models.methods import WeightUpdate, method_of_folder
-from tuneloop.models.names import resolve
+from tuneloop.models.nn import module_name
 
 if TYPE_CHECKING:
     from torch import Tensor

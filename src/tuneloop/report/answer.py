@@ -14,7 +14,7 @@ from tuneloop.core.stats.intervals import NOT_ENOUGH
 from tuneloop.evaluation import recommended_system
 from tuneloop.evaluation.alternatives import MINILM
 from tuneloop.evaluation.metrics import metric_of, title_of
-from tuneloop.models.names import MINILM_NAME
+from tuneloop.models.files import MINILM_NAME
 from tuneloop.records.encoder import ENCODER_FOLDER
 from tuneloop.records.evaluation import SERIOUS, BaselineKind, EvaluationManifest, Standing
 from tuneloop.report import facts as f

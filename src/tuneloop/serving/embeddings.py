@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.core.ids import utc_now, uuid7
 from tuneloop.core.text import storable
 from tuneloop.core.units import counted
-from tuneloop.models.encoder import minilm_embedder, minilm_folder
-from tuneloop.models.template import read_tokenizer
+from tuneloop.models import minilm_embedder
+from tuneloop.models.chat import read_tokenizer
+from tuneloop.models.files import minilm_folder
 from tuneloop.records.request import StoredRequest
 from tuneloop.serving.gateway import Caller, Gateway
 from tuneloop.serving.http.api_request import ApiError, bad, unavailable

@@ -20,8 +20,8 @@ from tuneloop.core.foreign import parse_json
 from tuneloop.core.machine import GIB, memory_left
 from tuneloop.core.ui import quiet, say
 from tuneloop.core.urls import masked
+from tuneloop.data import TaskPrompt, TaskSpec, prompt_reader
 from tuneloop.data.formats import Rejection
-from tuneloop.data.task import TaskPrompt, TaskSpec, prompt_reader
 from tuneloop.inference import (
     ENGINES,
     EngineKind,
@@ -37,10 +37,9 @@ from tuneloop.inference import (
     target_of,
 )
 from tuneloop.inference.openai import EndpointEngine, EndpointSettings, only_model
-from tuneloop.models.adapters import BASE
-from tuneloop.models.names import resolve
-from tuneloop.models.peft_layout import SETTINGS, WEIGHTS, hash_of_adapter
-from tuneloop.models.template import Template, with_template
+from tuneloop.models.adapters import BASE, SETTINGS, WEIGHTS, hash_of_adapter
+from tuneloop.models.chat import Template, with_template
+from tuneloop.models.files import resolve
 from tuneloop.pipeline.answers import open_with_task, task_inside
 from tuneloop.pipeline.context import RunContext, dataset_of, load_run_recipe
 from tuneloop.records.artifact import ARTIFACT, PARTED

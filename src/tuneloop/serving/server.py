@@ -21,8 +21,7 @@ from tuneloop.core.ids import ClockWatch, utc, utc_now
 from tuneloop.core.ui import reporting, say
 from tuneloop.core.units import counted, verb
 from tuneloop.core.urls import masked
-from tuneloop.data.clean.pii import Redactor
-from tuneloop.data.config import PersonalConfig
+from tuneloop.data.pii import PersonalConfig, Redactor
 from tuneloop.planning.gpus import this_cpu
 from tuneloop.records.record import write_record
 from tuneloop.records.server import ServedName, ServerState

@@ -15,7 +15,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import replacing
 from tuneloop.core.foreign import load_pickled
 from tuneloop.core.machine import is_first, processes
-from tuneloop.models.sharded import is_sharded
+from tuneloop.core.sharded import is_sharded
 from tuneloop.training.distributed import mesh, wait
 
 START_AGAIN = "start again from the first step"

@@ -13,16 +13,22 @@ from tuneloop.core.confined import NAME, PLACE
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import FROM_FILE, Config
 from tuneloop.core.python_file import trust_code
-from tuneloop.models.methods import SHIPPED, USUAL, method_named, methods, names_of_methods
-from tuneloop.models.methods.full import FullSettings
-from tuneloop.models.methods.lora import LoraSettings
-from tuneloop.models.methods.prefix import PrefixSettings
+from tuneloop.models.methods import (
+    SHIPPED,
+    USUAL,
+    FullSettings,
+    LoraSettings,
+    PrefixSettings,
+    method_named,
+    methods,
+    names_of_methods,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tuneloop.models.load import Model
-    from tuneloop.models.template import Template
+    from tuneloop.models import Model
+    from tuneloop.models.chat import Template
     from tuneloop.records.rows import Row
     from tuneloop.training.rows import TrainRow
 

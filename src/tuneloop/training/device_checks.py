@@ -24,12 +24,11 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_json
 from tuneloop.core.threads import use_threads
 from tuneloop.core.ui import busy, without_bars
-from tuneloop.models.load import SIZES, Model, load_model, random_model, skeleton
+from tuneloop.models import SIZES, Model, load_model, load_trained, random_model, skeleton
+from tuneloop.models.chat import Rendered
+from tuneloop.models.files import resolve
 from tuneloop.models.methods import SHIPPED, USUAL, method_named
-from tuneloop.models.names import resolve
-from tuneloop.models.shape import ModelShape, target_modules
-from tuneloop.models.template import Rendered
-from tuneloop.models.trained import load_trained
+from tuneloop.models.nn import ModelShape, target_modules
 from tuneloop.planning.estimate import RunWork, loop_job
 from tuneloop.planning.gpus import card_in_use, find_gpu, measured_file, this_cpu
 from tuneloop.planning.memory import memory_of
@@ -291,7 +290,7 @@ def _four_bits() -> DeviceCheck:
     """A layer's product in four bits next to that with the weight unpacked by the processor."""
     import torch
 
-    from tuneloop.models.quantised import Nf4Linear, need_bitsandbytes
+    from tuneloop.models.nn import Nf4Linear, need_bitsandbytes
 
     need_bitsandbytes()
     dtype, kind = device.default_dtype(), device.in_use()

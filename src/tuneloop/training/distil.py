@@ -33,10 +33,9 @@ from tuneloop.core.machine import processes
 from tuneloop.core.ui import progress
 from tuneloop.inference import Request, Sampling
 from tuneloop.inference.local import answer_requests, open_local
-from tuneloop.models.load import Model, load_model
-from tuneloop.models.quantised import quantise
-from tuneloop.models.template import Rendered
-from tuneloop.models.trained import load_trained
+from tuneloop.models import Model, load_model, load_trained
+from tuneloop.models.chat import Rendered
+from tuneloop.models.nn import quantise
 from tuneloop.training.config import LOSSES, Batch, Divergence, Loss, TrainConfig
 from tuneloop.training.loss import (
     BATCH_TOKENS,

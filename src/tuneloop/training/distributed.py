@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tuneloop.core import device
 from tuneloop.core.errors import UserError
 from tuneloop.core.machine import GIB, processes, rank
-from tuneloop.models.load import Model, layers_of
+from tuneloop.core.sharded import distribute, is_sharded
+from tuneloop.models import Model, layers_of
 from tuneloop.models.methods import USUAL, Method
-from tuneloop.models.sharded import distribute, is_sharded
 
 if TYPE_CHECKING:
     from torch import Tensor

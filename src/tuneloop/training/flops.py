@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.core.device import backend, default_dtype, wait
 from tuneloop.core.errors import UserError
 from tuneloop.models.methods import method_named
-from tuneloop.models.shape import ModelShape
+from tuneloop.models.nn import ModelShape
 from tuneloop.training.rows import TrainRow, conversations
 
 if TYPE_CHECKING:
     import torch
 
-    from tuneloop.models.load import Model
+    from tuneloop.models import Model
 
 DEFINITION = (
     "Model FLOP utilisation: floating-point operations that the gradients need, over the seconds of all optimizer "

@@ -25,9 +25,9 @@ from tuneloop.core.files import content_hash, read_json, read_jsonl
 from tuneloop.core.machine import is_first, processes
 from tuneloop.core.ui import busy, progress
 from tuneloop.core.units import counted, exactly, verb
-from tuneloop.models.load import Model
+from tuneloop.models import Model
+from tuneloop.models.chat import Rendered
 from tuneloop.models.methods import Trainable
-from tuneloop.models.template import Rendered
 from tuneloop.records.plan import MeasuredMachine
 from tuneloop.records.rows import Row
 from tuneloop.training import budget

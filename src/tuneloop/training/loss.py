@@ -20,8 +20,8 @@ from torch.utils.checkpoint import checkpoint
 from tuneloop.core.device import Backend, backend, in_parts, put
 from tuneloop.core.machine import processes
 from tuneloop.core.ui import progress
-from tuneloop.models.load import Model
-from tuneloop.models.template import Rendered
+from tuneloop.models import Model
+from tuneloop.models.chat import Rendered
 from tuneloop.training.batches import tokens_at_once, too_large
 from tuneloop.training.config import LOSSES as LOSSES  # this module puts the shipped ones in
 from tuneloop.training.config import Batch as Batch

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, read_json, sha256_file
-from tuneloop.models.load import Model, layers_of
+from tuneloop.models import Model, layers_of, trained_folder
 from tuneloop.models.methods import WHOLE, Method, Start, Trainable, layout_of, method_named
-from tuneloop.models.trained import trained_folder
 from tuneloop.training.batches import ORDER
 from tuneloop.training.config import TrainConfig
 from tuneloop.training.distributed import refuse_unsharded, regroup, shard
@@ -94,7 +93,7 @@ def compile_layers(net: Any, **options: Any) -> None:
     one kernel for rows one behind the other, whose lengths change with each batch."""
     import torch
 
-    from tuneloop.models.llama import Documents
+    from tuneloop.models.nn import Documents
 
     if not getattr(Documents.attend, "_torchdynamo_disable", False):
         Documents.attend = torch.compiler.disable(Documents.attend)  # type: ignore[method-assign,no-untyped-call]

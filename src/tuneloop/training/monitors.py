@@ -18,7 +18,7 @@ from statistics import mean, median, stdev
 from typing import Any
 
 from tuneloop.core.units import counted
-from tuneloop.models.template import Rendered
+from tuneloop.models.chat import Rendered
 from tuneloop.training.config import TrainConfig, usual_rate
 from tuneloop.training.rows import TrainRow
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from tuneloop.core.device import backend
 from tuneloop.core.errors import UserError
 from tuneloop.core.machine import processes
+from tuneloop.core.sharded import local, whole
 from tuneloop.models.methods import Trainable
-from tuneloop.models.sharded import local, whole
 from tuneloop.training.config import TrainConfig
 
 BETAS = (0.9, 0.999)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tuneloop.core.units import counted
-from tuneloop.models.template import Rendered, Template
+from tuneloop.models.chat import Rendered, Template
 from tuneloop.training.batches import Step
 from tuneloop.training.config import TrainConfig
 from tuneloop.training.rows import TrainRow, conversations, tokens_of

@@ -11,7 +11,7 @@ from tuneloop.core.files import content_hash
 from tuneloop.core.ui import say
 from tuneloop.core.units import counted
 from tuneloop.inference import Request
-from tuneloop.models.load import load_tokenizer
+from tuneloop.models import load_tokenizer
 from tuneloop.records.completion import Completion
 from tuneloop.records.distillation import TeacherLogits
 from tuneloop.records.rows import Dataset, Message, Row
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from tuneloop.inference import LoadedTarget
     from tuneloop.inference.local import ActiveRow
-    from tuneloop.models.template import Rendered, Template
+    from tuneloop.models.chat import Rendered, Template
     from tuneloop.training.config import TrainConfig
 
     States = dict[str, list[Tensor]]  # of an answer's tokens, by the request

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from tuneloop.core.errors import UserError
 from tuneloop.inference.local import open_local
-from tuneloop.models.template import Rendered, Template
+from tuneloop.models.chat import Rendered, Template
 from tuneloop.records.rows import Message, Row
 from tuneloop.training.config import LOSSES, RowKind, TrainConfig
 from tuneloop.training.teachers import aligned, is_store, keys_of, refuse_other_tokens, teachers_template

@@ -22,7 +22,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import user_errors_of_the_disk
 from tuneloop.core.foreign import parse_line
 from tuneloop.core.machine import is_first
-from tuneloop.models.load import Model
+from tuneloop.models import Model
 from tuneloop.models.methods import Trainable
 from tuneloop.records.run import Schedule
 from tuneloop.training.checkpoint import State, list_checkpoints, load_checkpoint, save_checkpoint

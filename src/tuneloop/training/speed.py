@@ -13,7 +13,7 @@ import torch
 from tuneloop.core.device import is_out_of_memory, release_memory
 from tuneloop.core.machine import processes
 from tuneloop.core.ui import busy
-from tuneloop.models.load import Model
+from tuneloop.models import Model
 from tuneloop.models.methods import method_named
 from tuneloop.planning.estimate import RunWork
 from tuneloop.training.batches import Step, plan_steps, too_large

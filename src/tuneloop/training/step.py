@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from tuneloop.core.device import is_out_of_memory, random_state, release_memory, set_random_state
 from tuneloop.core.machine import processes
-from tuneloop.models.load import Model
-from tuneloop.models.sharded import whole
+from tuneloop.core.sharded import whole
+from tuneloop.models import Model
 from tuneloop.training.batches import Step, halved, too_large
 from tuneloop.training.config import TrainConfig
 from tuneloop.training.distil import distil as distil  # which puts its loss into LOSSES

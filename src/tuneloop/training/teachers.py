@@ -25,8 +25,8 @@ from tuneloop.core.lazy import np
 from tuneloop.core.units import counted
 from tuneloop.inference import LoadedTarget
 from tuneloop.inference.local import open_local
-from tuneloop.models.load import load_tokenizer
-from tuneloop.models.template import Rendered, Template, load_template, with_template
+from tuneloop.models import load_tokenizer
+from tuneloop.models.chat import Rendered, Template, load_template, with_template
 from tuneloop.records.distillation import TeacherLogits
 from tuneloop.records.record import read_record, write_record
 from tuneloop.records.rows import Row

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json_object
-from tuneloop.models.names import resolve
-from tuneloop.models.template import TemplateError, load_template
+from tuneloop.models.chat import TemplateError, load_template
+from tuneloop.models.files import resolve
 from tuneloop.records.request import StoredRequest
 from tuneloop.records.server import ServerState
 from tuneloop.web.sources import Sources

@@ -18,7 +18,7 @@ from tuneloop.combine.options import DistilOptions
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_jsonl
 from tuneloop.data.config import PrepareConfig
-from tuneloop.data.prepare import TokenCount, prepare
+from tuneloop.data.prepare import TokenCount, prepare_dataset
 from tuneloop.inference.endpoint import Endpoint
 from tuneloop.pipeline.answers import open_with_task
 from tuneloop.records.rows import Dataset
@@ -69,7 +69,7 @@ def dataset(tmp_path: Path) -> Dataset:
     rows = [{"prompt": f"Describe this: {text(i)}", "completion": f"own {text(i)}"} for i in range(COUNT)]
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = PrepareConfig(sources=[str(source)], split={"val": 0.0, "test": 0.0})  # type: ignore[arg-type]
-    return prepare(config, name="rows", seed=0, out=tmp_path / "dataset", measure=lambda row: TokenCount(40, 4))
+    return prepare_dataset(config, name="rows", seed=0, out=tmp_path / "dataset", measure=lambda row: TokenCount(40, 4))
 
 
 def job(server: Server, dataset: Dataset, out: Path, **options: Any) -> DistilJob:

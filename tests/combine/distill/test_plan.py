@@ -10,7 +10,7 @@ import pytest
 
 from tuneloop.cli.main import main
 from tuneloop.data.config import PrepareConfig
-from tuneloop.data.prepare import TokenCount, prepare
+from tuneloop.data.prepare import TokenCount, prepare_dataset
 from tuneloop.evaluation.config import EvaluateConfig
 from tuneloop.evaluation.evaluate import evaluate
 from tuneloop.evaluation.results import ComparedWith, write_evaluation
@@ -29,7 +29,7 @@ def dataset(tmp_path: Path) -> str:
     rows = [{"prompt": f"Tell of {word} {i}", "completion": f"{word} is {i}"} for i, word in enumerate("abcdefghijklmnop" * 2)]  # fmt: skip
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = PrepareConfig(sources=[str(source)], split={"val": 0.0, "test": 0.0})  # type: ignore[arg-type]
-    return prepare(config, name="r", seed=0, out=tmp_path / "d", measure=lambda row: TokenCount(400, 100)).path
+    return prepare_dataset(config, name="r", seed=0, out=tmp_path / "d", measure=lambda row: TokenCount(400, 100)).path
 
 
 def planned(capsys: Said, dataset: str, *more: str) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from tuneloop.combine.merge.merge import MergedAdapter, base_shapes, merge_adapt
 from tuneloop.combine.merge.methods import METHODS
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, sha256_file, write_json
+from tuneloop.models.adapters.lora import load_adapter, lora_layers, remove_lora
 from tuneloop.models.load import Model, load_model
-from tuneloop.models.lora import load_adapter, lora_layers, remove_lora
 from tuneloop.training.config import TrainConfig
 from tuneloop.training.methods import attach
 

@@ -17,7 +17,7 @@ from shared_folder import made_once
 from tuneloop.cli.main import main
 from tuneloop.core.files import read_json, sha256_file, write_json, write_jsonl
 from tuneloop.data.config import PrepareConfig
-from tuneloop.data.prepare import TokenCount, prepare
+from tuneloop.data.prepare import TokenCount, prepare_dataset
 from tuneloop.inference.labels import label_ids, label_trie
 from tuneloop.inference.local.scoring import choose_for
 from tuneloop.inference.request import Request
@@ -64,7 +64,7 @@ def write_tasks(make_tuned: Callable[..., Path], tiny_llama: Path) -> None:
         config = PrepareConfig(
             sources=[f"{task}.jsonl"], labels=labels, split={"val": 0.2, "test": 0.5}, **instruction  # type: ignore[arg-type]
         )  # fmt: skip
-        prepare(config, name=task, seed=0, out=folder / "dataset", measure=lambda row: TokenCount(40, 4))
+        prepare_dataset(config, name=task, seed=0, out=folder / "dataset", measure=lambda row: TokenCount(40, 4))
 
 
 def told(said: Said, *arguments: str, status: int = 0) -> dict[str, Any]:

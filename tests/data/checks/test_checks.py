@@ -10,8 +10,8 @@ import pytest
 from manifests import manifest_of
 from tickets import WORDS, by_name, dataset, essays, levels, row, tickets
 
-from tuneloop.data import checks
-from tuneloop.data.checks import find_suspects, overview_of, reject_share, run_checks, suspect_records
+from tuneloop.data.checks import checks
+from tuneloop.data.checks.checks import find_suspects, overview_of, reject_share, run_checks, suspect_records
 from tuneloop.records.rows import Dataset, Row
 
 

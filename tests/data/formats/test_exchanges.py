@@ -22,7 +22,7 @@ from format_records import (
 )
 
 from tuneloop.data.config import PrepareConfig
-from tuneloop.data.formats import Parsed, Rejection, detect
+from tuneloop.data.formats.guess import Parsed, Rejection, detect
 
 SSE = "".join(f"data: {json.dumps(c)}\n\n" for c in CHUNKS) + "data: [DONE]\n\n"
 

@@ -14,7 +14,15 @@ from places import DATA_SETS
 from tuneloop.core.errors import UserError
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.dataset import REASONS, REPAIRS
-from tuneloop.data.formats import FormatGuess, Parsed, Rejection, check_columns, detect, guess_from_info, parse_record
+from tuneloop.data.formats.guess import (
+    FormatGuess,
+    Parsed,
+    Rejection,
+    check_columns,
+    detect,
+    guess_from_info,
+    parse_record,
+)
 
 DATA = DATA_SETS
 FITTING = {

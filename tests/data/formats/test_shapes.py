@@ -31,7 +31,7 @@ from hypothesis import strategies as st
 
 from tuneloop.core.errors import UserError
 from tuneloop.data.config import PrepareConfig
-from tuneloop.data.formats import (
+from tuneloop.data.formats.guess import (
     CLASSIFY,
     CLASSIFY_MANY,
     Parsed,
@@ -42,7 +42,7 @@ from tuneloop.data.formats import (
     template_columns,
     with_whole_texts,
 )
-from tuneloop.models.reasoning import TAGS
+from tuneloop.models.chat.reasoning import TAGS
 
 PIECES = st.lists(st.sampled_from([*CHUNKS, *OLLAMA, *ANTHROPIC, *RESPONSES_API, 5, "x"]), max_size=6)
 STREAM = (

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tuneloop.data.config import PrepareConfig
-from tuneloop.data.formats import Parsed, Rejection, detect, error_answer, parse_record
+from tuneloop.data.formats.guess import Parsed, Rejection, detect, error_answer, parse_record
 
 
 def chat(*turns: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from source_files import read, shown
 
 from tuneloop.core.errors import UserError
 from tuneloop.data.sources import parse as parse_module
-from tuneloop.data.sources.chunks import chunks
+from tuneloop.data.sources.chunks import chunks_of
 from tuneloop.data.sources.parse import SourceRecord, parse_chunk
 from tuneloop.data.sources.read import find_files, read_file
 from tuneloop.records.rows import Reject
@@ -32,7 +32,7 @@ from tuneloop.records.rows import Reject
 def in_chunks(path: Path, size: int) -> list[SourceRecord | Reject]:
     """All records by way of pickled chunks, as workers get them."""
     (file,) = find_files([str(path)])
-    return [item for chunk in chunks(file, size) for item in parse_chunk(pickle.loads(pickle.dumps(chunk)))]
+    return [item for chunk in chunks_of(file, size) for item in parse_chunk(pickle.loads(pickle.dumps(chunk)))]
 
 
 def zstd(data: bytes) -> bytes:
@@ -142,7 +142,7 @@ def test_csv_chunks_are_cut_between_rows_only(tmp_path: Path, rows: list[tuple[s
 def test_a_chunk_tells_how_far_the_file_was_read(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_bytes(b'{"a": 1}\n' * 100)
-    positions = [chunk.position for chunk in chunks(find_files([str(path)])[0], 200)]
+    positions = [chunk.position for chunk in chunks_of(find_files([str(path)])[0], 200)]
     assert positions == sorted(positions) and positions[-1] == path.stat().st_size and len(positions) == 5
 
 
@@ -211,7 +211,7 @@ def test_encodings_are_found_and_undone(tmp_path: Path, encoding: str, name: str
     (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
     assert [i.value for i in in_chunks(tmp_path / name, size) if isinstance(i, SourceRecord)] == records
     (file,) = find_files([str(tmp_path / name)])
-    assert [chunk.encoding for chunk in chunks(file, size)][-1] == encoding
+    assert [chunk.encoding for chunk in chunks_of(file, size)][-1] == encoding
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_encodings_are_found_and_undone(tmp_path: Path, encoding: str, name: str
 )
 def test_only_what_looks_like_western_text_is_taken_for_cp1252(tmp_path: Path, data: bytes, encoding: str) -> None:
     (tmp_path / "x.jsonl").write_bytes(data)
-    assert [chunk.encoding for chunk in chunks(find_files([str(tmp_path / "x.jsonl")])[0])][-1] == encoding
+    assert [chunk.encoding for chunk in chunks_of(find_files([str(tmp_path / "x.jsonl")])[0])][-1] == encoding
 
 
 def test_half_a_character_of_utf_16_and_a_lone_surrogate_reject_their_lines(tmp_path: Path) -> None:
@@ -289,7 +289,7 @@ def test_a_file_that_is_replaced_while_it_is_read_is_a_user_error(tmp_path: Path
     path.write_bytes(b'{"a": 1}\n' * 1000)
     other.write_bytes(b'{"a": 2}\n' * 1000)
     os.utime(other, ns=(0, path.stat().st_mtime_ns))
-    stream = chunks(find_files([str(path)])[0], 100)
+    stream = chunks_of(find_files([str(path)])[0], 100)
     next(stream)
     other.replace(path)
     with pytest.raises(UserError, match="changed while it was read"):
@@ -299,7 +299,7 @@ def test_a_file_that_is_replaced_while_it_is_read_is_a_user_error(tmp_path: Path
 def test_a_file_that_goes_while_it_is_read_is_a_user_error(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_bytes(b'{"a": 1}\n' * 1000)
-    stream = chunks(find_files([str(path)])[0], 100)
+    stream = chunks_of(find_files([str(path)])[0], 100)
     next(stream)
     path.unlink()
     with pytest.raises(UserError, match="no longer exists"):
@@ -309,7 +309,7 @@ def test_a_file_that_goes_while_it_is_read_is_a_user_error(tmp_path: Path) -> No
 def test_a_file_that_changes_while_it_is_read_is_a_user_error(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_bytes(b'{"a": 1}\n' * 1000)
-    stream = chunks(find_files([str(path)])[0], 100)
+    stream = chunks_of(find_files([str(path)])[0], 100)
     next(stream)
     with path.open("ab") as more:
         more.write(b'{"a": 2}\n')

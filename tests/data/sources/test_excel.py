@@ -13,7 +13,7 @@ from ticket_files import measure
 
 from tuneloop.core.errors import UserError
 from tuneloop.data.config import PrepareConfig
-from tuneloop.data.prepare import prepare
+from tuneloop.data.prepare import prepare_dataset
 from tuneloop.data.sources.read import named_sheet, read_records
 from tuneloop.records.rows import Reject
 
@@ -113,5 +113,5 @@ def test_a_sheet_is_prepared_like_any_source(tmp_path: Path) -> None:
     ]
     file = workbook(tmp_path / "t.xlsx", Tickets=rows, Other=[["x"], [1]])
     config = PrepareConfig(sources=[f"{file}#Tickets"])
-    dataset = prepare(config, name="job", seed=0, out=tmp_path / "out", measure=measure)
+    dataset = prepare_dataset(config, name="job", seed=0, out=tmp_path / "out", measure=measure)
     assert dataset.task == "classification" and [source.rows for source in dataset.manifest.sources] == [40]

@@ -13,7 +13,7 @@ from local_http import Quiet, listening
 
 from tuneloop.core.errors import UserError
 from tuneloop.data.config import PrepareConfig
-from tuneloop.data.prepare import TokenCount, prepare
+from tuneloop.data.prepare import TokenCount, prepare_dataset
 from tuneloop.data.sources import remote
 from tuneloop.data.sources.read import find_files, read_records
 
@@ -198,7 +198,7 @@ def test_what_the_hub_refuses_is_said(hub: None) -> None:
 
 def test_the_address_and_the_hash_are_in_the_manifest(web: str, tmp_path: Path) -> None:
     config = PrepareConfig(sources=[web], workers=1)
-    dataset = prepare(config, name="web", seed=0, out=tmp_path / "data", measure=lambda row: TokenCount(8, 4))
+    dataset = prepare_dataset(config, name="web", seed=0, out=tmp_path / "data", measure=lambda row: TokenCount(8, 4))
     (source,) = dataset.manifest.sources
     assert source.path == web and source.sha256 == hashlib.sha256(ROWS).hexdigest() and source.rows == 500
 
@@ -265,7 +265,9 @@ def test_a_login_in_an_address_opens_it_and_is_in_no_file(web: str, tmp_path: Pa
     with listening(Guarded) as address:
         url = address.replace("//", "//anna:s3cret@") + "/rows.jsonl?signature=s3cret"
         config = PrepareConfig(sources=[url], workers=1)
-        dataset = prepare(config, name="web", seed=0, out=tmp_path / "data", measure=lambda row: TokenCount(8, 4))
+        dataset = prepare_dataset(
+            config, name="web", seed=0, out=tmp_path / "data", measure=lambda row: TokenCount(8, 4)
+        )
     assert dataset.manifest.sources[0].rows == 500
     assert Guarded.logins == ["Basic YW5uYTpzM2NyZXQ="] * len(Guarded.logins)
     written = [path for path in tmp_path.rglob("*") if path.is_file()]

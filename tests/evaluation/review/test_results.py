@@ -112,7 +112,7 @@ def test_nothing_to_export_is_said(two: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["preference", "kto", "corrected"])
 def test_prepare_reads_what_is_exported(two: Path, tmp_path: Path, kind: Any) -> None:
     from tuneloop.data.config import PrepareConfig
-    from tuneloop.data.formats import detect
+    from tuneloop.data.formats.guess import detect
 
     review = pair_review(two) if kind == "preference" else rating_review(two)
     for i, item in enumerate(review.items):

@@ -11,7 +11,7 @@ import pytest
 from tuneloop.cli.main import main
 from tuneloop.core.ids import uuid7
 from tuneloop.data.config import PrepareConfig
-from tuneloop.data.prepare import TokenCount, prepare
+from tuneloop.data.prepare import TokenCount, prepare_dataset
 from tuneloop.records.request import StoredRequest
 from tuneloop.serving.store.database import insert
 from tuneloop.serving.store.store import opened
@@ -33,7 +33,7 @@ def test_prepare_reads_what_was_served(tmp_path: Path, capsys: pytest.CaptureFix
     assert json.loads(capsys.readouterr().out) == {
         "out": str(out), "written": 20, "failed": 1, "without_text": 1, "without_consent": 0,
     }  # fmt: skip
-    made = prepare(
+    made = prepare_dataset(
         PrepareConfig(sources=[str(out)]), name="d", seed=0, out=tmp_path / "d", measure=lambda row: TokenCount(9, 4)
     )
     rows = [*made.train, *made.val, *made.test]

@@ -18,8 +18,8 @@ from tuneloop.inference.llamacpp.process import LlamaCpp, installed
 from tuneloop.inference.local.answers import answer_requests
 from tuneloop.inference.local.scoring import choose
 from tuneloop.inference.request import Request
+from tuneloop.models.chat.template import load_template
 from tuneloop.models.load import load_model
-from tuneloop.models.template import load_template
 from tuneloop.release.gguf.convert import About, write_gguf
 from tuneloop.release.tuned_weights import open_tuned
 

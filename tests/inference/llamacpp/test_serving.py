@@ -29,8 +29,8 @@ from tuneloop.inference.llamacpp.process import installed
 from tuneloop.inference.llamacpp.serving import VERSION, WHEEL, LlamaCppEngine, _AnswerInTokens, template_of
 from tuneloop.inference.protocol import BASE, EngineSettings, Served, complete
 from tuneloop.inference.request import Request, Sampling, fit_checked
-from tuneloop.models.names import packaged_gguf
-from tuneloop.models.template import load_template
+from tuneloop.models.chat.template import load_template
+from tuneloop.models.files.names import packaged_gguf
 from tuneloop.records.completion import Completion
 
 pytestmark = pytest.mark.skipif(not (installed() and installed(WHEEL, VERSION)), reason="llama.cpp is not installed")
@@ -65,7 +65,7 @@ def answers(engine: Any, requests: list[dict[str, Any]]) -> Any:
 
 def test_it_answers_as_our_engine_does(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file is in f32, so ours computes in it too: what is left are llama.cpp's keys and values in f16."""
-    for file in ("load", "shared"):  # what is loaded, and what is looked for among the bases that are there
+    for file in ("load", "adapters.shared"):  # what is loaded, and what is looked for among the bases that are there
         monkeypatch.setattr(f"tuneloop.models.{file}.default_dtype", lambda device=None: torch.float32)
     requests: list[dict[str, Any]] = [
         {"logprobs": 2},

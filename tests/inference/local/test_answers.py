@@ -79,7 +79,7 @@ def test_prompts_that_are_read_in_parts_get_the_same_answers(
 ) -> None:
     prompts = prompts_of(tiny_model, system)
     whole = generate(tiny_model, prompts, max_new_tokens=8)
-    monkeypatch.setattr("tuneloop.models.llama.READ_AT_ONCE", 60)
+    monkeypatch.setattr("tuneloop.models.nn.llama.READ_AT_ONCE", 60)
     assert generate(tiny_model, prompts, max_new_tokens=8) == whole
 
 

@@ -11,8 +11,8 @@ import torch
 from pretend_gpu import pretend_gpu
 from tuneloop.inference.local.engine import ActiveRow, DecodingBatch
 from tuneloop.inference.request import Request
-from tuneloop.models import lora
-from tuneloop.models.adapters import BASE
+from tuneloop.models.adapters import lora
+from tuneloop.models.adapters.assignment import BASE
 from tuneloop.models.load import SIZES, Model, random_model
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

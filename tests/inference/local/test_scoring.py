@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from tuneloop.core.ui import reporting
 from tuneloop.inference.labels import calibrated, label_probability, label_trie
 from tuneloop.inference.local.scoring import answer_fits, choose
+from tuneloop.models.chat.template import Rendered
 from tuneloop.models.load import Model, load_model
-from tuneloop.models.template import Rendered
 from weather import QUESTIONS, SYSTEM, prompts_of
 
 LABEL_SETS = {
@@ -234,7 +234,7 @@ def test_prompts_that_are_read_in_parts_get_the_same_scores(
     prompts = prompts_of(tiny_model, system)
     trie = label_trie(LABEL_SETS["shared first tokens"], label_tokens(tiny_model, LABEL_SETS["shared first tokens"]))
     chosen = choose(tiny_model, prompts, trie, prune=True)
-    monkeypatch.setattr("tuneloop.models.llama.READ_AT_ONCE", 60)
+    monkeypatch.setattr("tuneloop.models.nn.llama.READ_AT_ONCE", 60)
     for a, b in zip(choose(tiny_model, prompts, trie, prune=True), chosen, strict=True):
         assert a.text == b.text and a.label_scores == pytest.approx(b.label_scores, abs=1e-4)
 

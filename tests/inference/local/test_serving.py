@@ -261,7 +261,7 @@ def test_a_model_that_is_missing_or_slow_is_refused(
     with pytest.raises(UserError, match="No adapter"):
         asyncio.run(LocalEngine(Served(str(tiny_llama)), [Served(str(tmp_path))]).start())
     ready = threading.Event()
-    monkeypatch.setattr("tuneloop.models.shared.load_model", lambda name: ready.wait(5))
+    monkeypatch.setattr("tuneloop.models.adapters.shared.load_model", lambda name: ready.wait(5))
     own = shutil.copytree(tiny_llama, tmp_path / "own")  # nobody else has it loaded
     with pytest.raises(UserError, match=r"not loaded within 0\.001 s"):
         asyncio.run(LocalEngine(Served(str(own)), settings=EngineSettings(start_within=0.001)).start())

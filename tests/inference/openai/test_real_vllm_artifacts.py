@@ -33,7 +33,7 @@ from tuneloop.inference.openai.serving import EndpointEngine, EndpointSettings
 from tuneloop.inference.protocol import Served, ServingEngine, complete
 from tuneloop.inference.request import Request
 from tuneloop.inference.targets import open_target
-from tuneloop.models.names import resolve
+from tuneloop.models.files.names import resolve
 from tuneloop.records.completion import Completion
 
 pytestmark = [

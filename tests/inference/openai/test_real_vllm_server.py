@@ -28,9 +28,9 @@ from tuneloop.inference.local.serving import LocalEngine
 from tuneloop.inference.openai.serving import EndpointEngine, EndpointSettings
 from tuneloop.inference.protocol import Served, ServingEngine, complete
 from tuneloop.inference.request import GREEDY, Request
+from tuneloop.models.adapters.peft_layout import hash_of_adapter
+from tuneloop.models.files.names import resolve
 from tuneloop.models.load import load_tokenizer
-from tuneloop.models.names import resolve
-from tuneloop.models.peft_layout import hash_of_adapter
 from tuneloop.records.completion import Completion
 from tuneloop.serving.gateway import Caller, Gateway, ServedModel
 from tuneloop.serving.http.api_request import ApiRequest

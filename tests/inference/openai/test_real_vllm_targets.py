@@ -24,8 +24,8 @@ from tuneloop.inference.openai.serving import EndpointEngine, EndpointSettings
 from tuneloop.inference.protocol import Served, ServingEngine, complete
 from tuneloop.inference.request import Request
 from tuneloop.inference.targets import open_target
-from tuneloop.models.names import resolve
-from tuneloop.models.peft_layout import hash_of_adapter
+from tuneloop.models.adapters.peft_layout import hash_of_adapter
+from tuneloop.models.files.names import resolve
 from tuneloop.serving.pool import EnginePool
 
 pytestmark = [

@@ -22,8 +22,8 @@ from tuneloop.core.errors import UserError
 from tuneloop.inference.openai.serving import QUANTUM, EndpointEngine, EndpointSettings
 from tuneloop.inference.protocol import BASE, Served, complete
 from tuneloop.inference.request import Request, Sampling
+from tuneloop.models.adapters.peft_layout import hash_of_adapter
 from tuneloop.models.load import load_tokenizer
-from tuneloop.models.peft_layout import hash_of_adapter
 from tuneloop.serving.canary import CanaryRow, prove_base
 
 TURNS: Any = [{"role": "user", "content": "Is it windy on Jupiter?"}]

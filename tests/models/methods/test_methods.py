@@ -15,9 +15,9 @@ from pydantic import ValidationError
 from places import ROOT
 from tuneloop.core.errors import UserError
 from tuneloop.core.python_file import trust_code
-from tuneloop.models import methods as registry
 from tuneloop.models.load import load_model
-from tuneloop.models.methods import (
+from tuneloop.models.methods import shipped as registry
+from tuneloop.models.methods.shipped import (
     SHIPPED,
     Method,
     base_only,
@@ -27,7 +27,7 @@ from tuneloop.models.methods import (
     names_of_methods,
     register,
 )
-from tuneloop.models.shape import ModelShape
+from tuneloop.models.nn.shape import ModelShape
 from tuneloop.models.trained import load_trained
 from tuneloop.planning.config import PlanOptions
 from tuneloop.planning.gpus import find_gpu
@@ -56,7 +56,7 @@ def described(name: str, **changes: object) -> str:
 
 def test_the_records_need_no_torch_and_no_numpy() -> None:
     code = """import sys; sys.modules["torch"] = None; sys.modules["numpy"] = None
-from tuneloop.models.methods import methods
+from tuneloop.models.methods.shipped import methods
 from tuneloop.planning.options import plan_machines
 for method in methods():
     print(method.name, plan_machines({"model": "llama-3.2-1b", "method": method.name, "gpu": "h100-sxm"})["trainable_parameters"])
@@ -81,7 +81,7 @@ def test_lora_parameters_are_pefts(tiny_llama: Path, targets: str) -> None:
     peft = pytest.importorskip("peft")
     from transformers import AutoModelForCausalLM
 
-    from tuneloop.models.shape import target_modules
+    from tuneloop.models.nn.shape import target_modules
 
     net = AutoModelForCausalLM.from_pretrained(tiny_llama)
     shape = ModelShape.from_config(json.loads((tiny_llama / "config.json").read_text()))

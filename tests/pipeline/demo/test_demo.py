@@ -146,7 +146,7 @@ def test_a_second_demo_at_once_is_refused(cli: Cli, tmp_path: Path, small_packag
 def test_offline_without_the_model_there_is_one_message(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tuneloop.models.names.package_folder", lambda package: None)
+    monkeypatch.setattr("tuneloop.models.files.names.package_folder", lambda package: None)
     done = cli("demo", env={"HF_HUB_OFFLINE": "1", "TUNELOOP_CACHE": str(tmp_path / "cache")})
     assert done.returncode == 2
     assert "smollm2-135m is not installed, and HF_HUB_OFFLINE forbids the network" in done.stderr

@@ -11,7 +11,7 @@ import pytest
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, write_json
 from tuneloop.inference.llamacpp.process import installed
-from tuneloop.models.methods import method_named
+from tuneloop.models.methods.shipped import method_named
 from tuneloop.models.trained import trained_folder
 from tuneloop.release.artifact import form_for
 from tuneloop.release.export import WeightOptions, export_run

@@ -19,9 +19,9 @@ from tiny import BEGIN_OF_TEXT, END_OF_TURN, VOCABULARY, WORDS
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, write_json
 from tuneloop.inference.llamacpp.process import LlamaCpp, installed
+from tuneloop.models.chat.template import load_template
+from tuneloop.models.files.names import convert
 from tuneloop.models.load import load_model
-from tuneloop.models.names import convert
-from tuneloop.models.template import load_template
 from tuneloop.models.trained import load_trained, trained_folder
 from tuneloop.release.gguf import convert as writing
 from tuneloop.release.gguf.convert import About, tensor_types, write_gguf

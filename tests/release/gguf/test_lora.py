@@ -15,8 +15,8 @@ from tiny import BEGIN_OF_TEXT, WORDS
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, write_json
 from tuneloop.inference.llamacpp.process import LlamaCpp, installed
+from tuneloop.models.chat.template import load_template
 from tuneloop.models.load import load_model
-from tuneloop.models.template import load_template
 from tuneloop.models.trained import load_trained
 from tuneloop.release.gguf.convert import About, write_gguf
 from tuneloop.release.gguf.lora import scale_of, write_gguf_lora

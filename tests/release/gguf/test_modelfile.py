@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tuneloop.core.errors import UserError
-from tuneloop.models.template import load_template
+from tuneloop.models.chat.template import load_template
 from tuneloop.release.gguf.artifact import modelfile, ollama_template
 
 TURNS: list[Any] = [

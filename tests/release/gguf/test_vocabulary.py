@@ -15,7 +15,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_json
 from tuneloop.inference.llamacpp.process import LlamaCpp, installed
-from tuneloop.models.template import PLAIN_TEMPLATE, Template, load_template
+from tuneloop.models.chat.template import PLAIN_TEMPLATE, Template, load_template
 from tuneloop.release.gguf.convert import About, pre_tokenizer_of, vocabulary, write_gguf
 from tuneloop.release.tuned_weights import open_tuned
 
@@ -152,7 +152,7 @@ def _tiny_model(folder: Path, vocabulary_size: int) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from tuneloop.models.llama import Llama, LlamaConfig
+    from tuneloop.models.nn.llama import Llama, LlamaConfig
 
     config = {
         "model_type": "llama", "vocab_size": vocabulary_size, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1,

@@ -14,8 +14,8 @@ from tuneloop.inference.llamacpp.process import installed
 from tuneloop.inference.llamacpp.serving import VERSION, WHEEL, LlamaCppEngine
 from tuneloop.inference.local.serving import LocalEngine
 from tuneloop.inference.protocol import EngineSettings, Served
-from tuneloop.models.names import packaged_gguf
-from tuneloop.models.template import load_template
+from tuneloop.models.chat.template import load_template
+from tuneloop.models.files.names import packaged_gguf
 from tuneloop.serving.gateway import ServedModel
 
 

@@ -352,7 +352,7 @@ while True:
 
 def test_exported_requests_are_read_by_prepare(tmp_path: Path) -> None:
     from tuneloop.data.config import PrepareConfig
-    from tuneloop.data.formats import detect, parse_record
+    from tuneloop.data.formats.guess import detect, parse_record
 
     lines = [exported(request(user=f"u{i}")) for i in range(5)]
     assert exported(request(error="x")) is None and exported(request(prompt=[])) is None

@@ -22,26 +22,21 @@ from tuneloop.core.files import (
     drop_torn_line,
     read_jsonl,
     read_yaml,
-    sha256_file,
     user_errors_of_the_disk,
-    write_jsonl,
 )
 from tuneloop.core.patterns import compile_pattern
 from tuneloop.core.ui import progress, say
 from tuneloop.core.units import counted, verb
-from tuneloop.data.config import DuplicatesConfig
-from tuneloop.data.dataset import label_counts, load_dataset
+from tuneloop.data import load_dataset, prompt_reader, task_spec, write_splits
 from tuneloop.data.formats import Rejection
-from tuneloop.data.sources.parse import SourceRecord
-from tuneloop.data.sources.read import read_records
-from tuneloop.data.task import prompt_reader, task_spec
+from tuneloop.data.sources import SourceRecord, read_records
 from tuneloop.evaluation import Judge
 from tuneloop.evaluation.metrics import token_f1
 from tuneloop.inference import Request, Sampling
 from tuneloop.pipeline.answers import TaskTarget
 from tuneloop.pipeline.prompt import choose_examples, prompt_turns
 from tuneloop.records.completion import Completion
-from tuneloop.records.dataset import MANIFEST, SplitFile
+from tuneloop.records.dataset import MANIFEST
 from tuneloop.records.record import write_record
 from tuneloop.records.rows import Dataset, Message, Row
 
@@ -361,12 +356,7 @@ def taught_rows(job: DistilJob) -> Dataset:
         what = f"No answer of the teacher is usable ({reasons_of(job.dropped)})"
         raise UserError(what, where=job.teacher.name, next_step="use another teacher")
     out, old = job.place / "dataset", job.dataset.manifest
-    files = {}
-    for split, split_rows in {"train": rows, "val": list(job.dataset.val), "test": list(job.dataset.test)}.items():
-        file = out / f"{split}.jsonl"
-        write_jsonl(file, split_rows)
-        counts = label_counts(split_rows) if job.dataset.task == "classification" else None
-        files[split] = SplitFile(path=file.name, rows=len(split_rows), sha256=sha256_file(file), labels=counts)
+    files = write_splits(out, {"train": rows, "val": job.dataset.val, "test": job.dataset.test}, job.dataset.task)
     hash_ = content_hash([old.hash, job.teacher.identity, [[row.id, row.answer] for row in rows]])
     fields = {
         "id": f"{old.name}-{hash_[:12]}", "hash": hash_, "key": "", "checks": [],
@@ -409,7 +399,9 @@ def unlabelled_rows(source: str, dataset: Dataset, dropped: Counter[str]) -> lis
         keys.add(key)
         empty: Message = {"role": "assistant", "content": ""}
         rows.append(Row(key, [*messages, empty], label, tools, meta={"source": source}))
-    clean = _without_contamination(rows, dataset)
+    from tuneloop.data import uncontaminated
+
+    clean = uncontaminated(rows, dataset)
     if len(clean) < len(rows):
         dropped["near a validation or test row"] += len(rows) - len(clean)
     if not clean:
@@ -440,15 +432,3 @@ def _prompts(source: str, dataset: Dataset, dropped: Counter[str]) -> list[Promp
         else:
             prompts.append((prompt.messages, prompt.tools))
     return prompts
-
-
-def _without_contamination(rows: list[Row], dataset: Dataset) -> list[Row]:
-    from tuneloop.data.dedup.contamination import find_contamination, index_of
-    from tuneloop.data.dedup.minhash import texts_of
-
-    judging = [*dataset.val, *dataset.test]
-    if not judging or not rows:
-        return rows
-    config = DuplicatesConfig(**dataset.manifest.config.get("duplicates", {}))
-    leaks = find_contamination([texts_of(row) for row in rows], index_of([texts_of(row) for row in judging], config))
-    return [row for row, leak in zip(rows, leaks, strict=True) if leak is None]

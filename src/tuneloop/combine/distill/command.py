@@ -17,12 +17,12 @@ from tuneloop.core.files import content_hash, read_json, write_bytes, write_json
 from tuneloop.core.stats.tests import THAN, by_interval
 from tuneloop.core.ui import say
 from tuneloop.core.units import counted, span_words, usd_words
-from tuneloop.data.dataset import load_dataset
+from tuneloop.data import load_dataset
 from tuneloop.evaluation import sample_rows
 from tuneloop.inference import Request
-from tuneloop.models.load import Model, layers_of, skeleton
+from tuneloop.models import Model, layers_of, skeleton
+from tuneloop.models.files import resolve
 from tuneloop.models.methods import WHOLE
-from tuneloop.models.names import resolve
 from tuneloop.pipeline.answers import TaskTarget, open_with_task
 from tuneloop.pipeline.context import RunContext
 from tuneloop.pipeline.prompt import prompt_turns

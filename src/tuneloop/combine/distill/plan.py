@@ -12,7 +12,7 @@ from tuneloop.combine.distill.answers import unlabelled_rows
 from tuneloop.combine.retained_gain import Score, difference
 from tuneloop.core.errors import UserError
 from tuneloop.core.units import counted, exactly, usd_words
-from tuneloop.data.dataset import load_dataset
+from tuneloop.data import load_dataset
 from tuneloop.evaluation import load_evaluation
 from tuneloop.models.methods import WHOLE
 from tuneloop.planning.options import plan_machines

@@ -18,8 +18,19 @@ from tuneloop.core.files import (
     write_json,
 )
 from tuneloop.core.foreign import BeyondLimits, load_safetensors, opened_safetensors
-from tuneloop.models import peft_layout as peft
-from tuneloop.models.trained import OWN
+from tuneloop.models.adapters import (
+    A_END,
+    B_END,
+    PEFT_PREFIX,
+    SETTINGS,
+    WEIGHTS,
+    hash_of_adapter,
+    more_than_matrices,
+    rank_of,
+    scale_of,
+    stems_of,
+)
+from tuneloop.models.methods import OWN
 
 if TYPE_CHECKING:
     from tuneloop.combine.merge.methods import Product
@@ -48,7 +59,7 @@ class Adapter:
     @cached_property
     def hash(self) -> str:
         """Of its tensors and their scale."""
-        return peft.hash_of_adapter(self.folder)
+        return hash_of_adapter(self.folder)
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -60,29 +71,29 @@ class Adapter:
     def modules(self) -> list[str]:
         """Names of the modules that it changes. Raises UserError: it holds no tensors, or others than A and B."""
         try:
-            stems = peft.stems_of(self.shapes)
+            stems = stems_of(self.shapes)
         except ValueError as odd:
             raise self._refused(f"The adapter holds {odd}, which is no LoRA matrix", ALONE) from None
         if not stems:
             raise self._refused("The adapter is empty: it holds no tensors", "train it again, or leave it out")
-        names = {f"{peft.PEFT_PREFIX}{stem}{end}" for stem in stems for end in (peft.A_END, peft.B_END)}
+        names = {f"{PEFT_PREFIX}{stem}{end}" for stem in stems for end in (A_END, B_END)}
         if missing := sorted(names - self.shapes.keys()):
             raise self._refused(f"The adapter file is damaged: {missing[0]} is missing", "restore it, or train again")
         return stems
 
     def rank(self, module: str) -> int:
         """Rank of a module's update; 0 where it leaves the module alone."""
-        return self.shapes.get(f"{peft.PEFT_PREFIX}{module}{peft.A_END}", (0,))[0]
+        return self.shapes.get(f"{PEFT_PREFIX}{module}{A_END}", (0,))[0]
 
     def update(self, module: str) -> Product:
         """The update of a module in float64, its scale in b. Raises UserError: it holds NaN, or the file is damaged."""
         from tuneloop.combine.merge.methods import Product
 
         with self._open() as source:
-            a, b = (source.get_tensor(f"{peft.PEFT_PREFIX}{module}{end}").double() for end in (peft.A_END, peft.B_END))
+            a, b = (source.get_tensor(f"{PEFT_PREFIX}{module}{end}").double() for end in (A_END, B_END))
         if not (a.isfinite().all() and b.isfinite().all()):
             raise self._refused(f"The adapter holds NaN or infinity in {module}", "train again, or restore it")
-        return Product(b * peft.scale_of(self.settings, module), a)
+        return Product(b * scale_of(self.settings, module), a)
 
     def check_shapes(self, base: dict[str, tuple[int, ...]]) -> None:
         """Refuse an adapter that does not fit a base.
@@ -92,19 +103,19 @@ class Adapter:
         """
         step = "name adapters of one base; `--base MODEL` says which"
         for module in self.modules:
-            a, b = (self.shapes[f"{peft.PEFT_PREFIX}{module}{end}"] for end in (peft.A_END, peft.B_END))
+            a, b = (self.shapes[f"{PEFT_PREFIX}{module}{end}"] for end in (A_END, B_END))
             if module not in base:
                 raise self._refused(f"The base model has no layer {module}", step)
             if len(a) != 2 or len(b) != 2 or (b[0], a[1]) != base[module] or a[0] != b[1]:
                 shape = " x ".join(map(str, base[module]))
                 raise self._refused(f"{module} has matrices of {b} and {a}, and the base's layer is {shape}", step)
-            if a[0] != (rank := peft.rank_of(self.settings, module)):
-                raise self._refused(f"{module} has rank {a[0]}, and {peft.SETTINGS} says {rank}", "restore the folder")
+            if a[0] != (rank := rank_of(self.settings, module)):
+                raise self._refused(f"{module} has rank {a[0]}, and {SETTINGS} says {rank}", "restore the folder")
 
     def _open(self) -> Any:
         from safetensors import SafetensorError
 
-        file = self.folder / peft.WEIGHTS
+        file = self.folder / WEIGHTS
         try:
             with user_errors_of_the_disk(file):
                 return opened_safetensors(file)
@@ -121,14 +132,14 @@ def open_adapter(name: str, folder: Path, fingerprint: str = "") -> Adapter:
     `folder`: in PEFT's layout; `fingerprint`: of the base that it names, where its own folder (`tuneloop.json`) does
     not say it. Raises UserError: no adapter is there, or one of a kind that can't be merged; the way out is named.
     """
-    if not (folder / peft.SETTINGS).is_file():
-        raise UserError("There is no adapter here", where=str(folder), next_step=nearest_path(folder / peft.SETTINGS))
-    settings: dict[str, Any] = read_json_object(folder / peft.SETTINGS)
-    if more := peft.more_than_matrices(settings):
+    if not (folder / SETTINGS).is_file():
+        raise UserError("There is no adapter here", where=str(folder), next_step=nearest_path(folder / SETTINGS))
+    settings: dict[str, Any] = read_json_object(folder / SETTINGS)
+    if more := more_than_matrices(settings):
         raise UserError(f"Only plain LoRA updates can be merged, not {more}", where=name, next_step=ALONE)
-    if not (folder / peft.WEIGHTS).is_file():
+    if not (folder / WEIGHTS).is_file():
         step = "save it as safetensors with PEFT"
-        raise UserError(f"The adapter has no {peft.WEIGHTS}", where=str(folder), next_step=step)
+        raise UserError(f"The adapter has no {WEIGHTS}", where=str(folder), next_step=step)
     about = read_json_object(folder / OWN) if (folder / OWN).is_file() else {}
     return Adapter(name, folder, str(about.get("base_fingerprint") or fingerprint), settings)
 
@@ -184,8 +195,8 @@ def random_adapter(like: Adapter, out: Path, seed: int) -> Adapter:
     generator = torch.Generator().manual_seed(seed)
     state = {
         name: torch.randn(tensor.shape, generator=generator) * tensor.float().square().mean().sqrt()
-        for name, tensor in sorted(load_safetensors(like.folder / peft.WEIGHTS).items())
+        for name, tensor in sorted(load_safetensors(like.folder / WEIGHTS).items())
     }
-    write_bytes(out / peft.WEIGHTS, save(state, metadata={"format": "pt"}))
-    write_json(out / peft.SETTINGS, like.settings)
+    write_bytes(out / WEIGHTS, save(state, metadata={"format": "pt"}))
+    write_json(out / SETTINGS, like.settings)
     return replace(like, name=f"random for {like.name}", folder=out)

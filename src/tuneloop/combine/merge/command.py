@@ -13,20 +13,19 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.combine.merge.adapters import ALONE, Adapter, check_together, open_adapter
 from tuneloop.core import device, machine
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import content_hash, lock_folder, sha256_file, write_json, write_jsonl, write_yaml
+from tuneloop.core.files import content_hash, lock_folder, write_json, write_yaml
 from tuneloop.core.ui import busy, quiet, say
 from tuneloop.core.units import counted
-from tuneloop.data.config import PrepareConfig
-from tuneloop.data.dataset import dataset_hash, label_counts, load_dataset
+from tuneloop.data import PrepareConfig, dataset_hash, load_dataset, write_splits
 from tuneloop.inference.local import open_local
-from tuneloop.models.load import fingerprint, load_tokenizer
+from tuneloop.models import fingerprint, load_tokenizer
+from tuneloop.models.files import resolve
 from tuneloop.models.methods import USUAL
-from tuneloop.models.names import resolve
 from tuneloop.pipeline.answers import write_task
 from tuneloop.pipeline.context import RunContext, done_record, load_run_recipe
 from tuneloop.recipe import Recipe, make_recipe
 from tuneloop.records.artifact import ARTIFACT
-from tuneloop.records.dataset import MANIFEST, Counts, DatasetManifest, SourceFormat, SplitFile, Splits
+from tuneloop.records.dataset import MANIFEST, Counts, DatasetManifest, SourceFormat, Splits
 from tuneloop.records.merge import MergeRecord, MergeSource
 from tuneloop.records.record import write_record
 from tuneloop.records.rows import Dataset, Row
@@ -211,7 +210,7 @@ def pool(datasets: Mapping[str, Dataset], out: Path) -> Dataset:
     tasks = {dataset.task for dataset in datasets.values()}
     task = tasks.pop() if len(tasks) == 1 else "generation"
     labels = sorted({label for dataset in datasets.values() for label in dataset.manifest.labels or []})
-    splits, ids, files = {}, set[str](), {}
+    splits, ids = {}, set[str]()
     for split in ("test", "val", "train"):
         rows: list[Row] = []
         for name, dataset in datasets.items():
@@ -221,10 +220,6 @@ def pool(datasets: Mapping[str, Dataset], out: Path) -> Dataset:
                     label = row.label if task == "classification" else None
                     rows.append(replace(row, label=label, meta={**row.meta, "task": name}))
         splits[split] = sorted(rows, key=lambda row: content_hash([row.id, "order"])) if split == "train" else rows
-        file = out / f"{split}.jsonl"
-        write_jsonl(file, splits[split])
-        counts = label_counts(splits[split]) if task == "classification" else None
-        files[split] = SplitFile(path=file.name, rows=len(splits[split]), sha256=sha256_file(file), labels=counts)
     longest = [length for dataset in datasets.values() if (length := dataset.manifest.max_length)]
     more = {"max_length": max(longest)} if longest else {}
     config = PrepareConfig(sources=[dataset.path for dataset in datasets.values()], **more)
@@ -232,7 +227,8 @@ def pool(datasets: Mapping[str, Dataset], out: Path) -> Dataset:
     fields: dict[str, Any] = {
         "id": f"pooled-{hash_[:12]}", "hash": hash_, "name": "pooled", "task": task, "rejected": {},
         "labels": labels if task == "classification" else None, "config": config.model_dump(mode="json"),
-        "format": SourceFormat(name="messages", columns={"turns": "messages"}), "splits": Splits(**files),
+        "format": SourceFormat(name="messages", columns={"turns": "messages"}),
+        "splits": Splits(**write_splits(out, splits, task)),
         "counts": Counts(read=total, kept=total, rejected=0, **{split: len(rows) for split, rows in splits.items()}),
     }  # fmt: skip
     write_record(out / MANIFEST, DatasetManifest(**fields))

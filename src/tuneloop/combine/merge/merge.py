@@ -17,10 +17,9 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, read_json, replacing, write_json
 from tuneloop.core.ui import progress
 from tuneloop.core.units import counted
-from tuneloop.models.load import skeleton
-from tuneloop.models.lora import linear_places
-from tuneloop.models.peft_layout import A_END, B_END, PEFT_PREFIX, SETTINGS, WEIGHTS, lora_settings
-from tuneloop.models.trained import OWN
+from tuneloop.models import skeleton
+from tuneloop.models.adapters import A_END, B_END, PEFT_PREFIX, SETTINGS, WEIGHTS, linear_places, lora_settings
+from tuneloop.models.methods import OWN
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -21,10 +21,9 @@ from tuneloop.core.threads import use_threads
 from tuneloop.core.ui import say
 from tuneloop.core.units import counted
 from tuneloop.evaluation import FEWEST_SHARED, sample_rows
-from tuneloop.models.load import Model, load_model
+from tuneloop.models import Model, load_model, load_trained, trained_folder
+from tuneloop.models.files import resolve
 from tuneloop.models.methods import base_only
-from tuneloop.models.names import resolve
-from tuneloop.models.trained import load_trained, trained_folder
 from tuneloop.pipeline.answers import Asking, ask
 from tuneloop.pipeline.context import RunContext
 from tuneloop.pipeline.scoring import score

@@ -19,10 +19,7 @@ from tuneloop.combine.route.router import Array, Outcomes, Router, fit_router, j
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import nearest_path
 from tuneloop.core.ui import quiet
-from tuneloop.data.clean.language import detect_language, foreign
-from tuneloop.data.config import PrepareConfig
-from tuneloop.data.dataset import load_dataset
-from tuneloop.data.load_eval_file import read_whole
+from tuneloop.data import PrepareConfig, detect_language, foreign, load_dataset, read_whole
 from tuneloop.evaluation import sample_rows
 from tuneloop.pipeline.context import RunContext, dataset_of, load_run_recipe
 from tuneloop.records.dataset import MANIFEST

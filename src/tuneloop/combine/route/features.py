@@ -19,9 +19,9 @@ from tuneloop.core.files import cache_folder, sha256_file, write_bytes
 from tuneloop.core.foreign import load_safetensors
 from tuneloop.core.threads import use_threads
 from tuneloop.core.ui import progress, without_bars
-from tuneloop.models.encoder import minilm_embedder, minilm_folder
-from tuneloop.models.load import Model, load_model
-from tuneloop.models.template import read_tokenizer
+from tuneloop.models import Model, load_model, minilm_embedder
+from tuneloop.models.chat import read_tokenizer
+from tuneloop.models.files import minilm_folder
 from tuneloop.records.router import Features
 
 if TYPE_CHECKING:

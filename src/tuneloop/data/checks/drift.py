@@ -21,12 +21,12 @@ import numpy as np
 
 from tuneloop.core.errors import UserError
 from tuneloop.data.checks.overview import CheckRows, Finding, Overview, question_of
-from tuneloop.data.clean.pii import hidden
 from tuneloop.data.clean.repair import repair_text
 from tuneloop.data.config import PrepareConfig, RepairConfig
 from tuneloop.data.dataset import TRAIN, keyed_hash, mixed_bits, normalised
-from tuneloop.data.formats import TEXT_NAMES, FormatGuess, Parsed, detect, parse_record
+from tuneloop.data.formats.guess import TEXT_NAMES, FormatGuess, Parsed, detect, parse_record
 from tuneloop.data.formats.turns import ROLES
+from tuneloop.data.pii.redact import hidden
 from tuneloop.data.sources.parse import SourceRecord
 from tuneloop.data.sources.read import read_records
 from tuneloop.records.dataset import DatasetManifest

@@ -20,9 +20,9 @@ import numpy as np
 from tuneloop.core.foreign import parse_json
 from tuneloop.core.units import counted
 from tuneloop.data.clean.language import detect_language
-from tuneloop.data.clean.pii.credentials import keys
 from tuneloop.data.dataset import SPLITS, Array, Columns, key64, prompt_key
 from tuneloop.data.formats.turns import error_answer
+from tuneloop.data.pii.credentials import keys
 from tuneloop.records.dataset import Check, LongRows
 from tuneloop.records.rows import Dataset, Message, Row
 

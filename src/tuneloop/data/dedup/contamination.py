@@ -15,6 +15,7 @@ import numpy as np
 from tuneloop.data.config import DuplicatesConfig
 from tuneloop.data.dataset import Array, Columns, normalised
 from tuneloop.data.dedup import minhash
+from tuneloop.records.rows import Dataset, Row
 
 GRAM = 13  # words of a passage (Brown et al. 2020, appendix C)
 OVERLAP = 0.5  # share of the passages of a test question from which a row gives it away
@@ -187,3 +188,14 @@ def _overlaps(texts: Sequence[minhash.RowTexts], index: TestIndex) -> list[tuple
     best = best[np.flatnonzero(np.diff(row[best], prepend=-1))]
     best = best[share[best] >= OVERLAP]
     return list(zip(row[best].tolist(), share[best].tolist(), test_row[best].tolist(), strict=True))
+
+
+def uncontaminated(rows: list[Row], dataset: Dataset) -> list[Row]:
+    """The rows that give no validation or test row of a data set away, by its own settings of what is near."""
+    judging = [*dataset.val, *dataset.test]
+    if not judging or not rows:
+        return rows
+    config = DuplicatesConfig(**dataset.manifest.config.get("duplicates", {}))
+    index = index_of([minhash.texts_of(row) for row in judging], config)
+    leaks = find_contamination([minhash.texts_of(row) for row in rows], index)
+    return [row for row, leak in zip(rows, leaks, strict=True) if leak is None]

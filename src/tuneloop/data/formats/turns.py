@@ -15,7 +15,7 @@ from typing import Any
 
 from tuneloop.core.foreign import parse_json
 from tuneloop.data.sources.parse import json_type
-from tuneloop.models.reasoning import is_headless, split_reasoning
+from tuneloop.models.chat import is_headless, split_reasoning
 from tuneloop.records.rows import Message
 
 _SPELLINGS = {

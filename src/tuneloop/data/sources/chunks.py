@@ -64,7 +64,7 @@ class _Head:
     bare_returns: bool  # whether lines end with a carriage return alone
 
 
-def chunks(file: parse.SourceFile, size: int = CHUNK) -> Iterator[parse.Chunk]:
+def chunks_of(file: parse.SourceFile, size: int = CHUNK) -> Iterator[parse.Chunk]:
     """The chunks of a file, in order, of `size` bytes; a longer record makes a longer one. A file that is empty,
     unreadable, damaged as a whole, or changed while it was read is a UserError.
     """

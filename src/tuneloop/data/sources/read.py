@@ -25,7 +25,7 @@ from tuneloop.core.files import nearest_path, user_errors_of_the_disk
 from tuneloop.core.foreign import file_bytes, parse_json
 from tuneloop.core.urls import is_url
 from tuneloop.data.sources import excel
-from tuneloop.data.sources.chunks import chunks, guessed_file
+from tuneloop.data.sources.chunks import chunks_of, guessed_file
 from tuneloop.data.sources.parse import MAX_EXPANSION, Item, SourceFile, SourceRecord, parse_chunk, printable
 from tuneloop.data.sources.remote import fetched
 from tuneloop.records.rows import Reject
@@ -53,7 +53,7 @@ def read_records(sources: Sequence[str]) -> Iterator[SourceRecord | Reject]:
 
 def read_file(file: SourceFile) -> Iterator[Item]:
     """The records of one file; one that is empty, unreadable, damaged as a whole, or changed meanwhile is an error."""
-    for chunk in chunks(file):
+    for chunk in chunks_of(file):
         yield from parse_chunk(chunk)
 
 

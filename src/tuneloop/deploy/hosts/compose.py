@@ -9,7 +9,7 @@ from tuneloop.deploy.deployment import LLAMA_IMAGE, VLLM_IMAGE, ServingJob, chat
 from tuneloop.deploy.hosts import Host, Steps, steps
 from tuneloop.deploy.hosts.kubernetes import CARDS
 from tuneloop.deploy.project_text import yaml_text
-from tuneloop.models.names import is_gated
+from tuneloop.models.files import is_gated
 
 INSIDE = "/models"  # where the container has the artifact's folder
 

@@ -17,8 +17,8 @@ from tuneloop.core.ui import progress, say
 from tuneloop.core.units import counted
 from tuneloop.evaluation.alternatives.constants import LabelFields, label_fields_of
 from tuneloop.evaluation.metrics.labels import NO_LABELS, label_lists
-from tuneloop.models.encoder import minilm_embedder, text_of_turns
-from tuneloop.models.names import MINILM as MINILM_PACKAGE
+from tuneloop.models import minilm_embedder, text_of_turns
+from tuneloop.models.files import MINILM as MINILM_PACKAGE
 from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Row
 

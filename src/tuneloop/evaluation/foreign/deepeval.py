@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from tuneloop.data.formats.draft import first, objects
+from tuneloop.data.formats import first, objects
 from tuneloop.evaluation.foreign.record import ForeignEvaluation, Observation, collected, key_of
 
 TOOL = "DeepEval"

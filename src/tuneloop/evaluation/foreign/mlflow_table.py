@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from tuneloop.data.formats.draft import first, objects
+from tuneloop.data.formats import first, objects
 from tuneloop.evaluation.foreign.record import ForeignEvaluation, Observation, collected, key_of, text_of
 
 TOOL = "MLflow"

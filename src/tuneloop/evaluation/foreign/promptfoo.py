@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from tuneloop.data.formats.draft import first
+from tuneloop.data.formats import first
 from tuneloop.evaluation.foreign.record import ForeignEvaluation, Observation, collected, key_of
 
 TOOL = "promptfoo"

@@ -18,7 +18,7 @@ from tuneloop.core.patterns import compile_pattern
 from tuneloop.core.stats.bounded import bounded_interval, cluster_values
 from tuneloop.core.stats.intervals import Z80, Z95
 from tuneloop.core.units import counted
-from tuneloop.data.dataset import load_dataset
+from tuneloop.data import load_dataset
 from tuneloop.evaluation.deciding import OF_JSON, label_use, primary_metric
 from tuneloop.evaluation.evaluate import ScoredAnswers
 from tuneloop.evaluation.metrics.custom import compile_fields

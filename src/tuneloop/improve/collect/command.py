@@ -11,9 +11,8 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import build_config, lock_folder, replacing, write_jsonl
-from tuneloop.data.clean.pii import Redactor
-from tuneloop.data.config import PersonalConfig
-from tuneloop.data.dataset import load_dataset
+from tuneloop.data import load_dataset
+from tuneloop.data.pii import PersonalConfig, Redactor
 from tuneloop.improve.collect.collect import CollectOptions, collect
 from tuneloop.pipeline.answers import task_of_run
 from tuneloop.records.record import read_record, write_record

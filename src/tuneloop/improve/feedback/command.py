@@ -12,10 +12,8 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, write_jsonl
 from tuneloop.core.ids import utc_now, uuid7
-from tuneloop.data.clean.pii import Redactor
-from tuneloop.data.config import PersonalConfig
-from tuneloop.data.sources.parse import SourceRecord
-from tuneloop.data.sources.read import read_records
+from tuneloop.data.pii import PersonalConfig, Redactor
+from tuneloop.data.sources import SourceRecord, read_records
 from tuneloop.improve.feedback.value import current, mean_value
 from tuneloop.records.feedback import Feedback, feedback_of
 from tuneloop.serving.store import insert, opened, read_feedback

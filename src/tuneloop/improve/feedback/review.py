@@ -12,8 +12,7 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import content_hash, lock_folder, write_jsonl
 from tuneloop.core.ids import uuid7
-from tuneloop.data.clean.pii import Redactor
-from tuneloop.data.config import PersonalConfig
+from tuneloop.data.pii import PersonalConfig, Redactor
 from tuneloop.evaluation.review import ITEMS, load_review, read_votes, standing
 from tuneloop.improve.experiment.statistics import person_of
 from tuneloop.improve.feedback.value import by_request, conversations_of, mean_value

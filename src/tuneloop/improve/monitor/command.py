@@ -14,14 +14,13 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import build_config, plain
 from tuneloop.core.ids import clock, utc, utc_now
 from tuneloop.core.urls import masked
-from tuneloop.data.clean.language import detect_language
-from tuneloop.data.dataset import load_dataset
+from tuneloop.data import detect_language, load_dataset
 from tuneloop.improve.experiment.state import add_event
 from tuneloop.improve.experiment.statistics import time_of
 from tuneloop.improve.monitor import canaries
 from tuneloop.improve.monitor.detectors import CANARIES, EARLIER_WINDOWS, STEPS, Helpers, monitor
 from tuneloop.improve.monitor.record import MonitorOptions, MonitorReport
-from tuneloop.models.encoder import minilm_embedder
+from tuneloop.models import minilm_embedder
 from tuneloop.records.record import read_record
 from tuneloop.records.request import StoredRequest
 from tuneloop.records.rows import Dataset, last_user_turn
@@ -207,7 +206,7 @@ def monitor_if_due(place: Path | str, reference: Path | str, settings: Mapping[s
 
 def helpers() -> Helpers:
     """The embedder, language detector and word comparison of other stages, as far as their libraries are installed."""
-    from tuneloop.data.checks.drift import compare_with
+    from tuneloop.data.checks import compare_with
 
     def language(text: str) -> str:
         code, sure = detect_language(text.lower())  # capital letters are no language

@@ -17,7 +17,7 @@ from tuneloop.core.foreign import parse_json
 from tuneloop.core.ids import clock
 from tuneloop.core.parent import environment_of_child
 from tuneloop.core.ui import say
-from tuneloop.data.dataset import load_dataset
+from tuneloop.data import load_dataset
 from tuneloop.improve.monitor.canaries import (
     ask_gateway,
     canary_level,

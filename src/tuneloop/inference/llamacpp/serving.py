@@ -69,8 +69,8 @@ from tuneloop.inference.protocol import (
 from tuneloop.inference.request import Request, Update, refused
 from tuneloop.inference.stream import TextStream
 from tuneloop.models.adapters import BASE
-from tuneloop.models.gguf import read_tokenizer
-from tuneloop.models.template import Template, load_template, with_template
+from tuneloop.models.chat import Template, load_template, with_template
+from tuneloop.models.files import read_tokenizer
 from tuneloop.records.completion import Completion, Finish, TokenLogprob
 
 WHEEL, VERSION = "xllamacpp", "2026.10.11549"  # parameters are renamed between releases, so this one and no other

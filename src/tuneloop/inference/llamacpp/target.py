@@ -17,8 +17,8 @@ from tuneloop.inference.llamacpp.serving import LlamaCppEngine, gguf_file, templ
 from tuneloop.inference.protocol import SCORING, AnswerFit, AnswerSoFar, EngineKind, Kind, ModelTarget
 from tuneloop.inference.request import Request, Requests, Separation, Update, fit_checked
 from tuneloop.inference.stream import TextStream
-from tuneloop.models.gguf import read_header
-from tuneloop.models.template import Rendered, Template, load_template, with_template
+from tuneloop.models.chat import Rendered, Template, load_template, with_template
+from tuneloop.models.files import read_header
 from tuneloop.records.artifact import ARTIFACT, ArtifactManifest
 from tuneloop.records.completion import Completion, TokenLogprob
 from tuneloop.records.record import read_record

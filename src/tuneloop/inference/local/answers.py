@@ -21,9 +21,8 @@ from tuneloop.inference.local.batches import (
 )
 from tuneloop.inference.local.engine import ActiveRow, Beginning, DecodingBatch, Watch
 from tuneloop.inference.request import GREEDY, Request, Sampling, with_adapter
-from tuneloop.models.adapters import applied
-from tuneloop.models.load import Model
-from tuneloop.models.shared import check_adapter
+from tuneloop.models import Model
+from tuneloop.models.adapters import applied, check_adapter
 from tuneloop.records.completion import Completion
 
 BATCH_TOKENS, BATCH_ROWS = 24576, 64  # bounds of one batch, prompt tokens included

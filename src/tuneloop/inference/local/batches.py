@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from tuneloop.core.device import in_parts, put
 from tuneloop.core.errors import UserError
 from tuneloop.core.ui import busy
-from tuneloop.models.batch_invariance import is_batch_invariant
-from tuneloop.models.load import Model
+from tuneloop.models import Model
+from tuneloop.models.nn import is_batch_invariant
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -24,16 +24,15 @@ from tuneloop.inference.local.sampling import Sampler, logprobs
 from tuneloop.inference.priority import QUANTUM, SHARE, Pace
 from tuneloop.inference.request import WRITES_FREELY, Request, Update, refused, too_long, with_adapter
 from tuneloop.inference.stream import TextStream
-from tuneloop.models.adapters import BASE, applied
-from tuneloop.models.batch_invariance import is_batch_invariant
-from tuneloop.models.load import Model
-from tuneloop.models.shared import check_adapter
+from tuneloop.models import Model
+from tuneloop.models.adapters import BASE, applied, check_adapter
+from tuneloop.models.nn import is_batch_invariant
 from tuneloop.records.completion import ENGINE, Completion, Finish, TokenLogprob
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tuneloop.models.template import Template
+    from tuneloop.models.chat import Template
 
 
 @dataclass(slots=True)
@@ -490,7 +489,7 @@ class Engine:
         """Requests with the same key can share a batch: those behind the same trained prefix, or none."""
         if not self.model.is_own:
             return None
-        from tuneloop.models.prefix import applied_prefix
+        from tuneloop.models.adapters import applied_prefix
 
         with applied(adapter):
             return id(applied_prefix(self.model.net.decoder))  # type: ignore[arg-type]

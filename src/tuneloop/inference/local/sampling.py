@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.device import put
 from tuneloop.inference.request import Sampling
-from tuneloop.models.batch_invariance import product
+from tuneloop.models.nn import product
 from tuneloop.records.completion import TokenLogprob
 
 if TYPE_CHECKING:

@@ -25,11 +25,10 @@ from tuneloop.inference.local.batches import (
 from tuneloop.inference.local.sampling import greedy, highest
 from tuneloop.inference.protocol import AnswerFit
 from tuneloop.inference.request import Request, with_adapter
-from tuneloop.models.adapters import applied
-from tuneloop.models.batch_invariance import is_batch_invariant, product
-from tuneloop.models.load import Model
-from tuneloop.models.shared import check_adapter
-from tuneloop.models.template import Rendered
+from tuneloop.models import Model
+from tuneloop.models.adapters import applied, check_adapter
+from tuneloop.models.chat import Rendered
+from tuneloop.models.nn import is_batch_invariant, product
 from tuneloop.records.completion import Completion
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ The thread has the model for itself: what the event loop wants (a request, an en
 empties between two steps, and what became known in a step goes back in one call. So the loop never waits for a forward
 pass. Choices are scored by the tree of labels, those that wait together in one pass.
 
-Engines of one process that serve the same base share it (`models.shared`): while one takes the place of another, memory
-holds one base, and the adapters of both.
+Engines of one process that serve the same base share it (`models/adapters/shared.py`): while one takes the place of
+another, memory holds one base, and the adapters of both.
 """
 
 from __future__ import annotations
@@ -37,14 +37,12 @@ from tuneloop.inference.protocol import (
     unknown_adapter,
 )
 from tuneloop.inference.request import Request, Update, refused
-from tuneloop.models.adapters import BASE
-from tuneloop.models.batch_invariance import batch_invariant, need_batch_invariance
-from tuneloop.models.load import Model, load_model
+from tuneloop.models import Model, load_model, trained_folder
+from tuneloop.models.adapters import BASE, give_back, merge_adapter, shared_adapter, shared_model
+from tuneloop.models.chat import load_template, with_template
+from tuneloop.models.files import resolve
 from tuneloop.models.methods import method_of_folder
-from tuneloop.models.names import resolve
-from tuneloop.models.shared import give_back, merge_adapter, shared_adapter, shared_model
-from tuneloop.models.template import load_template, with_template
-from tuneloop.models.trained import trained_folder
+from tuneloop.models.nn import batch_invariant, need_batch_invariance
 from tuneloop.records.completion import ENGINE, Completion
 
 MOST_CHOICES = 16  # requests with choices that are scored in one pass, so that written answers wait for few

@@ -18,13 +18,20 @@ from tuneloop.inference.local.engine import Engine
 from tuneloop.inference.local.scoring import answer_fits, choose_for
 from tuneloop.inference.protocol import SCORING, AnswerFit, Kind, LoadedTarget
 from tuneloop.inference.request import Request, Requests, Separation, Update, fit_checked, with_adapter
-from tuneloop.models.adapters import ATTACHED, applied, applied_now, is_mixed
-from tuneloop.models.batch_invariance import is_batch_invariant
-from tuneloop.models.load import Model, fingerprint, load_model
-from tuneloop.models.names import refuse_missing_path, resolve
-from tuneloop.models.peft_layout import hash_of_adapter
-from tuneloop.models.template import Rendered, Template, with_template
-from tuneloop.models.trained import base_of_adapter, load_trained, target_kind, template_of_adapter, trained_folder
+from tuneloop.models import (
+    Model,
+    base_of_adapter,
+    fingerprint,
+    load_model,
+    load_trained,
+    target_kind,
+    template_of_adapter,
+    trained_folder,
+)
+from tuneloop.models.adapters import ATTACHED, applied, applied_now, hash_of_adapter, is_mixed
+from tuneloop.models.chat import Rendered, Template, with_template
+from tuneloop.models.files import refuse_missing_path, resolve
+from tuneloop.models.nn import is_batch_invariant
 from tuneloop.records.artifact import ARTIFACT, ArtifactManifest
 from tuneloop.records.completion import Completion
 from tuneloop.records.record import read_record
@@ -38,7 +45,7 @@ class SharedWork:
     call: Literal["complete", "score", "fits"]  # the method of `LocalTarget` that answers them
     rows: Sequence[Any]  # requests, or rendered rows for `fits`
     options: Mapping[str, Any]  # further arguments of that method
-    adapter: str = ATTACHED  # that applies to the rows, see `models.adapters`
+    adapter: str = ATTACHED  # that applies to the rows, see `models/adapters/assignment.py`
 
     def part(self, target: LocalTarget, rank: int, world: int) -> dict[int, Any]:
         """The answers of one process by the places of their rows: every `world`th row, so that long ones are spread."""

@@ -10,7 +10,7 @@ from typing import Any
 from tuneloop.core.foreign import parse_json
 from tuneloop.inference.request import Request
 from tuneloop.models.adapters import ATTACHED, BASE
-from tuneloop.models.reasoning import reasoning_of, split_reasoning
+from tuneloop.models.chat import reasoning_of, split_reasoning
 from tuneloop.records.completion import Completion, Finish, TokenLogprob
 
 FIELDS_OF_A_TURN = ("role", "content", "tool_calls", "tool_call_id", "name")

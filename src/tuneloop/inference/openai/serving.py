@@ -56,11 +56,9 @@ from tuneloop.inference.protocol import (
 )
 from tuneloop.inference.request import GREEDY, MOST_LOGPROBS, NO_PROMPT, Request, Update, refused, schema_problem
 from tuneloop.inference.stream import TextStream
-from tuneloop.models.adapters import BASE
-from tuneloop.models.load import load_tokenizer
-from tuneloop.models.peft_layout import WEIGHTS, hash_of_adapter
-from tuneloop.models.reasoning import THINK, reasoning_of
-from tuneloop.models.template import with_template
+from tuneloop.models import load_tokenizer
+from tuneloop.models.adapters import BASE, WEIGHTS, hash_of_adapter
+from tuneloop.models.chat import THINK, reasoning_of, with_template
 from tuneloop.records.completion import Completion, Finish
 from tuneloop.records.rows import Message
 

@@ -1,113 +1,74 @@
-"""The training methods, each described by one `Method`: those that ship, in their files, and those that a user adds.
+"""The training methods, each described by one `Method`: those that ship, and those that a user adds."""
 
-The planner, the advice, the trainer, reports, exports and loaders ask the record; none of them knows a method by its
-name. A user's method is registered by `register`, or by naming its file: `train.method: path/to/file.py`.
-"""
-
-from __future__ import annotations
-
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tuneloop.core.errors import UserError
-from tuneloop.core.files import read_json_object, sha256_file
-from tuneloop.core.python_file import run_python_file
-from tuneloop.models.methods.full import FULL, OWN, has_all_weights
-from tuneloop.models.methods.lora import LORA, QLORA
-from tuneloop.models.methods.method import WHOLE, Footprint, Method, PlannedJob, Start, Trainable, WeightUpdate
-from tuneloop.models.methods.prefix import PREFIX
+from tuneloop.core.lazy import door
 
 if TYPE_CHECKING:
-    from torch import nn
+    # `tuneloop.json`, next to trained weights.
+    from tuneloop.models.methods.full import OWN as OWN
 
-__all__ = [
-    "SHIPPED", "USUAL", "WHOLE", "Footprint", "Method", "PlannedJob", "Start", "Trainable", "WeightUpdate", "base_only",
-    "find_method", "layout_of", "method_named", "method_of_folder", "methods", "names_of_methods", "register",
-    "title_of",
-]  # fmt: skip
+    # Settings of full fine-tuning.
+    from tuneloop.models.methods.full import FullSettings as FullSettings
 
-SHIPPED = (FULL, LORA, QLORA, PREFIX)
-USUAL = LORA  # by default
-_known: dict[str, Method] = {method.name: method for method in SHIPPED}
-_of_files: dict[Path, Method] = {}  # run once: a run keeps the method that it began with
+    # Write all weights, as Transformers loads them.
+    from tuneloop.models.methods.full import save_model as save_model
 
+    # Settings of LoRA.
+    from tuneloop.models.methods.lora import LoraSettings as LoraSettings
 
-def methods() -> tuple[Method, ...]:
-    """Those that ship, then those that were registered."""
-    return tuple(_known.values())
+    # The layout of a method that saves all weights.
+    from tuneloop.models.methods.method import WHOLE as WHOLE
 
+    # What a method adds to memory and time.
+    from tuneloop.models.methods.method import Footprint as Footprint
 
-def names_of_methods() -> str:
-    """Their names as a sentence has them: `full, lora, ... or prefix`."""
-    *first, last = _known
-    return f"{', '.join(first)} or {last}"
+    # All that the rest needs to know of a training method.
+    from tuneloop.models.methods.method import Method as Method
 
+    # What a method begins with.
+    from tuneloop.models.methods.method import Start as Start
 
-def register(method: Method) -> Method:
-    """Make a method of yours known, in place of one with its name. Raises UserError: a method that ships has it."""
-    if any(method.name == shipped.name for shipped in SHIPPED):
-        what = f"{method.name} is the name of a method that ships"
-        raise UserError(what, where=method.name, next_step="choose another name")
-    _known[method.name] = method
-    return method
+    # What a run moves, put into its model.
+    from tuneloop.models.methods.method import Trainable as Trainable
 
+    # What merging an adapter does to the base's tensors.
+    from tuneloop.models.methods.method import WeightUpdate as WeightUpdate
 
-def find_method(name: str) -> Method | None:
-    """The method of that name; None for an unknown one."""
-    return _known.get(name)
+    # Settings of prefix tuning.
+    from tuneloop.models.methods.prefix import PrefixSettings as PrefixSettings
 
+    # The methods that ship.
+    from tuneloop.models.methods.shipped import SHIPPED as SHIPPED
 
-def title_of(name: str) -> str:
-    """Its title; of an unknown method the name."""
-    return _known[name].title if name in _known else name
+    # The method by default.
+    from tuneloop.models.methods.shipped import USUAL as USUAL
 
+    # The model without what is attached to it, for a while.
+    from tuneloop.models.methods.shipped import base_only as base_only
 
-def method_named(name: str) -> Method:
-    """The method of that name, or the one that a Python file describes, which runs in this process: name only files
-    that you trust. Raises UserError: an unknown name; the file fails, or describes none or several."""
-    if name in _known:
-        return _known[name]
-    if not name.endswith(".py"):
-        step = f"choose {names_of_methods()}, or name the Python file that describes yours"
-        raise UserError(f"No method {name!r}", where="train.method", next_step=step)
-    where, path = f"train.method={name}", Path(name).expanduser().resolve()
-    if path not in _of_files:
-        module = run_python_file(name, where, "method's file")
-        by_identity = {id(value): value for value in vars(module).values() if isinstance(value, Method)}
-        defined = [method for method in by_identity.values() if method not in SHIPPED]
-        if len(defined) != 1:
-            number = f"{len(defined)} methods" if defined else "no method"
-            step = "put one tuneloop.models.methods.Method(...) into a variable of the file"
-            raise UserError(f"{name} describes {number} where one is needed", where=where, next_step=step)
-        _of_files[path] = register(replace(defined[0], source=sha256_file(path)))
-    return _of_files[path]
+    # The method of a name; None for an unknown one.
+    from tuneloop.models.methods.shipped import find_method as find_method
 
+    # How a saved folder is laid out.
+    from tuneloop.models.methods.shipped import layout_of as layout_of
 
-def layout_of(folder: Path) -> str:
-    """The `Method.layout` of a saved folder, or `encoder`; empty where no result of training is here."""
-    if (folder / "encoder.json").is_file():
-        return "encoder"
-    file = folder / "adapter_config.json"
-    if file.is_file():
-        return str(read_json_object(file).get("peft_type"))
-    return WHOLE if has_all_weights(folder) else ""
+    # The method of a name or a Python file.
+    from tuneloop.models.methods.shipped import method_named as method_named
 
+    # The method that loads a saved folder.
+    from tuneloop.models.methods.shipped import method_of_folder as method_of_folder
 
-def method_of_folder(folder: Path) -> Method | None:
-    """The method that loads a saved folder; None where no method has its layout."""
-    layout = layout_of(folder)
-    quantised = bool(layout and (folder / OWN).is_file() and read_json_object(folder / OWN).get("quantised"))
-    alike = [m for m in methods() if m.layout == layout and m.load]
-    return next((m for m in alike if bool(m.quantised) == quantised), None)
+    # All methods that there are.
+    from tuneloop.models.methods.shipped import methods as methods
 
+    # Their names as a sentence has them.
+    from tuneloop.models.methods.shipped import names_of_methods as names_of_methods
 
-@contextmanager
-def base_only(net: nn.Module) -> Iterator[None]:
-    """The model without what any method has attached to it, for a while."""
-    with ExitStack() as stack:
-        for disabled in dict.fromkeys(m.disabled for m in methods() if m.disabled):
-            stack.enter_context(disabled(net))
-        yield
+    # Make a method of yours known.
+    from tuneloop.models.methods.shipped import register as register
+
+    # The title of a method, by its name.
+    from tuneloop.models.methods.shipped import title_of as title_of
+
+__getattr__, __dir__ = door(__name__)

@@ -11,9 +11,9 @@ from pydantic import Field
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import Config, read_json_object, write_bytes, write_json
 from tuneloop.core.machine import is_first
-from tuneloop.models.families import part_of, reads_text
+from tuneloop.core.sharded import whole
 from tuneloop.models.methods.method import WHOLE, Footprint, Method, Start, Trainable
-from tuneloop.models.sharded import whole
+from tuneloop.models.nn.families import part_of, reads_text
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -65,8 +65,8 @@ def save_model(folder: Path, model: Model) -> None:
     of the base sees pictures comes along as it is."""
     from safetensors.torch import save
 
+    from tuneloop.models.adapters.lora import state_hash
     from tuneloop.models.load import read_weights
-    from tuneloop.models.lora import state_hash
 
     state = {}
     for name, p in model.net.named_parameters():  # one at a time: a device holds its share and one of them
@@ -95,8 +95,8 @@ def has_all_weights(folder: Path) -> bool:
 
 def load(model: Model, folder: Path) -> None:
     """Copy saved weights into their base model. Raises UserError: they are another base model's, or damaged."""
+    from tuneloop.models.adapters.lora import copy_tensors
     from tuneloop.models.load import read_weights
-    from tuneloop.models.lora import copy_tensors
 
     if read_json_object(folder / OWN)["base_fingerprint"] != model.fingerprint:
         what, step = "These weights were trained from another base model", "set model= to that one"

@@ -1,4 +1,4 @@
-"""LoRA: low-rank updates of linear layers on a frozen base (Hu et al. 2021, arXiv 2106.09685), see models/lora.py.
+"""LoRA: low-rank updates of linear layers on a frozen base (Hu et al. 2021, arXiv 2106.09685), see adapters/lora.py.
 
 Variants: rank-stabilised scale (`rslora`), learned lengths of the weights (`dora`), ranks by module (`ranks`), a higher
 rate for B (`lora_plus`). All are saved in PEFT's layout as LORA.
@@ -17,6 +17,7 @@ from tuneloop.core.confined import TEXT
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import Config, read_json_object
 from tuneloop.core.machine import is_first
+from tuneloop.models.adapters.peft_layout import PEFT_PREFIX
 from tuneloop.models.methods.method import (
     Footprint,
     Method,
@@ -27,14 +28,13 @@ from tuneloop.models.methods.method import (
     base_name,
     without_adapters,
 )
-from tuneloop.models.peft_layout import PEFT_PREFIX
-from tuneloop.models.shape import target_modules
+from tuneloop.models.nn.shape import target_modules
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from tuneloop.models.adapters.lora import LoraShape
     from tuneloop.models.load import Model
-    from tuneloop.models.lora import LoraShape
 
 
 class LoraSettings(Config):
@@ -71,7 +71,7 @@ class LoraSettings(Config):
 
 def lora_shape(model: Model, settings: LoraSettings) -> LoraShape:
     """The adapter that the settings describe on this model."""
-    from tuneloop.models.lora import LoraShape, target_names
+    from tuneloop.models.adapters.lora import LoraShape, target_names
 
     targets, ranks = target_names(model.net, settings.targets), tuple(settings.ranks.items())
     same = {name: getattr(settings, name) for name in ("rank", "alpha", "dropout", "rslora", "dora")}
@@ -82,7 +82,7 @@ def attach(start: Start, *, quantised: bool = False) -> Trainable:
     """Put low-rank matrices next to the target layers of a base, held in four bits if `quantised`. B starts at zero and
     has the larger role in early learning, so one rate for both is too low for B or too high for A (LoRA+, Hayou et al.
     2024, arXiv 2402.12354): B learns at `lora_plus` times the rate."""
-    from tuneloop.models.lora import adapter_parameters, adapter_state, add_lora, remove_lora, save_adapter
+    from tuneloop.models.adapters.lora import adapter_parameters, adapter_state, add_lora, remove_lora, save_adapter
 
     model, settings = start.model, start.settings
     assert isinstance(settings, LoraSettings)
@@ -106,14 +106,14 @@ def attach(start: Start, *, quantised: bool = False) -> Trainable:
 
 def load_adapter(model: Model, folder: Path) -> None:
     """Put a saved adapter into its base model."""
-    from tuneloop.models import lora
+    from tuneloop.models.adapters import lora
 
     lora.load_adapter(model.net, folder, model.fingerprint)
 
 
 def resume(model: Model, settings: Any, folder: Path) -> dict[str, Tensor]:
     """The matrices of an earlier run. Raises UserError: it had another base or shape."""
-    from tuneloop.models.lora import read_adapter, shape_of
+    from tuneloop.models.adapters.lora import read_adapter, shape_of
 
     where = f"train.init={settings.init}"
     saved, state = read_adapter(folder, model.fingerprint)
@@ -130,7 +130,7 @@ def resume(model: Model, settings: Any, folder: Path) -> dict[str, Tensor]:
 
 def add(model: Model, folder: Path) -> str:
     """Load a saved adapter next to others."""
-    from tuneloop.models.lora import add_saved_lora
+    from tuneloop.models.adapters.lora import add_saved_lora
 
     return add_saved_lora(model.net, folder, model.fingerprint)
 
@@ -138,9 +138,9 @@ def add(model: Model, folder: Path) -> str:
 def merge(base: Path, adapter: Path) -> WeightUpdate:
     """Add the update to the weights that it was trained on: those of a base in four bits are what the four bits say.
     `base`: folder of the base model. adapter: in PEFT's layout (LoRA, DoRA, ranks by module)."""
+    from tuneloop.models.adapters.lora import merged_weight, read_adapter, shape_of
     from tuneloop.models.load import fingerprint, skeleton
-    from tuneloop.models.lora import merged_weight, read_adapter, shape_of
-    from tuneloop.models.quantised import need_bitsandbytes, quantisable, through_four_bits
+    from tuneloop.models.nn.quantised import need_bitsandbytes, quantisable, through_four_bits
 
     settings, state = read_adapter(adapter, fingerprint(base))
     net = skeleton(base)
@@ -196,7 +196,7 @@ LORA = Method(
 )
 
 
-# --- QLoRA: LoRA on a base in four bits (Dettmers et al. 2023, arXiv 2305.14314), see models/quantised.py. The frozen
+# --- QLoRA: LoRA on a base in four bits (Dettmers et al. 2023, arXiv 2305.14314), see nn/quantised.py. The frozen
 # matrices are brought to NF4 with double quantisation and stay so when the adapter is taken out; `tuneloop.json` next
 # to the adapter says so; and merging adds the update to the four-bit weights.
 
@@ -207,7 +207,7 @@ _NF4 = """, quantization_config=BitsAndBytesConfig(
 
 def prepare(net: nn.Module) -> None:
     """Bring all linear layers but the vocabulary projection to four bits, in place."""
-    from tuneloop.models.quantised import quantise
+    from tuneloop.models.nn.quantised import quantise
 
     quantise(net)
 

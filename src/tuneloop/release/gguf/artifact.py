@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_json, write_text
-from tuneloop.models.names import resolve
-from tuneloop.models.template import load_template
-from tuneloop.models.trained import OWN, trained_folder
+from tuneloop.models import trained_folder
+from tuneloop.models.chat import load_template
+from tuneloop.models.files import resolve
+from tuneloop.models.methods import OWN
 from tuneloop.records.artifact import Quantisation
 from tuneloop.records.rows import Message
 from tuneloop.release.gguf.convert import FLOAT_TYPES, About, FloatType, tensor_types, write_gguf
@@ -23,7 +24,7 @@ from tuneloop.release.tuned_weights import TunedWeights, open_tuned
 if TYPE_CHECKING:
     import numpy as np
 
-    from tuneloop.models.template import Template
+    from tuneloop.models.chat import Template
     from tuneloop.release.artifact import Origin
 
 LORA = "gguf-lora"

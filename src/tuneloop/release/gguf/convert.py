@@ -18,17 +18,16 @@ from tuneloop.core.files import user_errors_of_the_disk
 from tuneloop.core.foreign import parse_json
 from tuneloop.core.ui import progress
 from tuneloop.core.units import counted
-from tuneloop.models.families import PATTERN, reads_text
-from tuneloop.models.gguf import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, gguf_name, permuted, read_header
-from tuneloop.models.template import Template, plain_source
+from tuneloop.models.chat import Template, plain_source
+from tuneloop.models.files import TokenKind, gguf_name, permuted, read_header
+from tuneloop.models.nn import PATTERN, reads_text
 from tuneloop.release.tuned_weights import TunedWeights
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from tuneloop.models.families import Family
-    from tuneloop.models.llama import LlamaConfig
+    from tuneloop.models.nn import Family, LlamaConfig
 
 FloatType = Literal["f32", "f16", "bf16"]
 FLOAT_TYPES: tuple[FloatType, ...] = ("f32", "f16", "bf16")
@@ -48,7 +47,7 @@ def write_gguf(weights: TunedWeights, template: Template, out: Path, kind: Float
     """Write all tensors in one floating-point type; vectors stay fp32, as llama.cpp computes with them.
 
     Args:
-        weights: of a model of one of the families (`models/families.py`).
+        weights: of a model of one of the families (`models/nn/families.py`).
         template: the tokenizer, and the chat template that was trained.
 
     Raises:
@@ -57,7 +56,7 @@ def write_gguf(weights: TunedWeights, template: Template, out: Path, kind: Float
     """
     import gguf
 
-    from tuneloop.models.llama import rope_frequencies
+    from tuneloop.models.nn import rope_frequencies
 
     config = config_for_llamacpp(dict(weights.config))
     names = _names(weights, config)
@@ -89,7 +88,7 @@ def config_for_llamacpp(values: dict[str, Any]) -> LlamaConfig:
     Raises:
         UserError: it does not: another architecture, or numbers that are fixed in its code.
     """
-    from tuneloop.models.llama import LlamaConfig
+    from tuneloop.models.nn import LlamaConfig
 
     kind = values.get("model_type")
     if not LlamaConfig.supports(values):
@@ -309,7 +308,10 @@ def vocabulary(template: Template, size: int) -> dict[str, Any]:
     for i in range(size):
         text = added[i].content if i in added else tokenizer.id_to_token(i)
         tokens.append(f"[PAD{i}]" if text is None else text)
-        kinds.append((CONTROL if added[i].special else USER_DEFINED) if i in added else NORMAL if text else UNUSED)
+        if i in added:
+            kinds.append(TokenKind.CONTROL if added[i].special else TokenKind.USER_DEFINED)
+        else:
+            kinds.append(TokenKind.NORMAL if text else TokenKind.UNUSED)
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in rules["model"]["merges"]]
     order: dict[str, Any] = {"merges": merges}
     if by_pieces:
@@ -357,7 +359,7 @@ def _pieces(rules: Mapping[str, Any]) -> dict[str, Any]:
     raise UserError(what, where="tokenizer.json", next_step=CONVERT_ELSEWHERE)
 
 
-def _kind_of_piece(text: str, kind: int, unknown: str | None) -> int:
+def _kind_of_piece(text: str, kind: TokenKind, unknown: str | None) -> TokenKind:
     if text == unknown:
-        return UNKNOWN
-    return BYTE if re.fullmatch(r"<0x[0-9A-F]{2}>", text) else kind
+        return TokenKind.UNKNOWN
+    return TokenKind.BYTE if re.fullmatch(r"<0x[0-9A-F]{2}>", text) else kind

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json_object
-from tuneloop.models.gguf import gguf_name
-from tuneloop.models.load import fingerprint
-from tuneloop.models.peft_layout import PEFT_PREFIX, more_than_matrices, rank_of, scale_of, stems_of
+from tuneloop.models import fingerprint
+from tuneloop.models.adapters import PEFT_PREFIX, more_than_matrices, rank_of, scale_of, stems_of
+from tuneloop.models.files import gguf_name
 from tuneloop.release.gguf.convert import (
     FloatType,
     add_fields,
@@ -58,7 +58,7 @@ def write_gguf_lora(model: Path, adapter: Path, out: Path, kind: FloatType, name
     """
     import gguf
 
-    from tuneloop.models.lora import read_adapter
+    from tuneloop.models.adapters import read_adapter
 
     settings = check_expressible(adapter)
     config = config_for_llamacpp(read_json_object(model / "config.json"))

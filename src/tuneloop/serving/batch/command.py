@@ -25,9 +25,9 @@ from tuneloop.core.ray.actors import asked_actors, usual_actors
 from tuneloop.core.ray.cluster import address_of, on_ray, whole_path
 from tuneloop.core.ui import progress, quiet, say
 from tuneloop.core.units import counted, verb
+from tuneloop.data import TaskPrompt
 from tuneloop.data.formats import Rejection
-from tuneloop.data.sources.parse import SourceRecord
-from tuneloop.data.task import TaskPrompt
+from tuneloop.data.sources import SourceRecord
 from tuneloop.pipeline.answers import TaskTarget, open_with_task
 from tuneloop.pipeline.predict import SAMPLE, Asker, Options, each_row, refuse_no_rows
 from tuneloop.serving.batch.batch import ERRORS, INPUT, JOURNAL, OUTPUT, STATE, Answer, BatchJob, answer_by, make_batch

@@ -22,7 +22,7 @@ from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.core.foreign import LIMITS, MOST_DEPTH, fast_json, parse_json, too_deep
 from tuneloop.core.units import counted
 from tuneloop.inference import Sampling
-from tuneloop.models.reasoning import reasoning_of
+from tuneloop.models.chat import reasoning_of
 from tuneloop.records.rows import Message
 from tuneloop.serving.http.contract import ChatBody, ClassifyBody, CompletionsBody, DrawnBody, Turn
 

@@ -11,7 +11,7 @@ from typing import Any
 from tuneloop.core.ids import uuid7
 from tuneloop.core.text import storable
 from tuneloop.inference import TextStream
-from tuneloop.models.tool_calls import may_be_calls, read_calls
+from tuneloop.models.chat import may_be_calls, read_calls
 from tuneloop.records.completion import Completion
 from tuneloop.serving.gateway import Piece, ServedModel
 from tuneloop.serving.http.api_request import ApiRequest

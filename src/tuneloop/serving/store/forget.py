@@ -24,9 +24,17 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import lock_folder, read_json, write_json
 from tuneloop.core.ids import uuid7
 from tuneloop.core.ui import quiet, say
-from tuneloop.data.clean.pii import hidden
-from tuneloop.data.config import PersonalConfig
-from tuneloop.data.erase import Descendant, Matcher, SubjectRows, find_rows, forget, personal_settings, pseudonyms
+from tuneloop.data.pii import (
+    Descendant,
+    Matcher,
+    PersonalConfig,
+    SubjectRows,
+    find_rows,
+    forget,
+    hidden,
+    personal_settings,
+    pseudonyms_of,
+)
 from tuneloop.pipeline.prepare import measure_of
 from tuneloop.records.artifact import ARTIFACT
 from tuneloop.records.dataset import MANIFEST
@@ -163,7 +171,7 @@ def _pseudonyms(folder: Path, match: str) -> tuple[str, ...]:
     log = content.get("log") if isinstance(content, dict) else None
     if not isinstance(log, dict) or log.get("content") != "pseudonyms":
         return ()
-    return pseudonyms(Matcher(match), PersonalConfig(mode="pseudonym"))
+    return pseudonyms_of(Matcher(match), PersonalConfig(mode="pseudonym"))
 
 
 @contextlib.contextmanager
@@ -283,7 +291,7 @@ def rebuild(made: Sequence[Descendant], match: str, root: Path | str) -> dict[st
     """Remove a person's rows from data sets, looking for what was made of them below `root`; returns old -> new ids."""
     where, ids = _in_a_data_set(match), {}
     for path in (each.path for each in made if each.kind == "data set"):
-        matcher = Matcher(where, False, pseudonyms(Matcher(where, False), personal_settings(path)))
+        matcher = Matcher(where, False, pseudonyms_of(Matcher(where, False), personal_settings(path)))
         report = find_rows(path, matcher).report
         change = forget(path, matcher, runs_root=root, measure=measure_of(path, ""))
         if report:

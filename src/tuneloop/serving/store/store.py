@@ -19,7 +19,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import cache_folder, make_private, read_json, user_errors_of_the_disk, write_json
 from tuneloop.core.foreign import parse_json
 from tuneloop.core.ids import utc_now
-from tuneloop.data.clean.pii import DEFAULT_SECRET
+from tuneloop.data.pii import DEFAULT_SECRET
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.record import latest, read_record
 from tuneloop.records.request import StoredRequest

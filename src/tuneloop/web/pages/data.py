@@ -8,7 +8,7 @@ from starlette.requests import Request
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.foreign import fast_json, file_bytes
-from tuneloop.data.diff import diff_datasets
+from tuneloop.data import diff_datasets
 from tuneloop.records.dataset import MANIFEST
 from tuneloop.report import facts as f
 from tuneloop.report.data_facts import SPLITS

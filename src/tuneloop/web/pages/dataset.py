@@ -11,7 +11,7 @@ from starlette.requests import Request
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc_now
-from tuneloop.data.patch import PatchLine, add_to_patch, read_patch
+from tuneloop.data import PatchLine, add_to_patch, read_patch
 from tuneloop.report import data_facts as d
 from tuneloop.report.data_html import page_of
 from tuneloop.report.data_rows import RowQuery, find_rows, row_by_id

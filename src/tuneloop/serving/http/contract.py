@@ -511,7 +511,7 @@ FeedbackName = Annotated[str, Field(json_schema_extra={"pattern": f"^{KIND.patte
 
 
 class FeedbackBody(BaseModel):
-    """The body of `/v1/feedback`; `records.feedback.feedback_of` checks what it is about, and which value fits."""
+    """The body of `/v1/feedback`; `records.feedback.feedback_of` checks which value fits the kind."""
 
     model_config = ConfigDict(strict=True, extra="forbid") | _schema_any_of("request", "conversation")
 

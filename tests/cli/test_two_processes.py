@@ -89,6 +89,7 @@ def test_prepare(work: Path, cli_environment: dict[str, str]) -> None:
     both(work, cli_environment, "prepare", "cases.jsonl", "--out", "data", "-q")
 
 
+@pytest.mark.nightly
 def test_run(recipe: Path, cli_environment: dict[str, str]) -> None:
     both(recipe, cli_environment, "run", "recipe.yaml", "-q")
 

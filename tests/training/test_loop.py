@@ -213,7 +213,7 @@ def kill_at(start: Any, folder: Path, step: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("steps", [(0,), (1, 13)], ids=str)
+@pytest.mark.parametrize("steps", [pytest.param((0,), marks=pytest.mark.nightly), (1, 13)], ids=str)
 def test_a_killed_run_goes_on_and_ends_with_the_same_bits(
     interruptible: Any, tmp_path: Path, steps: tuple[int, ...]
 ) -> None:

@@ -1,7 +1,7 @@
 """How often the monitor raises an alarm without cause, how soon with one, and what it says of the loss, as tables.
 
     python benchmarks/monitor.py --data FOLDER [--calm 200] [--series 6] [--requests 500] [--labels 20] [--gradual]
-                                 [--splits 1] [--windows-alone] [--evidently VENV]
+                                 [--splits 1] [--windows-alone] [--evidently VENV] [--mix 0] [--pace 0] [--skew 0]
 
 FOLDER holds banking77 as train.jsonl and test.jsonl (text, label), or nlupp_banking as all.jsonl (text, labels, of which the
 first counts); they are not part of this repository. --rows of it are the data set; production is drawn from as many others,
@@ -14,7 +14,8 @@ A series is four weeks without a change and then weeks with one: all at once, or
 more of the requests each week. Every week is compared with the data set and with the four weeks before, changed ones too, as
 in production. Production draws its rows again and again, and the chance that a false alarm is raised belongs to the division
 of the rows as well as to a week; so with --splits the rows are divided so many times into a data set, production and new
-intents, and calm weeks and series are spread over the divisions. Others read the same weeks:
+intents, and calm weeks and series are spread over the divisions. Weeks differ in more than chance with --mix (standard deviation of the logarithm of each topic's share), --pace (of latency) and
+--skew (the same of each topic in all weeks, where the data set is balanced). Others read the same weeks:
 
 - `z-tests`: weekly tests at .05 of each mean (characters of question and answer, latency, cost, liked, known language) and
   chi-squared of the labels, as a dashboard has them;
@@ -190,6 +191,9 @@ class Shop:
     size: int
     labels: int
     rng: random.Random
+    mix: float = 0.0
+    pace: float = 0.0
+    skew: dict[str, float] = field(default_factory=dict)
     number: int = 0
     weeks: int = 0
 
@@ -198,14 +202,15 @@ class Shop:
         rng, begin = self.rng, 1_767_225_600 + 604_800 * self.weeks
         self.weeks += 1
         changed = [rng.random() < part for _ in range(self.size)]
-        pairs = [
-            asked(kind, pair, self.rows, rng) if here else pair
-            for pair, here in zip(rng.sample(self.rows.pool, self.size), changed, strict=True)
-        ]
+        names = sorted({label for _, label in self.rows.pool})
+        share = {name: self.skew.get(name, 1.0) * rng.lognormvariate(0, self.mix) for name in names}
+        slow = rng.lognormvariate(0, self.pace)
+        order = {i: rng.random() ** (1 / share[label]) for i, (_, label) in enumerate(self.rows.pool)}
+        drawn = [self.rows.pool[i] for i in sorted(order, key=order.__getitem__, reverse=True)[: self.size]]
+        pairs = [asked(kind, pair, self.rows, rng) if here else pair for pair, here in zip(drawn, changed, strict=True)]
         texts = [text for text, _ in pairs]
         usual = self.models[""].answers(texts)
         other = self.models[kind].answers(texts) if kind in self.models else usual
-        names = sorted({label for _, label in self.rows.pool})
         swapped = dict(zip(names[:8], [*names[1:8], names[0]], strict=True)) if kind == "label swap" else {}
         requests, feedback, right = [], [], []
         for i, (text, truth) in enumerate(pairs):
@@ -219,7 +224,7 @@ class Shop:
             self.number += 1
             one = StoredRequest(
                 id=f"r{self.number:08d}", time=utc(begin + 604_800 * i / self.size), model="m", user=f"u{self.number}", finish="stop",
-                prompt=[{"role": "user", "content": text}], total_ms=rng.lognormvariate(5, 0.5), usd=rng.lognormvariate(-7, 0.3),
+                prompt=[{"role": "user", "content": text}], total_ms=slow * rng.lognormvariate(5, 0.5), usd=rng.lognormvariate(-7, 0.3),
                 completion={"role": "assistant", "content": label, "probability": chance},
             )  # fmt: skip
             requests.append(one)
@@ -481,7 +486,8 @@ def bench_of(asked: argparse.Namespace, pairs: list[Pair], seed: int, embed: Cac
     models = {"": trained(embed, reference), "old adapter": trained(embed, reference[:300]), "another task's adapter": trained(embed, queues)}  # fmt: skip
     few = frozenset(label for label, _ in Counter(label for _, label in pool).most_common(8))
     helping = Helpers(embed, lambda text: str(language([text])[0]), lambda a, b: [])
-    shop = Shop(Rows(pool, held, few), models, asked.requests, asked.labels, rng)
+    skew = {label: rng.lognormvariate(0, asked.skew) for label in sorted({label for _, label in pool})}
+    shop = Shop(Rows(pool, held, few), models, asked.requests, asked.labels, rng, asked.mix, asked.pace, skew)
     others = peer(asked.evidently) if asked.evidently else None
     return Bench(shop, list(reference), helping, language, others, asked.windows_alone)
 
@@ -515,6 +521,11 @@ def main() -> None:
     parser.add_argument("--labels", type=int, default=0, help="right labels a week; default: of 5 in 100 answers")
     parser.add_argument("--rows", type=int, default=6000, help="of the data set, and as many of production")
     parser.add_argument("--splits", type=int, default=1, help="divisions of the rows, which share the weeks")
+    parser.add_argument(
+        "--mix", type=float, default=0.0, help="by how much the topics' shares vary, of their logarithms"
+    )
+    parser.add_argument("--pace", type=float, default=0.0, help="by how much latency varies from week to week")
+    parser.add_argument("--skew", type=float, default=0.0, help="by how much shares differ from the data set's")
     parser.add_argument("--gradual", action="store_true", help="changes that come over eight weeks")
     parser.add_argument("--only", default="", help="changes whose names begin so")
     parser.add_argument("--evidently", type=Path, help="folder of its environment, which is made where it is not there")

@@ -199,6 +199,40 @@ def test_answers_of_a_release_that_is_gone_say_nothing_of_now():
     assert {"labels", "agreement"} & set(report(window=window, earlier=same).alarms)
 
 
+def wavering(seed, change=lambda i: {}, weeks=9, per_week=150):
+    """Weeks of a production that a balanced data set does not look like, whose mix of topics and latency vary."""
+    rng, made = random.Random(seed), []
+    for week in range(weeks):
+        mix = [share * rng.lognormvariate(0, 0.2) for share in (5, 2, 1, 1, 1)]
+        pace = 100 * rng.lognormvariate(0, 0.1)
+        for k in range(per_week):
+            i = week * per_week + k
+            text, label = ask(rng, rng.choices(LABELS, mix)[0])
+            fields = {**says(text), "completion": label, "total_ms": pace * rng.lognormvariate(0, 0.1)}
+            changed = change(i) if week == weeks - 1 else {}
+            made.append(request(i, i / per_week * 7, **{**fields, **changed}))
+    return {"window": made[-per_week:], "earlier": made[:-per_week]}
+
+
+def test_what_weeks_usually_do_raises_no_alarm_and_a_new_topic_does():
+    alarms = [report(**wavering(seed)).alarms for seed in range(12)]
+    assert sum(map(bool, alarms)) <= 2, alarms  # one a year is accepted
+    found = report(**wavering(0))
+    assert any("no more than windows usually do" in one.sentence for one in found.detections)
+    for seed in range(3):
+        new = report(**wavering(seed, lambda i: says(f"refund for the crypto wallet {i}") if i % 8 == 0 else {}))
+        assert new.alarms, seed
+
+
+def test_while_weeks_are_learnt_only_large_changes_raise_an_alarm():
+    early = [report(**wavering(seed, weeks=3)) for seed in range(6)]
+    assert all(
+        one.learning == 2 and "Learning what windows usually do: 2 of 4" in " ".join(one.summary) for one in early
+    )
+    assert sum(bool(one.alarms) for one in early) <= 1
+    assert "outputs" in report(**wavering(0, lambda i: {"completion": None, "error": "HTTP 500"}, weeks=3)).alarms
+
+
 def test_labels_in_turn_are_found_though_their_shares_stay():
     turned = dict(zip(LABELS, [*LABELS[1:], LABELS[0]], strict=True))
     found = report(lambda i, text, label: {"completion": turned[label]} if i % 4 == 0 else {})

@@ -5,7 +5,11 @@ change shows where enough of it has come together. So the statistic is the large
 may have begun, in the manner of Lai 1995, "Sequential changepoint detection in quality control and dynamical systems".
 The false alarms of a year, a setting, are divided over its windows and all tests of each (Bonferroni), which holds
 however these depend on each other. What goes together counts once: requests of a user, copies of a text, for latency
-requests of a part of the time."""
+requests of a part of the time.
+
+Weeks differ in more than chance: the mix of topics, the load, and what a data set was balanced for. So an alarm takes
+more, too, than the windows before show among themselves and against the data set: a prediction interval (Student's t)
+of how far a window is from what chance divisions of its rows give."""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from functools import cache
+from functools import cache, partial
 from typing import Any, Literal
 
 from tuneloop.core.errors import UserError
@@ -42,6 +46,10 @@ FEW = 50  # rows of a group below which nothing is said
 MOST = 2000  # rows of a group that are compared, chosen by the hashes of their ids
 SCALES = (1, 3, 8)  # windows that are compared as one
 EARLIER_WINDOWS = 12  # windows before this one of which anything is read
+LEARNING = 4  # windows before this one, below which it is not known what windows usually do
+PRIOR = 8  # windows that count as one standard deviation of chance in what windows usually do; three while learning
+USUAL = 2.0  # excess that no window before has passed where windows differ by chance alone, which its p-value knows
+FEW_LEARNT = 10  # rows of a window before this one, from which on it says something of what is usual
 SHOWN = 5
 WORD = re.compile(r"\w+")
 REFUSES = re.compile(r"\b(?:i (?:can(?:no|')t|am unable|am not able)|i'm (?:unable|not able|sorry)|as an ai)\b", re.I)
@@ -155,10 +163,11 @@ def monitor(
     feedback_of = by_request(feedback, conversations_of([*earlier, *window]))
     helpers.complete([request for some in (earlier, window) for request in some if request.id in feedback_of])
     helpers = replace(helpers, embed=_remembering(helpers.embed), language=helpers.language and cache(helpers.language))
+    compare = partial(_comparisons, reference, feedback_of, helpers, window_days)
     skipped: dict[str, str] = {}
     compared: list[ComparedValues] = []
     for windows, recent, past in _pools(window, earlier, window_days):
-        for one in _comparisons(reference, recent, past, feedback_of, helpers, skipped, window_days):
+        for one in compare(recent, past, skipped, windows > 1):
             rows, (least, unit) = [len(values) for values in one.values], LEAST.get(one.name, (FEW, "rows"))
             if min(rows) >= least:
                 compared.append(replace(one, windows=windows))
@@ -167,11 +176,16 @@ def monitor(
     level = level_of(options.false_alarms * (1 - SHARE if canaries else 1), window_days, 1)
     level /= max(1, sum(PRIORITY.get(one.name, 1) for one in compared))
     detections: dict[str, Detection] = {}
+    groups = _groups(window, earlier, window_days)
+    usual = cache(lambda windows: _usual(groups[windows - 1 :], partial(compare, skipped={}, pooled=windows > 1)))
     for one in compared:
         if one.name in detections and detections[one.name].alarm:
             continue  # the shortest pool with an alarm says when it began
         tested = _detect(one, level * PRIORITY.get(one.name, 1), helpers, options.seed)
-        if one.name not in detections or tested.p < detections[one.name].p:
+        if tested.alarm and groups and one.name != "errors":  # of the few judged answers chance is most
+            tested = _beyond(tested, usual(one.windows).get(one.name, []), len(groups) - one.windows + 1)
+        before = detections.get(one.name)
+        if before is None or (not tested.alarm, tested.p) < (not before.alarm, before.p):
             detections[one.name] = tested
     alarms = [one.name for one in detections.values() if one.alarm]
     values: dict[str, Any] = {
@@ -182,9 +196,56 @@ def monitor(
         "alarms": alarms + [CANARIES] * any(one.alarm for one in canaries),
         "quality": estimate_quality(window, earlier, feedback_of),
         "canaries": [one for one in canaries if one.changed], "canary_rounds": len(canaries),
+        "learning": len(groups) if len(groups) < LEARNING else None,
     }  # fmt: skip
     report = MonitorReport(**values, summary=[])
     return report.model_copy(update={"summary": list(_summary(report, _releases(window) - _releases(earlier)))})
+
+
+def _groups(window: Requests, earlier: Requests, window_days: float) -> list[list[StoredRequest]]:
+    """The windows before this one, the last first."""
+    groups: dict[int, list[StoredRequest]] = {}
+    if window:
+        begin = time_of(window[0].time)
+        for request in earlier:
+            ago = (begin - time_of(request.time)).total_seconds() / 86_400 / window_days
+            groups.setdefault(math.ceil(ago), []).append(request)
+    return [groups[ago] for ago in sorted(groups)]
+
+
+def _usual(
+    groups: Sequence[Requests], compare: Callable[[Requests, Requests], Iterator[ComparedValues]]
+) -> dict[str, list[float]]:
+    """By how much each window differs from the data set, or from the others, by detector."""
+    values: dict[str, list[float]] = {}
+    for group in groups:
+        rest = [request for other in groups if other is not group for request in other]
+        for one in compare(group, rest):
+            if min(len(side) for side in one.values) >= min(FEW_LEARNT, LEAST.get(one.name, (FEW, ""))[0]):
+                values.setdefault(one.name, []).append(TESTS[one.kind](*one.values, level=1.0).excess)
+    return values
+
+
+def _beyond(tested: Detection, usual: Sequence[float], windows: int) -> Detection:
+    """An alarm, or none where windows usually differ as much. `usual`: excesses of the windows before."""
+    from scipy.stats import t
+
+    known, learning = len(usual), windows < LEARNING
+    if not learning and max(usual, default=math.inf) <= USUAL:
+        return tested
+    mean = max(float(np.mean(usual)), 0.0) if known else 0.0
+    squares = PRIOR * (9.0 if learning else 1.0) + float(((np.array(usual) - mean) ** 2).sum())
+    degrees = PRIOR + max(known - 1, 0)
+    reach = float(t.isf(tested.level, degrees)) * math.sqrt(squares / degrees * (1 + 1 / max(known, 1)))
+    if tested.excess > mean + reach:
+        return tested
+    why = (
+        f"learning what windows usually do, {windows} of {LEARNING}" if learning else "no more than windows usually do"
+    )
+    sentence = f"{tested.sentence}: {why}"
+    return tested.model_copy(
+        update={"alarm": False, "sentence": sentence, "next_step": "", "words": [], "requests": []}
+    )
 
 
 def _pools(window: Requests, earlier: Requests, window_days: float) -> Iterator[tuple[int, Requests, Requests]]:
@@ -206,17 +267,19 @@ def _pools(window: Requests, earlier: Requests, window_days: float) -> Iterator[
 
 def _comparisons(
     reference: TrainingRows,
-    recent: Requests,
-    past: Requests,
     feedback_of: FeedbackOf,
     helpers: Helpers,
-    skipped: dict[str, str],
     window_days: float,
+    recent: Requests,
+    past: Requests,
+    skipped: dict[str, str],
+    pooled: bool,
 ) -> Iterator[ComparedValues]:
+    """What detectors compare. `pooled`: several windows as one, whose inputs are compared with earlier production."""
     now, before = _one_a_user(recent), _one_a_user(past)
     helpers.complete([*now, *before])
     texts_now, texts_before = _one_a_text(now), _one_a_text(before)
-    yield from _of_inputs(reference, texts_now, texts_before, helpers, skipped)
+    yield from _of_inputs(reference, texts_now, texts_before, helpers, skipped, pooled)
     yield from _of_production(now, before, feedback_of)
     yield from _of_errors(recent, past, feedback_of)
     yield from _of_answers(texts_now, texts_before)
@@ -287,24 +350,29 @@ def answer_of(request: StoredRequest) -> str:
 
 
 def _of_inputs(
-    reference: TrainingRows, now: Requests, before: Requests, helpers: Helpers, skipped: dict[str, str]
+    reference: TrainingRows, now: Requests, before: Requests, helpers: Helpers, skipped: dict[str, str], pooled: bool
 ) -> Iterator[ComparedValues]:
-    """What users ask, against the data set; labels against earlier production, else against the data set's."""
+    """What users ask, against the data set, or of a pool against earlier production; labels against earlier production,
+    else against the data set's."""
     rows = _some([row for row in reference if row[0]], lambda row: str(row[0]))
     texts = [text for text, _ in rows]
     requests = [request for request in now if question_of(request)]
     ids, questions = [request.id for request in requests], [question_of(request) for request in requests]
-    both = (texts, questions)
+    against: Reference = "earlier" if pooled else "reference"
     memory, rest = texts[::2], texts[1::2]  # a data set's own words are all known
+    if pooled:
+        texts = rest = [question for request in before if (question := question_of(request))]
+    both = (texts, questions)
     if helpers.embed is None:
         skipped["inputs"] = skipped["novelty"] = "no embedder is installed"
     elif min(len(texts), len(questions)) >= FEW:
         vectors = np.asarray(helpers.embed([*texts, *questions]))
         old, new = vectors[: len(texts)], vectors[len(texts) :]
-        unit = "chance to tell a request of now from a row of the data set"
-        yield ComparedValues("inputs", "reference", "vectors", (old, new), ids, both, unit)
+        unit = f"chance to tell a request of now from {'one before' if pooled else 'a row of the data set'}"
+        yield ComparedValues("inputs", against, "vectors", (old, new), ids, both, unit)
         unit, first = "share of requests of now among the nearest of one of them", _first_copies(new)
-        yield ComparedValues("novelty", "reference", "places", (old, new[first]), [ids[i] for i in first], both, unit)
+        old = old[_first_copies(old)] if pooled else old
+        yield ComparedValues("novelty", against, "places", (old, new[first]), [ids[i] for i in first], both, unit)
     words = {word for text in memory for word in WORD.findall(text.lower())}
 
     def unknown(text: str) -> float:
@@ -312,15 +380,15 @@ def _of_inputs(
         return sum(word not in words for word in tokens) / len(tokens) if tokens else 0.0
 
     shares = [np.array([unknown(text) for text in some]) for some in (rest, questions)]
-    yield ComparedValues("vocabulary", "reference", "worse", shares, ids, (rest, questions))
+    yield ComparedValues("vocabulary", against, "worse", shares, ids, (rest, questions))
     lengths = [np.array([len(text) for text in some], dtype=np.float64) for some in both]
-    yield ComparedValues("length", "reference", "numbers", lengths, ids, both)
+    yield ComparedValues("length", against, "numbers", lengths, ids, both)
     if helpers.language is None:
         skipped["language"] = "no detector of languages is installed"
     else:
         spoken = [[helpers.language(text) for text in some] for some in both]
         unit = "share of requests in another language"
-        yield ComparedValues("language", "reference", "categories", spoken, ids, both, unit)
+        yield ComparedValues("language", against, "categories", spoken, ids, both, unit)
     yield from _of_labels([(text, label) for text, label in rows if label], now, before, helpers.embed)
 
 
@@ -438,6 +506,7 @@ def _detect(one: ComparedValues, level: float, helpers: Helpers, seed: int) -> D
         change += f" over {one.windows} windows"
     values: dict[str, Any] = {
         "name": one.name, "compared_with": one.against, "p": difference.p, "level": level, "size": difference.size,
+        "excess": difference.excess,
         "unit": "rise of the mean" if one.kind == "worse" else one.unit, "alarm": alarm,
         "rows": [len(values) for values in one.values], "windows": one.windows,
         "sentence": f"{change} ({_sized(one, difference)}, p {difference.p:.2g}, alarm below {level:.2g})",
@@ -525,6 +594,8 @@ def _summary(report: MonitorReport, new_releases: set[str]) -> Iterator[str]:
         if one.alarm:
             words = f"\n  Words: {', '.join(one.words)}." if one.words else ""
             yield f"{one.sentence}.{words}\n  Requests: {', '.join(one.requests)}.\n  Next: {one.next_step}."
+    if report.learning is not None and report.detections:
+        yield f"Learning what windows usually do: {report.learning} of {LEARNING}; until then only large changes show."
     yield from map(round_in_words, report.canaries)
     if report.canary_rounds and not report.canaries:
         yield f"Canary prompts: sent {counted(report.canary_rounds, 'time')}, all answered as before."

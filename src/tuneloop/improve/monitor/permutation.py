@@ -27,12 +27,14 @@ class GroupDifference:
     """How two groups of rows differ."""
 
     p: float  # p-value
+    excess: float  # of the statistic over that of chance divisions, in their standard deviations
     size: float  # of the difference
     foreign: Array  # for each row of the second group how much it differs from the first
 
 
-def permutation_p(statistic: Statistic, before: int, now: int, *, level: float, seed: int) -> float:
-    """The p-value of the real division, in which the last rows are the second group.
+def permutation_p(statistic: Statistic, before: int, now: int, *, level: float, seed: int) -> tuple[float, float]:
+    """The p-value of the real division, in which the last rows are the second group, and its excess over the first
+    divisions that are drawn; see `GroupDifference`.
 
     Divisions are drawn until 4 have a larger statistic, or until a p-value below `level` is certain to a half of
     itself. Source: Besag & Clifford 1991, "Sequential Monte Carlo p-values".
@@ -46,14 +48,18 @@ def permutation_p(statistic: Statistic, before: int, now: int, *, level: float, 
     value = float(statistic(real)[0])
     rng = np.random.default_rng(seed)
     most = max(BATCH, math.ceil(ENOUGH / level))
-    divisions = larger = 0
+    divisions, larger, excess = 0, 0, 0.0
     while divisions < most and larger < ENOUGH:
         second = np.argpartition(rng.random((BATCH, n), dtype=np.float32), now, axis=1)[:, :now]
         member = np.zeros((BATCH, n), dtype=np.float32)
         np.put_along_axis(member, second, 1.0, axis=1)
-        larger += int((statistic(member) >= value * (1 - 1e-6)).sum())
+        values = statistic(member)
+        if not divisions:
+            deviation = float(values.std())
+            excess = (value - float(values.mean())) / deviation if deviation else 0.0
+        larger += int((values >= value * (1 - 1e-6)).sum())
         divisions += BATCH
-    return (larger + 1) / (divisions + 1)
+    return (larger + 1) / (divisions + 1), excess
 
 
 def vectors_differ(before: Array, now: Array, *, level: float, seed: int = 0) -> GroupDifference:
@@ -75,10 +81,10 @@ def vectors_differ(before: Array, now: Array, *, level: float, seed: int = 0) ->
         sums = member @ white
         return np.asarray(((sums * (1 / m + 1 / n)) ** 2).sum(axis=1))  # all sums to 0
 
-    p = permutation_p(statistic, n, m, level=level, seed=seed)
+    p, excess = permutation_p(statistic, n, m, level=level, seed=seed)
     direction = white[n:].mean(axis=0) - white[:n].mean(axis=0)
     scores = white @ direction
-    return GroupDifference(p, auroc(scores[n:], scores[:n]), np.asarray(scores[n:], dtype=np.float64))
+    return GroupDifference(p, excess, auroc(scores[n:], scores[:n]), np.asarray(scores[n:], dtype=np.float64))
 
 
 def places_differ(before: Array, now: Array, *, level: float, seed: int = 0) -> GroupDifference:
@@ -104,14 +110,16 @@ def places_differ(before: Array, now: Array, *, level: float, seed: int = 0) -> 
     ones, ends = np.ones(n * near, dtype=np.float32), np.arange(0, n * near + 1, near)
     neighbours = csr_array((ones, columns.ravel(), ends), shape=(n, n))
 
-    def excess(member: Any) -> Array:
+    def surplus(member: Any) -> Array:
         counts = (neighbours @ member.T).T
         return np.asarray(np.maximum(counts - near * len(now) / n, 0) * member)
 
     real = np.concatenate([np.zeros(len(before)), np.ones(len(now))]).astype(np.float32)[None]
-    p = permutation_p(lambda member: (excess(member) ** 2).sum(axis=1), len(before), len(now), level=level, seed=seed)
+    p, excess = permutation_p(
+        lambda member: (surplus(member) ** 2).sum(axis=1), len(before), len(now), level=level, seed=seed
+    )
     shares = (neighbours @ real[0])[len(before) :] / near
-    return GroupDifference(p, float(shares.max()), np.asarray(shares, dtype=np.float64))
+    return GroupDifference(p, excess, float(shares.max()), np.asarray(shares, dtype=np.float64))
 
 
 def numbers_differ(before: Array, now: Array, *, level: float, seed: int = 0) -> GroupDifference:
@@ -131,8 +139,10 @@ def numbers_differ(before: Array, now: Array, *, level: float, seed: int = 0) ->
         return np.asarray(np.abs((places - inside) / n - inside / m).max(axis=1))
 
     real = np.concatenate([np.zeros(n), np.ones(m)])[None]
-    p = permutation_p(statistic, n, m, level=level, seed=seed)
-    return GroupDifference(p, float(statistic(real)[0]), np.abs(np.asarray(now, dtype=np.float64) - np.median(before)))
+    p, excess = permutation_p(statistic, n, m, level=level, seed=seed)
+    return GroupDifference(
+        p, excess, float(statistic(real)[0]), np.abs(np.asarray(now, dtype=np.float64) - np.median(before))
+    )
 
 
 def categories_differ(before: Sequence[str], now: Sequence[str], *, level: float, seed: int = 0) -> GroupDifference:
@@ -150,9 +160,9 @@ def categories_differ(before: Sequence[str], now: Sequence[str], *, level: float
     def statistic(member: Any) -> Array:
         return np.asarray((((member @ table) - expected) ** 2 / totals).sum(axis=1))
 
-    p = permutation_p(statistic, n, m, level=level, seed=seed)
+    p, excess = permutation_p(statistic, n, m, level=level, seed=seed)
     shift = table[n:].mean(axis=0) - table[:n].mean(axis=0)
-    return GroupDifference(p, float(np.abs(shift).sum() / 2), shift[codes[n:]].astype(np.float64))
+    return GroupDifference(p, excess, float(np.abs(shift).sum() / 2), shift[codes[n:]].astype(np.float64))
 
 
 def mean_rises(before: Array, now: Array, *, level: float, seed: int = 0) -> GroupDifference:
@@ -162,5 +172,5 @@ def mean_rises(before: Array, now: Array, *, level: float, seed: int = 0) -> Gro
     def statistic(member: Any) -> Array:
         return np.asarray(member @ pooled / len(now) + 2)  # above 0, for values in [-1, 1]
 
-    p = permutation_p(statistic, len(before), len(now), level=level, seed=seed)
-    return GroupDifference(p, float(np.mean(now) - np.mean(before)), np.asarray(now, dtype=np.float64))
+    p, excess = permutation_p(statistic, len(before), len(now), level=level, seed=seed)
+    return GroupDifference(p, excess, float(np.mean(now) - np.mean(before)), np.asarray(now, dtype=np.float64))

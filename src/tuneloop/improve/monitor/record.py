@@ -18,6 +18,7 @@ class Detection(Part):
         name: of the detector: `inputs`, `length`, `language`, ...
         compared_with: `reference` (the data set) or `earlier` (production before the window).
         p: chance of a difference of this size without any change, by permutation; `level` below which it is an alarm.
+        excess: of the difference over those of chance, in their standard deviations.
         size: of the difference; `unit` says of what.
         alarm: whether it is one.
         rows: values that were compared, of before and of now.
@@ -30,6 +31,7 @@ class Detection(Part):
     compared_with: Literal["reference", "earlier"]
     p: float
     level: float
+    excess: Number = 0.0
     size: Number
     unit: str
     alarm: bool
@@ -124,6 +126,7 @@ class MonitorReport(Record):
         false_alarms_per_year: windows with an alarm without any change that are accepted in a year.
         detections: of each detector that had enough rows.
         skipped: detectors that had not, and why.
+        learning: windows before this one, where they are too few to say what windows usually do; None: they are enough.
         quality: estimated; None: people judged too few answers of the window.
         canaries: the rounds of canary prompts in the window that differ from before, and `canary_rounds` how many there
             were.
@@ -144,6 +147,7 @@ class MonitorReport(Record):
     false_alarms_per_year: float
     detections: list[Detection]
     skipped: dict[str, str]
+    learning: int | None = None
     quality: QualityEstimate | None = None
     canaries: list[CanaryRound] = []
     canary_rounds: int = 0

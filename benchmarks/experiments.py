@@ -4,10 +4,12 @@
         --days 80 --replications 300 --seed 7741 [--json]         one world; `simulate --help` lists what may be true
     python benchmarks/experiments.py table [--replications 2000]   effects, by ours and by other rules
     python benchmarks/experiments.py worlds [--replications 2000]  no effect, or a loss, in many worlds
+    python benchmarks/experiments.py people [--replications 400]   worlds that people have: votes that lean, more engaged
+                                                                   users, weekends, slices; what must hold in each
     python benchmarks/experiments.py grid [--replications 2000]    no effect, for base rates, shares, traffic and looks
     python benchmarks/experiments.py plan [--replications 300]     `ab plan` compared with simulations of 40 cases
 
-`--first` and `--last` select lines of the last three.
+`--first` and `--last` select lines of the last four.
 
 `simulated_experiments.py` lets users come, rate and mature; at each look the evidence of each experiment is
 made by `evidence_at`, and `outcome_of` decides and moves the ramp. Other rules see users of the same kind, drawn into equal
@@ -38,6 +40,7 @@ import numpy as np
 from simulated_experiments import SimulatedEnd, Stages, Verdicts, World, draw_users, simulate, verdicts_of
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.stats.tests import wilson_interval
 from tuneloop.improve.experiment.decision import outcome_of
 from tuneloop.improve.experiment.record import ExperimentDesign
 from tuneloop.improve.experiment.tally import Findings, Stage, UserTally, evidence_at
@@ -336,10 +339,10 @@ def print_table(options: argparse.Namespace) -> None:
     for effect in (0.0, 0.025, 0.05, 0.1, -0.05, -0.1, -0.2):
         here = replace(world, effect=effect)
         n, seed = options.replications, options.seed
-        for missing in ("one-way", "random"):
-            ours = design.model_copy(update={"missing": missing})
+        for missing, sample in (("any", 0.4), ("any", 0.2), ("one-way", 0.0), ("random", 0.0)):
+            ours = design.model_copy(update={"missing": missing, "sample": sample})
             ends = simulate(ours, here, experiments=n, seed=seed, rule=decided)
-            print_line(f"{effect:+.3g}", f"tuneloop, missing {missing}", ends)
+            print_line(f"{effect:+.3g}", f"tuneloop, missing {missing}, sample {sample:g}", ends)
         halves = halves_of(design, here, n, seed)
         for name, rule in RULES.items():
             print_line(f"{effect:+.3g}", name, rule(design, halves))
@@ -396,6 +399,67 @@ def grid_worlds() -> Iterator[tuple[str, dict[str, object]]]:
     for base, ramp in product(bases, ramps):
         more = {"looks_per_day": 24, "days": 30}
         yield f"{100 * base:g} % liked, ramp {ramp}, hourly looks", {"base": base, "ramp": ramp, **more}
+
+
+Wanted = tuple[str, str, float]  # a share of `Summary`, "<=" or ">=", and its limit
+
+
+def worlds_of_people() -> Iterator[tuple[str, dict[str, object], Wanted]]:
+    """Worlds in which votes, users or weeks are not alike, as changes of the options of `simulate`, and what must hold.
+    200 users a day, 75 % of requests are rated, 120 days."""
+    least, most = ("promoted", ">=", 0.8), ("promoted", "<=", 0.05)
+    leaning = ((1.1, 0.9, 0.0), (1.2, 0.7, 0.0), (1.3, 0.6, -0.05))
+    for sample in (0.4, 0.0):
+        for likes, dislikes, effect in leaning:
+            rated = {"rated_candidate_likes": likes, "rated_candidate_dislikes": dislikes, "effect": effect}
+            yield (
+                f"likes rated {likes:g}, dislikes {dislikes:g} times, {effect:+g}, sample {sample:g}",
+                {**rated, "sample": sample},
+                most,
+            )
+    random = {"missing": "random", "sample": 0.0, "rated_candidate_dislikes": 0.85}
+    yield "dislikes rated .85 times, registered as random", random, ("promoted", "<=", 0.2)
+    for times in (0.8, 1.0, 1.3):
+        rated = {"rated_candidate_likes": times, "rated_candidate_dislikes": times, "effect": 0.05, "sample": 0.2}
+        yield f"+5 points, all rated {times:g} times, sample .2", rated, least
+    yield "+5 points, the default", {"effect": 0.05}, least
+    yield "+5 points, all rated, no sample", {"effect": 0.05, "rated": 1.0, "sample": 0.0}, least
+    yield "6 requests a user instead of 3, +5 points", {"requests": 3.0, "engagement": 2.0, "effect": 0.05}, least
+    yield "4.5 instead of 3, no difference", {"requests": 3.0, "engagement": 1.5}, ("rolled_back", "<=", 0.05)
+    yield "4.5 instead of 3, +10 points", {"requests": 3.0, "engagement": 1.5, "effect": 0.1}, ("promoted", ">=", 0.9)
+    sliced = {"slice_share": 0.1, "slice_effect": -0.2, "effect": 0.05}
+    yield "a slice of 10 % loses 20 points, mean +5", sliced, ("promoted", "<=", 0.2)
+    for first_day in (0, 3):
+        weekends = {"weekly": 0.08, "users_per_day": 2000.0, "first_day": first_day}
+        yield f"good on weekdays, bad at weekends, from day {first_day} of the week", weekends, most
+    yield "-10 points", {"effect": -0.1}, ("rolled_back", ">=", 0.8)
+    yield "-20 points", {"effect": -0.2}, ("rolled_back", ">=", 0.8)
+
+
+def print_people(options: argparse.Namespace) -> None:
+    """What becomes of experiments in those worlds, with Wilson intervals, and of other rules on users of the same kind."""
+    head = ["world", "must", "promoted", "rolled back", "median day", "met the candidate", "mSPRT", "O'Brien-Fleming"]
+    print(f"{options.replications:,} experiments a line; of other rules the share that they promote\n")
+    print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}", flush=True)
+    usual = {"users_per_day": 200.0, "days": 120.0, "sample": 0.4}
+    for name, changes, (share, sign, limit) in islice(worlds_of_people(), options.first, options.last):
+        world = argparse.Namespace(**{**vars(options), **usual, **changes})
+        summary, _ = simulated(world)
+        value, n = getattr(summary, share), options.replications
+        holds = value <= limit if sign == "<=" else value >= limit
+        cells = [name, f"{share.replace('_', ' ')} {sign} {limit:.0%}: {'yes' if holds else 'NO'}"]
+        for of_all in (summary.promoted, summary.rolled_back):
+            low, high = wilson_interval(of_all * n, n)
+            cells.append(f"{of_all:.1%} [{low:.1%}, {high:.1%}]")
+        cells += [
+            f"{summary.median_day:.0f}",
+            f"{summary.candidate_users:,.0f} ({summary.candidate_users_9_of_10:,.0f})",
+        ]
+        halves = halves_of(registered(world), world_of(world), n, options.seed)
+        for rule in ("mSPRT", "O'Brien-Fleming"):
+            ends = RULES[rule](registered(world), halves)
+            cells.append(f"{sum(end.outcome == 'promote' for end in ends) / n:.1%}")
+        print(f"| {' | '.join(cells)} |", flush=True)
 
 
 def print_worlds(options: argparse.Namespace) -> None:
@@ -462,7 +526,7 @@ def print_plan(options: argparse.Namespace) -> None:
         values = {
             "base": plan.base, "effect": plan.effect, "registered_effect": plan.effect, "rated": plan.rated,
             "requests": plan.requests_per_user, "users_per_day": plan.requests_per_day / plan.requests_per_user,
-            "correlation": plan.correlation, "population": plan.users, "hold_days": plan.hold_days,
+            "sample": plan.sample, "correlation": plan.correlation, "population": plan.users, "hold_days": plan.hold_days,
             "maturation_hours": plan.maturation_hours, "days": float(2 * (plan.days_50 or plan.days_simulated)),
         }  # fmt: skip
         world = argparse.Namespace(**{**vars(world), **values})
@@ -514,6 +578,9 @@ def options_of(default_days: float) -> dict[str, tuple[float, Callable[[str], fl
         "rated": (world.rated, SHARE, "chance that a request gets a value"),
         "requests": (1.0, number(1, 200), "of a user within the window, on average"),
         "correlation": (0.0, PART, "of the qualities of one user's answers"),
+        "engagement": (1.0, number(0.1, 20), "times as many requests the candidate's users send"),
+        "slice-share": (0.0, PART, "share of users who are a slice"),
+        "slice-effect": (0.0, number(-1, 1), "the effect on them; the mean stays the effect"),
         "raters": (1.0, number(0, 1, open_ends="low"), "share of users who ever rate, so much more often"),
         "history": (0.0, number(0, 1000), "requests of a user before the experiment, on average"),
         "earlier-days": (30.0, number(0, 366), "of which an experiment uses them; 0: it does not"),
@@ -534,7 +601,7 @@ def options_of(default_days: float) -> dict[str, tuple[float, Callable[[str], fl
         "harmed": (0.0, PART, "share of users to whom the candidate is terrible"),
         "returns": (0.0, SHARE, "chance that a user comes again after the window"),
         "later-effect": (0.0, number(-1, 1), "the effect then"),
-        "sample": (0.0, SHARE, "share of users whose answers are checked"),
+        "sample": (0.4, SHARE, "share of users whose answers are checked"),
         "days": (default_days, DAYS, "after which an experiment ends"),
         "alpha": (0.05, number(1e-6, 0.5), "chance of a wrong decision"),
         "registered-effect": (0.05, INSIDE, "smallest gain worth a promotion"),
@@ -553,7 +620,7 @@ def parser() -> argparse.ArgumentParser:
     commands = whole.add_subparsers(required=True)
     for name, run, days in (
         ("simulate", print_world, 80.0), ("table", print_table, 120.0), ("worlds", print_worlds, 80.0),
-        ("grid", print_grid, 80.0), ("plan", print_plan, 80.0),
+        ("people", print_people, 120.0), ("grid", print_grid, 80.0), ("plan", print_plan, 80.0),
     ):  # fmt: skip
         one = commands.add_parser(name)
         one.set_defaults(run=run)
@@ -567,7 +634,7 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument(
             "--ramp", default="10,25,50", help="percent of new users that meet the candidate, step by step"
         )
-        one.add_argument("--missing", default="one-way", choices=["random", "one-way", "any"])
+        one.add_argument("--missing", default="any", choices=["random", "one-way", "any"])
         one.add_argument("--replications", type=number(1, 10**6, whole=True), default=300)
         one.add_argument("--seed", type=number(0, 2**63, whole=True), default=0)
         one.add_argument("--first", type=count, default=0, help="of worlds, grid and plan: the first line, from 0 on")

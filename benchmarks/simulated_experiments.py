@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from tuneloop.core.lazy import Array
 from tuneloop.core.stats.betting import Book
-from tuneloop.improve.experiment.decision import ENDINGS, Proven, endings, holds, next_share
+from tuneloop.improve.experiment.decision import ENDINGS, Proven, endings, next_share, waits
 from tuneloop.improve.experiment.record import ExperimentDesign
-from tuneloop.improve.experiment.statistics import UNHAPPY_VALUES
 from tuneloop.improve.experiment.tally import (
     LATER_WINDOWS,
+    UNHAPPY_VALUES,
     WEEK,
     Findings,
     Matured,
@@ -30,8 +30,6 @@ from tuneloop.improve.experiment.tally import (
     empty_tally,
     findings_of,
     kinds_of,
-    with_affected,
-    with_amounts,
     with_arrivals,
     with_matured,
     with_values,
@@ -51,6 +49,8 @@ class World(PlannedTraffic):
         delay_days: mean of the exponential time until a value comes; the window cuts it off.
         looks_per_day: how often is decided.
         lost: chance that a user of the candidate vanishes from the log.
+        engagement: how many times the champion's requests those of the candidate's users are.
+        slice_share, slice_effect: share of users who are a slice, with an effect of their own; `effect` stays the mean.
         harmed: share of users to whom the candidate is terrible, so that they like nothing; `effect` stays the mean.
             `harmed_slice`: they are a slice.
         returns: chance that a user comes again when the window is over; the effect is `later_effect` then.
@@ -61,6 +61,9 @@ class World(PlannedTraffic):
             other two. `first_day` of the week, 0 to 6, on which the experiment begins.
     """
 
+    engagement: float = 1.0
+    slice_share: float = 0.0
+    slice_effect: float = 0.0
     raters: float = 1.0
     history: float = 0.0
     delay_days: float = 0.0
@@ -105,17 +108,17 @@ Rule = Callable[[ExperimentDesign, UserTally, Findings, Stages], Verdicts]
 def verdicts_of(design: ExperimentDesign, tally: UserTally, findings: Findings, stages: Stages) -> Verdicts:
     """What the stop rule says of many experiments at once, and their shares from then on."""
     days = np.full(len(stages.share), stages.days)
-    strengths = {name: getattr(findings, name) for name in ("ratio", "worse", "promotion", "no_gain", "whole_weeks")}
+    names = ("ratio", "unlikely", "suspected", "worse", "promotion", "no_gain", "whole_weeks", "estimate")
     proven = Proven(
         days=days, live_days=days, tripped=(findings.guardrails >= 1).any(axis=-1), held=findings.held.any(axis=-1),
-        difference=tally.books["measure"].difference, **strengths,
+        **{name: getattr(findings, name) for name in names},
     )  # fmt: skip
-    missing, units = holds(design, proven)["assignment"], tally.rated.sum(axis=1).min(axis=-1)
+    waiting, units = waits(proven), tally.rated.sum(axis=1).min(axis=-1)
     verdicts: Verdicts = []
     for at, place in enumerate(endings(design, proven)):
         outcome, reason = ENDINGS[place]
         share = float(stages.share[at])
-        if outcome == "continue" and not missing[at]:
+        if outcome == "continue" and not waiting[at]:
             share = next_share(design, share, float(stages.step_days[at]), float(units[at]))
         verdicts.append((outcome, reason, share if outcome == "continue" else 1.0 if outcome == "promote" else 0.0))
     return verdicts
@@ -141,28 +144,30 @@ def simulate(
 
 @dataclass(frozen=True)
 class NewUsers:
-    """Users who came between two looks, with all that will be known of them."""
+    """Users who came between two looks, with all that will be known of them: `guarded` by guardrails."""
 
     matured: Matured
-    invalid: NDArray[np.bool_]
-    unhappy: NDArray[np.bool_]
-    log_latency: Array
-    later: Array
+    guarded: Mapping[str, Array]
+    votes: NDArray[np.int64]
 
 
 def _chunk(
     design: ExperimentDesign, world: World, experiments: int, rng: np.random.Generator, rule: Rule
 ) -> list[SimulatedEnd]:
     steps = np.array([step for step in design.ramp if step < 1])
-    tally = empty_tally(design, steps, experiments, slices=2 if world.harmed_slice else 0)
+    tally = empty_tally(design, steps, experiments, slices=2 if world.harmed_slice or world.slice_share else 0)
     ends: list[SimulatedEnd | None] = [None] * experiments
     rows = np.arange(experiments)  # experiments that continue
     share, since = np.full(experiments, steps[0]), np.zeros(experiments)
     left = np.full(experiments, float(world.population or math.inf))
     again = np.zeros((experiments, len(steps)))  # the champion's users whose windows are over, by the step they met
     window = math.ceil(design.maturation_hours / 24 * world.looks_per_day)
-    seen = math.ceil(world.looks_per_day) if not world.delay_days else window  # when dislikes are known
     last = window * LATER_WINDOWS if world.returns else window
+    known = {
+        "dislikes": math.ceil(world.looks_per_day),
+        "unhappy": window,
+        "later": last if world.returns else last + 1,
+    }  # else at once
     waiting: deque[NewUsers] = deque(maxlen=last + 1)
     for look in range(1, math.ceil(design.most_days * world.looks_per_day) + 1):
         now = look / world.looks_per_day
@@ -170,16 +175,15 @@ def _chunk(
         left, again, came = left - came, again - back, came + back.sum(axis=1)
         users = draw_users(world, design, share, came, rng, (look - 1) / world.looks_per_day)
         waiting.append(users)
-        tally = _with_new(tally, users)
-        if len(waiting) > seen:
-            late = waiting[-1 - seen].matured
-            tally = with_affected(tally, "dislikes", late, late.dislikes > 0)
+        tally = with_arrivals(tally, users.matured)
+        for name in users.guarded:
+            if name in tally.amounts and len(waiting) > known.get(name, 0):
+                seen = waiting[-1 - known.get(name, 0)]
+                tally = with_values(tally, design, name, seen.matured, seen.guarded[name], seen.votes)
         if len(waiting) > window:
-            ripe = waiting[-1 - window]
-            tally = with_affected(with_matured(tally, design, ripe.matured), "unhappy", ripe.matured, ripe.unhappy)
-            again += counts_of(tally, ripe.matured, ~ripe.matured.candidate)[..., 1]
-        if world.returns and len(waiting) > last and "later" in tally.books:
-            tally = with_values(tally, "later", waiting[0].matured, waiting[0].later, design.effect)
+            ripe = waiting[-1 - window].matured
+            tally = with_matured(tally, design, ripe)
+            again += counts_of(tally, ripe, ~ripe.candidate)[..., 1]
         verdicts = rule(design, tally, findings_of(design, tally), Stages(now, now - since, share))
         met = tally.users.sum(axis=1)
         for at, (outcome, reason, _) in enumerate(verdicts):
@@ -225,11 +229,17 @@ def draw_users(
     candidate = rng.random(shape) < share[:, None]
     if world.lost:
         there &= ~candidate | (rng.random(shape) >= world.lost)
-    requests = 1 + rng.poisson(world.requests - 1, shape) if world.requests > 1 else np.ones(shape, dtype=np.int64)
+    mean = np.where(candidate, world.requests * world.engagement, world.requests)
+    requests = 1 + rng.poisson(mean - 1)
     harmed = rng.random(shape) < world.harmed if world.harmed else np.zeros(shape, dtype=bool)
+    inside = rng.random(shape) < world.slice_share if world.slice_share else harmed
+    slices = np.stack([inside, ~inside], axis=-1)
     effect = (world.effect + world.harmed * world.base) / (1 - world.harmed)  # on all others
     weekday = _weekdays(world, shape, now, rng)
     effects = effect + np.where(weekday < 5, world.weekly, -2.5 * world.weekly)
+    if world.slice_share:
+        others = (effect - world.slice_share * world.slice_effect) / (1 - world.slice_share)
+        effects += np.where(inside, world.slice_effect, others) - effect
     habit = (rng.random(shape) < world.raters) / world.raters if world.raters < 1 else np.ones(shape)
     kinds = None
     if world.history:
@@ -260,16 +270,21 @@ def draw_users(
         np.where(there, likes / requests, np.nan),
         np.where(there, dislikes / requests, np.nan),
         checked,
-        np.stack([harmed, ~harmed], axis=-1) if world.harmed_slice else None,
-        kinds,
-        weekday,
+        slices=slices if world.harmed_slice or world.slice_share else None,
+        kinds=kinds,
+        weekday=weekday,
     )
-    invalid = rng.binomial(requests, world.invalid * np.where(candidate, world.invalid_factor, 1.0)) > 0
-    latency = np.full(shape, np.nan)
+    invalid = rng.binomial(requests, world.invalid * np.where(candidate, world.invalid_factor, 1.0)) / requests
+    guarded = {"invalid": np.where(there, invalid, np.nan), "later": _later(world, there, candidate, rng)}
     if world.latency_factor:
-        latency = np.where(there, rng.normal(0.0, 0.6, shape) + np.log(world.latency_factor) * candidate, np.nan)
-    later = _later(world, there, candidate, rng)
-    return NewUsers(matured, invalid, (likes == 0) & (dislikes >= UNHAPPY_VALUES), latency, later)
+        latency = rng.normal(0.0, 0.6, shape) + np.log(world.latency_factor) * candidate
+        guarded["latency"] = np.where(there, latency, np.nan)
+    soon = 1 - math.exp(-1 / world.delay_days) if world.delay_days else 1.0
+    early = [rng.binomial(votes, soon / in_time) if world.delay_days else votes for votes in (likes, dislikes)]
+    valued_early = early[0] + early[1]
+    guarded["dislikes"] = np.where(there & (valued_early > 0), early[0] / np.maximum(valued_early, 1), np.nan)
+    guarded["unhappy"] = np.where(there & (valued >= UNHAPPY_VALUES), likes > 0, np.nan)
+    return NewUsers(matured, guarded, valued)
 
 
 def _weekdays(world: World, shape: tuple[int, int], now: float, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -302,16 +317,11 @@ def _history(world: World, quality: Array, rated: Array, rng: np.random.Generato
     return kinds_of(requests.astype(np.float64), likes.astype(np.float64), dislikes.astype(np.float64))
 
 
-def _with_new(tally: UserTally, users: NewUsers) -> UserTally:
-    """The sums with what is known of users at once."""
-    tally = with_affected(with_arrivals(tally, users.matured), "invalid", users.matured, users.invalid)
-    return with_amounts(tally, "latency", users.matured, users.log_latency) if "latency" in tally.amounts else tally
-
-
 def _some(users: NewUsers, rows: NDArray[np.bool_]) -> NewUsers:
     some = {name: array[rows] for name, array in vars(users.matured).items() if array is not None}
-    matured = replace(users.matured, **some)
-    return replace(users, matured=matured, **{n: a[rows] for n, a in vars(users).items() if n != "matured"})
+    return NewUsers(
+        replace(users.matured, **some), {name: array[rows] for name, array in users.guarded.items()}, users.votes[rows]
+    )
 
 
 def share_of(ends: Sequence[SimulatedEnd], outcome: str, reason: str = "") -> float:
@@ -333,7 +343,10 @@ def rows_of(tally: UserTally, rows: Array) -> UserTally:
         rated=tally.rated[rows],
         sums=tally.sums[rows],
         weekdays=tally.weekdays[rows],
-        affected={name: counts[rows] for name, counts in tally.affected.items()},
+        rates={
+            name: replace(book, **{n: a[rows] for n, a in vars(book).items()}) for name, book in tally.rates.items()
+        },
+        checks=tally.checks[rows],
         amounts={name: sums[rows] for name, sums in tally.amounts.items()},
         books={name: some(book) for name, book in tally.books.items()},
     )

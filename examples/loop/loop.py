@@ -236,7 +236,7 @@ def try_planted(shop: Shop, tickets: Path) -> None:
         f"planted     version {version} was trained on labels that were mixed up; no one asked a gate, nor began in shadow mode"
     )
     shop.tuneloop("ab", "start", "planted", "--model", MODEL, "--candidate", f"models:/{MODEL}/{version}", "--ramp", "25,50", "--effect", "0.1",
-                  "--base", "0.7", "--hold-days", "2", "--maturation-hours", "12", "--no-shadow")  # fmt: skip
+                  "--base", "0.7", "--hold-days", "2", "--maturation-hours", "12", "--no-shadow", "--missing", "one-way")  # fmt: skip
     shop.serve()
 
     def decide() -> bool:
@@ -257,7 +257,8 @@ def improve(shop: Shop, tickets: Path) -> str:
         "triggers": {"every_days": 91, "corrections": 30, "alarms": 1}, "usd_per_hour": 0.05,
         "budget": {"usd": 1.0}, "value": {"usd_per_answer": 0.02},
         "steps": {"experiment": ["ab", "start", "{experiment}", "--store", "{store}", "--model", "{model}", "--ramp", "25,50", "--effect", "0.1",
-                                 "--base", "0.6", "--hold-days", "2", "--maturation-hours", "12", "--shadow-copies", "30"]},
+                                 "--base", "0.6", "--hold-days", "2", "--maturation-hours", "12", "--shadow-copies", "30",
+                                 "--missing", "one-way"]},
     }  # fmt: skip
     (shop.folder / "project.yaml").write_text(json.dumps(project, indent=2))
     suite = {"version": 1, "name": "queue", "metrics": [{"metric": "accuracy", "margin": 0.25}]}

@@ -20,9 +20,9 @@ def at(days: float) -> str:
 
 
 def design(**changes: object) -> ExperimentDesign:
-    """A registration without shadow mode."""
+    """A registration without shadow mode, which trusts votes."""
     given = {"name": "new", "model": "m", "candidate": "m@candidate", "champion": "m@champion", "shadow": False,
-             "salt": "s", "hold_days": 1.0, "maturation_hours": 24.0}  # fmt: skip
+             "salt": "s", "hold_days": 1.0, "maturation_hours": 24.0, "missing": "one-way"}  # fmt: skip
     return ExperimentDesign.model_validate({**given, **changes})
 
 

@@ -12,11 +12,10 @@ from tuneloop.cli.parameters import STORE, argument, given, screen
 from tuneloop.core.flag import flag
 from tuneloop.core.terminal import plain_table
 from tuneloop.core.units import counted, verb
-from tuneloop.improve.experiment.record import ExperimentOptions, ExperimentPlanOptions
+from tuneloop.improve.experiment import MISSING, ExperimentOptions, ExperimentPlanOptions
 
 if TYPE_CHECKING:
-    from tuneloop.improve.experiment.record import ExperimentPlan
-    from tuneloop.improve.experiment.state import ExperimentState
+    from tuneloop.improve.experiment import ExperimentPlan, ExperimentState
 
 NAME = argument("[NAME]", "Name of the experiment; default: the one that runs.", "")
 EXIT = {"promote": 0, "roll back": 1, "futility": 1, "continue": 3}
@@ -24,7 +23,7 @@ EXIT = {"promote": 0, "roll back": 1, "futility": 1, "continue": 3}
 
 def plan(*, options: ExperimentPlanOptions) -> Result:
     """Say what an experiment with this traffic can show, before anything is spent."""
-    from tuneloop.improve.experiment.plan import plan_experiment
+    from tuneloop.improve.experiment import plan_experiment
 
     forecast = plan_experiment(given(options))
     return Result(forecast, partial(_print_plan, forecast))
@@ -47,12 +46,6 @@ def _print_plan(forecast: ExperimentPlan, console: Any) -> None:
         table.add_row(ramp.ramp, "-" if ramp.days_50 is None else f"{ramp.days_50:,}", f"{ramp.harmed:,}")
     bad = f"{200 * forecast.effect:.3g} points worse"
     console.print(f"\nUntil half of the candidates with that effect are promoted; bad: {bad}", table, sep="\n")
-    table = plain_table("denser measure", "a day", "units", "days", "what to do")
-    for way in forecast.denser:
-        units = "-" if way.units is None else f"{way.units:,}"
-        days = "-" if way.days is None else f"{way.days:,}"
-        table.add_row(way.name, f"{way.units_per_day:,.0f}", units, days, way.how)
-    console.print("\nUntil half of the candidates with that effect are promoted by another measure", table, sep="\n")
 
 
 def start(
@@ -62,8 +55,8 @@ def start(
 
     Where the server runs, this waits until it has loaded the candidate. If the server can't, the experiment is stopped.
     """
-    from tuneloop.improve.experiment.command import counts_users, not_served, registration_file, wait_for_candidate
-    from tuneloop.improve.experiment.command import start as begin
+    from tuneloop.improve.experiment import counts_users, not_served, registration_file, wait_for_candidate
+    from tuneloop.improve.experiment import start as begin
 
     state = begin(store, name, given(options))
     with screen("waiting for the server to load the candidate"):
@@ -76,6 +69,13 @@ def start(
         f"begins    {copies if not state.share else f'with {state.share:.0%} of new users'}",
         f"registered {file} ({state.registration[:19]}...)",
     ]
+    if design.sample:
+        checks = f"{design.sample:.0%} of users, to be checked by people or a judge: tuneloop ab sample {name}"
+        lines.append(f"sample    {checks}")
+    if design.sample or design.missing == "any":
+        lines.append("promotes  nothing by who votes; `tuneloop ab plan --sample SHARE` says how many days checks take")
+    else:
+        lines.append(f"assumes   {MISSING[design.missing]}")
     if note:
         lines.append(f"note      {note}: tuneloop ab stop {name}, and start another one with --model")
     if not counts_users(store):
@@ -95,9 +95,8 @@ def check(name: str = NAME, store: str = STORE) -> Result:
 
     Exit status 0: promote; 1: roll back or futility; 3: continue.
     """
-    from tuneloop.improve.experiment.command import check as decide
-    from tuneloop.improve.experiment.command import judge_copies
-    from tuneloop.improve.experiment.state import find, read_experiments
+    from tuneloop.improve.experiment import check as decide
+    from tuneloop.improve.experiment import find, judge_copies, read_experiments
 
     before = find(read_experiments(store), name, store)
     if before.in_shadow_mode:
@@ -110,7 +109,7 @@ def check(name: str = NAME, store: str = STORE) -> Result:
 
 def _note(store: str, state: ExperimentState) -> str:
     """What to know of an experiment whose candidate the server does not serve; empty: it does, or says nothing."""
-    from tuneloop.improve.experiment.state import left_out
+    from tuneloop.improve.experiment import left_out
 
     why = "" if state.ended else left_out(store, state.design.name)
     step = f"tuneloop ab stop {state.design.name} --store {store}"
@@ -119,7 +118,7 @@ def _note(store: str, state: ExperimentState) -> str:
 
 def show(name: str = argument("[NAME]", "Name of the experiment; default: all.", ""), store: str = STORE) -> Result:
     """Show experiments, and every decision on one of them."""
-    from tuneloop.improve.experiment.state import find, read_experiments
+    from tuneloop.improve.experiment import find, read_experiments
 
     experiments = read_experiments(store)
     states = [find(experiments, name, store)] if name else list(experiments.values())
@@ -143,7 +142,7 @@ def _lines(states: Sequence[ExperimentState], *, every: bool) -> Iterator[str]:
 
 def stop(name: str = NAME, store: str = STORE, why: str = flag("", "TEXT", "The reason, for the log.")) -> Result:
     """End an experiment by hand; the champion answers all users again."""
-    from tuneloop.improve.experiment.command import stop as end
+    from tuneloop.improve.experiment import stop as end
 
     state = end(store, name, why)
     line = f"stopped   {state.design.name}: the champion answers all users"
@@ -155,7 +154,7 @@ def replay(name: str = NAME, store: str = STORE) -> Result:
 
     Exit status 1: one differs, or the log was changed.
     """
-    from tuneloop.improve.experiment.command import replay as again
+    from tuneloop.improve.experiment import replay as again
     from tuneloop.serving.store import decision_log
 
     decisions, log = again(store, name), decision_log(store)
@@ -176,7 +175,7 @@ def judge(name: str = NAME, store: str = STORE, *, choice: JudgeChoice, connecti
     Equal answers tie. Where one of both failed, or people have said what is right, no judge is needed either. Without
     --judge only these are judged, as `tuneloop ab check` does, too.
     """
-    from tuneloop.improve.experiment.command import judge_copies
+    from tuneloop.improve.experiment import judge_copies
 
     model = choice.chosen(connection)
     with screen("judging"):
@@ -199,7 +198,7 @@ def sample(
 
     Say of each how good the answer is: `tuneloop collect add REQUEST --kind checked --value true`.
     """
-    from tuneloop.improve.experiment.command import sample_of
+    from tuneloop.improve.experiment import sample_of
 
     requests = [one for one in sample_of(store, name) if not (open_only and one.checked)]
     table = plain_table("request", "user", "checked", "question")

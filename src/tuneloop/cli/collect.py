@@ -17,10 +17,10 @@ from tuneloop.core.ids import since_time
 from tuneloop.core.ui import say
 from tuneloop.core.units import counted
 from tuneloop.data.pii import PersonalConfig
-from tuneloop.improve.collect.collect import DROPPED, CollectOptions
+from tuneloop.improve.collect import DROPPED, CollectOptions
 
 if TYPE_CHECKING:
-    from tuneloop.improve.feedback.command import Imported
+    from tuneloop.improve.feedback import Imported
     from tuneloop.records.server import CollectedManifest
 
 
@@ -37,7 +37,7 @@ def command(
     Writes sft.jsonl, preference.jsonl, kto.jsonl and heldout.jsonl, which `tuneloop prepare` reads, and
     must_pass.jsonl, demands for the suite of a gate.
     """
-    from tuneloop.improve.collect.command import collect_store
+    from tuneloop.improve.collect import collect_store
 
     with screen("collecting"):
         manifest = collect_store(store, out, given(options), personal=_personal(keep_personal), run=run)
@@ -55,7 +55,7 @@ def _collected(manifest: CollectedManifest, out: str, run: str) -> Iterator[str]
     if manifest.counts["must_pass"]:
         yield f"{'suite':<11} choose rows of {out}/must_pass.jsonl for the suite's must_pass_file"
     if run:
-        from tuneloop.improve.collect.command import settings_of_retraining
+        from tuneloop.improve.collect import settings_of_retraining
 
         yield f"{'next':<11} tuneloop run RECIPE.yaml {' '.join(settings_of_retraining(Path(out)))}"
         return
@@ -80,7 +80,7 @@ def requests(
     Each line has the request and the response as OpenAI's API has them, with time, user and release. Requests that
     failed, and those whose texts were not kept, are counted.
     """
-    from tuneloop.improve.collect.command import write_requests
+    from tuneloop.improve.collect import write_requests
 
     personal = _personal(keep_personal)
     log = write_requests(folder, Path(out), since=since_time(since), model=model, personal=personal)
@@ -116,7 +116,7 @@ def add(
     feedback: FeedbackOptions,
 ) -> Result:
     """Store one piece of feedback on a request or a conversation."""
-    from tuneloop.improve.feedback.command import add as store_one
+    from tuneloop.improve.feedback import add as store_one
 
     values = {**feedback.model_dump(), "request": request, "value": _value(feedback.kind, feedback.value)}
     one, new = store_one(store, values, personal=_personal(keep_personal))
@@ -140,7 +140,7 @@ def import_(
     store: str = STORE,
 ) -> Result:
     """Store the feedback of files; the same file again adds nothing. Exit status 1: no record holds feedback."""
-    from tuneloop.improve.feedback.command import import_files
+    from tuneloop.improve.feedback import import_files
 
     with screen("importing"):
         result = import_files(store, sources, kind=kind, personal=_personal(keep_personal))
@@ -169,7 +169,7 @@ def export(
     store: str = STORE,
 ) -> Result:
     """Write feedback as JSON Lines."""
-    from tuneloop.improve.feedback.command import export as write
+    from tuneloop.improve.feedback import export as write
 
     lines = write(store, out, since=since, until=until, personal=_personal(keep_personal))
     return Result({"path": out, "lines": lines}, [f"written   {out}: {counted(lines, 'line')}"])
@@ -182,7 +182,7 @@ def show_feedback(
     store: str = STORE,
 ) -> Result:
     """Show how much feedback there is of each kind, and how good it is."""
-    from tuneloop.improve.feedback.command import show as read
+    from tuneloop.improve.feedback import show as read
 
     summary = read(store, since=since, until=until)
     lines = [f"requests  {summary.requests:,}, of which {summary.rated:,} have feedback"]

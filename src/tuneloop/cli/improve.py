@@ -24,7 +24,7 @@ def command(
     Exit status 0: nothing to do or to train on, or promoted; 1: rolled back or refused; 3: waits.
     """
     from tuneloop.improve.controller import command as work
-    from tuneloop.improve.monitor.command import days_of
+    from tuneloop.improve.monitor import days_of
     from tuneloop.serving.store import decision_log
 
     plan = work.load_project(project)

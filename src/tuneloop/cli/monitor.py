@@ -11,7 +11,7 @@ from tuneloop.cli.endpoint import ConnectionOptions
 from tuneloop.cli.parameters import STORE_ARGUMENT, given, screen
 from tuneloop.core.files import Config
 from tuneloop.core.flag import flag, switch
-from tuneloop.improve.monitor.record import MonitorOptions
+from tuneloop.improve.monitor import MonitorOptions
 
 if TYPE_CHECKING:
     from tuneloop.pipeline.answers import TaskTarget
@@ -49,8 +49,8 @@ def command(
 
     Exit status 0: no alarm; 1: an alarm; 3: too few requests to tell.
     """
-    from tuneloop.improve.monitor.command import ignore as note
-    from tuneloop.improve.monitor.command import monitor_store
+    from tuneloop.improve.monitor import ignore as note
+    from tuneloop.improve.monitor import monitor_store
 
     if expected.ignore:
         note(store, options.model, [name.strip() for name in expected.ignore.split(",")], expected.ignore_until)
@@ -67,7 +67,7 @@ def command(
 
 
 def _canary_target(store: str, canary: CanaryTarget, connection: ConnectionOptions) -> TaskTarget:
-    from tuneloop.improve.monitor.command import refuse_itself
+    from tuneloop.improve.monitor import refuse_itself
     from tuneloop.pipeline.answers import open_with_task
 
     if canary.ask.startswith(("http://", "https://")):

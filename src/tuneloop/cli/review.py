@@ -157,7 +157,7 @@ def draw(
 
     40 of 100 at random; the others are disliked, disagree with a candidate, stand out in an alarm, or are uncertain.
     """
-    from tuneloop.improve.feedback.review import draw_queue, queue_lines
+    from tuneloop.improve.feedback import draw_queue, queue_lines
 
     queue = draw_queue(store, out, rows=rows, since=since, model=model, seed=seed, hidden=hidden, measure=measure)
     then = f"tuneloop review votes {queue.folder} --store {store}"
@@ -167,7 +167,7 @@ def draw(
 
 def votes(review: str = argument("FOLDER", "Of the review, from `review draw`."), store: str = STORE) -> Result:
     """Store what people said in a review of production as feedback."""
-    from tuneloop.improve.feedback.review import store_votes
+    from tuneloop.improve.feedback import store_votes
 
     added, number = store_votes(store, review)
     line = f"{added} pieces of feedback from {counted(number, 'vote')}"

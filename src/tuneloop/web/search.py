@@ -14,7 +14,7 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import since_time
-from tuneloop.improve.feedback.value import current, mean_value
+from tuneloop.improve.feedback import current, mean_value
 from tuneloop.records.feedback import KINDS, Feedback
 from tuneloop.records.request import StoredRequest
 from tuneloop.serving.store import Database, read_feedback, read_requests

@@ -14,7 +14,7 @@ from starlette.requests import Request
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import uuid7
-from tuneloop.improve.experiment.state import add_event
+from tuneloop.improve.experiment import add_event
 from tuneloop.records.record import read_record
 from tuneloop.records.server import Decision, ServerState
 from tuneloop.serving.store import (

@@ -160,3 +160,23 @@ def test_values_below_zero_are_proven_even_where_all_are_the_same():
         for votes in rng.choice([-1.0, 0, 1], (300, 150))
     ]
     assert np.mean(np.array(ever) >= math.log(1 / ALPHA)) <= least(300)
+
+
+def test_an_excess_of_rare_events_is_found_and_a_tolerated_share_seldom_is():
+    rng = np.random.default_rng(8)
+
+    def log_e(rate: float, most: float = 1.0) -> np.ndarray:
+        inside, weights = rng.random((2000, 200)) < rate, rng.uniform(most / 2, most, (2000, 200))
+        return b.bet_on_rate(b.open_rate_book(2000), inside, weights, np.full((2000, 200), 0.2)).best
+
+    needed = math.log(1 / ALPHA)
+    assert (log_e(0.2) >= needed).mean() <= least(2000) and (log_e(0.1) >= needed).mean() <= 0.01
+    assert (log_e(0.4) >= needed).mean() > 0.9
+
+
+def test_an_excess_is_the_likelihood_ratio_by_hand():
+    book = b.open_rate_book()
+    once = b.bet_on_rate(book, np.array([[True]]), np.array([[1.0]]), np.array([[0.5]]))
+    odds = [0.5 * ratio / (0.5 + 0.5 * ratio) / 0.5 for ratio in b.RATIOS]
+    assert math.exp(once.best[0]) == pytest.approx(sum(odds) / len(odds))
+    assert once.score[0] == 0.5

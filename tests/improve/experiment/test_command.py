@@ -20,7 +20,7 @@ from tuneloop.serving.store.store import connect, opened, read_decisions
 
 pytestmark = pytest.mark.usefixtures("each_database")
 
-SETTINGS = {"model": "m", "shadow": False, "maturation_hours": 24.0, "ramp": "50,100"}
+SETTINGS = {"model": "m", "shadow": False, "maturation_hours": 24.0, "ramp": "50,100", "missing": "one-way"}
 
 
 @pytest.fixture

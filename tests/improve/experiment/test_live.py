@@ -191,7 +191,7 @@ def test_where_the_candidate_fails_the_champion_answers_and_it_is_marked(folder:
     with opened(folder) as store:
         verdict = ab.verdict_of(store, read_experiments(folder)["new"], "2999-01-01T00:00:00Z")
     assert (verdict.evidence.dropped, verdict.evidence.users) == (0, 1)
-    assert verdict.evidence.guardrails[0].name == "invalid" and verdict.evidence.guardrails[0].candidate == 1.0
+    assert verdict.evidence.guardrails[0].name == "invalid" and verdict.evidence.guardrails[0].candidate == 0.5
 
     async def later(gateway: Gateway, _: NamingEngine) -> list[str]:
         return [await ask(gateway, first.user or ""), *[await ask(gateway, f"w{i}") for i in range(9)]]

@@ -23,12 +23,11 @@ def plan():
 def test_five_points_at_a_tenth_of_the_traffic_take_thousands_of_rated_units(plan):
     # Betting on the registered effect: log(1 / alpha) / growth, and growth is p (1 - p) effect^2 / (2 variance).
     units = math.log(20) * 2 * 0.24 / (0.09 * 0.05**2)
-    assert plan.units_one_look == pytest.approx(units, rel=0.1)
-    assert plan.days_one_look == pytest.approx(plan.units_one_look / 30, rel=0.03)
-    assert plan.units_50 < plan.units_one_look < plan.units_80  # who looks daily ends earlier on average
+    assert 0.65 * units < plan.units_50 < units < plan.units_80  # who looks daily ends earlier on average
+    assert plan.days_50 == pytest.approx(plan.units_50 / 30, rel=0.05)
     text = " ".join(plan.summary)
     assert "Harm to a few users can't be seen unless they are a slice: a user gives 0.03 ratings" in text
-    assert "50% chance" in text and f"{plan.units_one_look:,}" in text and "30 rated units" in text
+    assert f"promoted after {plan.days_50:,} days" in text and "30 rated units" in text
 
 
 def test_missing_ratings_and_users_who_return_cost_days(plan):
@@ -39,30 +38,27 @@ def test_missing_ratings_and_users_who_return_cost_days(plan):
     assert "Harm to a few users" in " ".join(one.summary) and "Harm to a few users" not in " ".join(six.summary)
     assert six.units_per_day < one.units_per_day / 4 and six.days_50 > one.days_50
     assert e.plan_experiment({**dense, "users": 300}).days_50 is None  # too few to show it, ever
-    assert e.plan_experiment({**dense, "missing": "any"}).days_50 is None  # a quarter is not rated
-
-
-def test_unhappy_users_hold_a_promotion_back():
-    # Few users give the three ratings that the guardrail needs. Simulated decisions: 47 days, 28 without it.
-    asked = {"requests_per_day": 240, "requests_per_user": 3, "rated": 0.3, "effect": 0.1}
-    assert e.plan_experiment(asked).days_50 == pytest.approx(47, rel=0.15)
+    assert e.plan_experiment({**dense, "missing": "any", "sample": 0}).days_50 is None  # a quarter is not rated
+    checked, few = (e.plan_experiment({**dense, "missing": "any", "sample": share}) for share in (0.5, 0.1))
+    assert days[0] / 1.2 < checked.days_50 < few.days_50 and "40 users a day of a random sample" in " ".join(
+        checked.summary
+    )
 
 
 def test_days_are_looked_at_one_by_one_where_nothing_is_assumed_of_missing_ratings():
-    plan = e.plan_experiment({"requests_per_day": 200, "rated": 0.9, "effect": 0.2, "missing": "any"})
+    plan = e.plan_experiment({"requests_per_day": 200, "rated": 0.9, "effect": 0.2, "missing": "any", "sample": 0})
     assert plan.look_every_days == 1 and plan.days_50 == pytest.approx(12.5, rel=0.15)
 
 
 def test_the_ramp_follows_from_the_harm_that_is_accepted():
     asked = {**ASKED, "requests_per_day": 80, "rated": 0.75, "share": 0, "simulations": 100}
-    careful, bold = (e.plan_experiment({**asked, "harm": harm}) for harm in (200, 2000))
+    careful, bold = (e.plan_experiment({**asked, "harm": harm}) for harm in (250, 2000))
     assert careful.ramp == "2,5,10" and bold.ramp in ("20,50", "30,50", "50") and bold.days_50 < careful.days_50
-    assert "at most the 200 that you accept" in " ".join(careful.summary)
+    assert "at most the 250 that you accept" in " ".join(careful.summary)
 
 
-def test_false_promotions_stay_below_alpha_where_the_z_test_does_not(plan):
+def test_false_promotions_stay_below_alpha(plan):
     assert plan.false_promotion <= 0.05 + 3.1 * (0.05 * 0.95 / plan.simulations) ** 0.5
-    assert plan.false_promotion_z > 0.12
 
 
 def test_power_rises_with_time_and_effect_and_bad_candidates_are_rolled_back(plan):
@@ -75,18 +71,6 @@ def test_power_rises_with_time_and_effect_and_bad_candidates_are_rolled_back(pla
     assert last[-0.05].rolled_back + last[-0.05].futile > 0.9 and last[-0.05].promoted < 0.01
     assert last[0.025].promoted < last[0.05].promoted
     assert last[0.1].promoted > 0.99
-
-
-def test_denser_measures_are_proposed_and_quicker(plan):
-    ways = {way.name: way for way in plan.denser}
-    assert {"half of the traffic", "more ratings", "no edits, no retries", "label agreement", "shadow judging"} == set(
-        ways
-    )
-    assert all(way.days < plan.days_one_look for way in plan.denser)
-    assert 1000 < plan.labels < plan.units_one_look
-    assert all(
-        way.name != "more ratings" for way in e.plan_experiment({**ASKED, "rated": 0.5, "simulations": 100}).denser
-    )
 
 
 def test_the_same_seed_gives_the_same_plan():
@@ -129,5 +113,5 @@ def test_the_command_prints_one_object_or_a_table(capsys):
     assert found["version"] == 1 and found["units_per_day"] == 30
     assert main(words) == 0
     text = capsys.readouterr().out
-    assert "rolled back" in text and "shadow judging" in text
+    assert "rolled back" in text and "users who meet a bad candidate" in text
     assert main(["ab", "plan", "--effect", "5", "--json"]) == 2

@@ -58,7 +58,43 @@ def test_a_better_candidate_is_promoted_and_a_bad_one_leaves_after_few_users():
     better, bad = ends(World(effect=0.1)), ends(World(effect=-0.2))
     assert share_of(better, "promote") > 0.8
     assert share_of(bad, "promote") == 0 and all(end.day < 50 for end in bad)
-    assert sorted(end.candidate_users for end in bad)[RUNS // 2] < 155
+    assert sorted(end.candidate_users for end in bad)[RUNS // 2] < 140
+
+
+@pytest.mark.parametrize("effect", [-0.1, -0.2])
+def test_what_ends_a_bad_candidate_is_called_harm(effect):
+    assert share_of(ends(World(effect=effect, users_per_day=200)), "roll back") > 0.9
+
+
+@pytest.mark.parametrize(("rated", "effect"), [((1.1, 0.9), 0.0), ((1.2, 0.7), 0.0), ((1.3, 0.6), -0.05)])
+def test_by_default_nothing_is_promoted_by_who_votes(rated, effect):
+    world = World(users_per_day=200, effect=effect, rated_factors=(*rated, 1.0, 1.0))
+    assert share_of(ends(world, missing="any", sample=0.4), "promote") <= MOST
+    assert share_of(ends(world, missing="any"), "promote") == 0
+
+
+@pytest.mark.parametrize("times", [0.8, 1.0, 1.3])
+def test_a_sample_finds_a_gain_whoever_votes(times):
+    world = World(users_per_day=200, effect=0.05, rated_factors=(times, times, 1.0, 1.0))
+    assert share_of(ends(world, runs=100, missing="any", sample=0.2, most_days=90), "promote") > 0.8
+
+
+def test_rates_of_rating_that_differ_contradict_random():
+    world = World(users_per_day=200, rated_factors=(1.0, 0.7, 1.0, 1.0))
+    assert share_of(ends(world, missing="random"), "promote") <= 0.15
+
+
+def test_users_who_send_more_requests_are_no_harm():
+    more = {"users_per_day": 200, "requests": 3.0}
+    same, better = ends(World(**more, engagement=1.5)), ends(World(**more, engagement=2.0, effect=0.05))
+    assert share_of(same, "roll back") <= MOST and share_of(same, "promote") <= MOST
+    assert share_of(better, "promote") > 0.9
+    assert share_of(ends(World(**more, engagement=1.5, effect=0.1)), "promote") > 0.9
+
+
+def test_a_slice_that_loses_holds_a_gain_back():
+    world = World(users_per_day=200, effect=0.05, slice_share=0.1, slice_effect=-0.2)
+    assert share_of(ends(world, runs=100, most_days=90), "promote") <= 0.2
 
 
 def test_what_users_did_before_saves_days():

@@ -7,10 +7,7 @@ import pytest
 from benchmarks.simulated_experiments import World, draw_users, simulate
 from traffic import design
 
-from tuneloop.improve.experiment.record import Guardrail
 from tuneloop.improve.experiment.walk import days_needed, outcomes_of, schedule_of, walk
-
-UNHAPPY = [Guardrail(name="unhappy", tolerance=1.0)]
 
 
 @pytest.mark.parametrize(
@@ -27,10 +24,10 @@ def test_outcomes_have_the_chances_of_users_that_are_drawn(world, candidate):
     outcomes = outcomes_of(world, candidate=candidate)
     assert outcomes.chance.sum() == pytest.approx(1)
     rng = np.random.default_rng(0)
-    drawn_users = draw_users(world, design(), np.array([0.5]), np.array([40_000]), rng)
+    drawn_users = draw_users(world, design(sample=1.0), np.array([0.5]), np.array([40_000]), rng)
     users = drawn_users.matured
     mine = users.candidate[0] == candidate
-    assert outcomes.chance @ outcomes.unhappy == pytest.approx(drawn_users.unhappy[0, mine].mean(), abs=0.01)
+    assert outcomes.chance @ outcomes.good == pytest.approx(users.checked[0, mine].mean(), abs=0.012)
     for name, values in (("likes", users.likes), ("dislikes", users.dislikes), ("values", users.outcome)):
         drawn, exact = values[0, mine], getattr(outcomes, name)
         valued = ~np.isnan(exact)
@@ -58,9 +55,8 @@ def test_the_ramp_waits_for_its_time_and_for_values():
     [(World(effect=0.1), {}), (World(effect=0.1, requests=4, correlation=0.3, rated=0.3), {}),
      (World(effect=0.1, base=0.8, users_per_day=300, rated=0.2), {"missing": "random", "base": 0.8}),
      (World(effect=0.2, users_per_day=200, rated=0.9), {"missing": "any", "effect": 0.2}),
-     (World(effect=0.1, requests=3, rated=0.3), {"guardrails": UNHAPPY}),
-     (World(effect=0.07, base=0.7, users_per_day=100, requests=5, rated=0.2),
-      {"guardrails": UNHAPPY, "base": 0.7, "effect": 0.07})],
+     (World(effect=0.1, requests=3, rated=0.3), {"missing": "any", "sample": 0.3}),
+     (World(effect=0.1, users_per_day=150, rated=0.5), {"missing": "any", "sample": 0.2})],
 )  # fmt: skip
 def test_days_are_those_of_simulated_decisions(world, changes):
     registered = design(

@@ -11,11 +11,13 @@ where the difference is some multiple of the registered effect; wealth is shared
 
 Waudby-Smith & Ramdas 2023, "Estimating means of bounded random variables by betting"; Waudby-Smith et al. 2024,
 "Anytime-valid off-policy inference for contextual bandits"; Howard et al. 2021, "Time-uniform, nonparametric,
-nonasymptotic confidence sequences".
+nonasymptotic confidence sequences". Of counts: Lindon & Malek 2022, "Anytime-valid inference for multinomial count
+data".
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -77,6 +79,13 @@ class Book:
         """Evidence for a claim by its place: it ever reaches log(1 / alpha) with a chance of at most alpha."""
         return self.best[claim]
 
+    @property
+    def error(self) -> Array:
+        """The standard error of the estimated difference."""
+        seen = np.maximum(self.n.sum(axis=-1), 1)
+        variance = np.maximum(self.squares.sum(axis=-1) / seen, LEAST_VARIANCE)
+        return np.asarray(np.sqrt(variance / np.maximum(self.information, 1e-9)))
+
 
 def open_book(
     claims: Sequence[ArmClaim], experiments: int = 1, *, guess: float | None, reach: float | None = None, kinds: int = 1
@@ -124,6 +133,7 @@ def place_bets(
     propensity: Array,
     effect: Array | float,
     kinds: NDArray[np.int64] | None = None,
+    room: Array | float = 0.0,
 ) -> Book:
     """The book after more units, in their order along the last axis.
 
@@ -134,6 +144,7 @@ def place_bets(
         effect: the difference that stakes are placed for, positive, known before each unit.
         kinds: of units, from what was known before they were drawn. Guesses by kind are nearer to the outcomes, so
             less of a score is noise; the bets stay fair whatever the kinds are worth.
+        room: how far an outcome may lie outside [0, 1], known before each unit.
     """
     counted = ~np.isnan(outcomes) & ~np.isnan(propensity)
     y, p = np.where(counted, outcomes, 0.0), np.where(counted, propensity, 0.5)
@@ -147,7 +158,7 @@ def place_bets(
     variance = np.maximum(running_mean(squares, counted, book.n, book.squares, first, kinds), LEAST_VARIANCE)
     placed = counted & ~np.isnan(m)
     score, weight = (candidate - p) * residual, np.where(placed, p * (1 - p), 0.0)
-    over, under = (m, 1 - m) if book.reach is None else (np.full_like(p, book.reach),) * 2
+    over, under = (m + room, 1 - m + room) if book.reach is None else (np.full_like(p, book.reach),) * 2
     wealth, best = [], []
     for claim, log_wealth, highest in zip(book.claims, book.log_wealth, book.best, strict=True):
         shift = claim.sign * weight * claim.null
@@ -217,3 +228,47 @@ def negative_mean_log_e(values: Sequence[float] | Array, null: float = 0.0) -> f
     most = 1 + abs(null)
     logs = [np.log1p(-(b / most) * (np.asarray(values, dtype=np.float64) - null)).sum() for b in (0.1, 0.25, 0.5, 0.9)]
     return float(np.logaddexp.reduce(np.array(logs))) - float(np.log(len(logs)))
+
+
+RATIOS = (1.5, 2.5, 6.0)  # of odds, for which wealth is staked in equal parts
+
+
+@dataclass(frozen=True)
+class RateBook:
+    """Bets that more of what happens than a share falls to the candidate, arrays with experiments first.
+
+    Where the share p of users meets it and r times the champion's rate is tolerated, the share of the candidate is at
+    most p r / (p r + 1 - p). Wealth is multiplied by 1 + b w (A - share) for a unit to which it happened with the
+    weight w in [0, 1]: the likelihood ratio of Bernoulli variables where all weights are 1. Rare events suit it.
+    """
+
+    log_wealth: Array  # of each of `RATIOS`
+    best: Array  # log of the highest wealth after any unit
+    score: Array  # sum of w (A - share): above 0, more fell to the candidate than is tolerated
+
+
+def open_rate_book(experiments: int = 1) -> RateBook:
+    """The book before the first unit."""
+    wealth = np.full((experiments, len(RATIOS)), -math.log(len(RATIOS)))
+    return RateBook(wealth, np.zeros(experiments), np.zeros(experiments))
+
+
+def bet_on_rate(book: RateBook, candidate: NDArray[np.bool_], weights: Array, share: Array) -> RateBook:
+    """The book after more units, in their order along the last axis. `weights`: NaN where there is no unit."""
+    happened = np.where(np.isnan(weights), 0.0, weights) * (candidate - share)
+    stakes = [(ratio - 1) / (1 - share + ratio * share) for ratio in RATIOS]
+    path = book.log_wealth[:, None, :] + np.cumsum(np.log1p(np.stack(stakes, -1) * happened[..., None]), axis=-2)
+    best = np.maximum(book.best, _log_sum(path).max(axis=-1, initial=0.0))
+    return RateBook(path[:, -1, :] if path.shape[1] else book.log_wealth, best, book.score + happened.sum(axis=-1))
+
+
+def odds_log_e(counts: Array, shares: Array, ratio: float) -> Array:
+    """Evidence that units fall into the first of two classes with odds that are `ratio` times what they should be: log
+    of an e-value, the likelihood ratio, read at any time.
+
+    Args:
+        counts: of units, (..., shares, 2), the first class first.
+        shares: of the first class, one after another.
+    """
+    inside, units = counts[..., 0], counts.sum(axis=-1)
+    return np.asarray((inside * math.log(ratio) - units * np.log1p(shares * (ratio - 1))).sum(axis=-1))

@@ -15,16 +15,16 @@ from tuneloop.core.files import build_config
 from tuneloop.core.lazy import np
 from tuneloop.core.units import counted
 from tuneloop.improve.experiment.record import (
-    DenserMeasure,
+    MISSING,
     ExperimentDesign,
     ExperimentOptions,
     ExperimentPlan,
     ExperimentPlanOptions,
-    Missing,
     PlannedPower,
     RampHarm,
+    sample_of,
 )
-from tuneloop.improve.experiment.statistics import UNHAPPY_VALUES
+from tuneloop.improve.experiment.tally import UNHAPPY_VALUES
 from tuneloop.improve.experiment.walk import Looks, PlannedTraffic, days_needed, walk
 
 LEAST_UNITS = 10  # users with a value in either arm before a step of the ramp; decisions need no least number
@@ -32,7 +32,6 @@ MOST_DAYS = 3650
 TABLE_DAYS = (7, 28, 91, 182, 365, 730, 1460)
 RAMPS = ("2,5,10", "5,10,25,50", "10,25,50", "20,50", "30,50", "50")
 FEW = 400  # simulations of what is listed for comparison
-LABELS_SHARE = 0.2  # of users whose answers are checked, in the plan
 
 
 def ramp_of(text: str, where: str = "--ramp") -> list[float]:
@@ -67,10 +66,9 @@ class Planned:
         return math.ceil(min(max(14.0, held + 3 * needed), MOST_DAYS))
 
 
-def _planned(options: ExperimentPlanOptions, **changes: Any) -> Planned:
-    """`changes`: fields of the traffic, and `ramp` or `missing` of the registration."""
-    shares = changes.pop("ramp", [options.share] if options.share else ramp_of(options.ramp))
-    missing: Missing = changes.pop("missing", options.missing)
+def _planned(options: ExperimentPlanOptions, ramp: str = "") -> Planned:
+    """`ramp`: in place of that of the options."""
+    shares = [options.share] if options.share and not ramp else ramp_of(ramp or options.ramp)
     try:
         design = ExperimentDesign(
             name="plan",
@@ -79,7 +77,8 @@ def _planned(options: ExperimentPlanOptions, **changes: Any) -> Planned:
             champion="b",
             salt="s",
             shadow=False,
-            missing=missing,
+            missing=options.missing,
+            sample=sample_of(options.missing, options.sample),
             base=options.base,
             effect=options.effect,
             alpha=options.alpha,
@@ -102,7 +101,7 @@ def _planned(options: ExperimentPlanOptions, **changes: Any) -> Planned:
         correlation=options.correlation,
         population=options.users,
     )
-    return Planned(design, replace(traffic, **changes), options.seed)
+    return Planned(design, traffic, options.seed)
 
 
 def plan_experiment(settings: Mapping[str, Any]) -> ExperimentPlan:
@@ -123,25 +122,19 @@ def plan_experiment(settings: Mapping[str, Any]) -> ExperimentPlan:
     more = [factor * options.effect for factor in (-1.0, 0.5, 2.0)]
     others = [(e, planned.looks(e, options.simulations)) for e in more if 0 < options.base + e < 1]
     tables = sorted([(0.0, null), (options.effect, effective), *others], key=lambda pair: pair[0])
-    one = effective.one_look >= 0.5
-    at = int(one.argmax()) if one.any() else None
     units_50, days_50 = _when(effective, 0.5)
     units_80, days_80 = _when(effective, 0.8)
     per_day = float(effective.units[-1] / max(1, effective.days[-1] - options.maturation_hours / 24))
-    labels, labels_days = _labels(options)
     values: dict[str, Any] = {
         "units_per_day": per_day, "candidate_units_per_day": per_day * planned.design.ramp[0],
-        "units_one_look": None if at is None else round(float(effective.units[at])),
-        "days_one_look": None if at is None else int(effective.days[at]),
         "units_50": units_50, "days_50": days_50, "units_80": units_80, "days_80": days_80,
         "false_promotion": float(null.promoted[:, -1].mean()),
-        "false_promotion_z": float(null.z_promoted[:, -1].mean()),
         "days_simulated": int(null.days[-1]), "look_every_days": int(null.days[0]),
         "power": [row for effect, table in tables for row in _power(effect, table)],
-        "ramps": ramps, "denser": list(_denser(options)),
-        "labels": labels, "labels_days": labels_days, "labels_share": LABELS_SHARE,
+        "ramps": ramps,
     }  # fmt: skip
-    plan = ExperimentPlan(**options.model_dump(), **values, summary=[])
+    values["sample"] = planned.design.sample
+    plan = ExperimentPlan(**{**options.model_dump(), **values}, summary=[])
     return plan.model_copy(update={"summary": list(_summary(plan))})
 
 
@@ -178,83 +171,37 @@ def _ramps(options: ExperimentPlanOptions) -> Iterator[RampHarm]:
     """What ramps cost users of a candidate that is twice the effect worse, and how soon they promote a better one."""
     loss = -min(2 * options.effect, 0.999 * options.base)
     for ramp in RAMPS:
-        planned = _planned(options, ramp=ramp_of(ramp))
+        planned = _planned(options, ramp)
         _, days = _when(planned.looks(options.effect, FEW), 0.5)
         yield RampHarm(ramp=ramp, days_50=days, harmed=round(float(np.median(planned.looks(loss, FEW).met))))
-
-
-def _labels(options: ExperimentPlanOptions) -> tuple[int | None, int | None]:
-    """Users to be checked until half of the candidates with the effect are promoted by a random sample alone."""
-    users = options.requests_per_day / options.requests_per_user * LABELS_SHARE
-    population = math.ceil(options.users * LABELS_SHARE)
-    sample = _planned(options, missing="random", rated=1.0, users_per_day=users, population=population)
-    checked = replace(sample, design=sample.design.model_copy(update={"guardrails": []}))  # checks make no one unhappy
-    return _when(checked.looks(options.effect, FEW), 0.5)
-
-
-def _denser(options: ExperimentPlanOptions) -> Iterator[DenserMeasure]:
-    """What else could be measured, each simulated with the same effect in points."""
-    requests, half = options.requests_per_day, {"ramp": [0.5]}
-    ways: list[tuple[str, str, Planned]] = []
-    if (options.share or ramp_of(options.ramp)[0]) < 0.5:
-        how = "give the candidate half of the traffic, after shadow mode and a ramp; more users meet it if it is bad"
-        ways.append(("half of the traffic", how, _planned(options, **half)))
-    if options.rated < 0.1:
-        how = "request a rating under every answer, or from some users: 10 % rated"
-        ways.append(("more ratings", how, _planned(options, rated=0.1)))
-    if options.rated < 1:
-        how = "count what every request shows on its own: was the answer kept as it is, was the question not repeated"
-        ways.append(("no edits, no retries", how, _planned(options, rated=1.0)))
-        how = "people label requests of both arms (`tuneloop review`): is the answer right? Here 200 a day, in halves"
-        each = min(200.0, requests)
-        labelled = {"rated": 1.0, "users_per_day": each, "requests": 1.0, "missing": "random", "population": 0}
-        ways.append(("label agreement", how, _planned(options, **labelled, **half)))
-    for name, how, way in ways:
-        looks = way.looks(options.effect, FEW)
-        units, reached = _when(looks, 0.5)
-        per_day = float(looks.units[-1] / looks.days[-1])
-        yield DenserMeasure(name=name, how=how, units_per_day=per_day, units=units, days=reached)
-    # A judge says which of two answers is better, +1 or -1: a win rate of 1/2 + effect has a mean of 2 effect.
-    # The best stake on it grows by the divergence of that rate from a coin's in each pair (Kelly 1956).
-    rate = min(0.5 + options.effect, 1 - 1e-9)
-    growth = rate * math.log(2 * rate) + (1 - rate) * math.log(2 * (1 - rate))
-    pairs = math.ceil(math.log(1 / options.alpha) / growth)
-    how = "both answer each request, users see the champion's answer, and a checked judge says which is better"
-    days = math.ceil(pairs / requests)
-    yield DenserMeasure(name="shadow judging", how=how, units_per_day=requests, units=pairs, days=days)
 
 
 def _summary(plan: ExperimentPlan) -> Iterator[str]:
     requests, within = counted(plan.requests_per_day, "request"), counted(plan.days_simulated, "day")
     units = f"{plan.units_per_day:,.3g} rated units a day, {plan.candidate_units_per_day:,.3g} of them the candidate's"
     yield f"{requests} a day, of which {100 * plan.rated:.3g}% are rated, give {units} at first."
-    shares = f"{plan.share:.0%} of the traffic" if plan.share else f"The ramp {plan.ramp} %"
+    shares = f"{plan.share:.0%} of the traffic" if plan.share else f"the ramp {plan.ramp} %"
     traffic = f"{shares} and {100 * plan.base:.3g}% liked"
-    if plan.units_one_look is not None and plan.days_one_look is not None:
-        look = f"{counted(plan.units_one_look, 'rated unit')}: {counted(plan.days_one_look, 'day')}"
-        gain = f"a true {100 * plan.effect:+.3g} points has a 50% chance to show at one look"
-        yield f"{traffic}: {gain} after about {look}."
     every = "day" if plan.look_every_days == 1 else counted(plan.look_every_days, "day")
+    gain = f"{100 * plan.effect:.3g} points better ({traffic})"
     if plan.days_50 is not None:
         more = f", 80% after {plan.days_80:,}" if plan.days_80 is not None else ""
         half = counted(plan.days_50, "day")
-        yield f"Looked at every {every}, half of such candidates are promoted after {half}{more}."
+        yield f"Looked at every {every}, half of the candidates {gain} are promoted after {half}{more}."
     else:
-        yield f"Looked at every {every}, fewer than half of such candidates are promoted within {within}."
+        yield f"Looked at every {every}, fewer than half of the candidates {gain} are promoted within {within}."
     false = f"A candidate that is no better is promoted with a chance of {plan.false_promotion:.1%} within {within}"
-    yield f"{false}; by a z-test that is read as often, of {plan.false_promotion_z:.1%}."
-    if plan.labels is not None and plan.labels_days is not None:
-        labels = f"{counted(plan.labels, 'user')} of a random sample ({plan.labels_share:.0%} of users)"
-        days = counted(plan.labels_days, "day")
-        yield f"Where ratings may be missing in any way, checks of {labels} settle it: {days}."
+    yield f"{false}."
+    if plan.sample:
+        checks = counted(round(plan.sample * plan.requests_per_day / plan.requests_per_user), "user")
+        yield f"Who votes promotes nothing: {checks} a day of a random sample ({plan.sample:.0%}) are checked."
+    elif plan.missing != "any":
+        yield f"Assumed of missing ratings: {MISSING[plan.missing]}. A random sample (--sample) needs no such thing."
     yield from _harm(plan, plan.ramps)
     votes = plan.requests_per_user * plan.rated
     if votes < UNHAPPY_VALUES:
         hidden = "Harm to a few users can't be seen unless they are a slice"
         yield f"{hidden}: a user gives {votes:.3g} ratings, and {UNHAPPY_VALUES} or more would show it."
-    quick = min((way for way in plan.denser if way.days is not None), key=lambda way: way.days or 0, default=None)
-    if quick and quick.days is not None and (plan.days_50 is None or quick.days < plan.days_50):
-        yield f"Quicker: {quick.name}, about {counted(quick.days, 'day')} for the same effect in points."
 
 
 def _harm(plan: ExperimentPlan, ramps: Sequence[RampHarm]) -> Iterator[str]:

@@ -22,6 +22,15 @@ MISSING: dict[str, str] = {
 }
 
 
+USUAL_SAMPLE = 0.4  # of users, where nothing is assumed of missing votes
+LOSSES = ("dislikes", "unhappy", "later", "slices")  # guardrails on a loss of a value from 0 to 1
+
+
+def sample_of(missing: Missing, sample: float | None) -> float:
+    """The share of users whose answers are checked, by what is assumed of missing votes where none is given."""
+    return sample if sample is not None else USUAL_SAMPLE if missing == "any" else 0.0
+
+
 class PlannedPower(Part):
     """What becomes of experiments with some true effect.
 
@@ -38,22 +47,6 @@ class PlannedPower(Part):
     promoted: float
     rolled_back: float
     futile: float
-
-
-class DenserMeasure(Part):
-    """Another way to measure, and what it takes.
-
-    Args:
-        name, how: what is measured, and what has to be done for it.
-        units_per_day: units with a value, of both arms.
-        units, days: until half of the experiments with the effect are promoted; None: not within the simulated time.
-    """
-
-    name: str
-    how: str
-    units_per_day: float
-    units: int | None
-    days: int | None
 
 
 class RampHarm(Part):
@@ -79,17 +72,12 @@ class ExperimentPlan(Record):
         ramp: in percent; the one that was picked where `harm` was given.
         units_per_day: new users with a value a day at the start, and `candidate_units_per_day` of the candidate at the
             first share.
-        units_one_look: users with a value after which one look finds the effect with a chance of 50 %, and
-            `days_one_look`; None: not within `days_simulated`.
         units_50, days_50, units_80, days_80: when half and 80 % of the experiments with the effect have been promoted,
             looked at every `look_every_days`; None: not within `days_simulated`.
         false_promotion: share of experiments without any effect that are promoted in `days_simulated`.
-        false_promotion_z: the same by the usual z-test, read as often.
         power: by effect and time.
         ramps: what other ramps cost and gain.
-        denser: other measures with which it is quicker.
-        labels: users of a random sample to be checked where rates of rating may differ in any way, `labels_days` the
-            days until then at `labels_share` of the users; None: not within the simulated time.
+        sample: share of users whose answers are checked.
         simulations, seed: of the table.
         summary: in words.
     """
@@ -114,22 +102,16 @@ class ExperimentPlan(Record):
     alpha: float
     units_per_day: float
     candidate_units_per_day: float
-    units_one_look: int | None
-    days_one_look: int | None
     units_50: int | None
     days_50: int | None
     units_80: int | None
     days_80: int | None
     false_promotion: Number
-    false_promotion_z: Number
     days_simulated: int
     look_every_days: int
     power: list[PlannedPower]
     ramps: list[RampHarm]
-    denser: list[DenserMeasure]
-    labels: int | None
-    labels_days: int | None
-    labels_share: float
+    sample: float
     simulations: int
     seed: int
     summary: list[str]
@@ -139,10 +121,12 @@ class Guardrail(Part):
     """What must not get worse, judged with one bound, at once.
 
     Args:
-        name: a share of users: `invalid` (errors, answers that were cut), `dislikes`, `unhappy` (three values or more,
-            none of them good); a geometric mean: `latency`, `cost`, `length`; or the measure: in the worst of the
-            `slices` by key and length of the prompt, and `later`, when a user's window is over.
-        tolerance: how many times the champion's value is tolerated; of `slices` and `later` the loss.
+        name: a share of requests: `invalid` (errors, answers that were cut); a geometric mean: `latency`, `cost`,
+            `length`; a mean of values from 0 to 1: `dislikes` (votes of any kind on a user's first day), `unhappy`
+            (whether any of a user's three or more is good, compared among users with as many), and the measure in the
+            worst of the `slices` by key and length of the prompt, and `later`, when a user's window is over. All are
+            means of users, however many requests they send.
+        tolerance: how many times the champion's share or geometric mean is tolerated; of values from 0 to 1 the loss.
     """
 
     name: Literal["invalid", "dislikes", "unhappy", "latency", "cost", "length", "slices", "later"]
@@ -159,7 +143,7 @@ class ExperimentDesign(Record):
         measure: kind of feedback that decides; `lower_is_better` where little of it is good.
         effect: smallest gain worth a promotion, in the unit of the measure (0 to 1).
         base: the measure's expected value under the champion.
-        alpha: chance of a wrong decision; `ratio_alpha` of the tests of the arms' sizes.
+        alpha: chance of a wrong promotion, and of a wrong roll-back for whatever reason.
         ramp: shares of new users that meet the candidate, one step after another; 1 is the promotion itself.
         hold_days: that a step lasts at least.
         maturation_hours: from a user's first request on; what comes later does not count, in neither arm.
@@ -170,9 +154,10 @@ class ExperimentDesign(Record):
         shadow: whether it begins with copies of requests that the candidate answers unseen; so many as `shadow_votes`
             must come first, judged or not.
         guardrails: what must not get worse.
-        missing: what is assumed of requests without a value before a promotion; see `MISSING`.
+        missing: what is assumed of requests without a value before a promotion by votes; see `MISSING`.
         sample: share of users, drawn by a hash, whose requests are checked, and `sample_kind` the kind of feedback that
-            says so. Where it is above 0, the checked users alone decide on a promotion.
+            says so. Where it is above 0, checks have nine tenths of alpha for a promotion; for the rest nothing is
+            assumed of missing votes.
         earlier_days: before a user's draw, of which requests and votes sharpen what is expected of it; 0: none.
         salt: of the users' hashes.
     """
@@ -190,7 +175,6 @@ class ExperimentDesign(Record):
     effect: float = Field(0.05, gt=0, lt=1)
     base: float = Field(0.6, gt=0, lt=1)
     alpha: float = Field(0.05, ge=1e-6, le=0.5)
-    ratio_alpha: float = Field(0.001, ge=1e-9, le=0.5)
     ramp: list[float] = [0.1, 0.25, 0.5, 1.0]
     hold_days: float = Field(3.0, ge=0)
     maturation_hours: float = Field(72.0, gt=0)
@@ -200,12 +184,12 @@ class ExperimentDesign(Record):
     shadow: bool = True
     shadow_votes: int = Field(100, ge=30)
     guardrails: list[Guardrail] = [
-        Guardrail(name="invalid", tolerance=1.5), Guardrail(name="dislikes", tolerance=1.2),
+        Guardrail(name="invalid", tolerance=1.5), Guardrail(name="dislikes", tolerance=0.01),
         Guardrail(name="latency", tolerance=1.5), Guardrail(name="cost", tolerance=1.5),
-        Guardrail(name="length", tolerance=2.0), Guardrail(name="unhappy", tolerance=1.0),
+        Guardrail(name="length", tolerance=2.0), Guardrail(name="unhappy", tolerance=0.001),
         Guardrail(name="slices", tolerance=0.05), Guardrail(name="later", tolerance=0.01),
     ]  # fmt: skip
-    missing: Missing = "one-way"
+    missing: Missing = "any"
     sample: float = Field(0.0, ge=0, le=1)
     sample_kind: str = "checked"
     earlier_days: float = Field(0.0, ge=0, le=366)
@@ -244,7 +228,7 @@ class GuardrailFinding(Part):
 
     Args:
         name, tolerance: as registered.
-        candidate, champion: share of users that were affected, geometric mean, or mean of the measure.
+        candidate, champion: means of users: a share of requests, a geometric mean, or a value from 0 to 1.
         strength: evidence as a multiple of what is needed: it trips at 1.
         tripped: whether the candidate is worse than tolerated.
         held: whether it seems to be, so that nothing is promoted yet.
@@ -265,11 +249,11 @@ class Strengths(Part):
     """Evidence by bets, each as a multiple of what is needed: a claim is proven at 1.
 
     Args:
-        better, worse, no_gain: among users with a value, the candidate is better; worse; not better by the registered
-            effect.
-        promotion: the candidate is better whatever the missing values are, as far as the registration assumes.
-        more_likes, fewer_dislikes: good values per request are more, bad ones fewer: both are needed where missing
-            values may differ one way.
+        better, worse, no_gain: the candidate is better among users with a value; worse among them, or by checks; not
+            better by the registered effect, in the same way.
+        promotion: the candidate is better, by the checks of the random `sample`, or by `votes`, whatever the missing
+            ones are, as far as the registration assumes.
+        rates: requests are rated at other rates in one arm than in the other, which contradicts `random`.
         whole_weeks: it is better on the average of the days of the week, each counting the same.
         shadow_worse: its answers in shadow mode are worse.
         switched: more than 1 % of those who came again met the other arm without a new draw.
@@ -280,8 +264,9 @@ class Strengths(Part):
     worse: float
     no_gain: float
     promotion: float
-    more_likes: float
-    fewer_dislikes: float
+    votes: float
+    sample: float
+    rates: float
     whole_weeks: float = 0.0
     shadow_worse: float = 0.0
     switched: float = 0.0
@@ -298,8 +283,10 @@ class Evidence(Part):
         dropped: requests that name neither user nor conversation. They don't count.
         measure: of both arms.
         guardrails: each with its state.
-        ratio_strength, rated_ratio_strength: evidence that users, or rated users, don't fall into the arms as drawn; 1
-            trips.
+        ratio_strength: evidence that users don't fall into the arms as drawn; 1 trips. `unlikely`: it reaches alpha.
+        estimate: of the difference, by checks where there are any, else by votes.
+        suspected: votes of users' first day are lower by more than a standard error; the ramp waits.
+        requests: of a user within the window, the candidate's and the champion's: shown, and never a harm.
         shadow_copies: of requests that the candidate has answered unseen, or failed to answer.
         shadow_votes, shadow_mean: judged pairs, and their mean (1: the candidate is better, -1: worse).
         strengths: what is proven.
@@ -314,8 +301,11 @@ class Evidence(Part):
     measure: ArmDifference
     guardrails: list[GuardrailFinding]
     ratio_strength: float
-    rated_ratio_strength: float
+    unlikely: bool
+    estimate: Number
+    suspected: bool
     strengths: Strengths
+    requests: list[Number] = []
     live_days: float = 0.0
     shadow_copies: int = 0
     shadow_votes: int = 0
@@ -365,7 +355,10 @@ class ExperimentPlanOptions(Config):
     share: float = Field(0.0, ge=0, lt=1, description="A constant share instead of the ramp; 0: the ramp.")
     hold_days: float = Field(3.0, ge=0, description="Days that a step of the ramp lasts at least.")
     maturation_hours: float = Field(72.0, gt=0, description="Hours after a user's first request while feedback counts.")
-    missing: Missing = Field("one-way", description="What is assumed of missing ratings: random, one-way or any.")
+    missing: Missing = Field("any", description="What is assumed of missing ratings: any (nothing), one-way or random.")
+    sample: float | None = Field(
+        None, ge=0, le=1, description="Share of users whose answers are checked; 0.4 with --missing any."
+    )
     harm: int = Field(0, ge=0, description="Users that may meet a candidate twice the effect worse; picks the ramp.")
     alpha: float = Field(0.05, ge=1e-6, le=0.5, description="Chance of a wrong decision that is accepted.")
     simulations: int = Field(1000, ge=100, le=20_000, description="Simulated experiments.")
@@ -393,8 +386,13 @@ class ExperimentOptions(Config):
     )
     most_days: float = Field(365.0, gt=0, description="Days after which the experiment ends.")
     guardrails: str = flag("", "NAME=LIMIT,...", "Limits other than the usual ones, as in latency=1.2,length=off.")
-    missing: Missing = Field("one-way", description="What is assumed of missing ratings: random, one-way or any.")
-    sample: float = Field(0.0, ge=0, le=1, description="Share of users, drawn at random, whose answers are checked.")
+    missing: Missing = Field("any", description="What is assumed of missing ratings: any (nothing), one-way or random.")
+    sample: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Share of users, drawn at random, whose answers are checked; 0.4 with --missing any.",
+    )
     sample_kind: str = flag("checked", "KIND", "Kind of feedback that says what a check found.")
     earlier_days: float = Field(30.0, ge=0, le=366, description="Days of earlier votes that say what users usually do.")
     shadow: bool = flag(

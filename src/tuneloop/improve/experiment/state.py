@@ -14,7 +14,13 @@ from pydantic import ValidationError
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc_now, uuid7
 from tuneloop.improve.experiment.plan import LEAST_UNITS, ramp_of, refuse_unreachable
-from tuneloop.improve.experiment.record import ExperimentDesign, ExperimentOptions, ExperimentVerdict, Guardrail
+from tuneloop.improve.experiment.record import (
+    ExperimentDesign,
+    ExperimentOptions,
+    ExperimentVerdict,
+    Guardrail,
+    sample_of,
+)
 from tuneloop.improve.experiment.statistics import time_of
 from tuneloop.improve.experiment.tally import Stage
 from tuneloop.records.feedback import COMMENTS, KIND
@@ -131,7 +137,7 @@ def design_of(name: str, options: ExperimentOptions, salt: str) -> ExperimentDes
     fields["guardrails"] = guardrails_of(options.guardrails)
     for arm in ("candidate", "champion"):
         fields[arm] = f"{options.model}{fields[arm]}" if fields[arm].startswith("@") else fields[arm]
-    fields |= {"name": name, "ramp": ramp, "salt": salt}
+    fields |= {"name": name, "ramp": ramp, "salt": salt, "sample": sample_of(options.missing, options.sample)}
     fields["least_units"] = LEAST_UNITS
     try:
         return ExperimentDesign(shadow_votes=options.shadow_copies, **fields)

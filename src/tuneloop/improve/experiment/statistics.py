@@ -15,13 +15,13 @@ from datetime import datetime, timedelta
 from tuneloop.core.files import content_hash
 from tuneloop.core.lazy import Array, NDArray, np
 from tuneloop.improve.experiment.record import ExperimentDesign
-from tuneloop.improve.experiment.tally import AMOUNTS, LATER_WINDOWS, MOST_SLICES, RATES, kinds_of
+from tuneloop.improve.experiment.tally import LATER_WINDOWS, MOST_SLICES, UNHAPPY_VALUES, kinds_of
 from tuneloop.improve.feedback.value import by_request, conversations_of, current, mean_value
 from tuneloop.records.feedback import Feedback, value_of
 from tuneloop.records.request import NOT_LOADED, StoredRequest
 
 CANDIDATE, CHAMPION = "candidate", "champion"
-UNHAPPY_VALUES = 3  # of a user, none of them good
+FIRST_DAY = timedelta(days=1)  # of a user, by whose votes harm is seen before the window is over
 
 
 def registration_hash(design: ExperimentDesign) -> str:
@@ -82,9 +82,9 @@ class Units:
     likes: Array  # good and bad values per request of it, rated or not; NaN: not matured
     dislikes: Array
     checked: Array  # NaN: not in the random sample of users, not matured, or not checked
-    affected: Mapping[str, NDArray[np.bool_]]  # guardrail on a rate -> whether it happened to the unit
-    amounts: Mapping[str, Array]  # guardrail on an amount -> the unit's mean of logarithms; NaN: nothing measured
-    later: Array  # mean value of the measure after the window; NaN: none, or not known yet
+    requests: Array  # within its window; NaN: not matured
+    votes: NDArray[np.int64]  # values of the measure within it
+    guarded: Mapping[str, Array]  # by guardrail but `slices`, what it compares of the unit; NaN: nothing, or not yet
     slices: Mapping[str, NDArray[np.bool_]]  # by name, whether the unit is in it
     kinds: NDArray[np.int64]  # by what it did before its draw; see `tally.kinds_of`
     weekday: NDArray[np.int64]  # of its first request, in UTC; 0 is Monday
@@ -104,7 +104,6 @@ def units_of(
 
     `earlier`: all requests for the model from `earlier_days` before the start on, with or without an arm.
 
-
     Requests without an arm, of another model, or with a propensity of 0 or 1 say nothing and are passed over. What came
     after `at` must have been left out.
     """
@@ -123,9 +122,9 @@ def units_of(
         likes=np.array([row.likes for row in rows], dtype=np.float64),
         dislikes=np.array([row.dislikes for row in rows], dtype=np.float64),
         checked=np.array([row.checked for row in rows], dtype=np.float64),
-        affected={name: np.array([row.affected[name] for row in rows], dtype=bool) for name in RATES},
-        amounts={name: np.array([row.amounts[name] for row in rows], dtype=np.float64) for name in AMOUNTS},
-        later=np.array([row.later for row in rows], dtype=np.float64),
+        requests=np.array([row.requests for row in rows], dtype=np.float64),
+        votes=np.array([row.votes for row in rows], dtype=np.int64),
+        guarded={name: np.array([row.guarded[name] for row in rows], dtype=np.float64) for name in GUARDED},
         slices=_slices(draws),
         kinds=_kinds(design, draws, earlier, feedback_of),
         weekday=np.array([time_of(draw[0].time).weekday() for draw in draws], dtype=np.int64),
@@ -206,9 +205,9 @@ class _Unit:
     likes: float
     dislikes: float
     checked: float
-    later: float
-    affected: Mapping[str, bool]
-    amounts: Mapping[str, float]
+    requests: float
+    votes: int
+    guarded: Mapping[str, float]
 
 
 def _unit(
@@ -227,9 +226,7 @@ def _unit(
     if over and design.sample > 0 and in_sample(design, unit_of(first)):  # a check may come later
         every = [one for r in requests for one in feedback_of.get(r.id, ()) if one.kind == design.sample_kind]
         check = mean_value(current(one for one in every if one.believed))
-    goods = [v for one in feedback if (v := value_of(one.kind, one.value)) is not None]
-    values = [v for one in feedback if one.kind == design.measure and (v := value_of(one.kind, one.value)) is not None]
-    values = [1 - value for value in values] if design.lower_is_better else values
+    values = [v for one in feedback if one.kind == design.measure and (v := _good(design, one)) is not None]
     return _Unit(
         candidate=first.arm == CANDIDATE,
         propensity=first.propensity or math.nan,
@@ -237,18 +234,39 @@ def _unit(
         likes=bad if design.lower_is_better else good,
         dislikes=good if design.lower_is_better else bad,
         checked=math.nan if check is None else check,
-        later=_later(design, group, feedback_of, at),
-        affected={
-            "invalid": any(is_invalid(r) for r in requests),
-            "dislikes": any(value < 0.5 for value in goods),
-            "unhappy": len(values) >= UNHAPPY_VALUES and max(values) < 0.5,
-        },
-        amounts={
+        requests=float(len(requests)) if over else math.nan,
+        votes=len(values),
+        guarded={
+            "invalid": sum(is_invalid(r) for r in requests) / len(requests),
+            "dislikes": _first_day(design, requests, feedback_of, at),
+            "unhappy": float(max(values) >= 0.5) if over and len(values) >= UNHAPPY_VALUES else math.nan,
+            "later": _later(design, group, feedback_of, at),
             "latency": _mean_log(r.total_ms for r in requests),
             "cost": _mean_log(r.usd for r in requests),
             "length": _mean_log(r.completion_tokens for r in requests),
         },
     )
+
+
+GUARDED = ("invalid", "dislikes", "unhappy", "later", "latency", "cost", "length")
+
+
+def _good(design: ExperimentDesign, vote: Feedback) -> float | None:
+    """How good a vote says that an answer is, 0 to 1; None: it does not say."""
+    value = value_of(vote.kind, vote.value)
+    return 1 - value if value is not None and design.lower_is_better and vote.kind == design.measure else value
+
+
+def _first_day(
+    design: ExperimentDesign, requests: Sequence[StoredRequest], feedback_of: Mapping[str, list[Feedback]], at: datetime
+) -> float:
+    """The mean of what a user's votes of any kind say on its first day; NaN: none, or the day is not over."""
+    end = time_of(requests[0].time) + min(FIRST_DAY, timedelta(hours=design.maturation_hours))
+    if at < end:
+        return math.nan
+    votes = [vote for r in requests if time_of(r.time) <= end for vote in _votes_on(design, r, feedback_of, end)]
+    values = [value for vote in votes if (value := _good(design, vote)) is not None]
+    return sum(values) / len(values) if values else math.nan
 
 
 def _votes_on(

@@ -1,8 +1,14 @@
 """What the users of an experiment prove, by bets (`core/stats/betting.py`), which hold from the first user on.
 
-What a decision needs to know of them are sums that grow with each look. Sums of many experiments are held at once, one
-along the first axis, for simulations; a real experiment is one of 1. Users are counted when they come, with what
-guardrails may see at once, and once more when their window is over.
+Each reason to roll back has its part of alpha (`levels_of`), and so have the two ways to a promotion: the checks of a
+random sample, and votes as far as the registration trusts them. What a decision needs to know are sums that grow with
+each look. Sums of many experiments are held at once, one along the first axis, for simulations; a real experiment is
+one of 1. Users are counted when they come, with what guardrails may see at once, and once more when their window is
+over.
+
+Angelopoulos et al. 2023, "Prediction-powered inference"; Csillag et al. 2025, "Prediction-powered e-values" (of a
+sample's checks, with votes as predictions). Manski 1990, "Nonparametric bounds on treatment effects" (`any`); Lee 2009,
+"Training, wages, and sample selection" (`one-way`).
 """
 
 from __future__ import annotations
@@ -13,8 +19,20 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from tuneloop.core.lazy import Array, NDArray, np
-from tuneloop.core.stats.betting import ArmClaim, Book, bound, negative_mean_log_e, open_book, place_bets, running_mean
-from tuneloop.core.stats.sequences import excess_log_e, odds_log_e
+from tuneloop.core.stats.betting import (
+    ArmClaim,
+    Book,
+    RateBook,
+    bet_on_rate,
+    bound,
+    negative_mean_log_e,
+    odds_log_e,
+    open_book,
+    open_rate_book,
+    place_bets,
+    running_mean,
+)
+from tuneloop.core.stats.tests import Z95
 from tuneloop.improve.experiment.record import ArmDifference, Evidence, ExperimentDesign, GuardrailFinding, Strengths
 
 if TYPE_CHECKING:
@@ -23,22 +41,37 @@ if TYPE_CHECKING:
 # Shares of a claim's wealth, and the distance from its null, in effects, for which each is staked. Little is left for
 # others than the registered effect: each halving of its share costs it log(2) of the log(20) that are needed.
 BETTER = ((0.9, 1.25), (0.1, 0.6))
-WORSE = ((0.3, 1.5), (0.5, 4.0))  # a fifth of alpha is left to the guardrails, which roll back, too
+WORSE = ((0.4, 1.5), (0.6, 4.0))
 NO_GAIN = ((0.5, 1.0), (0.2, 2.5), (0.3, 5.0))
+EITHER = ((0.5, 0.5), (0.5, 1.5))  # a difference of the rates of rating
 EXCESS = ((0.5, 1.0), (0.5, 3.0))
 SLICE_WORSE = ((0.5, 4.0), (0.5, 10.0))  # what is looked for is large
 ODDS = ((0.35, 0.8), (0.25, 0.88), (0.15, 0.6), (0.05, 0.3), (0.1, 1.25), (0.1, 2.0))  # shares of wealth, odds ratios
+# Parts of alpha among the reasons to roll back; a guardrail that is not here has 0.6. Nearly half is for votes of the
+# first day, which stop harm soonest; log(2) of evidence is a day at 200 users.
+PARTS = {"dislikes": 9.0, "worse": 4.0, "shadow": 2.0, "assignment": 0.4, "switched": 0.4}
+VOTES = 0.1  # of alpha for promotions by votes where a sample is checked, too
 AMOUNT_REACH = 2.0  # a user's amount counts as at most e^2 = 7.4 times the mean so far, and at least 1 / 7.4
-KINDS = 5  # of users, by what they did before; see `kinds_of`
+KINDS = 5  # of users, by what they did before or voted now; see `kinds_of`
+UNHAPPY_VALUES = 3  # of a user, or more, none of them good
 FIRST_RATED = 0.5  # guess of the share of requests with a value
-RATES = ("invalid", "dislikes", "unhappy")  # guardrails on the share of users that are affected
+RATES = ("invalid",)  # guardrails on a share of requests, the mean of that of each user
 AMOUNTS = ("latency", "cost", "length")  # guardrails on geometric means
 MOST_SLICES = 8  # among which the evidence for the worst one is divided
 LATER_WINDOWS = 2  # the measure of `later` is that from a user's first window on until so many are over
-HELD = 0.5  # of the evidence for a loss in a slice, with which nothing is promoted
 WEEK = 7  # days
 MOST_SWITCHED = 0.01  # share of returning units that may meet the other arm, as where two servers see a step at once
-LEAST_LATER = 10  # users of either arm with a later value, before its estimate holds a promotion back
+LEAST_VALUED = 10  # users of either arm with a value of a guardrail, before its estimate holds a promotion back
+DOUBT = 0.5  # standard errors of a slice below what is tolerated, which hold a promotion back: one of many is low
+
+
+def levels_of(design: ExperimentDesign) -> dict[str, float]:
+    """The part of alpha for each reason to roll back. Their sum is alpha, so that a candidate without a difference is
+    ever rolled back with at most that chance, for whatever reason."""
+    reasons = [rail.name for rail in design.guardrails] + ["worse", "assignment", "switched"]
+    parts = {reason: PARTS.get(reason, 0.6) for reason in [*reasons, *["shadow"] * design.shadow]}
+    levels = {reason: design.alpha * part / sum(parts.values()) for reason, part in parts.items()}
+    return levels | ({"slices": levels["slices"] / MOST_SLICES} if "slices" in levels else {})
 
 
 @dataclass(frozen=True)
@@ -62,6 +95,7 @@ class Matured(Arrivals):
         outcome: mean value; NaN where there is none.
         likes, dislikes: good and bad values per request.
         checked: mean value by the check of a random sample; NaN where there is none.
+        waiting: whether a check may still come of the user, or of one who came before.
         slices: whether a user is in a slice, (experiments, users, slices).
         kinds: see `kinds_of`; None: nothing is known of what they did before.
         weekday: 0 to 6, of a user's first request; None: not known.
@@ -71,9 +105,44 @@ class Matured(Arrivals):
     likes: Array
     dislikes: Array
     checked: Array | None = None
+    waiting: NDArray[np.bool_] | None = None
     slices: NDArray[np.bool_] | None = None
     kinds: NDArray[np.int64] | None = None
     weekday: NDArray[np.int64] | None = None
+
+
+Column = tuple[str, int]  # a book, and the place of one of its claims
+
+
+def needed_by(design: ExperimentDesign) -> dict[Column, float]:
+    """The evidence that each claim takes which a promotion, a loss of the measure or an excluded gain may rest on."""
+    votes, half = (VOTES, 0.5) if design.sample else (1.0, 1.0)
+    worse = levels_of(design)["worse"] * half
+    levels = {("measure", 0): design.alpha * votes, ("measure", 1): worse, ("measure", 2): design.alpha * half}
+    books = {"any": ["worst"], "one-way": ["likes per request", "dislikes per request"], "random": []}
+    levels |= {(name, 0): design.alpha * votes for name in books[trusted(design)]}
+    if design.sample:
+        levels |= {("checked", 1): worse, ("checked", 2): design.alpha * half}
+        levels["checked", 0] = design.alpha * (1 - VOTES)
+    return {column: -math.log(level) for column, level in levels.items()}
+
+
+def proven_by(evidence: Mapping[Column, Array]) -> dict[str, Array]:
+    """What claims prove together, from multiples of the evidence that each takes (`needed_by`)."""
+    of_votes = [of for (name, _), of in evidence.items() if name not in ("measure", "checked")]
+    votes = np.minimum.reduce(of_votes or [evidence["measure", 0]])
+    sample = evidence.get(("checked", 0))
+    worse, no_gain = (
+        np.maximum(evidence["measure", claim], evidence.get(("checked", claim), -math.inf)) for claim in (1, 2)
+    )
+    promotion = votes if sample is None else np.maximum(votes, sample)
+    sample = np.zeros_like(votes) if sample is None else sample
+    return {"votes": votes, "sample": sample, "promotion": promotion, "worse": worse, "no_gain": no_gain}
+
+
+def trusted(design: ExperimentDesign) -> str:
+    """What is assumed of missing votes: nothing where checks decide."""
+    return "any" if design.sample else design.missing
 
 
 def kinds_of(requests: Array, likes: Array, dislikes: Array) -> NDArray[np.int64]:
@@ -92,10 +161,12 @@ class UserTally:
     Args:
         shares: of new users that met the candidate, one after another.
         users, rated: all users, and those with a value.
-        affected: by the name of a guardrail on a rate.
         sums: of the values in either arm, (experiments, 2).
-        books: bets on `measure`, `likes`, `dislikes`, `worst`, `checked`, `later`, `slice 0` and so on, and guardrails
-            on amounts.
+        books: bets on `measure`, `likes`, `dislikes` and `rated` per request, `worst`, `checked`, and by the names of
+            guardrails; of slices `slice 0` and so on.
+        rates: bets of guardrails on rates.
+        checks: by what users have voted, see `kinds_of`, (experiments, kinds, 3): users, those who were checked, and
+            the sum of what the checks say.
         weekdays: sums of what decides on a promotion, by day of the week, (experiments, 7, 3): of the scores of
             `core/stats/betting.py`, of p (1 - p), and of the scores' squares.
         amounts: by guardrail or slice, sums of logarithms, or values, and numbers in either arm, (experiments, 2, 2).
@@ -104,50 +175,57 @@ class UserTally:
     shares: Array
     users: Array
     rated: Array
-    affected: Mapping[str, Array]
     sums: Array
     books: Mapping[str, Book]
+    rates: Mapping[str, RateBook]
+    checks: Array
     weekdays: Array
     amounts: Mapping[str, Array] = field(default_factory=dict)
 
 
 def empty_tally(design: ExperimentDesign, shares: Array, experiments: int = 1, slices: int = 0) -> UserTally:
     """The sums before the first user. `slices`: how many there are; at most `MOST_SLICES`."""
-
-    def counts() -> Array:
-        return np.zeros((experiments, len(shares), 2))
-
-    better, worse = ArmClaim(1, BETTER), ArmClaim(-1, WORSE)
     liked = 1 - design.base if design.lower_is_better else design.base
+    better, less = ArmClaim(1, BETTER), ArmClaim(-1, BETTER)
+    of_measure = [better, ArmClaim(-1, WORSE), ArmClaim(-1, NO_GAIN, design.effect)]
+    claims = {
+        "measure": (of_measure, liked),
+        "likes per request": ([better], FIRST_RATED * liked),
+        "dislikes per request": ([less], FIRST_RATED * (1 - liked)),
+        "rated": ([ArmClaim(1, EITHER), ArmClaim(-1, EITHER)], FIRST_RATED),
+        "worst": ([better], liked),
+        "checked": (of_measure, liked),
+    }
     kinds = KINDS if design.earlier_days else 1
     books = {
-        "measure": open_book([better, worse, ArmClaim(-1, NO_GAIN, design.effect)], experiments, guess=liked),
-        "likes": open_book([better], experiments, guess=FIRST_RATED * liked, kinds=kinds),
-        "dislikes": open_book([ArmClaim(-1, BETTER)], experiments, guess=FIRST_RATED * (1 - liked), kinds=kinds),
-        "worst": open_book([better], experiments, guess=liked),
-        "checked": open_book([better], experiments, guess=liked),
+        name: open_book(of_book, experiments, guess=guess, kinds=kinds) for name, (of_book, guess) in claims.items()
     }
-    rails = [rail for rail in design.guardrails if rail.name in AMOUNTS]
-    books |= {
-        rail.name: open_book(
-            [ArmClaim(1, EXCESS, math.log(rail.tolerance))], experiments, guess=None, reach=AMOUNT_REACH
-        )
-        for rail in rails
-    }
-    tolerances = {rail.name: rail.tolerance for rail in design.guardrails}
-    names = ["later"] * ("later" in tolerances) + [f"slice {k}" for k in range(slices if "slices" in tolerances else 0)]
-    for name in names:
-        stakes, tolerance = (WORSE, tolerances["later"]) if name == "later" else (SLICE_WORSE, tolerances["slices"])
-        books[name] = open_book([ArmClaim(-1, stakes, -tolerance)], experiments, guess=liked)
+    rates: dict[str, RateBook] = {}
+    amounts: dict[str, Array] = {}
+    for rail in design.guardrails:
+        names = [f"slice {k}" for k in range(slices)] if rail.name == "slices" else [rail.name]
+        for name in names:
+            amounts[name] = np.zeros((experiments, 2, 2))
+            if rail.name in RATES:
+                rates[name] = open_rate_book(experiments)
+            elif rail.name in AMOUNTS:
+                claim = ArmClaim(1, EXCESS, math.log(rail.tolerance))
+                books[name] = open_book([claim], experiments, guess=None, reach=AMOUNT_REACH)
+            else:
+                claim = ArmClaim(-1, SLICE_WORSE if rail.name == "slices" else WORSE, -rail.tolerance)
+                guess, kinds_of_rail = (0.95, KINDS) if rail.name == "unhappy" else (liked, 1)
+                books[name] = open_book([claim], experiments, guess=guess, kinds=kinds_of_rail)
+    counts = np.zeros((experiments, len(shares), 2))
     return UserTally(
         shares=shares,
-        users=counts(),
-        rated=counts(),
-        affected={name: counts() for name in RATES},
+        users=counts,
+        rated=counts,
         sums=np.zeros((experiments, 2)),
         books=books,
+        rates=rates,
+        checks=np.zeros((experiments, KINDS, 3)),
         weekdays=np.zeros((experiments, WEEK, 3)),
-        amounts={name: np.zeros((experiments, 2, 2)) for name in [*(rail.name for rail in rails), *names]},
+        amounts=amounts,
     )
 
 
@@ -165,81 +243,105 @@ def with_arrivals(tally: UserTally, users: Arrivals) -> UserTally:
     return replace(tally, users=tally.users + counts_of(tally, users, np.ones(users.candidate.shape, dtype=bool)))
 
 
-def with_affected(tally: UserTally, name: str, users: Arrivals, affected: NDArray[np.bool_]) -> UserTally:
-    """The sums after more users were found to be affected by what a guardrail counts."""
-    return replace(tally, affected={**tally.affected, name: tally.affected[name] + counts_of(tally, users, affected)})
+def with_values(
+    tally: UserTally,
+    design: ExperimentDesign,
+    name: str,
+    users: Arrivals,
+    values: Array,
+    votes: NDArray[np.int64] | None = None,
+) -> UserTally:
+    """The sums after more users' values of a guardrail, by its name, or of a slice; NaN: nothing there.
 
-
-def with_values(tally: UserTally, name: str, users: Arrivals, values: Array, effect: float) -> UserTally:
-    """The sums after more users' values of a guardrail: logarithms of amounts, or the measure; NaN: nothing there.
-
-    `effect`: the excess for which stakes are placed, as a logarithm or in the measure.
+    `values`: shares of requests, logarithms of amounts, or values from 0 to 1. `votes`: of users, for `unhappy`, which
+    is compared among users with as many.
     """
-    book = place_bets(tally.books[name], users.candidate, values, users.propensity, effect)
+    books, rates = dict(tally.books), dict(tally.rates)
+    if name in RATES:
+        tolerance = next(rail.tolerance for rail in design.guardrails if rail.name == name)
+        share = users.propensity * tolerance / (users.propensity * tolerance + 1 - users.propensity)
+        rates[name] = bet_on_rate(rates[name], users.candidate, values, np.where(np.isnan(share), 0.5, share))
+    else:
+        effect = EFFECT_OF_AMOUNTS if name in AMOUNTS else design.effect
+        kinds = np.clip(votes - UNHAPPY_VALUES, 0, KINDS - 1) if name == "unhappy" and votes is not None else None
+        books[name] = place_bets(books[name], users.candidate, values, users.propensity, effect, kinds)
     measured = ~np.isnan(values) & ~np.isnan(users.propensity)
     values = np.where(measured, values, 0.0)
     arms = (measured & users.candidate, measured & ~users.candidate)
     sums = np.stack([np.stack([(values * arm).sum(-1), arm.sum(-1)], -1) for arm in arms], 1)
-    return replace(
-        tally, books={**tally.books, name: book}, amounts={**tally.amounts, name: tally.amounts[name] + sums}
-    )
+    return replace(tally, books=books, rates=rates, amounts={**tally.amounts, name: tally.amounts[name] + sums})
 
 
-def with_amounts(tally: UserTally, name: str, users: Arrivals, logs: Array) -> UserTally:
-    """The sums after more users' amounts. `logs`: their logarithms."""
-    return with_values(tally, name, users, logs, EFFECT_OF_AMOUNTS)
-
-
-EFFECT_OF_AMOUNTS = 0.25
+EFFECT_OF_AMOUNTS = 0.25  # the excess for which stakes are placed, as a logarithm
 
 
 def with_matured(tally: UserTally, design: ExperimentDesign, users: Matured) -> UserTally:
     """The sums after the windows of more users are over."""
     arm, chance = users.candidate, users.propensity
     there = ~np.isnan(users.likes) & ~np.isnan(chance)
-    tally = _with_weekdays(tally, design, users)
-    books = dict(tally.books)
-    likes, dislikes = books["likes"], books["dislikes"]
-    values = np.where(there, users.likes + users.dislikes, 0.0)
+    valued = there & ~np.isnan(users.outcome)
+    books, checks = dict(tally.books), tally.checks
     kinds = users.kinds if design.earlier_days else None
-    rated = running_mean(values, there, likes.n, likes.total + dislikes.total, FIRST_RATED, kinds)
-    books["measure"] = place_bets(books["measure"], arm, users.outcome, chance, design.effect)
-    if design.missing == "one-way" and not design.sample:
-        books["likes"] = place_bets(likes, arm, users.likes, chance, design.effect * rated, kinds)
-        books["dislikes"] = place_bets(dislikes, arm, users.dislikes, chance, design.effect * rated, kinds)
-    if design.missing == "any" and not design.sample:
-        worst = np.where(arm, users.likes, 1 - users.dislikes)
-        books["worst"] = place_bets(books["worst"], arm, worst, chance, design.effect)
-    if users.checked is not None:
-        books["checked"] = place_bets(books["checked"], arm, users.checked, chance, design.effect)
-    valued = ~np.isnan(users.outcome) & ~np.isnan(chance)
+    books["measure"] = place_bets(books["measure"], arm, users.outcome, chance, design.effect, kinds)
+    decides, values = "measure", users.outcome  # on a promotion
+    if trusted(design) == "any":
+        decides, values = "worst", np.where(arm, users.likes, 1 - users.dislikes)
+        books["worst"] = place_bets(books["worst"], arm, values, chance, design.effect, kinds)
+    else:
+        rated, book = users.likes + users.dislikes, books["rated"]
+        usual = running_mean(np.where(there, rated, 0.0), there, book.n, book.total, FIRST_RATED, kinds)
+        per_request = {"likes per request": users.likes, "dislikes per request": users.dislikes, "rated": rated}
+        for name, of_users in per_request.items():
+            books[name] = place_bets(books[name], arm, of_users, chance, design.effect * usual, kinds)
+    if design.sample:
+        decides = "checked"
+        values, room, checks = _completed(tally, design, users, there)
+        books["checked"] = place_bets(books["checked"], arm, values, chance, design.effect, kinds, room)
+    weekdays = _by_weekday(tally, design, users, decides, values)
     outcome = np.where(valued, users.outcome, 0.0)
     sums = np.stack([(outcome * arm).sum(-1), (outcome * ~arm).sum(-1)], axis=-1)
-    rated = tally.rated + counts_of(tally, users, valued)
-    tally = replace(tally, books=books, rated=rated, sums=tally.sums + sums)
+    counts = tally.rated + counts_of(tally, users, valued)
+    tally = replace(tally, books=books, rated=counts, sums=tally.sums + sums, checks=checks, weekdays=weekdays)
     slices = np.zeros((*outcome.shape, 0), dtype=bool) if users.slices is None else users.slices
     for k in range(slices.shape[-1]):
         if f"slice {k}" in books:
             here = np.where(slices[..., k], users.outcome, np.nan)
-            tally = with_values(tally, f"slice {k}", users, here, design.effect)
+            tally = with_values(tally, design, f"slice {k}", users, here)
     return tally
 
 
-def _with_weekdays(tally: UserTally, design: ExperimentDesign, users: Matured) -> UserTally:
-    """The sums by day of the week after more users, of the values that decide on a promotion."""
+def _completed(
+    tally: UserTally, design: ExperimentDesign, users: Matured, there: NDArray[np.bool_]
+) -> tuple[Array, Array, Array]:
+    """What checks of all users would say on average, from those of the random sample: the guess by what a user has
+    voted, and of those who were checked what it misses, divided by their share. Its mean is that of the checks, whoever
+    votes and however: votes only take noise away. Users in order; none of them counts before the checks that may still
+    come. Returns the values, how far each may lie outside [0, 1], and `UserTally.checks` after them.
+    """
+    there = there if users.waiting is None else there & ~users.waiting
+    checked = np.full(there.shape, np.nan) if users.checked is None else users.checked
+    seen, says = there & ~np.isnan(checked), np.where(np.isnan(checked), 0.0, checked)
+    votes = kinds_of(np.ones(there.shape), np.nan_to_num(users.likes), np.nan_to_num(users.dislikes))
+    liked = 1 - design.base if design.lower_is_better else design.base
+    guess = running_mean(says, seen, tally.checks[..., 1], tally.checks[..., 2], liked, votes)
+    users_before, seen_before = (tally.checks[..., at].sum(axis=-1, keepdims=True) for at in (0, 1))
+    share = running_mean(seen.astype(np.float64), there, users_before, seen_before, design.sample)
+    values = np.where(there, guess + np.where(seen, (says - guess) / share, 0.0), np.nan)
+    sums = [[(part * (votes == kind)).sum(-1) for part in (there, seen, says * seen)] for kind in range(KINDS)]
+    return values, 1 / share - 1, tally.checks + np.moveaxis(np.array(sums), -1, 0)
+
+
+def _by_weekday(tally: UserTally, design: ExperimentDesign, users: Matured, name: str, values: Array) -> Array:
+    """The sums by day of the week after more users. `values`: those that decide on a promotion, of the book `name`."""
     if design.least_days < WEEK or users.weekday is None:
-        return tally
-    name, values = "measure", users.outcome
-    if design.sample:
-        name, values = "checked", np.full_like(values, np.nan) if users.checked is None else users.checked
-    elif design.missing == "any":
-        name, values = "worst", np.where(users.candidate, users.likes, 1 - users.dislikes)
+        return tally.weekdays
     book, valued = tally.books[name], ~np.isnan(values) & ~np.isnan(users.propensity)
     y, p = np.where(valued, values, 0.0), np.where(valued, users.propensity, 0.5)
-    score = (users.candidate - p) * (y - running_mean(y, valued, book.n, book.total, book.guess or 0.0))
+    n, total = (sums.sum(axis=-1, keepdims=True) for sums in (book.n, book.total))
+    score = (users.candidate - p) * (y - running_mean(y, valued, n, total, book.guess or 0.0))
     parts = np.stack([score, p * (1 - p), score * score], axis=-1) * valued[..., None]
     days = [(parts * (users.weekday == day)[..., None]).sum(axis=1) for day in range(WEEK)]
-    return replace(tally, weekdays=tally.weekdays + np.stack(days, axis=1))
+    return np.asarray(tally.weekdays + np.stack(days, axis=1))
 
 
 def _whole_weeks_log_e(design: ExperimentDesign, weekdays: Array) -> Array:
@@ -263,137 +365,94 @@ class Findings:
     """What the sums prove, arrays with one value for each experiment: multiples of the evidence that is needed.
 
     Args:
-        ratio, rated_ratio: that users, or those with a value, do not fall into the arms as drawn.
+        ratio: that users do not fall into the arms as drawn; `unlikely`: that is likely already, at the level alpha.
         guardrails: of the design in order, (experiments, guardrails).
         held: whether the candidate seems to be worse than tolerated, (experiments, guardrails).
+        suspected: whether votes of the first day are lower by more than a standard error.
         worst: place of the slice with most evidence, (experiments,).
-        better, worse, no_gain, promotion, more_likes, fewer_dislikes, whole_weeks: see `record.Strengths`.
-        means, difference: of the measure: plain means in either arm, (experiments, 2), and the weighted difference.
-        affected: what guardrails compare, (experiments, guardrails, 2).
+        better, worse, no_gain, promotion, votes, sample, rates, whole_weeks: see `record.Strengths`.
+        means, difference: of the measure: plain means in either arm, (experiments, 2), and the weighted difference;
+            `estimate` is that of checks where there are any.
+        compared: what guardrails compare, (experiments, guardrails, 2).
     """
 
     ratio: Array
-    rated_ratio: Array
+    unlikely: NDArray[np.bool_]
     guardrails: Array
     held: NDArray[np.bool_]
+    suspected: NDArray[np.bool_]
     worst: NDArray[np.int64]
     better: Array
     worse: Array
     no_gain: Array
     promotion: Array
-    more_likes: Array
-    fewer_dislikes: Array
+    votes: Array
+    sample: Array
+    rates: Array
     whole_weeks: Array
     means: Array
     difference: Array
-    affected: Array
+    estimate: Array
+    compared: Array
 
 
 def findings_of(design: ExperimentDesign, tally: UserTally) -> Findings:
     """What the sums prove."""
-    books, needed = tally.books, math.log(1 / design.alpha)
-    better, worse, no_gain = (books["measure"].log_e(claim) / needed for claim in range(3))
-    likes, dislikes = books["likes"].log_e(0) / needed, books["dislikes"].log_e(0) / needed
-    rated_ratio = _ratio(tally.rated, tally.shares, design.ratio_alpha)
-    if design.sample:
-        promotion = books["checked"].log_e(0) / needed
-    elif design.missing == "one-way":
-        promotion = np.minimum(likes, dislikes)
-    elif design.missing == "any":
-        promotion = books["worst"].log_e(0) / needed
-    else:  # at random: then both arms are rated at the same rates
-        promotion = np.where(rated_ratio >= 1, np.minimum(better, 0.0), better)
-    worst = _worst_slice(tally)
-    means = [_means(tally, rail.name, worst) for rail in design.guardrails]
-    rails = [_guardrail(design, tally, rail.name, rail.tolerance) for rail in design.guardrails]
-    held = [_seems_worse(tally, rail.name, rail.tolerance, rails[at]) for at, rail in enumerate(design.guardrails)]
+    books, needed, levels = tally.books, math.log(1 / design.alpha), levels_of(design)
+    rated, better = books["rated"], books["measure"].log_e(0)
+    rates = np.maximum(rated.log_e(0), rated.log_e(1)) / (needed + math.log(2))
+    of = {(name, claim): books[name].log_e(claim) / least for (name, claim), least in needed_by(design).items()}
+    if trusted(design) == "random":  # then both arms are rated alike
+        unequal = (rates >= 1) | (abs(np.nan_to_num(rated.difference)) > Z95 * rated.error)
+        of["measure", 0] = np.where(unequal, 0.0, of["measure", 0])
+    odds = [math.log(weight) + odds_log_e(tally.users, tally.shares, ratio) for weight, ratio in ODDS]
+    ratio = np.logaddexp.reduce(np.array(odds))
+    slices = np.array([book.log_e(0) for name, book in books.items() if name.startswith("slice ")] or [0.0 * better])
+    first = next(books[name] for name in ("dislikes", "measure") if name in tally.amounts or name == "measure")
+    rails = [
+        _rail(tally, rail.name, rail.tolerance, slices, -math.log(levels[rail.name])) for rail in design.guardrails
+    ]
+    none = (np.zeros((len(better), 0)), np.zeros((len(better), 0), dtype=bool), np.zeros((len(better), 0, 2)))
+    proven, held, compared = (np.stack(parts, axis=1) for parts in zip(*rails, strict=True)) if rails else none
     return Findings(
-        ratio=_ratio(tally.users, tally.shares, design.ratio_alpha),
-        rated_ratio=rated_ratio,
-        guardrails=np.stack([*rails, np.zeros_like(better)], axis=-1)[:, :-1],
-        held=np.stack([*held, np.zeros(len(better), dtype=bool)], axis=-1)[:, :-1],
-        worst=worst,
-        better=better,
-        worse=worse,
-        no_gain=no_gain,
-        promotion=promotion,
-        more_likes=likes,
-        fewer_dislikes=dislikes,
+        ratio=ratio / -math.log(levels["assignment"]),
+        unlikely=ratio >= needed,
+        guardrails=proven,
+        held=held,
+        suspected=np.nan_to_num(first.difference + first.error) < 0,
+        worst=slices.argmax(axis=0),
+        better=better / needed,
+        **proven_by(of),
+        rates=rates,
         whole_weeks=_whole_weeks_log_e(design, tally.weekdays) / needed,
         means=_ratio_of(tally.sums, tally.rated.sum(axis=1)),
         difference=books["measure"].difference,
-        affected=np.stack([*means, np.zeros_like(tally.sums)], axis=1)[:, :-1],
+        estimate=np.where(books["checked"].information > 0, books["checked"].difference, books["measure"].difference),
+        compared=compared,
     )
 
 
-def _ratio(counts: Array, shares: Array, alpha: float) -> Array:
-    """Evidence that units don't fall into the arms as drawn, but with odds that are `ODDS` times as high."""
-    logs = [math.log(weight) + odds_log_e(counts, shares, ratio) for weight, ratio in ODDS]
-    return np.asarray(np.logaddexp.reduce(np.array(logs)) / math.log(1 / alpha))
-
-
-def _guardrail(design: ExperimentDesign, tally: UserTally, name: str, tolerance: float) -> Array:
-    """Evidence that more is affected than is tolerated; alpha is divided among all guardrails."""
-    needed = math.log(len(design.guardrails) / design.alpha)
+def _rail(
+    tally: UserTally, name: str, tolerance: float, slices: Array, needed: float
+) -> tuple[Array, NDArray[np.bool_], Array]:
+    """Of a guardrail: evidence that the candidate is worse than tolerated, whether it seems to be, and what it compares
+    in either arm: means of users."""
     if name == "slices":
-        return np.asarray(_slice_log_e(tally).max(axis=0) / (needed + math.log(MOST_SLICES)))
-    if name not in RATES:
-        return tally.books[name].log_e(0) / needed
-    counts, tolerated = tally.affected[name], _tolerated(tally.shares, tolerance)
-    return np.asarray(excess_log_e(counts[..., 0], counts[..., 1], tolerated).sum(axis=-1) / needed)
-
-
-def _tolerated(shares: Array, tolerance: float) -> Array:
-    """The candidate's share of the affected users that is tolerated, by the share of new users that meet it."""
-    return np.asarray(shares * tolerance / (shares * tolerance + 1 - shares))
-
-
-def _slice_log_e(tally: UserTally) -> Array:
-    """Evidence for a loss in each slice, (slices, experiments); in one without users there is none."""
-    logs = [book.log_e(0) for name, book in tally.books.items() if name.startswith("slice ")]
-    return np.array(logs or [np.zeros(len(tally.sums))])
-
-
-def _worst_slice(tally: UserTally) -> NDArray[np.int64]:
-    return np.asarray(_slice_log_e(tally).argmax(axis=0))
-
-
-def _seems_worse(tally: UserTally, name: str, tolerance: float, strength: Array) -> NDArray[np.bool_]:
-    """Whether the candidate seems to be worse than tolerated, proven or not."""
+        books = [(key, book) for key, book in tally.books.items() if key.startswith("slice ")]
+        low = [np.nan_to_num(book.difference) + DOUBT * book.error < -tolerance for _, book in books]
+        sums = np.array([tally.amounts[key] for key, _ in books])
+        worst = sums[slices.argmax(axis=0), np.arange(slices.shape[1])] if books else np.zeros((slices.shape[1], 2, 2))
+        held = np.logical_or.reduce(low) if books else np.zeros(slices.shape[1], dtype=bool)
+        return slices.max(axis=0) / needed, held, _ratio_of(worst[..., 0], worst[..., 1])
+    sums, numbers = np.moveaxis(tally.amounts[name], -1, 0)
+    means = _ratio_of(sums, numbers)
     if name in RATES:
-        return seem_more(name, tally.affected[name], tally.shares, tolerance)
-    if name == "slices":
-        return np.asarray(strength >= HELD)
-    difference = np.nan_to_num(tally.books[name].difference)
+        book = tally.rates[name]
+        return book.best / needed, book.score > 1, means  # one user alone stops nothing
+    difference, strength = np.nan_to_num(tally.books[name].difference), tally.books[name].log_e(0) / needed
     if name in AMOUNTS:
-        return np.asarray(difference > math.log(tolerance))
-    return np.asarray((difference < -tolerance) & (tally.amounts[name][..., 1].min(axis=-1) >= LEAST_LATER))
-
-
-def seem_more(name: str, counts: Array, shares: Array, tolerance: float) -> NDArray[np.bool_]:
-    """Whether more of the candidate's users seem to be affected than a guardrail on a rate tolerates. All but one
-    count, so that a single one stops nothing; of unhappy users, who are few and are harmed, one more counts.
-
-    Args:
-        counts: of affected users, (experiments, shares, 2): the candidate's and the champion's.
-        shares: of new users that met the candidate.
-    """
-    users, more = counts.sum(axis=-1), 1 if name == "unhappy" else -1
-    tolerated = users @ _tolerated(shares, tolerance)
-    return np.asarray((users.sum(axis=-1) > 0) & (counts[..., 0].sum(axis=-1) + more > tolerated))
-
-
-def _means(tally: UserTally, name: str, worst: NDArray[np.int64]) -> Array:
-    """What a guardrail compares, in either arm, (experiments, 2): shares of users, or means; NaN: nothing."""
-    if name in RATES:
-        return _ratio_of(tally.affected[name].sum(axis=1), tally.users.sum(axis=1))
-    slices = [sums for key, sums in tally.amounts.items() if key.startswith("slice ")]
-    if name == "slices":
-        sums = np.array(slices)[worst, np.arange(len(worst))] if slices else np.zeros((len(worst), 2, 2))
-    else:
-        sums = tally.amounts[name]
-    means = _ratio_of(sums[..., 0], sums[..., 1])
-    return np.asarray(np.exp(means)) if name in AMOUNTS else means
+        return strength, difference > math.log(tolerance), np.exp(means)
+    return strength, (difference < -tolerance) & (numbers.min(axis=-1) >= LEAST_VALUED), means
 
 
 def _ratio_of(sums: Array, numbers: Array) -> Array:
@@ -428,18 +487,21 @@ def evidence_of(
         guess = {"guess": 1 - design.base if design.lower_is_better else design.base}
         bounds["low"] = bound(ArmClaim(1, BETTER), data, design.effect, design.alpha, **guess)
         bounds["high"] = bound(ArmClaim(-1, WORSE), data, design.effect, design.alpha, **guess)
-    votes = np.asarray(shadow, dtype=np.float64)
-    worse = negative_mean_log_e(votes) / math.log(1 / design.alpha) if len(votes) else 0.0
-    switched = float(excess_log_e(units.switched, units.returned - units.switched, MOST_SWITCHED))
+    votes, levels = np.asarray(shadow, dtype=np.float64), levels_of(design)
+    worse = negative_mean_log_e(votes) / -math.log(levels.get("shadow", design.alpha)) if len(votes) else 0.0
+    came_again = np.array([[units.switched, units.returned - units.switched]], dtype=np.float64)
+    odds = [math.log(1 / 3) + odds_log_e(came_again, np.array([MOST_SWITCHED]), ratio) for ratio in (2.0, 5.0, 25.0)]
     strengths = evidence.strengths.model_copy(
         update={
             "shadow_worse": worse,
-            "switched": max(0.0, switched) / math.log(1 / design.ratio_alpha),
+            "switched": max(0.0, float(np.logaddexp.reduce(odds))) / -math.log(levels["switched"]),
             "checked_units": int((~np.isnan(units.checked)).sum()),
         }
     )
+    arms = (units.candidate, ~units.candidate)
     changes = {
         "measure": evidence.measure.model_copy(update=bounds), "strengths": strengths, "dropped": units.dropped,
+        "requests": [_mean(units.requests[arm & ~np.isnan(units.requests)]) for arm in arms],
         "shadow_copies": max(copies, len(votes)), "shadow_votes": len(votes), "shadow_mean": _mean(votes),
     }  # fmt: skip
     return evidence.model_copy(update=changes)
@@ -450,16 +512,19 @@ def tally_of(design: ExperimentDesign, units: Units) -> UserTally:
     tally = empty_tally(design, np.unique(units.propensity), slices=len(units.slices))
     users = Arrivals(units.candidate[None], units.propensity[None])
     tally = with_arrivals(tally, users)
-    for name in RATES:
-        tally = with_affected(tally, name, users, units.affected[name][None])
-    for name in AMOUNTS:
+    for name in units.guarded:
         if name in tally.amounts:
-            tally = with_amounts(tally, name, users, units.amounts[name][None])
-    if "later" in tally.books:
-        tally = with_values(tally, "later", users, units.later[None], design.effect)
-    values = (units.outcome[None], units.likes[None], units.dislikes[None], units.checked[None])
-    slices = np.stack([*units.slices.values(), units.candidate], axis=-1)[None, :, :-1]
-    matured = Matured(users.candidate, users.propensity, *values, slices, units.kinds[None], units.weekday[None])
+            tally = with_values(tally, design, name, users, units.guarded[name][None], units.votes[None])
+    last = np.flatnonzero(~np.isnan(units.checked))[-1:]
+    waiting = np.arange(len(units.checked)) > (last[0] if len(last) else -1)
+    matured = Matured(
+        *(users.candidate, users.propensity, units.outcome[None], units.likes[None], units.dislikes[None]),
+        checked=units.checked[None],
+        waiting=waiting[None],
+        slices=np.stack([*units.slices.values(), units.candidate], axis=-1)[None, :, :-1],
+        kinds=units.kinds[None],
+        weekday=units.weekday[None],
+    )
     return with_matured(tally, design, matured)
 
 
@@ -476,7 +541,7 @@ def evidence_at(
     means = findings.means[at]
     rails = []
     for place, rail in enumerate(design.guardrails):
-        strength, (candidate, champion) = float(findings.guardrails[at, place]), findings.affected[at, place]
+        strength, (candidate, champion) = float(findings.guardrails[at, place]), findings.compared[at, place]
         rails.append(
             GuardrailFinding(
                 name=rail.name,
@@ -489,7 +554,7 @@ def evidence_at(
                 where=slices[int(findings.worst[at])] if slices and rail.name == "slices" else "",
             )
         )
-    proven = ("better", "worse", "no_gain", "promotion", "more_likes", "fewer_dislikes", "whole_weeks")
+    proven = ("better", "worse", "no_gain", "promotion", "votes", "sample", "rates", "whole_weeks")
     return Evidence(
         days=stage.days,
         step_days=stage.step_days,
@@ -508,7 +573,9 @@ def evidence_at(
         ),
         guardrails=rails,
         ratio_strength=float(findings.ratio[at]),
-        rated_ratio_strength=float(findings.rated_ratio[at]),
+        unlikely=bool(findings.unlikely[at]),
+        estimate=float(findings.estimate[at]),
+        suspected=bool(findings.suspected[at]),
         live_days=stage.live_days,
         strengths=Strengths(**{name: float(getattr(findings, name)[at]) for name in proven}),
     )

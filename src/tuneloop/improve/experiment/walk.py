@@ -2,10 +2,9 @@
 
 One user's outcomes are few: so many good and bad values of so many requests. Their chances give the exact mean and
 covariance of what one user adds to the logs of all stakes; `tally.with_matured` says what each outcome adds. Many users
-add normal increments with these moments, so that the time does not grow with the traffic. Unhappy users are few, and
-each holds a promotion back: they are drawn one by one, with what one adds to the logs. Left out are the other
-guardrails and roll-backs by any of them, which come later than those by the measure where all users are served alike,
-and the first users, from whom the guesses are learnt.
+add normal increments with these moments, so that the time does not grow with the traffic. Votes of users' first days,
+which end most bad candidates, come sooner than the rest and are walked on their own. Left out are the other guardrails,
+what makes the ramp wait, and the first users, from whom the guesses are learnt.
 """
 
 from __future__ import annotations
@@ -14,16 +13,25 @@ import math
 from dataclasses import dataclass, replace
 
 from tuneloop.core.lazy import Array, NDArray, np
-from tuneloop.core.stats.betting import Book
 from tuneloop.improve.experiment.decision import ENDINGS, Proven, endings, next_share
 from tuneloop.improve.experiment.record import ExperimentDesign
-from tuneloop.improve.experiment.statistics import UNHAPPY_VALUES
-from tuneloop.improve.experiment.tally import Matured, empty_tally, seem_more, with_matured
+from tuneloop.improve.experiment.tally import (
+    KINDS,
+    WORSE,
+    Arrivals,
+    Matured,
+    UserTally,
+    empty_tally,
+    kinds_of,
+    levels_of,
+    needed_by,
+    proven_by,
+    with_matured,
+    with_values,
+)
 
 MOST_LOOKS = 400
 QUALITIES = 15  # kinds of users where their answers are correlated
-Z_TWO_SIDED = 1.959963984540054
-Column = tuple[str, int]  # book and claim
 
 
 @dataclass(frozen=True)
@@ -51,15 +59,14 @@ class PlannedTraffic:
 
 @dataclass(frozen=True)
 class UserOutcomes:
-    """What may come of one user of an arm: good and bad values per request, and the chance of each pair.
-
-    `unhappy`: whether the user counts for that guardrail.
-    """
+    """What may come of one user of an arm: good and bad values per request, the chance of each pair, and mean and
+    standard deviation of the share of good answers, rated or not, in that case."""
 
     likes: Array
     dislikes: Array
     chance: Array
-    unhappy: NDArray[np.bool_]
+    good: Array
+    good_spread: Array
 
     @property
     def values(self) -> Array:
@@ -91,8 +98,14 @@ def outcomes_of(traffic: PlannedTraffic, *, candidate: bool) -> UserOutcomes:
         ways = gammaln(number + 1) - gammaln(likes + 1) - gammaln(dislikes + 1) - gammaln(none + 1)
         chances = (qualities * good)[:, None], ((1 - qualities) * bad)[:, None]
         logs = xlogy(likes, chances[0]) + xlogy(dislikes, chances[1]) + xlogy(none, 1 - chances[0] - chances[1])
-        unhappy = (likes == 0) & (dislikes >= UNHAPPY_VALUES)
-        parts.append((likes / number, dislikes / number, weight * np.exp(ways + logs).mean(axis=0), unhappy))
+        joint = np.exp(ways + logs) / len(qualities)
+        posterior = joint / np.maximum(joint.sum(axis=0), 1e-300)
+        unrated = np.array([qualities * (1 - good), (1 - qualities) * (1 - bad)])
+        hidden = (unrated[0] / np.maximum(unrated.sum(axis=0), 1e-300))[:, None]  # chance that an unrated one is good
+        mean, square = (posterior * hidden).sum(axis=0), (posterior * hidden**2).sum(axis=0)
+        spread = np.sqrt(np.maximum(none * (mean - square) + none**2 * (square - mean**2), 0.0))
+        chances_of = weight * joint.sum(axis=0)
+        parts.append((likes / number, dislikes / number, chances_of, (likes + none * mean) / number, spread / number))
     return UserOutcomes(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
@@ -102,82 +115,108 @@ class Moments:
 
     Args:
         mean, variance: of the logs of all stakes, then of the score.
-        root: of their covariance among users who are alike unhappy or not, and in that case of the same arm.
-        unhappy: chance that a user is one of the candidate's unhappy users, and of the champion's, and `shifts` by how
-            much more one of either adds than all others do, (2, columns).
-        valued: chance that a user of the candidate, and of the champion, has a value.
-        information: p (1 - p) times the chance of a value.
+        root: of their covariance.
+        first_mean, first_root: the same of the logs of stakes on votes of the first day.
+        valued: chance that a user has a value; `information`: p (1 - p), times that where checks don't decide.
     """
 
     mean: Array
     variance: Array
     root: Array
-    unhappy: Array
-    shifts: Array
-    valued: tuple[float, float]
+    first_mean: Array
+    first_root: Array
+    valued: float
     information: float
-
-
-def columns_of(design: ExperimentDesign) -> list[Column]:
-    """The claims that decide, by book and place, as in `tally.findings_of`."""
-    promotion = {"one-way": [("likes", 0), ("dislikes", 0)], "any": [("worst", 0)], "random": []}[design.missing]
-    return [("measure", 0), ("measure", 1), ("measure", 2), *promotion]
 
 
 def moments_of(design: ExperimentDesign, traffic: PlannedTraffic, share: float) -> Moments:
     """The moments of one user; guesses are the true means."""
     arms = [outcomes_of(traffic, candidate=True), outcomes_of(traffic, candidate=False)]
     chance = np.concatenate([share * arms[0].chance, (1 - share) * arms[1].chance])
-    candidate = np.repeat([True, False], [len(arms[0].chance), len(arms[1].chance)])[:, None]
-    likes, dislikes, values = (
-        np.concatenate([getattr(arm, name) for arm in arms])[:, None] for name in ("likes", "dislikes", "values")
+    candidate = np.repeat([True, False], [len(arms[0].chance), len(arms[1].chance)])
+    likes, dislikes, values, good, spread = (
+        np.concatenate([getattr(arm, name) for arm in arms])
+        for name in ("likes", "dislikes", "values", "good", "good_spread")
     )
-    rate = np.full(likes.shape, share)
-    worst = np.where(candidate, likes, 1 - dislikes)
-    tally = empty_tally(design, np.array([share]), len(chance))
-    means = {"measure": values, "likes": likes, "dislikes": dislikes, "worst": worst}
-    books = {name: _learnt(tally.books[name], value[:, 0], chance) for name, value in means.items()}
-    tally = replace(tally, books={**tally.books, **books})
-    after = with_matured(tally, design, Matured(candidate, rate, values, likes, dislikes)).books
-    gains = [after[name].log_wealth[claim] - books[name].log_wealth[claim] for name, claim in columns_of(design)]
-    matrix = np.concatenate([*gains, after["measure"].score[:, None]], axis=1)
-    mean = chance @ matrix
-    unhappy = np.concatenate([arm.unhappy for arm in arms])
-    group = np.where(unhappy, np.where(candidate[:, 0], 1, 2), 0)
-    groups = [np.where(group == number, chance, 0.0) for number in range(3)]
-    means_of = np.stack([members @ matrix / max(members.sum(), 1e-300) for members in groups])
-    apart = matrix - means_of[group]
-    sizes, vectors = np.linalg.eigh(apart.T @ (apart * chance[:, None]))
-    valued = tuple(float(arm.chance @ ~np.isnan(arm.values)) for arm in arms)
-    information = share * (1 - share) * (share * valued[0] + (1 - share) * valued[1])
+    checked = np.full(len(chance), np.nan)
+    if design.sample:  # not drawn, or checked with one of two findings of the right mean and spread
+        odds = np.sqrt(np.clip(good, 1e-9, 1 - 1e-9) / np.clip(1 - good, 1e-9, 1 - 1e-9))
+        checked = np.concatenate([checked, good - spread * odds, good + spread / odds])
+        chance = np.concatenate([(1 - design.sample) * chance, *(design.sample * chance * p for p in (1 - good, good))])
+        candidate, likes, dislikes, values = (np.tile(array, 3) for array in (candidate, likes, dislikes, values))
+    columns = [array[:, None] for array in (likes, dislikes, checked)]
+    users = Matured(candidate[:, None], np.full((len(chance), 1), share), values[:, None], *columns)
+    tally = _learnt(design, empty_tally(design, np.array([share]), len(chance)), users, chance)
+    after = with_matured(tally, design, users).books
+    columns_of = list(needed_by(design))
+    gains = [after[name].log_wealth[claim] - tally.books[name].log_wealth[claim] for name, claim in columns_of]
+    book = after["checked" if design.sample else "measure"]
+    matrix = np.concatenate([*gains, book.score[:, None]], axis=1)
+    mean, root = _moments(chance, matrix)
+    valued = float(chance @ ~np.isnan(values))
+    first = np.zeros((len(chance), 0))
+    if "dislikes" in tally.books:
+        books = with_values(tally, design, "dislikes", Arrivals(users.candidate, users.propensity), users.outcome).books
+        first = books["dislikes"].log_wealth[0] - tally.books["dislikes"].log_wealth[0]
     return Moments(
-        mean=mean,
-        variance=chance @ (matrix - mean) ** 2,
-        root=vectors * np.sqrt(np.maximum(sizes, 0.0)),
-        unhappy=np.array([members.sum() for members in groups[1:]]),
-        shifts=means_of[1:] - means_of[0],
-        valued=(valued[0], valued[1]),
-        information=information,
+        *(mean, chance @ (matrix - mean) ** 2, root, *_moments(chance, first)),
+        valued=valued,
+        information=float(chance @ book.information),
     )
+
+
+def _moments(chance: Array, matrix: Array) -> tuple[Array, Array]:
+    """The mean of the columns, and a root of their covariance."""
+    mean = chance @ matrix
+    apart = matrix - mean
+    sizes, vectors = np.linalg.eigh(apart.T @ (apart * chance[:, None]))
+    return mean, vectors * np.sqrt(np.maximum(sizes, 0.0))
 
 
 def days_needed(design: ExperimentDesign, traffic: PlannedTraffic, share: float) -> float:
-    """Days at this share until the slowest claim of a promotion is proven by the mean growth of its best stake;
-    infinite where none grows."""
+    """Days at this share until a promotion is proven by the mean growth of its best stakes; infinite where none
+    grows."""
     claims, mean = _Claims(design), moments_of(design, traffic, share).mean[:-1] * traffic.users_per_day
-    days = np.where(mean > 0, (claims.needed - claims.weights) / np.where(mean > 0, mean, 1.0), math.inf)
-    of_claims = np.minimum.reduceat(days, claims.starts)
-    return float(of_claims[:1].max() if design.missing == "random" else of_claims[3:].max())
+    days = np.where(mean > 0, (claims.stakes_needed - claims.weights) / np.where(mean > 0, mean, 1.0), math.inf)
+    of_claims = dict(zip(claims.columns, -np.minimum.reduceat(days, claims.starts)[:, None], strict=True))
+    return float(-proven_by(of_claims)["promotion"][0])
 
 
-def _learnt(book: Book, values: Array, chance: Array) -> Book:
-    """A book whose guesses are settled."""
-    valued = ~np.isnan(values)
-    weights = np.where(valued, chance, 0.0) / max(float(chance @ valued), 1e-300)
-    mean = float(weights @ np.where(valued, values, 0.0))
-    square = float(weights @ np.where(valued, (values - mean) ** 2, 0.0))
-    much = np.full(book.n.shape, 1e12)
-    return replace(book, n=much, total=much * mean, squares=much * square, score=np.zeros(len(much)))
+def _learnt(design: ExperimentDesign, tally: UserTally, users: Matured, chance: Array) -> UserTally:
+    """The tally with guesses that are settled."""
+
+    def weighted(values: Array, there: NDArray[np.bool_]) -> float:
+        return float(chance @ np.where(there, values, 0.0)) / max(float(chance @ there), 1e-300)
+
+    much = 1e12
+    outcomes = {
+        "measure": users.outcome, "dislikes": users.outcome, "likes per request": users.likes,
+        "dislikes per request": users.dislikes, "rated": users.likes + users.dislikes,
+        "worst": np.where(users.candidate, users.likes, 1 - users.dislikes),
+    }  # fmt: skip
+    checks = tally.checks
+    if design.sample and users.checked is not None:
+        checked, votes = users.checked[:, 0], kinds_of(np.ones(len(chance)), users.likes[:, 0], users.dislikes[:, 0])
+        seen = ~np.isnan(checked)
+        guess = np.array([weighted(checked, seen & (votes == kind)) for kind in range(KINDS)])
+        parts = np.array([chance @ (votes == kind) for kind in range(KINDS)])
+        checks = np.tile(
+            much * np.stack([parts, parts * design.sample, parts * design.sample * guess], -1), (len(chance), 1, 1)
+        )
+        missed = np.where(seen, (checked - guess[votes]) / design.sample, 0.0)
+        outcomes["checked"] = (guess[votes] + missed)[:, None]
+    books = dict(tally.books)
+    for name, values in outcomes.items():
+        if name in books:
+            valued = ~np.isnan(values[:, 0])
+            mean = weighted(values[:, 0], valued)
+            square = weighted((values[:, 0] - mean) ** 2, valued)
+            numbers = np.zeros(books[name].n.shape)
+            numbers[:, 0] = much
+            books[name] = replace(
+                books[name], n=numbers, total=numbers * mean, squares=numbers * square, score=np.zeros(len(chance))
+            )
+    return replace(tally, books=books, checks=checks)
 
 
 @dataclass(frozen=True)
@@ -228,8 +267,6 @@ class Looks:
     Args:
         days: of each look; `units` with a value by then, on average.
         promoted, rolled_back, futile: whether an experiment has so ended by then.
-        z_promoted: whether the usual z-test has been significant for the candidate by then.
-        one_look: share of the experiments in which this look alone would promote.
         met: users of the candidate until each experiment's end, (experiments,).
     """
 
@@ -238,8 +275,6 @@ class Looks:
     promoted: NDArray[np.bool_]
     rolled_back: NDArray[np.bool_]
     futile: NDArray[np.bool_]
-    z_promoted: NDArray[np.bool_]
-    one_look: Array
     met: Array
 
 
@@ -251,50 +286,45 @@ def walk(design: ExperimentDesign, traffic: PlannedTraffic, *, days: int, experi
     moments = [moments_of(design, traffic, share) for share in steps]
     every = math.ceil(days / MOST_LOOKS)
     at = np.arange(every, days + every, every)
-    claims, rail = _Claims(design), next((rail for rail in design.guardrails if rail.name == "unhappy"), None)
-    state, unhappy = np.zeros((experiments, len(moments[0].mean))), np.zeros((experiments, len(steps), 2))
+    claims = _Claims(design)
+    state, first = np.zeros((experiments, len(moments[0].mean))), np.zeros((experiments, len(moments[0].first_mean)))
     best, log_e = np.zeros((experiments, claims.number)), claims.wealth(state, state[0])[0]
-    variance = information = total = 0.0
-    end, z_first = np.full(experiments, len(at)), np.full(experiments, len(at))  # looks
-    outcome = np.full(experiments, "continue", dtype=object)
+    information = total = 0.0
+    end, outcome = np.full(experiments, len(at)), np.full(experiments, "continue", dtype=object)
     outcomes = np.array([name for name, _ in ENDINGS], dtype=object)
-    one_look, units = np.zeros(len(at)), np.zeros(len(at))
-    for look, day in enumerate(at):
-        ripe = slice(max(0, day - every - window), max(0, day - window))
+    units, tripped = np.zeros(len(at)), np.zeros(experiments, dtype=bool)
+
+    def users_of(begin: int, end: int) -> list[tuple[float, Moments]]:
+        """Users of some days, by step of the ramp."""
+        new, step = schedule.new[max(0, begin) : max(0, end)], schedule.step[max(0, begin) : max(0, end)]
+        return [(float(new[step == k].sum()), of_user) for k, of_user in enumerate(moments) if (step == k).any()]
+
+    def noise(root: Array) -> Array:
+        half = rng.standard_normal((math.ceil(experiments / 2), len(root)))
+        return np.asarray(np.concatenate([half, -half])[:experiments] @ root.T)  # opposites: their mean is nearer
+
+    for look, day in enumerate(at.tolist()):
         spread = np.zeros(state.shape[1])
-        for step, one in enumerate(moments):
-            users = float(schedule.new[ripe][schedule.step[ripe] == step].sum())
-            if users:
-                half = rng.standard_normal((math.ceil(experiments / 2), state.shape[1]))
-                noise = np.concatenate([half, -half])[:experiments] @ one.root.T  # opposites: their mean is nearer
-                state += users * one.mean + math.sqrt(users) * noise
-                if one.unhappy.any():
-                    more = rng.poisson(users * one.unhappy, (experiments, 2))
-                    state += (more - users * one.unhappy) @ one.shifts
-                    unhappy[:, step] += more
-                spread += users * one.variance
-                variance += users * float(one.variance[-1])
-                information += users * one.information
-                total += users * (steps[step] * one.valued[0] + (1 - steps[step]) * one.valued[1])
+        for users, of_user in users_of(day - every - window, day - window):
+            state += users * of_user.mean + math.sqrt(users) * noise(of_user.root)
+            spread += users * of_user.variance
+            information += users * of_user.information
+            total += users * of_user.valued
+        for users, of_user in users_of(day - every - 1, day - 1):
+            first += users * of_user.first_mean + math.sqrt(users) * noise(of_user.first_root)
+        tripped |= claims.tripped(first)
         before, (log_e, deviation) = log_e, claims.wealth(state, spread)
         best = np.maximum(best, _highest(before, log_e, deviation, rng))
-        difference = state[:, -1] / max(information, 1e-300)
-        z = state[:, -1] > Z_TWO_SIDED * math.sqrt(variance or math.inf)
-        held = seem_more("unhappy", unhappy, np.array(steps), rail.tolerance) if rail else np.zeros_like(z)
-        found = outcomes[claims.endings(best, difference, float(day), held)]
+        found = outcomes[claims.endings(best, state[:, -1] / max(information, 1e-300), float(day), tripped)]
         ended = (end == len(at)) & (found != "continue")
         end, outcome = np.where(ended, look, end), np.where(ended, found, outcome)
-        z_first = np.minimum(z_first, np.where(z, look, len(at)))
-        alone = outcomes[claims.endings(log_e, difference, float(day), held)]
-        one_look[look], units[look] = (alone == "promote").mean(), total
-    looks = np.arange(len(at))
-    by_then = end[:, None] <= looks
+        units[look] = total
+    by_then = end[:, None] <= np.arange(len(at))
     promoted, rolled_back, futile = (
         (outcome == name)[:, None] & by_then for name in ("promote", "roll back", "futility")
     )
     last = np.minimum(at[np.minimum(end, len(at) - 1)], len(schedule.met)) - 1
-    z_promoted = z_first[:, None] <= looks
-    return Looks(at, units, promoted, rolled_back, futile, z_promoted, one_look, schedule.met[last])
+    return Looks(at, units, promoted, rolled_back, futile, schedule.met[last])
 
 
 def _highest(before: Array, after: Array, deviation: Array, rng: np.random.Generator) -> Array:
@@ -307,12 +337,14 @@ class _Claims:
     """Where the stakes of the claims are in a walk's state, and what follows from them."""
 
     def __init__(self, design: ExperimentDesign) -> None:
-        books = empty_tally(design, np.array([0.5])).books
-        self.design, self.columns = design, columns_of(design)
+        books, levels = empty_tally(design, np.array([0.5])).books, levels_of(design)
+        self.design, self.columns = design, list(needed_by(design))
+        self.needed = np.array(list(needed_by(design).values()))
         sizes = [[share for share, _ in books[name].claims[claim].stakes] for name, claim in self.columns]
-        self.weights, self.counts = np.log(np.concatenate(sizes)), [len(each) for each in sizes]
-        self.starts = np.cumsum([0, *self.counts[:-1]])
-        self.number, self.needed = len(sizes), math.log(1 / design.alpha)
+        self.weights, self.counts = np.log(np.concatenate(sizes)), [len(of_claim) for of_claim in sizes]
+        self.starts, self.number = np.cumsum([0, *self.counts[:-1]]), len(sizes)
+        self.stakes_needed = np.repeat(self.needed, self.counts)
+        self.first = [(math.log(share), -math.log(levels["dislikes"])) for share, _ in WORSE if "dislikes" in books]
 
     def wealth(self, state: Array, variance: Array) -> tuple[Array, Array]:
         """The log of each claim's wealth, and the standard deviation of its next step, (experiments, claims): that of
@@ -324,22 +356,29 @@ class _Claims:
         deviation = np.add.reduceat(stakes * np.sqrt(variance[:-1]), self.starts, axis=1) / whole
         return most + np.log(whole), np.asarray(deviation)
 
-    def endings(self, log_e: Array, difference: Array, day: float, held: NDArray[np.bool_]) -> NDArray[np.int64]:
+    def tripped(self, first: Array) -> NDArray[np.bool_]:
+        """Whether votes of the first day end an experiment. `first`: logs of the stakes on them."""
+        if not self.first:
+            return np.zeros(len(first), dtype=bool)
+        weights, needed = np.array(self.first).T
+        return np.asarray(np.logaddexp.reduce(first + weights, axis=1) >= needed[0])
+
+    def endings(self, log_e: Array, estimate: Array, day: float, tripped: NDArray[np.bool_]) -> NDArray[np.int64]:
         """How experiments end or continue, by the rule that decides real ones."""
-        proven, none = log_e / self.needed, np.zeros(len(log_e))
-        promotion = proven[:, 3:].min(axis=1) if self.number > 3 else proven[:, 0]
+        proven = proven_by(dict(zip(self.columns, (log_e / self.needed).T, strict=True)))
+        none, never = np.zeros(len(log_e)), np.zeros(len(log_e), dtype=bool)
         return endings(
             self.design,
             Proven(
                 days=none,
                 live_days=none + day,
                 ratio=none,
-                tripped=none > 0,
-                held=held,
-                worse=proven[:, 1],
-                promotion=promotion,
-                no_gain=proven[:, 2],
+                unlikely=never,
+                tripped=tripped,
+                held=never,
+                suspected=never,
+                **{name: proven[name] for name in ("worse", "promotion", "no_gain")},
                 whole_weeks=none + math.inf,  # left out, as is the time after which experiments end
-                difference=difference,
+                estimate=estimate,
             ),
         )

@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from tuneloop.core.units import counted, exactly, hours_words, usd_words, verb
-from tuneloop.improve.experiment.record import GuardrailFinding
+from tuneloop.improve.experiment.record import LOSSES, GuardrailFinding
 from tuneloop.improve.report.record import (
     ExperimentLine,
     ImprovementReport,
@@ -194,8 +194,7 @@ def experiment_part(line: ExperimentLine) -> dict[str, Any]:
 def _guardrail(rail: GuardrailFinding) -> tuple[str, ...]:
     arms = [_amount(rail.name, value) for value in (rail.candidate, rail.champion)]
     strength = f"{max(rail.strength, 0):.0%}"
-    loss = rail.name in ("slices", "later")  # of the measure; of the others it is a factor
-    tolerated = f"a loss of {rail.tolerance:g}" if loss else exactly(rail.tolerance, "time")
+    tolerated = f"a loss of {rail.tolerance:g}" if rail.name in LOSSES else exactly(rail.tolerance, "time")
     return rail.name, *arms, tolerated, strength, "bad" if rail.tripped else ""
 
 
@@ -203,7 +202,7 @@ def _amount(name: str, value: float) -> str:
     if value != value:
         return "–"
     units = {"latency": f"{value:,.0f} ms", "cost": usd_words(value), "length": f"{value:,.0f} tokens"}
-    return units.get(name, f"{value:.3f}" if name in ("slices", "later") else f"{value:.1%} of users")
+    return units.get(name, f"{value:.3f}" if name in LOSSES else f"{value:.1%} of requests")
 
 
 def _cycle(line: LedgerCycle) -> dict[str, Any]:

@@ -9,8 +9,7 @@ from starlette.requests import Request
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import clock
-from tuneloop.improve.experiment.state import ExperimentState, find, left_out, read_experiments
-from tuneloop.improve.experiment.statistics import time_of
+from tuneloop.improve.experiment import ExperimentState, find, left_out, read_experiments, time_of
 from tuneloop.improve.report.command import experiment_line
 from tuneloop.improve.report.html import ENDS, experiment_part
 from tuneloop.serving.store import Database, opened, store_name

@@ -10,7 +10,7 @@ from starlette.requests import Request
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import clock, utc
-from tuneloop.improve.experiment.state import left_out, read_experiments
+from tuneloop.improve.experiment import left_out, read_experiments
 from tuneloop.improve.report.command import experiment_line
 from tuneloop.improve.report.html import ENDS, TONES
 from tuneloop.improve.report.record import ExperimentLine

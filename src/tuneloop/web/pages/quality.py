@@ -10,8 +10,7 @@ from starlette.requests import Request
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import clock, since_time, utc
-from tuneloop.improve.monitor.command import EVENT, ignore, ignored
-from tuneloop.improve.monitor.record import MonitorReport
+from tuneloop.improve.monitor import EVENT, MonitorReport, ignore, ignored
 from tuneloop.improve.report.charts import accuracy_chart, day_chart
 from tuneloop.improve.report.command import monitored_window
 from tuneloop.improve.report.html import windows_chart

@@ -14,9 +14,8 @@ from starlette.requests import Request
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json_object
 from tuneloop.core.units import usd_words
-from tuneloop.improve.feedback.command import add
-from tuneloop.improve.feedback.value import current
-from tuneloop.improve.monitor.detectors import answer_of
+from tuneloop.improve.feedback import add, current
+from tuneloop.improve.monitor import answer_of
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.request import StoredRequest
 from tuneloop.serving.store import Database, opened, read_feedback, read_requests

@@ -9,7 +9,7 @@ from typing import Any
 from starlette.requests import Request
 
 from tuneloop.core.units import counted
-from tuneloop.improve.monitor.detectors import answer_of
+from tuneloop.improve.monitor import answer_of
 from tuneloop.improve.report.charts import DayBar, day_chart, latency_chart
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.request import StoredRequest

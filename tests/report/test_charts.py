@@ -99,7 +99,7 @@ def test_every_label_has_a_bar_and_77_labels_are_drawn_as_columns() -> None:
 def test_any_names_and_numbers_give_well_formed_svg(
     labels: dict[str, int | None], losses: list[float | None], name: str
 ) -> None:
-    from tuneloop.report.facts import clean, clean_all
+    from tuneloop.core.written import clean, clean_all
 
     lines = (
         [

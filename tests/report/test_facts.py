@@ -8,38 +8,40 @@ from pathlib import Path
 
 import pytest
 
+from tuneloop.core import written as w
 from tuneloop.core.errors import UserError
 from tuneloop.evaluation.metrics.declared import title_of
+from tuneloop.evaluation.metrics.written import with_interval
 from tuneloop.records.evaluation import Comparison, Estimate, EvaluationManifest, Sample
-from tuneloop.records.run import RunManifest
+from tuneloop.records.run import RunManifest, limit_words
 from tuneloop.report import facts as f
 
 
 @pytest.mark.parametrize(
     ("shown", "expected"),
     [
-        (f.with_interval(Estimate(0.8712, 0.8101, 0.9249)), "0.87 [0.81, 0.92]"),
-        (f.with_interval(Estimate(57.44, 55.31, 59.5), "chrf"), "57.4 [55.3, 59.5]"),
-        (f.with_interval(Estimate(0.5)), "0.50"),
-        (f.with_interval(None), "–"),
-        (f.p_value(0.0000001), "p < 0.001"),
-        (f.p_value(0.0341), "p = 0.034"),
-        (f.minutes(4.21), "4.2 min"),
-        (f.minutes(0.05), "3 s"),
-        (f.minutes(300), "5.0 h"),
-        (f.gib(1.31), "1.3 GiB"),
-        (f.gib(0.04), "41 MiB"),
-        (f.usd(0.012), "$0.01"),
-        (f.usd(0.0035), "$0.004"),
-        (f.usd(1234.5), "$1,234.50"),
-        (f.usd(0), "$0"),
-        (f.usd(0.0000017), "< $0.00001"),
-        (f.usd(0.000078, 2), "$0.000078"),
-        (f.usd(0.0263, 2), "$0.026"),
-        (f.usd(0.123, 2), "$0.12"),
-        (f.count(1, "row"), "1 row"),
-        (f.count(1234, "row"), "1,234 rows"),
-        (f.short_count(139_399_488), "139 M"),
+        (with_interval(Estimate(0.8712, 0.8101, 0.9249)), "0.87 [0.81, 0.92]"),
+        (with_interval(Estimate(57.44, 55.31, 59.5), "chrf"), "57.4 [55.3, 59.5]"),
+        (with_interval(Estimate(0.5)), "0.50"),
+        (with_interval(None), "–"),
+        (w.p_value(0.0000001), "p < 0.001"),
+        (w.p_value(0.0341), "p = 0.034"),
+        (w.minutes(4.21), "4.2 min"),
+        (w.minutes(0.05), "3 s"),
+        (w.minutes(300), "5.0 h"),
+        (w.gib(1.31), "1.3 GiB"),
+        (w.gib(0.04), "41 MiB"),
+        (w.usd(0.012), "$0.01"),
+        (w.usd(0.0035), "$0.004"),
+        (w.usd(1234.5), "$1,234.50"),
+        (w.usd(0), "$0"),
+        (w.usd(0.0000017), "< $0.00001"),
+        (w.usd(0.000078, 2), "$0.000078"),
+        (w.usd(0.0263, 2), "$0.026"),
+        (w.usd(0.123, 2), "$0.12"),
+        (w.count(1, "row"), "1 row"),
+        (w.count(1234, "row"), "1,234 rows"),
+        (w.short_count(139_399_488), "139 M"),
         (title_of("queue.accuracy"), "queue accuracy"),
         (title_of("rougeL"), "ROUGE-L"),
     ],
@@ -123,8 +125,8 @@ def test_what_is_no_run_folder_is_refused_with_a_next_step(tmp_path: Path, make:
 
 def test_a_time_that_the_limit_made_is_no_prediction_that_held() -> None:
     run = RunManifest(model="m", steps=42, planned_steps=2, total_steps=42)
-    assert f.limit_words(run) == "the limit was reached; 42 steps, not the 2 predicted"
-    assert not f.limit_words(run.model_copy(update={"total_steps": 2}))
+    assert limit_words(run) == "the limit was reached; 42 steps, not the 2 predicted"
+    assert not limit_words(run.model_copy(update={"total_steps": 2}))
 
 
 def test_a_promise_is_kept_only_inside_its_range(make_run: Callable[..., Path]) -> None:
@@ -149,8 +151,8 @@ def test_a_promise_is_kept_only_inside_its_range(make_run: Callable[..., Path]) 
     ],
 )
 def test_a_missed_prediction_says_in_which_direction(actual: float, words: str) -> None:
-    assert f.off_words(actual, 8.0, 13.0, 10.0) == words
-    assert f.off_words(actual, None, None, 10.0) == f.off_words(None, 8.0, 13.0, 10.0) == ""
+    assert w.off_words(actual, 8.0, 13.0, 10.0) == words
+    assert w.off_words(actual, None, None, 10.0) == w.off_words(None, 8.0, 13.0, 10.0) == ""
 
 
 def test_the_scorers_match_decides_about_the_own_answer_where_it_is_given() -> None:

@@ -83,7 +83,7 @@ def minute(time: str) -> str:
 
 def short(value: object, longest: int, *, end: bool = False) -> str:
     """One line of a text, its begin or its end."""
-    from tuneloop.report.facts import clean
+    from tuneloop.core.written import clean
 
     text = " ".join(clean(value).split())
     if len(text) <= longest:

@@ -74,7 +74,7 @@ def _prove(model: str, source: str, settings: Sequence[str]) -> Result:
     def text(console: Console) -> None:
         from rich.text import Text
 
-        from tuneloop.report.facts import clean
+        from tuneloop.core.written import clean
 
         table = plain_table("", "", show_header=False)
         for finding in proof.findings:
@@ -115,7 +115,7 @@ def _read_production(against: str, manifest: DatasetManifest) -> list[Row]:
 def _print_checks(name: str, checks: Sequence[Check], console: Console) -> None:
     from rich.text import Text
 
-    from tuneloop.report.facts import clean
+    from tuneloop.core.written import clean
 
     table = plain_table("", "", show_header=False)
     for check in checks:

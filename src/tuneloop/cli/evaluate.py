@@ -56,7 +56,8 @@ def command(
 
 
 def _lines(result: EvaluationManifest, folder: Path) -> Iterator[str]:
-    from tuneloop.report.facts import clean, more_words
+    from tuneloop.core.written import clean
+    from tuneloop.report.facts import more_words
 
     yield from [*result.words, *more_words(result)]  # the verdict is the first
     width = min(max([22, *map(len, result.metrics)]), 40)

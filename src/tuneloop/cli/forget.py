@@ -118,7 +118,7 @@ def _print_rows(rows: SubjectRows, console: Console, made: Sequence[Descendant] 
     from rich.text import Text
 
     from tuneloop.data.pii import personal_settings
-    from tuneloop.report.facts import clean
+    from tuneloop.core.written import clean
 
     if rows.resumed:
         console.print("An earlier removal was interrupted; it will be completed.")

@@ -66,7 +66,7 @@ def _say_errors(errors: Sequence[Check]) -> None:
     """The checks at `error`, where no one overlooks them: not even with --quiet or --json."""
     from rich.text import Text
 
-    from tuneloop.report.facts import clean
+    from tuneloop.core.written import clean
 
     console = terminal(stderr=True, highlight=False)
     for check in errors:

@@ -13,6 +13,7 @@ from tuneloop.core.units import counted
 from tuneloop.evaluation import ScoredAnswers, score_rows
 from tuneloop.evaluation.metrics import headline_of, lower_is_better, metric_of, title_of
 from tuneloop.models import trained_folder
+from tuneloop.evaluation.metrics.written import percentage
 from tuneloop.models.adapters import ATTACHED
 from tuneloop.models.methods import OWN
 from tuneloop.pipeline.context import RunContext
@@ -21,7 +22,6 @@ from tuneloop.records.completion import ENGINE, Completion
 from tuneloop.records.evaluation import Estimate
 from tuneloop.records.rows import Dataset, Row
 from tuneloop.records.run import RunManifest
-from tuneloop.report.facts import percentage
 
 # Settings that baselines don't depend on.
 AFTERWARDS = {

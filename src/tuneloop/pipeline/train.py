@@ -17,6 +17,7 @@ from tuneloop.core.ui import busy, say, stage
 from tuneloop.core.units import counted
 from tuneloop.models import skeleton
 from tuneloop.models.files import resolve
+from tuneloop.core.written import off_words
 from tuneloop.models.methods import USUAL, method_named
 from tuneloop.models.nn import ModelShape
 from tuneloop.pipeline.answers import write_task
@@ -40,8 +41,7 @@ from tuneloop.recipe import Recipe
 from tuneloop.records.plan import PLAN, MeasuredMachine, Plan
 from tuneloop.records.record import read_record, write_record
 from tuneloop.records.rows import Dataset
-from tuneloop.records.run import RUN, RunManifest
-from tuneloop.report.facts import limit_words, off_words, used
+from tuneloop.records.run import RUN, RunManifest, limit_words, mfu_words
 from tuneloop.training import BUSY, FEW, Preflight, is_too_little, measured_use, training_key
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 OnRecord = Callable[[Mapping[str, Any]], None]  # gets each record of the metrics
 Facts = Mapping[str, Any] | None
-LITTLE_USED = 0.5  # a run that used less of its `max_minutes` says so first
+LITTLE_USED = 0.5  # a run that mfu_words less of its `max_minutes` says so first
 
 
 def train_key(job: RunContext, dataset: Dataset) -> str:
@@ -103,7 +103,7 @@ def train_stage(job: RunContext, dataset: Dataset) -> RunManifest:
         record_run(plan, result.peak_memory_gib, minutes, result.tokens_per_second, disturbed=bool(disturbed))
     for line in _result_lines(run, recipe.train):
         say(line)
-    if share := used(run.mfu):
+    if share := mfu_words(run.mfu):
         say(f"train     operations that the steps need, of what it could do (MFU): {share}")
     return run
 
@@ -149,7 +149,7 @@ def _result_lines(run: RunManifest, config: TrainConfig) -> list[str]:
         why = early.removeprefix("; ") or f"that was all of train.epochs={config.epochs:g}"
         if not early and run.epochs < (1 - 1e-6) * config.epochs:
             why = f"the machine became faster near the end; train.epochs={config.epochs:g} has more steps"
-        lines.append(f"train     used {minutes:.1f} of its {config.max_minutes:.3g} minutes: {why}")
+        lines.append(f"train     mfu_words {minutes:.1f} of its {config.max_minutes:.3g} minutes: {why}")
     lines += [
         f"train     {steps} in {minutes:.1f} minutes ({checking:.1f} of them validation), "
         f"{run.tokens_per_second:,.0f} tokens/s, peak {run.peak_memory_gib:.2f} GiB",

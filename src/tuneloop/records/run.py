@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from tuneloop.core.units import counted
 from tuneloop.records.record import Number, Part, Record
 
 RUN = "run.json"
@@ -247,3 +248,21 @@ class FindingLine(Part):
     rows: list[str] = []
     sentence: str = ""
     remedies: list[str] = []
+
+
+def limit_words(run: RunManifest) -> str:
+    """That its limit, and not the prediction, made a run's time what it was; empty where its steps were those planned.
+    A prediction of the time says something only then."""
+    if not run.planned_steps or run.total_steps == run.planned_steps:
+        return ""
+    return f"the limit was reached; {counted(run.total_steps, 'step')}, not the {run.planned_steps:,} predicted"
+
+
+def mfu_words(mfu: MachineUse | None) -> str:
+    """The model FLOP utilisation of `run.json` with the peak that it is a share of; empty where it was not measured."""
+    peak = mfu.peak_gflops if mfu else None
+    if mfu is None or peak is None:
+        return ""
+    if mfu.value is None or mfu.value > 1:
+        return f"not known: the machine was busy when its peak was measured ({peak:,.0f} GFLOP/s)"
+    return f"{100 * mfu.value:.0f}\u00a0% of {peak:,.0f} GFLOP/s, the measured peak"

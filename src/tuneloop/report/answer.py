@@ -10,11 +10,13 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tuneloop.core import written as w
 from tuneloop.core.stats.intervals import NOT_ENOUGH
 from tuneloop.evaluation import recommended_system
 from tuneloop.evaluation.alternatives import MINILM
 from tuneloop.evaluation.metrics import metric_of, title_of
 from tuneloop.models.files import MINILM_NAME
+from tuneloop.evaluation.metrics.written import SHARES, percentage
 from tuneloop.records.encoder import ENCODER_FOLDER
 from tuneloop.records.evaluation import SERIOUS, BaselineKind, EvaluationManifest, Standing
 from tuneloop.report import facts as f
@@ -116,10 +118,8 @@ def plain_sentence(evaluation: EvaluationManifest, about: Standing) -> str:
     metric = evaluation.verdict.metric if evaluation.verdict else evaluation.primary
     own, base = evaluation.metrics[metric], metric.rpartition(".")[2]
     theirs = evaluation.baselines.get(about.against, {}).get(metric)
-    figure = f.percentage(metric) or metric_of(metric).figure
-    first = (
-        f"{figure(own.value)} {f.SHARES[base]}" if base in f.SHARES else f"{title_of(metric)} is {figure(own.value)}"
-    )
+    figure = percentage(metric) or metric_of(metric).figure
+    first = f"{figure(own.value)} {SHARES[base]}" if base in SHARES else f"{title_of(metric)} is {figure(own.value)}"
     first = first[0].upper() + first[1:]
     if theirs is None:
         return f"{first}."
@@ -134,9 +134,9 @@ def plain_sentence(evaluation: EvaluationManifest, about: Standing) -> str:
 def statistics_line(evaluation: EvaluationManifest, about: Standing) -> str:
     """`115 test rows · +0.345 over few-shot (95 % interval ..., p < 0.001, corrected for 5 comparisons)`."""
     metric = metric_of(evaluation.verdict.metric if evaluation.verdict else evaluation.primary)
-    share = f.percentage(metric.name) is not None
+    share = percentage(metric.name) is not None
     claim = about.claims[0] if about.claims else None
-    rows = f.count(evaluation.n, f"{evaluation.split} row" if evaluation.split in ("test", "train") else "row")
+    rows = w.count(evaluation.n, f"{evaluation.split} row" if evaluation.split in ("test", "train") else "row")
     if claim is None or not math.isfinite(claim.gain):
         return rows
 
@@ -146,7 +146,7 @@ def statistics_line(evaluation: EvaluationManifest, about: Standing) -> str:
     evidence = (
         [f"95 % interval {change(claim.low)} to {change(claim.high)}"] if math.isfinite(claim.low + claim.high) else []
     )
-    evidence += [f.p_value(claim.p)] + ([f"corrected for {claim.tests} comparisons"] if claim.tests > 1 else [])
+    evidence += [w.p_value(claim.p)] + ([f"corrected for {claim.tests} comparisons"] if claim.tests > 1 else [])
     gain = change(claim.gain) + (" points" if share else "")
     over = "over" if claim.gain >= 0 else "against"
     return f"{rows} · {title_of(metric.name)} {gain} {over} {about.against} ({', '.join(evidence)})"
@@ -158,7 +158,7 @@ def recommendation(evaluation: EvaluationManifest, recommended: str) -> str:
     usd = prices.get(recommended)
     if usd is None or len(prices) < 2:
         return ""
-    cost = f"{f.usd(usd)} for 1,000 answers"
+    cost = f"{w.usd(usd)} for 1,000 answers"
     system = "the tuned model" if recommended == "tuned" else recommended
     verdict = evaluation.verdict
     if verdict and any(standing.outcome == "mixed" for standing in verdict.standings):  # another metric may disagree
@@ -174,15 +174,15 @@ def costs_of(facts: f.RunFiles) -> list[tuple[str, str]]:
     entries = {entry.name: entry for entry in evaluation.leaderboard}
     own = entries.get(evaluation.name)
     if own and own.usd_per_1000 is not None:
-        costs.append(("1,000 answers", f.usd(own.usd_per_1000)))
+        costs.append(("1,000 answers", w.usd(own.usd_per_1000)))
     prompts = [e for e in entries.values() if e.kind == "prompt" and e.usd_per_1000 is not None]
     best = metric_of(evaluation.primary).lower_is_better
     if prompts and own:
         prompt = (min if best else max)(prompts, key=lambda entry: entry.value)
-        costs.append((f"1,000 by {prompt.name}", f.usd(prompt.usd_per_1000)))
+        costs.append((f"1,000 by {prompt.name}", w.usd(prompt.usd_per_1000)))
     seconds, usd = f.given(facts.run, "seconds"), f.given(facts.run, "usd")
     if seconds is not None:
-        costs.append(("training", f.minutes(seconds / 60) + (f", {f.usd(usd)}" if usd else "")))
+        costs.append(("training", w.minutes(seconds / 60) + (f", {w.usd(usd)}" if usd else "")))
     return costs
 
 

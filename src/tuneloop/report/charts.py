@@ -13,10 +13,12 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
+from tuneloop.core.written import count, number
 from tuneloop.evaluation.metrics import metric_of, title_of
+from tuneloop.evaluation.metrics.written import interval, metric_text, percentage, with_interval
 from tuneloop.records.evaluation import Estimate
 from tuneloop.records.run import FindingLine, TrainingStep, Validation
-from tuneloop.report.facts import SystemFacts, count, interval, metric_text, number, percentage, with_interval
+from tuneloop.report.facts import SystemFacts
 
 WIDE, NARROW = 760, 350
 MAX_POINTS = 400  # a curve of more points looks the same and makes the page heavy

@@ -15,10 +15,12 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from tuneloop.core import written as w
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import FROM_FILE, plain_cell
 from tuneloop.core.units import counted
 from tuneloop.evaluation.metrics import title_of
+from tuneloop.evaluation.metrics.written import gain_interval, interval, metric_text, signed
 from tuneloop.recipe import Recipe
 from tuneloop.records.evaluation import EvaluationManifest
 from tuneloop.report import facts as f
@@ -74,11 +76,11 @@ def comparison_table(
     lines = []
     for system in f.systems_of(evaluation, metrics) if systems is None else systems:
         pairs = zip(system.scores, metrics, strict=True)
-        scores = tuple((f.metric_text(s.value if s else None, m), f.interval(s, m)) for s, m in pairs)
+        scores = tuple((metric_text(s.value if s else None, m), interval(s, m)) for s, m in pairs)
         gain = ("", "")
         if system.delta:
-            gain = f.signed(system.delta.value, metrics[0]), f.gain_interval(system.delta, metrics[0])
-        p = "" if system.p is None else f.p_value(system.p)
+            gain = signed(system.delta.value, metrics[0]), gain_interval(system.delta, metrics[0])
+        p = "" if system.p is None else w.p_value(system.p)
         lines.append(ComparisonLine(system.name, scores, gain, p, system.verdict, system.tuned))
     return ComparisonTable(tuple(map(title_of, metrics)), tuple(lines), *f.gain_header(evaluation))
 
@@ -207,7 +209,7 @@ def changed_settings(config: Mapping[str, Any]) -> list[Changed]:
     A learning rate is compared with the default of the run's method and loss.
     """
     plain = flat(Recipe().model_dump(mode="json"))
-    train = f.section(config.get("train"))
+    train = w.section(config.get("train"))
     settings = {key: train[key] for key in ("method", "loss") if key in train}
     with contextlib.suppress(ValidationError, UserError):  # a method of one's own, or a config of another version
         recipe = Recipe.model_validate({"train": settings}, context=FROM_FILE)
@@ -250,7 +252,7 @@ def shown(value: object) -> str:
     text = str(value)
     if isinstance(value, list | float):
         text = ", ".join(map(str, value)) if isinstance(value, list) else f"{value:g}"
-    return f.clean(text if len(text) <= LONGEST else f"{text[:LONGEST]}…")
+    return w.clean(text if len(text) <= LONGEST else f"{text[:LONGEST]}…")
 
 
 def compared_part(evaluation: EvaluationManifest) -> dict[str, Any]:

@@ -18,10 +18,10 @@ from pydantic import TypeAdapter
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json
 from tuneloop.core.foreign import fast_json, opened, parse_line
+from tuneloop.core.written import clean, clean_all, count, number, section
 from tuneloop.records.dataset import Check, DatasetManifest
 from tuneloop.records.record import as_record
 from tuneloop.records.rows import DoubtfulLabel, DroppedCopy, Reject, Repair, Row, last_user_turn
-from tuneloop.report.facts import clean, clean_all, count, number, section
 
 SPLITS = ("train", "val", "test")
 MOST_ROWS = 5_000  # rows of a split that are parsed

@@ -15,14 +15,14 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from tuneloop.core.files import write_text
+from tuneloop.core.written import clean, count, number
+from tuneloop.core.written import short_count as short
 from tuneloop.records.dataset import DatasetManifest
 from tuneloop.records.rows import DoubtfulLabel, DroppedCopy, Row
 from tuneloop.report import charts
 from tuneloop.report import data_facts as d
 from tuneloop.report.charts import WIDE, fit, svg_chart, svg_line, svg_text
 from tuneloop.report.data_facts import SPLITS, Flow, FlowStage, most_first
-from tuneloop.report.facts import clean, count, number
-from tuneloop.report.facts import short_count as short
 from tuneloop.report.head import KeyNumber
 from tuneloop.report.html import inline, page_template, source_lines, split_lines, tally, token_chart, yaml_text
 from tuneloop.report.samples import Parts, from_difference, same_end, side_by_side

@@ -9,10 +9,10 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from tuneloop.core.written import clean, count
+from tuneloop.core.written import short_count as short
 from tuneloop.records.dataset import Check, DatasetManifest
 from tuneloop.report.data_facts import above_zero, checks_of, most_first
-from tuneloop.report.facts import clean, count
-from tuneloop.report.facts import short_count as short
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -9,9 +9,11 @@ from typing import Any, TypeVar
 
 from markupsafe import Markup, escape
 
+from tuneloop.core import written as w
 from tuneloop.core.stats.tests import NOT_ENOUGH
 from tuneloop.core.units import counted, span_words
 from tuneloop.evaluation.metrics import metric_of, title_of
+from tuneloop.evaluation.metrics.written import gain_interval, interval, metric_text, signed, with_interval
 from tuneloop.records.evaluation import CalibrationBin, Estimate, EvaluationManifest, Slice
 from tuneloop.report import charts
 from tuneloop.report import facts as f
@@ -106,7 +108,7 @@ def slice_chart(slices: Sequence[Slice], metric: str, whole: float | None, width
     scores = [(Estimate(s.score, s.low, s.high), kinds.get(s.verdict, "other"), 4) for s in slices]
     bars = [(name, *score) for name, score in zip(names, scores, strict=True)]
     body = charts.interval_bars(bars, [] if whole is None else [whole], metric, pitch, 8, width)
-    title = "; ".join(f"{s.value} {f.metric_text(s.score, metric)}" for s in slices)
+    title = "; ".join(f"{s.value} {metric_text(s.score, metric)}" for s in slices)
     return charts.svg_chart(width, 8.0 + pitch * len(slices) + 24, title, body, "forest")
 
 
@@ -122,7 +124,7 @@ def evaluation_parts(evaluation: EvaluationManifest) -> dict[str, Any]:
     deserved = {}
     if calibration and calibration.bins:
         ece = calibration.ece
-        bounds = f" [{ece.low:.3f}, {ece.high:.3f}]" if f.interval(ece) else ""
+        bounds = f" [{ece.low:.3f}, {ece.high:.3f}]" if interval(ece) else ""
         deserved = {"chart": charts.chart_pair(reliability_chart, calibration.bins), "ece": f"{ece.value:.3f}{bounds}"}
     return {
         "own": evaluation.name, "labels": _labels(evaluation), "fields": _fields(evaluation),
@@ -135,7 +137,7 @@ def evaluation_parts(evaluation: EvaluationManifest) -> dict[str, Any]:
 
 
 def _labels(evaluation: EvaluationManifest) -> dict[str, Any]:
-    classes = sorted(evaluation.per_class or (), key=lambda c: (f.metric_text(c.f1), c.label))
+    classes = sorted(evaluation.per_class or (), key=lambda c: (metric_text(c.f1), c.label))
     confusions = evaluation.confusion.cells if evaluation.confusion else []
     cells = {(label, INVALID if predicted is None else predicted): n for label, predicted, n in confusions}
     if not classes and not cells:
@@ -177,7 +179,7 @@ def _fields(evaluation: EvaluationManifest) -> dict[str, Any]:
     systems = {**evaluation.baselines, **({evaluation.name: evaluation.metrics} if evaluation.metrics else {})}
     lines = []
     for field, last in metric_of_field.items():
-        values = [f.with_interval(f.finite(each.get(f"{field}.{last}")), last) for each in systems.values()]
+        values = [with_interval(f.finite(each.get(f"{field}.{last}")), last) for each in systems.values()]
         lines.append((field, title_of(last), values))
     return {"systems": list(systems), "lines": lines} if lines else {}
 
@@ -201,18 +203,18 @@ def _slices(evaluation: EvaluationManifest) -> dict[str, Any]:
         charts_of_fields.append({"field": field, "chart": chart, "shown": len(ranked), "total": len(each)})
     worse = []
     for s in (s for s in measured if s.verdict == "worse"):
-        score, rest = f.with_interval(Estimate(s.score, s.low, s.high), metric), f.metric_text(f.number(s.rest), metric)
+        score, rest = with_interval(Estimate(s.score, s.low, s.high), metric), metric_text(w.number(s.rest), metric)
         fields_of = {"field": s.field, "value": s.value, "n": s.n, "score": score, "rest": rest}
-        worse.append({**fields_of, "p": f.p_value(f.number(s.p_holm))})
+        worse.append({**fields_of, "p": w.p_value(w.number(s.p_holm))})
     pairs = [
         {
             "name": name,
             "field": s.field,
             "value": s.value,
             "n": s.n,
-            "gain": f.signed(s.delta, metric),
+            "gain": signed(s.delta, metric),
             "verdict": s.verdict,
-            "p": f.p_value(f.number(s.p_holm)),
+            "p": w.p_value(w.number(s.p_holm)),
         }
         for name, each in evaluation.slice_comparisons.items()
         for s in each
@@ -240,19 +242,19 @@ def _leaderboard(evaluation: EvaluationManifest) -> dict[str, Any]:
         if not n or cost is None or not any(cost.to_json().values()):
             continue
         gain, seconds = compared.get(name), cost.training_seconds
-        training = "–" if not seconds else f.minutes(seconds / 60) if seconds >= 1 else span_words(seconds)
+        training = "–" if not seconds else w.minutes(seconds / 60) if seconds >= 1 else span_words(seconds)
         if not compared and entry and entry.gain is not None:
             gain = Estimate(entry.gain, *(math.nan if b is None else b for b in (entry.gain_low, entry.gain_high)))
         change = ("", "")
         if gain:
-            change = f.signed(gain.value, metric), f.gain_interval(gain, metric).replace("-", "−")
+            change = signed(gain.value, metric), gain_interval(gain, metric).replace("-", "−")
         lines.append({
             "name": name, "tuned": "yes" if name == system else "", "gain": change,
-            "training": training + (f", {f.usd(cost.training_usd, 2)}" if seconds and cost.training_usd else ""),
+            "training": training + (f", {w.usd(cost.training_usd, 2)}" if seconds and cost.training_usd else ""),
             "seconds": span_words(cost.seconds / n) if "seconds" in cost.model_fields_set else "–",
             "prompt": f"{cost.prompt_tokens / n:,.0f}" if cost.prompt_tokens else "–",
             "answer": f"{cost.tokens / n:,.0f}" if cost.tokens else "–",
-            "thousand": f.usd(entry.usd_per_1000 if entry else cost.usd and 1000 * cost.usd / n, 2),
+            "thousand": w.usd(entry.usd_per_1000 if entry else cost.usd and 1000 * cost.usd / n, 2),
         })  # fmt: skip
     if not lines:
         return {}
@@ -268,7 +270,7 @@ def _leaderboard(evaluation: EvaluationManifest) -> dict[str, Any]:
 def _changed(change: Estimate, metric: str) -> str:
     """`+0.123 [+0.034, +0.212]`."""
     digits = metric_of(metric).precise_decimals
-    bounds = f" [{change.low:+.{digits}f}, {change.high:+.{digits}f}]" if f.interval(change) else ""
+    bounds = f" [{change.low:+.{digits}f}, {change.high:+.{digits}f}]" if interval(change) else ""
     return f"{change.value:+.{digits}f}{bounds}".replace("-", "−")
 
 
@@ -291,7 +293,7 @@ def _effects(evaluation: EvaluationManifest) -> list[dict[str, Any]]:
         before, after, beyond = map(f.finite, (learned.base, learned.share, learned.beyond))
         lines = []
         if before and after and beyond:
-            bounds = f.with_interval(before), f.with_interval(after)
+            bounds = with_interval(before), with_interval(after)
             lines = [("completed verbatim", *bounds, _changed(beyond, "accuracy"))]
         parts.append(("Training rows known by heart", learned.words, lines))
     return [{"title": title, "words": _words(words), "lines": lines} for title, words, lines in parts]
@@ -304,10 +306,10 @@ def _consistency(evaluation: EvaluationManifest) -> dict[str, Any]:
     consistency = evaluation.consistency
     if consistency is None or not consistency.values:
         return {}
-    values = [(CONSISTENCY[k], f.with_interval(f.finite(v))) for k, v in consistency.values.items() if k in CONSISTENCY]
+    values = [(CONSISTENCY[k], with_interval(f.finite(v))) for k, v in consistency.values.items() if k in CONSISTENCY]
     return {
         "words": consistency.words,
         "values": values,
-        "same": [(kind, f.metric_text(f.number(share))) for kind, share in consistency.same_as_plain.items()],
+        "same": [(kind, metric_text(w.number(share))) for kind, share in consistency.same_as_plain.items()],
         "examples": [example for example in consistency.examples if example.ways],
     }

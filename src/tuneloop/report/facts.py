@@ -1,22 +1,20 @@
-"""What a run folder says, read once for both reports, and how its numbers are written.
+"""What a run folder says, read once for reports, terminal and pages.
 
 Every file may be missing or cut short. Text from the user or from a model is made safe to print here, once."""
 
 from __future__ import annotations
 
 import math
-import re
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tuneloop.core import written as w
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json, read_yaml
 from tuneloop.core.foreign import BeyondLimits, is_file, lines_of, parse_line
-from tuneloop.core.stats.tests import p_words
-from tuneloop.core.units import counted
 from tuneloop.evaluation.metrics import claim_between, declare, headline_of, metric_of
 from tuneloop.records.dataset import MANIFEST, DatasetManifest
 from tuneloop.records.encoder import ENCODER_FOLDER
@@ -26,11 +24,11 @@ from tuneloop.records.record import P, Part, R, Record, as_line, as_record
 from tuneloop.records.run import (
     Environment,
     FindingLine,
-    MachineUse,
     RunManifest,
     TimeChoices,
     TrainingStep,
     Validation,
+    limit_words,
 )
 
 # The order of systems in tables and charts; unknown ones come before the tuned model.
@@ -43,16 +41,7 @@ SYSTEMS = (
     "tf-idf + logistic regression",
     "MiniLM + logistic regression",
 )
-# Metrics that are shares, as a reader says them; other metrics keep their name.
-SHARES = {
-    "accuracy": "of the answers are right", "exact_match": "of the answers are right",
-    "field_accuracy": "of the fields are right", "object_accuracy": "of the answers are right in every field",
-    "subset_accuracy": "of the answers have all labels right", "valid_json": "of the answers are valid JSON",
-    "pass@1": "of the programs pass their tests",
-}  # fmt: skip
 MOST_OWN = 2  # columns of the user's own metrics; the page has a table of all
-# Control characters would reach the terminal as commands, or break the page; newline and tab stay.
-UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 NOT_EVALUATED = EvaluationManifest(n=0, metrics={})
 CONFIG, METRICS = "config.yaml", "metrics.jsonl"
 RECORDS: tuple[type[Record], ...] = (RunManifest, Plan, Environment, EvaluationManifest, GateResult, TimeChoices)
@@ -129,7 +118,7 @@ def read_run(path: Path | str) -> RunFiles:
     records = {kind: _record(kind, path / kind.file, problems) for kind in RECORDS}
     config = _mapping(path / CONFIG, problems)
     # the run may have begun from a data set that was prepared elsewhere
-    sources = section(config.get("data")).get("sources") or [""]
+    sources = w.section(config.get("data")).get("sources") or [""]
     places = (path / "dataset" / MANIFEST, Path(str(sources[0])) / MANIFEST)
     dataset = next((_record(DatasetManifest, p, problems) for p in places if is_file(p, below=p.parent)), None)
 
@@ -172,7 +161,7 @@ def _record(kind: type[R], path: Path, problems: list[str]) -> R | None:
     try:
         return as_record(kind, value, str(path)) if value else None
     except UserError as error:
-        problems.append(clean(f"{path.name} could not be read: {error.what}"))
+        problems.append(w.clean(f"{path.name} could not be read: {error.what}"))
         return None
 
 
@@ -184,12 +173,12 @@ def _mapping(path: Path, problems: list[str]) -> dict[str, Any]:
         value = read(path, below=path.parent)
     except (UserError, OSError) as error:
         what = error.what if isinstance(error, UserError) else str(error.strerror)
-        problems.append(clean(f"{path.name} could not be read: {what}"))
+        problems.append(w.clean(f"{path.name} could not be read: {what}"))
         return {}
     if not isinstance(value, dict):
         problems.append(f"{path.name} could not be read: it holds no mapping")
         return {}
-    return {clean(key): clean_all(item) for key, item in value.items()}
+    return {w.clean(key): w.clean_all(item) for key, item in value.items()}
 
 
 def _lines(path: Path, problems: list[str], record_of: Callable[[dict[str, Any]], P | None]) -> list[P]:
@@ -201,7 +190,7 @@ def _lines(path: Path, problems: list[str], record_of: Callable[[dict[str, Any]]
                 value = parse_line(line.decode("utf-8", "replace"))
                 if not isinstance(value, dict):
                     raise ValueError("no object")
-                record = record_of(clean_all(value))
+                record = record_of(w.clean_all(value))
             except (ValueError, RecursionError, UserError):
                 damaged += 1
             else:
@@ -212,7 +201,7 @@ def _lines(path: Path, problems: list[str], record_of: Callable[[dict[str, Any]]
         problems.append(f"{path.name} could not be read: {getattr(error, 'strerror', error)}")
         return []
     if damaged:
-        problems.append(f"{path.name}: {count(damaged, 'unreadable line')} left out")
+        problems.append(f"{path.name}: {w.count(damaged, 'unreadable line')} left out")
     return records
 
 
@@ -225,127 +214,9 @@ def _by_step(records: Iterable[Line]) -> list[Line]:
     return [latest[step] for step in sorted(latest)]
 
 
-def clean(text: object) -> str:
-    """Text without control characters and lone surrogates."""
-    return UNPRINTABLE.sub("\ufffd", str(text).replace("\r\n", "\n"))
-
-
-def clean_all(value: Any) -> Any:
-    """`clean` for every string of a JSON-like value."""
-    if isinstance(value, str):
-        return clean(value)
-    if isinstance(value, Mapping):
-        return {clean(key): clean_all(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [clean_all(item) for item in value]
-    return value
-
-
-def between_words(text: str, longest: int) -> str:
-    """The beginning of a text, which ends between words where there is a gap near the end."""
-    head = text[:longest].rstrip()
-    at = max(head.rfind(" "), head.rfind("\n")) if len(text) > longest and not text[longest].isspace() else -1
-    return head[:at].rstrip() if at > longest // 2 else head
-
-
-def number(value: object) -> float | None:
-    """A finite number, or None."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if math.isfinite(value) else None
-
-
 def given(record: Part | None, name: str) -> float | None:
     """A number of a record; None where its file does not hold it."""
-    return number(getattr(record, name)) if record is not None and name in record.model_fields_set else None
-
-
-def section(value: object) -> dict[str, Any]:
-    """A mapping, or an empty one where a file holds something else."""
-    return value if isinstance(value, dict) else {}
-
-
-def count(n: float, unit: str = "") -> str:
-    """A count with thin groups of three and its unit in the right number: `1,234 rows`."""
-    return counted(n, unit) if unit else f"{n:,.0f}"
-
-
-def short_count(n: float | None) -> str:
-    """A large count in three digits: `1.24 M`."""
-    if n is None:
-        return "–"
-    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
-        if abs(n) >= size:
-            return f"{n / size:.3g} {letter}"
-    return f"{n:,.0f}" if n == int(n) else f"{n:.3g}"
-
-
-def metric_text(value: float | None, metric: str = "accuracy") -> str:
-    """A metric's value in a table, by its own number format."""
-    return metric_of(metric).figure(value)
-
-
-def percentage(metric: str) -> Callable[[float], str] | None:
-    """How a share is written as per cent, without digits that few rows don't carry; None: the metric is no share."""
-    is_share = metric_of(metric).scale == "share" or metric.rpartition(".")[2] in SHARES
-    return (lambda value: f"{100 * value:.0f} %") if is_share else None
-
-
-def interval(score: Estimate | None, metric: str = "accuracy") -> str:
-    """A 95 % interval: `[0.81, 0.92]`, or an empty string where there is none."""
-    if score is None or not (math.isfinite(score.low) and math.isfinite(score.high)):
-        return ""
-    return f"[{metric_text(score.low, metric)}, {metric_text(score.high, metric)}]"
-
-
-def with_interval(score: Estimate | None, metric: str = "accuracy") -> str:
-    """`0.87 [0.81, 0.92]`."""
-    return f"{metric_text(score.value if score else None, metric)} {interval(score, metric)}".strip()
-
-
-def signed(value: float, metric: str = "accuracy") -> str:
-    """A change of a metric: `+0.12`, `−3.4`."""
-    return metric_of(metric).change(value, signed=True).replace("-", "−")
-
-
-def gain_interval(gain: Estimate, metric: str = "accuracy") -> str:
-    """The 95 % interval of a change: `[-0.01, 0.12]`; a bound reads as 0 only where it is 0. Empty: there is none."""
-    bounds = f"[{metric_of(metric).change(gain.low)}, {metric_of(metric).change(gain.high)}]"
-    return bounds if math.isfinite(gain.low + gain.high) else ""
-
-
-def p_value(p: float | None) -> str:
-    """`p < 0.001`, `p = 0.034`."""
-    return "–" if p is None else p_words(p)
-
-
-def minutes(value: float | None) -> str:
-    """Minutes as `4.2 min`, hours from two hours on."""
-    if value is None:
-        return "–"
-    if value >= 120:
-        return f"{value / 60:.1f} h"
-    return f"{value:.1f} min" if value >= 0.1 else f"{value * 60:.0f} s"
-
-
-def gib(value: float | None) -> str:
-    """`1.3 GiB`."""
-    if value is None:
-        return "–"
-    return f"{value:.1f} GiB" if value >= 0.1 or value == 0 else f"{value * 1024:.0f} MiB"
-
-
-def usd(value: float | None, digits: int = 1) -> str:
-    """`$0.01`; smaller amounts keep one digit, or more, so that they do not read as nothing."""
-    if value is None:
-        return "–"
-    if value == 0:
-        return "$0"
-    if value < 1e-5:
-        return "< $0.00001"
-    if value >= 10 ** (digits - 3):  # cents have as many digits
-        return f"${value:,.2f}"
-    return f"${float(f'{value:.{digits}g}'):.7f}".rstrip("0")
+    return w.number(getattr(record, name)) if record is not None and name in record.model_fields_set else None
 
 
 def shown_metrics(evaluation: EvaluationManifest) -> list[str]:
@@ -387,7 +258,7 @@ def systems_of(evaluation: EvaluationManifest, metrics: Sequence[str]) -> list[S
             SystemFacts(
                 name=name,
                 scores=tuple(finite(scores.get(metric)) for metric in metrics),
-                p=number(claim.p) if claim else None,
+                p=w.number(claim.p) if claim else None,
                 delta=Estimate(claim.gain, claim.low, claim.high) if claim and math.isfinite(claim.gain) else None,
                 verdict=verdict,
                 tuned=i == len(baselines),
@@ -459,26 +330,6 @@ class Promise:
     words: str = ""  # `as predicted`, `took 38 % less`, `took 12 % more`; empty where nothing was predicted
 
 
-def off_words(actual: float | None, low: float | None, high: float | None, expected: float | None) -> str:
-    """A number and its prediction: `as predicted` within the range, else `took 38 % less`, `took 2.1 times as much`."""
-    if actual is None or low is None or high is None or not expected:
-        return ""
-    if low <= actual <= high:
-        return "as predicted"
-    ratio = actual / expected
-    if ratio >= 2:
-        return f"took {ratio:.1f} times as much"
-    return f"took {abs(100 * (ratio - 1)):.0f}\u00a0% {'more' if ratio > 1 else 'less'}"
-
-
-def limit_words(run: RunManifest) -> str:
-    """That its limit, and not the prediction, made a run's time what it was; empty where its steps were those planned.
-    A prediction of the time says something only then."""
-    if not run.planned_steps or run.total_steps == run.planned_steps:
-        return ""
-    return f"the limit was reached; {counted(run.total_steps, 'step')}, not the {run.planned_steps:,} predicted"
-
-
 def promises(facts: RunFiles) -> list[Promise]:
     """Time, memory and money: predicted against actual. Lines without either number are left out."""
     run, plan = facts.run, facts.plan
@@ -489,7 +340,7 @@ def promises(facts: RunFiles) -> list[Promise]:
         expected, low, high = promised.minutes, promised.low, promised.high
     seconds, real_peak, cost_paid = (given(run, name) for name in ("seconds", "peak_memory_gib", "usd"))
     took = None if seconds is None else seconds / 60
-    span = f"  ({minutes(low)} to {minutes(high)})" if low is not None and high is not None else ""
+    span = f"  ({w.minutes(low)} to {w.minutes(high)})" if low is not None and high is not None else ""
     peak = promised.peak_gib if promised else plan.memory.peak_gib if plan else None
     price = promised.usd if promised else cost.usd if cost else None
     cheapest = cost.low if cost and cost.low is not None else None if price is None else price * 0.75
@@ -497,29 +348,19 @@ def promises(facts: RunFiles) -> list[Promise]:
 
     def line(name: str, predicted: str, actual: str, value: float | None, bounds: Sequence[float | None]) -> Promise:
         low, high, expected = bounds
-        words = off_words(value, low, high, expected)
+        words = w.off_words(value, low, high, expected)
         if name != "peak memory" and words == "as predicted" and run and (limited := limit_words(run)):
             return Promise(name, predicted, actual, None, limited)
         return Promise(name, predicted, actual, words == "as predicted" if words else None, words)
 
     near = (None, None) if peak is None else (0.85 * peak, 1.15 * peak)
-    duration = minutes(expected) + (span if expected is not None else "")
+    duration = w.minutes(expected) + (span if expected is not None else "")
     lines = [
-        line("training time", duration, minutes(took), took, (low, high, expected)),
-        line("peak memory", gib(peak), gib(real_peak), real_peak, (*near, peak)),
-        line("cost", usd(price), usd(cost_paid), cost_paid, (cheapest, most, price)),
+        line("training time", duration, w.minutes(took), took, (low, high, expected)),
+        line("peak memory", w.gib(peak), w.gib(real_peak), real_peak, (*near, peak)),
+        line("cost", w.usd(price), w.usd(cost_paid), cost_paid, (cheapest, most, price)),
     ]
     return [line for line in lines if (line.predicted, line.actual) != ("–", "–")]
-
-
-def used(mfu: MachineUse | None) -> str:
-    """The model FLOP utilisation of `run.json` with the peak that it is a share of; empty where it was not measured."""
-    peak = number(mfu.peak_gflops) if mfu else None
-    if mfu is None or peak is None:
-        return ""
-    if mfu.value is None or mfu.value > 1:
-        return f"not known: the machine was busy when its peak was measured ({peak:,.0f} GFLOP/s)"
-    return f"{100 * mfu.value:.0f}\u00a0% of {peak:,.0f} GFLOP/s, the measured peak"
 
 
 def next_commands(facts: RunFiles) -> list[str]:

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.foreign import opened, parse_line
+from tuneloop.core.written import clean_all
 from tuneloop.records.record import as_line
 from tuneloop.records.run import FindingLine, TrainingStep, Validation
-from tuneloop.report.facts import LINES, clean_all
+from tuneloop.report.facts import LINES
 
 
 @dataclass

@@ -11,8 +11,10 @@ from typing import Any
 
 from markupsafe import Markup
 
+from tuneloop.core import written as w
 from tuneloop.core.files import sha256_file
 from tuneloop.evaluation.metrics import title_of
+from tuneloop.evaluation.metrics.written import interval, metric_text, signed
 from tuneloop.records.evaluation import EVALUATION, EvaluationManifest
 from tuneloop.report import charts
 from tuneloop.report import facts as f
@@ -40,10 +42,10 @@ def head_part(facts: f.RunFiles, metrics: Sequence[str], lines: Sequence[f.Syste
     if facts.run:
         trained = facts.run.status in ("finished", "done")
         state = "Trained; not evaluated yet." if trained else f"Status: {facts.run.status}."
-    place = f.clean(" · ".join(["tuneloop " + kind, *filter(None, (model_name(facts.model), data))]))
+    place = w.clean(" · ".join(["tuneloop " + kind, *filter(None, (model_name(facts.model), data))]))
     name = facts.dataset and facts.dataset.name
     name = name or facts.config.get("name") or (facts.run and facts.run.id) or facts.path.resolve().name
-    subject = f.clean(f"{name} on {model_name(facts.model)}" if facts.model else name)
+    subject = w.clean(f"{name} on {model_name(facts.model)}" if facts.model else name)
     title, *words = verdict_words(facts.evaluation) or [subject]
     answer = answer_of(facts)
     first, colon, rest = title.partition(": ")
@@ -56,7 +58,7 @@ def head_part(facts: f.RunFiles, metrics: Sequence[str], lines: Sequence[f.Syste
         "few": few_rows(facts.evaluation, metrics, rival(facts.evaluation, lines)),
         "limit": facts.time.words if facts.time else [], "numbers": key_numbers(facts, metrics, lines),
         "baselines": [
-            (line.name, f.metric_text(line.scores[0].value, metrics[0]))
+            (line.name, metric_text(line.scores[0].value, metrics[0]))
             for line in lines if not line.tuned and line.scores and line.scores[0]
         ],
         "metric": title_of(metrics[0]) if metrics else "", "problems": facts.problems,
@@ -82,7 +84,7 @@ def keep_together(text: str) -> str:
 
 def model_name(text: object) -> str:
     """A model as people name it: of a path into a cache only the name, `org/name` of a hub's cache."""
-    path = PurePosixPath(f.clean(text or ""))
+    path = PurePosixPath(w.clean(text or ""))
     hub = next((part for part in path.parts if part.startswith("models--")), "")
     if hub:
         return hub.removeprefix("models--").replace("--", "/")
@@ -95,14 +97,14 @@ def few_rows(evaluation: EvaluationManifest, metrics: Sequence[str], against: f.
     score = f.finite(evaluation.metrics.get(metrics[0])) if metrics else None
     if not n or n >= FEW_ROWS or score is None:
         return ""
-    bounds = f.interval(score, metrics[0])
-    text = f"A small test set: {f.count(n, 'row')}."
+    bounds = interval(score, metrics[0])
+    text = f"A small test set: {w.count(n, 'row')}."
     text += f" On other rows of the same kind {title_of(metrics[0])} may be anywhere in {bounds}." if bounds else ""
     both = {against.name, evaluation.name} if against else set()
     pairs = [pair for pair in evaluation.comparisons if pair.metric == metrics[0] and {pair.a, pair.b} == both]
-    smallest = next((value for pair in pairs if (value := f.number(pair.detectable)) is not None), None)
+    smallest = next((value for pair in pairs if (value := w.number(pair.detectable)) is not None), None)
     if against and smallest is not None:
-        least = f.metric_text(smallest, metrics[0])
+        least = metric_text(smallest, metrics[0])
         text += f" A difference from {against.name} below {least} would hardly have been seen."
     return keep_together(text)
 
@@ -112,19 +114,19 @@ def key_numbers(facts: f.RunFiles, metrics: Sequence[str], lines: Sequence[f.Sys
     numbers = []
     tuned = next((line for line in lines if line.tuned), None)
     if tuned and tuned.scores and (score := tuned.scores[0]) is not None:
-        bounds, value = f.interval(score, metrics[0]), f.metric_text(score.value, metrics[0])
+        bounds, value = interval(score, metrics[0]), metric_text(score.value, metrics[0])
         numbers.append(KeyNumber(title_of(metrics[0]), value, f"95 % interval {bounds}" if bounds else ""))
         best = rival(facts.evaluation, lines)
         # Each line has the gain over it; where all are compared with one system, its own gain over that one.
         line = tuned if f.reference_system(facts.evaluation) else best
         if best and line and line.delta:
-            detail = f"over {best.name}" + (f", {f.p_value(line.p)}" if line.p is not None else "")
-            numbers.append(KeyNumber("gain", f.signed(line.delta.value, metrics[0]), keep_together(detail)))
+            detail = f"over {best.name}" + (f", {w.p_value(line.p)}" if line.p is not None else "")
+            numbers.append(KeyNumber("gain", signed(line.delta.value, metrics[0]), keep_together(detail)))
     elif facts.run and (loss := f.given(facts.run, "best_val_loss")) is not None:
         numbers.append(KeyNumber("validation loss", f"{loss:.3f}", f"best, at step {facts.run.best_step}"))
     elif facts.steps:
         last = facts.steps[-1]
-        numbers.append(KeyNumber("training loss", f.metric_text(f.number(last.loss)), f"at step {last.step}"))
+        numbers.append(KeyNumber("training loss", metric_text(w.number(last.loss)), f"at step {last.step}"))
     run, seen = facts.run, f.given(facts.run, "rows_seen")
     if run and run.rows and seen is not None:
         percent = 100 * seen / run.rows
@@ -134,9 +136,9 @@ def key_numbers(facts: f.RunFiles, metrics: Sequence[str], lines: Sequence[f.Sys
     promised = {p.name: p.predicted for p in f.promises(facts)}
     seconds = f.given(facts.run, "seconds")
     for name, value in (
-        ("training time", f.minutes(None if seconds is None else seconds / 60)),
-        ("peak memory", f.gib(f.given(facts.run, "peak_memory_gib"))),
-        ("cost", f.usd(f.given(facts.run, "usd"))),
+        ("training time", w.minutes(None if seconds is None else seconds / 60)),
+        ("peak memory", w.gib(f.given(facts.run, "peak_memory_gib"))),
+        ("cost", w.usd(f.given(facts.run, "usd"))),
     ):
         if value != "–":
             prediction = promised.get(name, "–").split("  (")[0]

@@ -17,11 +17,14 @@ import yaml
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from tuneloop.core import written as w
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_text
 from tuneloop.evaluation.metrics import title_of
+from tuneloop.evaluation.metrics.written import metric_text, with_interval
 from tuneloop.records.dataset import DatasetManifest
 from tuneloop.records.evaluation import EVALUATION
+from tuneloop.records.run import mfu_words
 from tuneloop.report import charts
 from tuneloop.report import facts as f
 from tuneloop.report.comparison import changed_settings, compared_part, comparison_as, comparison_table
@@ -49,7 +52,7 @@ def page_environment(*packages: str) -> Environment:
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"count": f.count, "metric_text": f.metric_text, "soft": soft, "flags": flags}
+    environment.filters |= {"count": w.count, "metric_text": metric_text, "soft": soft, "flags": flags}
     return environment
 
 
@@ -137,7 +140,7 @@ def comparison_part(facts: f.RunFiles, metrics: Sequence[str], lines: Sequence[f
         "charts": [
             (title_of(metrics[i]), charts.chart_pair(charts.forest_chart, lines, i, metrics[i])) for i in measured
         ],
-        "more": [(title_of(m), [f.with_interval(c.scores[0], m) for c in f.systems_of(evaluation, [m])]) for m in more],
+        "more": [(title_of(m), [with_interval(c.scores[0], m) for c in f.systems_of(evaluation, [m])]) for m in more],
         "names": [line.name for line in lines], "own": evaluation.name, "invalid": evaluation.invalid,
         "notes": evaluation.notes,
     }  # fmt: skip
@@ -157,16 +160,16 @@ def _training(facts: f.RunFiles) -> dict[str, Any]:
         "time": "when the time was up",
     }
     best, loss = f.given(run, "best_step"), f.given(run, "best_val_loss")
-    losses = [(value, v.step) for v in facts.validations if (value := f.number(v.val_loss)) is not None]
+    losses = [(value, v.step) for v in facts.validations if (value := w.number(v.val_loss)) is not None]
     if best is None and losses:
         loss, best = min(losses, key=lambda each: each[0])
     plan = facts.plan
     trainable = (run and run.trainable_parameters) or (plan and plan.trainable_parameters)
     total = plan and plan.total_parameters
-    share = f" of {f.short_count(total)} ({100 * trainable / total:.2g}\u00a0%)" if total and trainable else ""
+    share = f" of {w.short_count(total)} ({100 * trainable / total:.2g}\u00a0%)" if total and trainable else ""
     entries = [
         ("method", (run and run.method) or (plan and plan.method) or ""),
-        ("trained parameters", f"{f.short_count(trainable)}{share}" if trainable else ""),
+        ("trained parameters", f"{w.short_count(trainable)}{share}" if trainable else ""),
         ("steps", f"{run.steps:,}" if run else f"{facts.steps[-1].step:,} so far" if facts.steps else ""),
         ("rows seen", run.seen if run else ""),
         ("epochs", f"{n:.3g}" if (n := f.given(run, "epochs")) is not None else ""),
@@ -174,7 +177,7 @@ def _training(facts: f.RunFiles) -> dict[str, Any]:
         ("best validation loss", f"{loss:.4f} at step {best:g}" if loss is not None and best is not None else ""),
         ("tokens", f"{n:,.0f}" if (n := f.given(run, "tokens")) is not None else ""),
         ("speed", f"{run.tokens_per_second:,.0f} tokens/s" if run and run.tokens_per_second else ""),
-        ("MFU", f.used(run.mfu) if run else ""),
+        ("MFU", mfu_words(run.mfu) if run else ""),
     ]
     return {
         "chart": loss_charts, "trio": trio, "facts": [(k, v) for k, v in entries if v],
@@ -220,7 +223,7 @@ def token_chart(manifest: DatasetManifest) -> Any:
 
 def tally(value: object) -> list[tuple[str, float]]:
     """(word, count) of a manifest's counts above zero, the most frequent first, underscores as spaces."""
-    counts = {str(k).replace("_", " "): f.number(n) for k, n in f.section(value).items()}
+    counts = {str(k).replace("_", " "): w.number(n) for k, n in w.section(value).items()}
     pairs = [(name, n) for name, n in counts.items() if n is not None and n > 0]
     return sorted(pairs, key=lambda pair: -pair[1])
 
@@ -237,9 +240,9 @@ def _plan(facts: f.RunFiles) -> dict[str, Any]:
     return {
         "lines": lines,
         "machine": plan.gpu + (f" × {plan.gpus}" if plan.gpus > 1 else ""),
-        "capacity": f.gib(memory.capacity_gib),
+        "capacity": w.gib(memory.capacity_gib),
         "phase": memory.phase,
-        "terms": [(name, f.gib(n), 100 * max(n, 0.0) / most) for name, n in sorted(terms, key=lambda t: -t[1])],
+        "terms": [(name, w.gib(n), 100 * max(n, 0.0) / most) for name, n in sorted(terms, key=lambda t: -t[1])],
         "assumptions": plan.assumptions,
         "alternatives": [inline(change.to_json()) for change in plan.alternatives],
     }

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tuneloop.core.errors import UserError
 from tuneloop.evaluation.metrics import title_of
+from tuneloop.evaluation.metrics.written import percentage
 from tuneloop.report import facts as f
 from tuneloop.report.answer import answer_of, by_value
 
@@ -34,7 +35,7 @@ def plot_comparison(facts: f.RunFiles, file: Path) -> None:
 
     answer = answer_of(facts)
     recommended = answer.recommended if answer else ""
-    scale = 100 if f.percentage(metric) else 1
+    scale = 100 if percentage(metric) else 1
     figure = Figure(figsize=(8, 0.9 + 0.42 * len(lines)), layout="constrained")
     axes = figure.subplots()
     for row, line in enumerate(lines):

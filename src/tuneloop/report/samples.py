@@ -19,9 +19,11 @@ from markupsafe import Markup
 from tuneloop.core.errors import UserError
 from tuneloop.core.patterns import Pattern, compile_pattern
 from tuneloop.core.units import counted
+from tuneloop.core.written import clean, count, number, section
 from tuneloop.evaluation.metrics import differing_fields, metric_of, title_of
+from tuneloop.evaluation.metrics.written import metric_text
 from tuneloop.records.evaluation import EvaluationManifest, Sample
-from tuneloop.report.facts import RunFiles, clean, count, finite, is_right, metric_text, number, section, shown_metrics
+from tuneloop.report.facts import RunFiles, finite, is_right, shown_metrics
 
 Parts = list[tuple[str, str]]  # ("", "del" or "ins", text)
 WORD = re.compile(r"\w+|\s+|[^\w\s]")

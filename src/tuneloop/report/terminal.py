@@ -12,7 +12,10 @@ from rich.console import Console as Plain
 from rich.table import Table
 from rich.text import Text
 
+from tuneloop.core import written as w
 from tuneloop.evaluation.metrics import metric_of
+from tuneloop.evaluation.metrics.written import metric_text, percentage
+from tuneloop.records.run import mfu_words
 from tuneloop.report import facts as f
 from tuneloop.report.answer import Answer, answer_of, by_value
 from tuneloop.report.comparison import comparison_table, on_terminal
@@ -55,9 +58,9 @@ def answer_lines(facts: f.RunFiles, answer: Answer, width: int) -> list[Renderab
     """The answer in about twelve lines: verdict and sentence, a bar for each system, costs, paths, the next command."""
     metric = f.shown_metrics(facts.evaluation)[0]
     lines = by_value(f.systems_of(facts.evaluation, [metric]), metric)[:MOST_BARS]
-    figure = f.percentage(metric) or (lambda value: f.metric_text(value, metric))
+    figure = percentage(metric) or (lambda value: metric_text(value, metric))
     values = [line.scores[0].value for line in lines if line.scores[0]]
-    low, high = min(0.0, *values), max(metric_of(metric).out_of if f.percentage(metric) else 0.0, *values)
+    low, high = min(0.0, *values), max(metric_of(metric).out_of if percentage(metric) else 0.0, *values)
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True, overflow="ellipsis", max_width=max(width - 40, 12))
     table.add_column(no_wrap=True)
@@ -89,7 +92,7 @@ def closing_table(facts: f.RunFiles, width: int = 80) -> list[RenderableType]:
         parts += [Text(""), Text(verdict, style="bold"), *map(Text, facts.time.words if facts.time else [])]
     if lines:
         table = comparison_table(evaluation, metrics, lines)
-        rows = f" on {f.count(evaluation.n, 'row')} of the {evaluation.split} split" if evaluation.n else ""
+        rows = f" on {w.count(evaluation.n, 'row')} of the {evaluation.split} split" if evaluation.n else ""
         title = f"Comparison{rows}, with 95 % intervals{f'. {table.note}' if table.compared else ''}"
         parts += [Text(""), on_terminal(table, width, title=title)]
     parts += [Text(word) for word in [*evaluation.words, *f.more_words(evaluation)] if word != verdict]
@@ -102,14 +105,14 @@ def closing_table(facts: f.RunFiles, width: int = 80) -> list[RenderableType]:
             words = Text(line.words, "green" if line.inside else "yellow")
             promises.add_row(line.name, line.predicted, line.actual, words)
         parts.append(promises)
-    if share := f.used(facts.run.mfu if facts.run else None):
+    if share := mfu_words(facts.run.mfu if facts.run else None):
         parts.append(Text(f"How well the steps used this machine (MFU): {share}."))
     if facts.samples:
-        requested = f.number(f.section(facts.config.get("evaluate")).get("samples"))
+        requested = w.number(w.section(facts.config.get("evaluate")).get("samples"))
         choice = choose(facts)
         samples = choice.rows[: 5 if requested is None else int(requested)]
         if samples:
-            heading = f"{len(samples)} of {f.count(len(choice.rows), 'row')}"
+            heading = f"{len(samples)} of {w.count(len(choice.rows), 'row')}"
             draw = samples_side_by_side if fit_side_by_side(samples, width) else samples_stacked
             parts += [Text(""), Text(heading, style="bold"), Text(choice.in_words()), draw(samples, choice)]
     parts += [Text(""), _paths(facts), *[Text(problem, style="yellow") for problem in facts.problems]]
@@ -174,7 +177,7 @@ def _short(value: str, longest: int) -> str:
     lines = text.split("\n")
     cut = "\n".join(lines[:MOST_LINES])
     if len(lines) > MOST_LINES or len(cut) > longest:
-        return f.between_words(cut, longest) + "…"
+        return w.between_words(cut, longest) + "…"
     return cut
 
 

@@ -23,9 +23,9 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response, Stream
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from tuneloop.core import written as w
 from tuneloop.core.access import Access
 from tuneloop.core.errors import UserError
-from tuneloop.report import facts as f
 from tuneloop.report.html import page_environment, script_part
 from tuneloop.serving.http import ApiError, Call, refuse_foreign_pages
 from tuneloop.web.access import login
@@ -207,7 +207,7 @@ class Query(dict[str, str]):
 def environment() -> Environment:
     """Where the templates are, of the reports too."""
     own = page_environment("tuneloop.web")
-    own.filters |= {"minutes": f.minutes, "usd": f.usd, "gib": f.gib, "moment": moment}
+    own.filters |= {"minutes": w.minutes, "usd": w.usd, "gib": w.gib, "moment": moment}
     return own
 
 

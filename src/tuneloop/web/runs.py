@@ -16,10 +16,12 @@ import yaml
 from markupsafe import Markup
 
 from tuneloop.agents import Job, lives
+from tuneloop.core import written as w
 from tuneloop.core.confined import leads_into
 from tuneloop.core.errors import UserError
 from tuneloop.core.foreign import fast_json, file_bytes, is_file, opened, parse_yaml
 from tuneloop.evaluation.metrics import metric_of
+from tuneloop.evaluation.metrics.written import percentage
 from tuneloop.records.dataset import MANIFEST
 from tuneloop.records.evaluation import EVALUATION, Estimate
 from tuneloop.records.record import read_record
@@ -107,41 +109,41 @@ def _read(found: Found, sources: Sources) -> RunLine:
     except FileNotFoundError:
         pass  # it is being made, or deleted
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        problem = f.clean(f"can't be read: {str(error)[:200]}")
+        problem = w.clean(f"can't be read: {str(error)[:200]}")
     state: State = "damaged" if problem else "finished" if run else "running" if _works(path) else "stopped"
     folder = next((one for one in sources.index.folders if leads_into(path, [one])), path)
     place = os.path.relpath(path, folder.resolve()) if path != folder.resolve() else path.name
     changed = max(found.changed, _grown(path)[0] / 1e9) if not run else found.changed
-    files = f.section(config.get("data")).get("sources") or [""]
+    files = w.section(config.get("data")).get("sources") or [""]
     dataset = run.get("dataset") or data.get("id") or evaluation.get("dataset") or Path(str(files[0])).name
     values: dict[str, Any] = {
         "model": model_name(run.get("model") or config.get("model") or evaluation.get("model") or ""),
-        "dataset": f.clean(dataset),
-        "method": f.clean(run.get("method") or f.section(config.get("train")).get("method") or ""),
-        "steps": int(f.number(run.get("steps")) or 0),
-        **{name: f.number(run.get(name)) for name in ("usd", "seconds")}, "loss": f.number(run.get("best_val_loss")),
-        "primary": f.clean(evaluation.get("primary") or next(iter(f.section(evaluation.get("metrics"))), "")),
+        "dataset": w.clean(dataset),
+        "method": w.clean(run.get("method") or w.section(config.get("train")).get("method") or ""),
+        "steps": int(w.number(run.get("steps")) or 0),
+        **{name: w.number(run.get(name)) for name in ("usd", "seconds")}, "loss": w.number(run.get("best_val_loss")),
+        "primary": w.clean(evaluation.get("primary") or next(iter(w.section(evaluation.get("metrics"))), "")),
         "metrics": {
-            f.clean(name): tuple(f.number(f.section(score).get(key)) for key in ("value", "low", "high"))
-            for name, score in f.section(evaluation.get("metrics")).items()
+            w.clean(name): tuple(w.number(w.section(score).get(key)) for key in ("value", "low", "high"))
+            for name, score in w.section(evaluation.get("metrics")).items()
         },
         "verdict": _verdict(evaluation), "problem": problem,
-        "gate": f.clean(gate.get("status") or ""),
-        "tags": [f.clean(tag) for tag in run.get("tags") or f.section(config.get("track")).get("tags") or []],
+        "gate": w.clean(gate.get("status") or ""),
+        "tags": [w.clean(tag) for tag in run.get("tags") or w.section(config.get("track")).get("tags") or []],
     }  # fmt: skip
-    return RunLine(found.key, path, f.clean(place), state, changed, **values)
+    return RunLine(found.key, path, w.clean(place), state, changed, **values)
 
 
 def _verdict(evaluation: dict[str, Any]) -> str:
     """The verdict in a few words; numbers have columns."""
-    verdict = f.section(evaluation.get("verdict"))
-    standings = [f.section(each) for each in verdict.get("standings") or []]
+    verdict = w.section(evaluation.get("verdict"))
+    standings = [w.section(each) for each in verdict.get("standings") or []]
     about = [each for each in standings if each.get("against") == verdict.get("against")]
-    gain = f.number(about[0].get("gain")) if about else None
+    gain = w.number(about[0].get("gain")) if about else None
     if gain is not None and len({each.get("name") for each in standings}) == 1 and about[0].get("kind") in KINDS:
-        return f.clean(outcome_in_short(str(about[0].get("outcome")), about[0]["kind"], str(about[0]["against"]), gain))
-    sentence = f.clean(next(iter(evaluation.get("words") or []), ""))
-    return f.between_words(sentence.partition(": ")[0], LONGEST)
+        return w.clean(outcome_in_short(str(about[0].get("outcome")), about[0]["kind"], str(about[0]["against"]), gain))
+    sentence = w.clean(next(iter(evaluation.get("words") or []), ""))
+    return w.between_words(sentence.partition(": ")[0], LONGEST)
 
 
 def _object(path: Path) -> dict[str, Any]:
@@ -211,7 +213,7 @@ def score_picture(line: RunLine, metric: str) -> Markup:
     if value is None:
         return Markup("")
     score = Estimate(value, math.nan if low is None else low, math.nan if high is None else high)
-    figure = f.percentage(metric) or metric_of(metric).figure
+    figure = percentage(metric) or metric_of(metric).figure
     return dot_chart(score, metric) + Markup(' <b class="figure">{}</b>').format(figure(value))
 
 

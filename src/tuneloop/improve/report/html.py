@@ -10,6 +10,7 @@ from markupsafe import Markup, escape
 
 from tuneloop.core.units import counted, exactly, hours_words, usd_words, verb
 from tuneloop.improve.experiment.record import LOSSES, GuardrailFinding
+from tuneloop.core.written import count
 from tuneloop.improve.report.record import (
     ExperimentLine,
     ImprovementReport,
@@ -18,7 +19,6 @@ from tuneloop.improve.report.record import (
     TrafficPeriod,
 )
 from tuneloop.report.charts import WIDE, axis, chart_pair, fit, grid, svg_chart, svg_line, svg_path, svg_text
-from tuneloop.report.facts import count
 from tuneloop.report.html import page_template
 
 MOST_WINDOWS = 40  # of the monitor, the last ones

@@ -8,8 +8,10 @@ from typing import Any
 
 from starlette.requests import Request
 
+from tuneloop.core import written as w
 from tuneloop.core.errors import UserError
 from tuneloop.evaluation import load_evaluation, paired_with_first
+from tuneloop.evaluation.metrics.written import gain_interval, signed
 from tuneloop.records.evaluation import Estimate
 from tuneloop.report import charts
 from tuneloop.report import facts as f
@@ -97,6 +99,6 @@ def act(request: Request, sources: Sources, form: dict[str, str]) -> str:
 def _line(pair: Any, names: dict[str, str]) -> dict[str, str]:
     gain = Estimate(pair.delta, pair.low, pair.high)
     return {
-        "a": names[pair.a], "b": names[pair.b], "metric": pair.metric, "gain": f.signed(pair.delta, pair.metric),
-        "bounds": f.gain_interval(gain, pair.metric), "p": f.p_value(f.number(pair.p)), "verdict": pair.verdict,
+        "a": names[pair.a], "b": names[pair.b], "metric": pair.metric, "gain": signed(pair.delta, pair.metric),
+        "bounds": gain_interval(gain, pair.metric), "p": w.p_value(w.number(pair.p)), "verdict": pair.verdict,
     }  # fmt: skip

@@ -6,11 +6,11 @@ from typing import Any
 
 from starlette.requests import Request
 
+from tuneloop.core import written as w
 from tuneloop.core.errors import UserError
 from tuneloop.core.foreign import fast_json, file_bytes
 from tuneloop.data import diff_datasets
 from tuneloop.records.dataset import MANIFEST
-from tuneloop.report import facts as f
 from tuneloop.report.data_facts import SPLITS
 from tuneloop.web.index import Found
 from tuneloop.web.runs import run_lines
@@ -41,18 +41,18 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
 def _line(found: Found) -> dict[str, Any]:
     """A data set as a line of the list, from its manifest alone."""
     name = found.path.parent.name if found.path.name == "dataset" else found.path.name
-    line: dict[str, Any] = {"name": f.clean(name), "id": "", "task": "", "rows": {}, "rejected": 0, "levels": {}}
+    line: dict[str, Any] = {"name": w.clean(name), "id": "", "task": "", "rows": {}, "rejected": 0, "levels": {}}
     line |= {"problem": "", "changed": found.changed}
     try:
         value = fast_json(file_bytes(found.path / MANIFEST, "json", below=found.path))
-        splits, counts = f.section(value.get("splits")), f.section(value.get("counts"))
+        splits, counts = w.section(value.get("splits")), w.section(value.get("counts"))
         levels = [check.get("level") for check in value.get("checks") or []]
         line |= {
-            "id": f.clean(value.get("id", "")), "task": f.clean(value.get("task", "")),
-            "rows": {name: f.section(splits.get(name)).get("rows") or 0 for name in SPLITS},
-            "rejected": int(f.number(counts.get("rejected")) or 0),
+            "id": w.clean(value.get("id", "")), "task": w.clean(value.get("task", "")),
+            "rows": {name: w.section(splits.get(name)).get("rows") or 0 for name in SPLITS},
+            "rejected": int(w.number(counts.get("rejected")) or 0),
             "levels": {level: levels.count(level) for level in ("error", "warn") if level in levels},
         }  # fmt: skip
     except (OSError, ValueError, AttributeError, TypeError) as error:
-        line["problem"] = f.clean(f"dataset.json can't be read: {str(error)[:120]}")
+        line["problem"] = w.clean(f"dataset.json can't be read: {str(error)[:120]}")
     return line

@@ -12,6 +12,7 @@ from typing import Any
 from markupsafe import Markup
 from starlette.requests import Request
 
+from tuneloop.core import written as w
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc
 from tuneloop.core.urls import masked
@@ -19,7 +20,6 @@ from tuneloop.evaluation.review import load_review, open_and_disputed
 from tuneloop.records.record import read_record
 from tuneloop.records.server import ServerState
 from tuneloop.report import charts
-from tuneloop.report import facts as f
 from tuneloop.serving.store import Database, opened, store_folder
 from tuneloop.web.pages import experiments, quality
 from tuneloop.web.pages.run import progress_of
@@ -96,7 +96,7 @@ def production(sources: Sources, place: str) -> Production:
         state = read_record(ServerState, Path(store_folder(place)))
         facts |= {"since": state.started[:16].replace("T", " "), "address": state.address}
         facts["running"] = holder(store_folder(place)) is not None
-        facts["models"] = [(f.clean(model.name), f.clean(model.release or model.source)) for model in state.models]
+        facts["models"] = [(w.clean(model.name), w.clean(model.release or model.source)) for model in state.models]
     try:
         with opened(place) as store:
             since = utc((now - timedelta(hours=1)).timestamp())
@@ -109,7 +109,7 @@ def production(sources: Sources, place: str) -> Production:
     except UserError as error:
         return Production(**facts, problem=error.what)
     if (count := len(latest)) == MOST_REQUESTS:
-        since, facts["of"] = latest[-1][2], f"last {f.count(count, 'request')}"
+        since, facts["of"] = latest[-1][2], f"last {w.count(count, 'request')}"
     seconds = (now - datetime.fromisoformat(since)).total_seconds()
     if times := sorted(row[0] for row in latest if row[0] is not None):
         facts |= {"p50": times[len(times) // 2], "p99": times[min(len(times) - 1, int(0.99 * len(times)))]}
@@ -145,6 +145,6 @@ def needs(sources: Sources, lines: list[RunLine]) -> list[Need]:
 def _of_review(path: Path) -> list[Need]:
     """Answers that no one has judged, and those about which reviewers differ."""
     review = load_review(path)
-    (left, split), all_ = open_and_disputed(review), f.count(len(review.items), "answer")
+    (left, split), all_ = open_and_disputed(review), w.count(len(review.items), "answer")
     said = {f"{left:,} of {all_} open": left, f"reviewers differ about {split:,} of {all_}": split}
     return [Need(f"review {path.name}", f"{words}: tuneloop review {path}") for words, count in said.items() if count]

@@ -12,9 +12,9 @@ from markupsafe import Markup
 from starlette.requests import Request
 
 from tuneloop.core.errors import UserError
+from tuneloop.evaluation.metrics.written import metric_text
 from tuneloop.improve.report.charts import LineageNode, lineage_chart
 from tuneloop.registry import RegisteredModel, RegisteredVersion, registry_file
-from tuneloop.report.facts import metric_text
 from tuneloop.serving.store import opened
 from tuneloop.web.commands import REGISTRY_FILE, command_line, reading, run_words, stamp_of
 from tuneloop.web.sources import BY_NAME, Sources

@@ -11,11 +11,11 @@ from markupsafe import escape
 from starlette.concurrency import iterate_in_threadpool
 from starlette.requests import Request
 
+from tuneloop.core import written as w
 from tuneloop.core.errors import UserError
 from tuneloop.core.units import usd_words
 from tuneloop.core.urls import masked
 from tuneloop.records.artifact import ARTIFACT
-from tuneloop.report import facts as f
 from tuneloop.report.data_rows import row_by_id
 from tuneloop.web.pages.run import planned_of
 from tuneloop.web.runs import run_lines
@@ -60,7 +60,7 @@ def _options(sources: Sources) -> list[tuple[str, str]]:
         options.append((f"run {line.key}", f"{line.place}: tuned"))
         options += [(f"{how} {line.key}", f"{line.place}: {how}") for how in ("base", "few-shot")]
     for found in sources.all("artifact")[:SHOWN]:
-        options.append((f"artifact {found.key}", f"artifact {f.clean(found.path.name)}"))
+        options.append((f"artifact {found.key}", f"artifact {w.clean(found.path.name)}"))
     return options
 
 
@@ -102,14 +102,14 @@ def _events(sources: Sources, who: str, text: str, row: str) -> Generator[tuple[
     so_far = ""
     for event in ask(*_target(sources, who), question):
         if "prompt" in event:
-            yield "prompt", str(escape(f.clean(event["prompt"])))
+            yield "prompt", str(escape(w.clean(event["prompt"])))
         elif "piece" in event:
             so_far += event["piece"]
-            yield "answer", str(escape(f.clean(so_far)))
+            yield "answer", str(escape(w.clean(so_far)))
         elif "state" in event:
             yield "facts", str(escape(event["state"]))
         elif "error" in event:
-            yield "facts", str(escape(f"failed: {f.clean(event['error'])}"))
+            yield "facts", str(escape(f"failed: {w.clean(event['error'])}"))
         else:
             yield from _done(event["done"], price_of(sources, who, event["done"]))
     yield "done", ""
@@ -125,9 +125,9 @@ def price_of(sources: Sources, who: str, answer: dict[str, Any]) -> float | None
 
 def _done(answer: dict[str, Any], usd: float | None) -> Iterator[tuple[str, str]]:
     if answer["error"]:
-        yield "facts", str(escape(f"no answer: {f.clean(answer['error'])}"))
+        yield "facts", str(escape(f"no answer: {w.clean(answer['error'])}"))
         return
-    yield "answer", str(escape(f.clean(answer["text"])))
+    yield "answer", str(escape(w.clean(answer["text"])))
     seconds, tokens = answer["seconds"], answer["tokens"]
     words = [f"{seconds:.2f} s"]
     if answer["prompt_tokens"]:
@@ -137,7 +137,7 @@ def _done(answer: dict[str, Any], usd: float | None) -> Iterator[tuple[str, str]
     if usd is not None:
         words.append(f"{usd_words(1000 * usd)} for a thousand like it")
     shares = answer["probabilities"] or {}
-    words += [f"{f.clean(label)} {100 * share:.1f} %" for label, share in shares.items()]
+    words += [f"{w.clean(label)} {100 * share:.1f} %" for label, share in shares.items()]
     yield "facts", str(escape(" · ".join(words)))
 
 

@@ -9,9 +9,11 @@ from typing import Any
 from starlette.requests import Request
 
 from tuneloop.agents import Job, job_status
+from tuneloop.core import written as w
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json_object
 from tuneloop.core.foreign import fast_json, lines_of
+from tuneloop.evaluation.metrics.written import metric_text
 from tuneloop.records.plan import PLAN
 from tuneloop.records.run import ANSWERS, RUN, TrainingStep
 from tuneloop.report import charts
@@ -124,8 +126,8 @@ def developing(found: Found) -> list[dict[str, Any]]:
                 value = fast_json(line)
                 for at, row in enumerate(value["rows"]):
                     one = rows.setdefault(at, {"answers": {}})
-                    one |= {name: f.clean(row[name]) for name in ("prompt", "reference")}
-                    one["answers"][value["step"]] = f.clean(row["answer"])
+                    one |= {name: w.clean(row[name]) for name in ("prompt", "reference")}
+                    one["answers"][value["step"]] = w.clean(row["answer"])
     for one in rows.values():
         one["answers"] = sorted(one["answers"].items())[-ANSWERS_SHOWN:]
     return [*rows.values()]
@@ -148,18 +150,18 @@ def progress_of(found: Found, steps: list[TrainingStep], kept: Curves) -> list[t
     last, recent = steps[-1], steps[-RECENT:]
     planned, usd = planned_of(found)
     numbers = [("step", f"{last.step:,}" + (f" of {planned:,}" if planned else ""), f"epoch {last.epoch:.3g}")]
-    numbers.append(("training loss", f.metric_text(f.number(last.loss)), ""))
-    losses = [(loss, v.step) for v in kept.validations.values() if (loss := f.number(v.val_loss)) is not None]
+    numbers.append(("training loss", metric_text(w.number(last.loss)), ""))
+    losses = [(loss, v.step) for v in kept.validations.values() if (loss := w.number(v.val_loss)) is not None]
     if losses:
         best, at = min(losses)
         numbers.append(("validation loss", f"{losses[-1][0]:.3f}", f"best {best:.3f} at step {at}"))
     seconds = last.seconds - recent[0].seconds
     if planned and len(recent) > 1 and seconds > 0:
         left = (planned - last.step) * seconds / (len(recent) - 1)
-        numbers.append(("to go", f.minutes(max(left, 0.0) / 60), "of training, by its latest steps"))
-    numbers.append(("training time", f.minutes(last.seconds / 60), ""))
+        numbers.append(("to go", w.minutes(max(left, 0.0) / 60), "of training, by its latest steps"))
+    numbers.append(("training time", w.minutes(last.seconds / 60), ""))
     if usd:
-        numbers.append(("cost so far", f.usd(last.seconds / 3600 * usd), f"at {f.usd(usd)} an hour"))
+        numbers.append(("cost so far", w.usd(last.seconds / 3600 * usd), f"at {w.usd(usd)} an hour"))
     return numbers
 
 
@@ -168,11 +170,11 @@ def planned_of(found: Found) -> tuple[int, float]:
     steps, usd = 0, 0.0
     with suppress(UserError, OSError):
         steps = int(
-            f.number(read_json_object(found.path / "schedule.json", below=found.path).get("planned_steps")) or 0
+            w.number(read_json_object(found.path / "schedule.json", below=found.path).get("planned_steps")) or 0
         )
     with suppress(UserError, OSError):
         usd = (
-            f.number(f.section(read_json_object(found.path / PLAN, below=found.path).get("cost")).get("usd_per_hour"))
+            w.number(w.section(read_json_object(found.path / PLAN, below=found.path).get("cost")).get("usd_per_hour"))
             or 0.0
         )
     return steps, usd

@@ -25,7 +25,7 @@ def tuneloop(source: Path, out: Path, workers: int, gram: int, model: str) -> di
     from tuneloop.data.prepare import prepare_dataset
     from tuneloop.models.load import load_tokenizer
     from tuneloop.pipeline.prepare import measure_with
-    from tuneloop.report.data_html import write_data_report
+    from tuneloop.report.data.html import write_data_report
 
     measure = measure_with(load_tokenizer("smollm2-135m"))
     config = PrepareConfig(

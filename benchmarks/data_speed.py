@@ -274,7 +274,7 @@ def stages(source: Path, out: Path) -> dict[str, float]:
     from tuneloop.data.sources.parse import SourceRecord, parse_chunk
     from tuneloop.data.sources.read import find_files
     from tuneloop.records.rows import Row
-    from tuneloop.report.data_html import write_data_report
+    from tuneloop.report.data.html import write_data_report
 
     spent: dict[str, float] = {}
 

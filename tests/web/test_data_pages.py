@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tuneloop.core.errors import UserError
-from tuneloop.report.data_rows import RowQuery, find_rows, row_by_id
+from tuneloop.report.data.rows import RowQuery, find_rows, row_by_id
 from tuneloop.web import index
 from web.conftest import Site, keys
 

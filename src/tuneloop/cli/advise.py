@@ -64,7 +64,7 @@ def command(
     with screen(doing) if source else nullcontext():
         advice = advise_on(source, facts, settings, measure=measure, out=out)
     if html:
-        from tuneloop.report.advise_html import render_advise_page
+        from tuneloop.report import render_advise_page
 
         write_text(html, render_advise_page(advice.record()))
     record = {**advice.record().to_json(), "html": html or None}
@@ -159,7 +159,7 @@ def _print_table(console: Any, table: Any) -> None:
 
 
 def _print_leaderboard(advice: Advice, console: Any) -> None:
-    from tuneloop.report.advise_html import page_of_advice
+    from tuneloop.report import page_of_advice
 
     rows = page_of_advice(advice.record())["leaderboard"]
     if not rows:
@@ -174,7 +174,7 @@ def _print_leaderboard(advice: Advice, console: Any) -> None:
 
 
 def _print_options(advice: Advice, console: Any, verbose: bool) -> None:
-    from tuneloop.report.advise_html import page_of_advice
+    from tuneloop.report import page_of_advice
 
     page = page_of_advice(advice.record())
     if page["alternatives"]:
@@ -194,7 +194,7 @@ def _print_options(advice: Advice, console: Any, verbose: bool) -> None:
 
 def _print_cost(advice: Advice, console: Any, verbose: bool) -> None:
     from tuneloop.records.plan import PlannedCost
-    from tuneloop.report.plan_terminal import cost_lines, until_kept_words
+    from tuneloop.report import cost_lines, until_kept_words
 
     training = advice.trainings.get(advice.costed)
     about_money = advice.answer != "dont" or advice.reasons[0].rule in ("over-budget", "does-not-pay")

@@ -121,8 +121,7 @@ def command(
 
 def _pasted(result: Result, folder: Path, pasted: PasteOptions) -> Result:
     """A comparison in a folder, with what others are shown of it."""
-    from tuneloop.report.facts import read_run
-    from tuneloop.report.paste import plot_comparison, summary_markdown
+    from tuneloop.report import plot_comparison, read_run, summary_markdown
 
     if pasted.plot:
         plot_comparison(read_run(folder), Path(pasted.plot))
@@ -170,7 +169,7 @@ def _referee(places: list[str], out: str, deciding: RefereeOptions) -> Result:
 
 
 def _print(folder: Path, words: Sequence[str], console: Console) -> None:
-    from tuneloop.report.comparison import print_comparison
+    from tuneloop.report import print_comparison
 
     print_comparison(read_record(EvaluationManifest, folder), console)
     for line in (*words, f"{folder}/eval.json", f"{folder}/report.html"):
@@ -180,9 +179,7 @@ def _print(folder: Path, words: Sequence[str], console: Console) -> None:
 def _of_one(folder: Path, table: str) -> Result:
     """The comparison with which a run ends, its page written again."""
     from tuneloop.pipeline.context import summary
-    from tuneloop.report.comparison import comparison_as
-    from tuneloop.report.html import write_page
-    from tuneloop.report.terminal import print_closing
+    from tuneloop.report import comparison_as, print_closing, write_page
 
     if table:
         if table not in ("markdown", "latex", "csv"):

@@ -17,6 +17,7 @@ from tuneloop.core.stats.tests import p_words
 from tuneloop.core.terminal import plain_table
 from tuneloop.core.ui import say
 from tuneloop.core.units import counted
+from tuneloop.core.written import clean
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -74,8 +75,6 @@ def _prove(model: str, source: str, settings: Sequence[str]) -> Result:
     def text(console: Console) -> None:
         from rich.text import Text
 
-        from tuneloop.core.written import clean
-
         table = plain_table("", "", show_header=False)
         for finding in proof.findings:
             style = {"error": "bold red", "warn": "yellow"}.get(finding.level, "green")
@@ -114,8 +113,6 @@ def _read_production(against: str, manifest: DatasetManifest) -> list[Row]:
 
 def _print_checks(name: str, checks: Sequence[Check], console: Console) -> None:
     from rich.text import Text
-
-    from tuneloop.core.written import clean
 
     table = plain_table("", "", show_header=False)
     for check in checks:

@@ -57,7 +57,7 @@ def command(
 
 def _lines(result: EvaluationManifest, folder: Path) -> Iterator[str]:
     from tuneloop.core.written import clean
-    from tuneloop.report.facts import more_words
+    from tuneloop.report import more_words
 
     yield from [*result.words, *more_words(result)]  # the verdict is the first
     width = min(max([22, *map(len, result.metrics)]), 40)

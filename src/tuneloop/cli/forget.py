@@ -61,7 +61,7 @@ def command(
 
     from tuneloop.data.pii import Matcher, descendants, find_rows, forget, hidden, personal_settings, pseudonyms_of
     from tuneloop.pipeline.prepare import measure_of
-    from tuneloop.report.data_html import write_data_report
+    from tuneloop.report.data import write_data_report
     from tuneloop.serving.store import versions_of
 
     matcher = Matcher(match, regex)
@@ -117,8 +117,8 @@ def _confirmed(rows: SubjectRows) -> bool:
 def _print_rows(rows: SubjectRows, console: Console, made: Sequence[Descendant] = ()) -> None:
     from rich.text import Text
 
-    from tuneloop.data.pii import personal_settings
     from tuneloop.core.written import clean
+    from tuneloop.data.pii import personal_settings
 
     if rows.resumed:
         console.print("An earlier removal was interrupted; it will be completed.")

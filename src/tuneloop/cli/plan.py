@@ -61,7 +61,7 @@ def command(
         write_record(Path(out) / PLAN, Plan.model_validate(plan))
     if "table" not in plan:
         return Result(plan, _measured(plan), int(not plan["fits"]))
-    from tuneloop.report.plan_terminal import print_plan
+    from tuneloop.report import print_plan
 
     return Result(plan, lambda console: print_plan(plan, everything=all_rows), int(not plan["fits"]))
 
@@ -102,7 +102,7 @@ def _serving(source: str, stated: dict[str, Any], context: int, concurrency: int
     machines = [find_gpu(stated["gpu"])] if "gpu" in stated else [*all_gpus().values(), this_cpu()]
     rows = plan_serving(shape, machines, context, concurrency, stated.get("gpus"))
     assumed = [*assumed, *assumptions(context, concurrency)]
-    from tuneloop.report.plan_terminal import serving_lines
+    from tuneloop.report import serving_lines
 
     lines = [*serving_lines(name, rows, context, concurrency), *(f"  assumed: {line}" for line in assumed)]
     record = {"model": name, "context": context, "concurrency": concurrency, "served": rows, "assumptions": assumed}

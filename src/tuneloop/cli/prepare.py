@@ -53,7 +53,7 @@ def command(
         print_rows(recipe.model, dataset.train[:show], terminal(stderr=output().as_json))
     errors = dataset.manifest.errors
     if not output().as_json and not output().quiet:
-        from tuneloop.report.data_terminal import data_summary
+        from tuneloop.report.data import data_summary
 
         terminal(stderr=True).print(data_summary(dataset.manifest))
     _say_errors(errors)

@@ -58,7 +58,7 @@ def command(
             folder = run_on_ray(resolved, place, whole=True)
         else:
             folder = run(resolved, anyway=anyway)
-    from tuneloop.report.terminal import print_closing
+    from tuneloop.report import print_closing
 
     return Result(summary(folder), partial(print_closing, folder, verbose=verbose))
 

@@ -14,7 +14,7 @@ from tuneloop.pipeline.answers import generous_limit
 from tuneloop.recipe import name_of
 from tuneloop.records.dataset import MANIFEST
 from tuneloop.registry import evaluation_place
-from tuneloop.report.html import write_page
+from tuneloop.report import write_page
 
 
 def compare_evaluations(

@@ -27,7 +27,7 @@ from tuneloop.records.plan import Plan
 from tuneloop.records.record import R, Record, read_record
 from tuneloop.records.rows import Dataset, Row
 from tuneloop.records.run import RUN, RunManifest
-from tuneloop.report.html import write_page
+from tuneloop.report import write_page
 from tuneloop.training import TrainRow, is_usable, training_rows
 
 if TYPE_CHECKING:

@@ -63,7 +63,7 @@ from tuneloop.records.record import read_record
 from tuneloop.records.rows import Dataset, Message, Reject, Row
 from tuneloop.records.run import RunManifest
 from tuneloop.registry import local_name
-from tuneloop.report.html import write_page
+from tuneloop.report import write_page
 
 if TYPE_CHECKING:
     from tuneloop.pipeline.time_limit import TimeLimit

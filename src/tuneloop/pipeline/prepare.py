@@ -21,7 +21,7 @@ from tuneloop.recipe import Recipe
 from tuneloop.records.dataset import MANIFEST, DatasetManifest, read_manifest
 from tuneloop.records.record import write_record
 from tuneloop.records.rows import Dataset, Row
-from tuneloop.report.data_html import write_data_report
+from tuneloop.report.data import write_data_report
 from tuneloop.track import start_tracking
 
 if TYPE_CHECKING:

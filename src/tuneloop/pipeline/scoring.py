@@ -11,9 +11,8 @@ from tuneloop.core.files import read_json
 from tuneloop.core.ui import busy
 from tuneloop.core.units import counted
 from tuneloop.evaluation import ScoredAnswers, score_rows
-from tuneloop.evaluation.metrics import headline_of, lower_is_better, metric_of, title_of
+from tuneloop.evaluation.metrics import headline_of, lower_is_better, metric_of, percentage, title_of
 from tuneloop.models import trained_folder
-from tuneloop.evaluation.metrics.written import percentage
 from tuneloop.models.adapters import ATTACHED
 from tuneloop.models.methods import OWN
 from tuneloop.pipeline.context import RunContext

@@ -15,9 +15,9 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import lock_folder, read_json, read_jsonl, write_json, write_yaml
 from tuneloop.core.ui import busy, say, stage
 from tuneloop.core.units import counted
+from tuneloop.core.written import off_words
 from tuneloop.models import skeleton
 from tuneloop.models.files import resolve
-from tuneloop.core.written import off_words
 from tuneloop.models.methods import USUAL, method_named
 from tuneloop.models.nn import ModelShape
 from tuneloop.pipeline.answers import write_task

@@ -37,7 +37,7 @@ from tuneloop.release.gguf.artifact import GgufSettings
 from tuneloop.release.gguf.lora import check_expressible
 from tuneloop.release.measure import KL_ROWS, acceptable, kl_of_folder, measure_artifact, measure_lora, rows_to_measure
 from tuneloop.release.quantise import QUANTS, importance_of
-from tuneloop.report.comparison import comparison_as
+from tuneloop.report import comparison_as
 
 if TYPE_CHECKING:
     import numpy as np

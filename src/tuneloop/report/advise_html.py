@@ -10,11 +10,10 @@ from markupsafe import Markup, escape
 
 from tuneloop.core.units import counted, exactly, usd_words
 from tuneloop.core.written import count, gib, minutes, usd
-from tuneloop.evaluation.metrics import metric_of
-from tuneloop.evaluation.metrics.written import metric_text
+from tuneloop.evaluation.metrics import metric_of, metric_text
 from tuneloop.models.methods import method_named, title_of
 from tuneloop.records.advice import AdviceRecord, AdvisedAlternative, AssumptionSwing, MeasuredSystem
-from tuneloop.report.charts import WIDE, axis, chart_pair, fit, grid, short, svg_chart, svg_line, svg_path, svg_text
+from tuneloop.report.charts.svg import WIDE, axis, chart_pair, fit, grid, short, svg_chart, svg_line, svg_path, svg_text
 from tuneloop.report.html import page_template
 from tuneloop.report.plan_terminal import shown_parts, until_kept_words
 from tuneloop.report.quality import quality_chart

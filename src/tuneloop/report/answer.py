@@ -14,9 +14,8 @@ from tuneloop.core import written as w
 from tuneloop.core.stats.intervals import NOT_ENOUGH
 from tuneloop.evaluation import recommended_system
 from tuneloop.evaluation.alternatives import MINILM
-from tuneloop.evaluation.metrics import metric_of, title_of
+from tuneloop.evaluation.metrics import SHARES, metric_of, percentage, title_of
 from tuneloop.models.files import MINILM_NAME
-from tuneloop.evaluation.metrics.written import SHARES, percentage
 from tuneloop.records.encoder import ENCODER_FOLDER
 from tuneloop.records.evaluation import SERIOUS, BaselineKind, EvaluationManifest, Standing
 from tuneloop.report import facts as f

@@ -19,12 +19,12 @@ from tuneloop.core import written as w
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import FROM_FILE, plain_cell
 from tuneloop.core.units import counted
-from tuneloop.evaluation.metrics import title_of
-from tuneloop.evaluation.metrics.written import gain_interval, interval, metric_text, signed
+from tuneloop.evaluation.metrics import gain_interval, interval, metric_text, signed, title_of
 from tuneloop.recipe import Recipe
 from tuneloop.records.evaluation import EvaluationManifest
 from tuneloop.report import facts as f
-from tuneloop.report.charts import MOST_RUNS, Curve, chart_pair, overlay_chart, points_of
+from tuneloop.report.charts.curves import MOST_RUNS, Curve, overlay_chart, points_of
+from tuneloop.report.charts.svg import chart_pair
 
 if TYPE_CHECKING:
     from rich.console import Console

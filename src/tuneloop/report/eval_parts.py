@@ -12,17 +12,28 @@ from markupsafe import Markup, escape
 from tuneloop.core import written as w
 from tuneloop.core.stats.tests import NOT_ENOUGH
 from tuneloop.core.units import counted, span_words
-from tuneloop.evaluation.metrics import metric_of, title_of
-from tuneloop.evaluation.metrics.written import gain_interval, interval, metric_text, signed, with_interval
+from tuneloop.evaluation.metrics import gain_interval, interval, metric_of, metric_text, signed, title_of, with_interval
 from tuneloop.records.evaluation import CalibrationBin, Estimate, EvaluationManifest, Slice
-from tuneloop.report import charts
 from tuneloop.report import facts as f
+from tuneloop.report.charts.svg import (
+    NARROW,
+    WIDE,
+    Axis,
+    chart_pair,
+    fit_middle,
+    short,
+    svg_chart,
+    svg_line,
+    svg_path,
+    svg_text,
+)
+from tuneloop.report.charts.systems import interval_bars
 from tuneloop.report.quality import priced_systems, quality_chart
 
 T = TypeVar("T")
 
 
-def confusion_chart(labels: Sequence[str], cells: Mapping[tuple[str, str], int], width: float = charts.WIDE) -> Markup:
+def confusion_chart(labels: Sequence[str], cells: Mapping[tuple[str, str], int], width: float = WIDE) -> Markup:
     """A confusion matrix: rows are true labels, columns predicted ones; shade is the share of the row.
 
     `labels` are in order, the last may be a name for all others; `cells`: (reference, answer) -> rows.
@@ -36,15 +47,15 @@ def confusion_chart(labels: Sequence[str], cells: Mapping[tuple[str, str], int],
     extent = size * len(labels)
     turn = f'transform="translate(11 {top + extent / 2:.1f}) rotate(-90)"'
     body = [
-        charts.svg_text(left + extent / 2, 13, "predicted", "legend", "middle"),
+        svg_text(left + extent / 2, 13, "predicted", "legend", "middle"),
         f'<text {turn} class="legend" text-anchor="middle">true</text>',
     ]
     for i, name in enumerate(labels):
         middle = size * (i + 0.5)
-        body.append(charts.svg_text(left - 8, top + middle + 4, charts.fit_middle(name, left - 28), "name", "end"))
+        body.append(svg_text(left - 8, top + middle + 4, fit_middle(name, left - 28), "name", "end"))
         # Written towards the column, so that the last name ends inside the chart too.
         at = f"translate({left + middle + 3:.1f} {top - 6:.1f}) rotate(55)"
-        label = escape(charts.fit_middle(name, (top - 18) * 1.15 - 6))
+        label = escape(fit_middle(name, (top - 18) * 1.15 - 6))
         body.append(f'<text transform="{at}" class="name" text-anchor="end">{label}</text>')
     for i, reference in enumerate(labels):
         for j, answer in enumerate(labels):
@@ -60,46 +71,44 @@ def confusion_chart(labels: Sequence[str], cells: Mapping[tuple[str, str], int],
             body.append(f'<rect class="cell {kind}" {box} {style}><title>{escape(tip)}</title></rect>')
             if n and size >= max(17, 8.5 * len(str(n))):
                 strong = " strong" if shade > 0.55 else ""
-                body.append(charts.svg_text(x + size / 2, y + size / 2 + 4, str(n), f"count{strong}", "middle"))
+                body.append(svg_text(x + size / 2, y + size / 2 + 4, str(n), f"count{strong}", "middle"))
     wrong = sum(n for (a, b), n in cells.items() if a != b)
     what = "a row for each true label, a column for each predicted one"
     title = f"Confusion matrix of {counted(len(labels), 'label')}: {what}; {counted(wrong, 'row')} off the diagonal"
-    return charts.svg_chart(width, top + extent + 6, title, body, "confusion")
+    return svg_chart(width, top + extent + 6, title, body, "confusion")
 
 
-def reliability_chart(bins: Sequence[CalibrationBin], width: float = charts.WIDE) -> Markup:
+def reliability_chart(bins: Sequence[CalibrationBin], width: float = WIDE) -> Markup:
     """Share of right answers by confidence; on the diagonal confidence is deserved. Dots grow with their rows."""
     if not bins:
         return Markup("")
     side = min(width - 60, 330.0)
     left, top = 44.0, 10.0
-    x = charts.Axis(0, 1, left, left + side, False, (0, 0.2, 0.4, 0.6, 0.8, 1))
-    y = charts.Axis(0, 1, top + side, top, False, (0, 0.2, 0.4, 0.6, 0.8, 1))
+    x = Axis(0, 1, left, left + side, False, (0, 0.2, 0.4, 0.6, 0.8, 1))
+    y = Axis(0, 1, top + side, top, False, (0, 0.2, 0.4, 0.6, 0.8, 1))
     body = []
     for tick in x.ticks:
         body += [
-            charts.svg_line(left, y(tick), left + side, y(tick), "grid"),
-            charts.svg_text(left - 7, y(tick) + 4, charts.short(tick), "tick", "end"),
+            svg_line(left, y(tick), left + side, y(tick), "grid"),
+            svg_text(left - 7, y(tick) + 4, short(tick), "tick", "end"),
         ]
-        body.append(charts.svg_text(x(tick), top + side + 17, charts.short(tick), "tick", "middle"))
-    body.append(charts.svg_line(x(0), y(0), x(1), y(1), "reference"))
+        body.append(svg_text(x(tick), top + side + 17, short(tick), "tick", "middle"))
+    body.append(svg_line(x(0), y(0), x(1), y(1), "reference"))
     most = max(b.n for b in bins)
     points = [(x(b.confidence), y(b.accuracy)) for b in bins]
-    body.append(charts.svg_path(points, "train"))
+    body.append(svg_path(points, "train"))
     for (px, py), b in zip(points, bins, strict=True):
         tip = f"confidence {b.confidence:.2f}: {b.accuracy:.0%} of {b.n:,} right"
         radius = 3 + 6 * (b.n / most) ** 0.5
         dot = f'cx="{px:.1f}" cy="{py:.1f}" r="{radius:.1f}"'
         body.append(f'<circle class="dot tuned" {dot}><title>{escape(tip)}</title></circle>')
-    body.append(charts.svg_text(left + side / 2, top + side + 34, "confidence", "legend", "middle"))
-    body.append(charts.svg_text(left + 6, top + 12, "share right", "legend"))
+    body.append(svg_text(left + side / 2, top + side + 34, "confidence", "legend", "middle"))
+    body.append(svg_text(left + 6, top + 12, "share right", "legend"))
     summary = "; ".join(f"{b.confidence:.2f}: {b.accuracy:.2f}" for b in bins)
-    return charts.svg_chart(
-        width, top + side + 42, f"Share of right answers by confidence. {summary}", body, "reliability"
-    )
+    return svg_chart(width, top + side + 42, f"Share of right answers by confidence. {summary}", body, "reliability")
 
 
-def slice_chart(slices: Sequence[Slice], metric: str, whole: float | None, width: float = charts.WIDE) -> Markup:
+def slice_chart(slices: Sequence[Slice], metric: str, whole: float | None, width: float = WIDE) -> Markup:
     """Slices under each other, each a value with its interval; a line marks the value on all rows (`whole`)."""
     if not slices:
         return Markup("")
@@ -107,12 +116,12 @@ def slice_chart(slices: Sequence[Slice], metric: str, whole: float | None, width
     names = [f"{s.value} ({s.n:,})" for s in slices]
     scores = [(Estimate(s.score, s.low, s.high), kinds.get(s.verdict, "other"), 4) for s in slices]
     bars = [(name, *score) for name, score in zip(names, scores, strict=True)]
-    body = charts.interval_bars(bars, [] if whole is None else [whole], metric, pitch, 8, width)
+    body = interval_bars(bars, [] if whole is None else [whole], metric, pitch, 8, width)
     title = "; ".join(f"{s.value} {metric_text(s.score, metric)}" for s in slices)
-    return charts.svg_chart(width, 8.0 + pitch * len(slices) + 24, title, body, "forest")
+    return svg_chart(width, 8.0 + pitch * len(slices) + 24, title, body, "forest")
 
 
-MOST_LABELS = {charts.WIDE: 24, charts.NARROW: 12}  # of a confusion matrix that can be read, by its width
+MOST_LABELS = {WIDE: 24, NARROW: 12}  # of a confusion matrix that can be read, by its width
 MOST_SLICES = 14  # drawn for one field
 REST = "all other"
 INVALID = "(invalid)"
@@ -125,7 +134,7 @@ def evaluation_parts(evaluation: EvaluationManifest) -> dict[str, Any]:
     if calibration and calibration.bins:
         ece = calibration.ece
         bounds = f" [{ece.low:.3f}, {ece.high:.3f}]" if interval(ece) else ""
-        deserved = {"chart": charts.chart_pair(reliability_chart, calibration.bins), "ece": f"{ece.value:.3f}{bounds}"}
+        deserved = {"chart": chart_pair(reliability_chart, calibration.bins), "ece": f"{ece.value:.3f}{bounds}"}
     return {
         "own": evaluation.name, "labels": _labels(evaluation), "fields": _fields(evaluation),
         "slices": _slices(evaluation), "calibration": deserved, "errors": evaluation.errors,
@@ -146,7 +155,7 @@ def _labels(evaluation: EvaluationManifest) -> dict[str, Any]:
     labels = {a for a, _ in cells}
     return {
         "classes": classes, "chart": Markup("").join(pairs), "total": len(labels),
-        "part": len(labels | {b for _, b in cells}) > MOST_LABELS[charts.NARROW],
+        "part": len(labels | {b for _, b in cells}) > MOST_LABELS[NARROW],
     }  # fmt: skip
 
 
@@ -199,7 +208,7 @@ def _slices(evaluation: EvaluationManifest) -> dict[str, Any]:
         ranked = sorted(each, key=lambda s: s.score)
         if len(ranked) > MOST_SLICES:
             ranked = ranked[: MOST_SLICES - 4] + ranked[-4:]
-        chart = charts.chart_pair(slice_chart, ranked, metric, whole.value if whole else None)
+        chart = chart_pair(slice_chart, ranked, metric, whole.value if whole else None)
         charts_of_fields.append({"field": field, "chart": chart, "shown": len(ranked), "total": len(each)})
     worse = []
     for s in (s for s in measured if s.verdict == "worse"):
@@ -263,7 +272,7 @@ def _leaderboard(evaluation: EvaluationManifest) -> dict[str, Any]:
     if first and not compared:
         against = f"Gain: of each line over {first}; positive means that the line is better."
     note = against if any(line["gain"][0] for line in lines) else ""
-    chart = charts.chart_pair(quality_chart, priced_systems(evaluation.leaderboard))
+    chart = chart_pair(quality_chart, priced_systems(evaluation.leaderboard))
     return {"lines": lines, "against": note, "words": evaluation.leaderboard_words, "chart": chart}
 
 

@@ -13,12 +13,12 @@ from markupsafe import Markup
 
 from tuneloop.core import written as w
 from tuneloop.core.files import sha256_file
-from tuneloop.evaluation.metrics import title_of
-from tuneloop.evaluation.metrics.written import interval, metric_text, signed
+from tuneloop.evaluation.metrics import interval, metric_text, signed, title_of
 from tuneloop.records.evaluation import EVALUATION, EvaluationManifest
-from tuneloop.report import charts
 from tuneloop.report import facts as f
 from tuneloop.report.answer import Answer, answer_of, by_value
+from tuneloop.report.charts.svg import chart_pair
+from tuneloop.report.charts.systems import forest_chart
 
 FEW_ROWS = 200  # test rows below which the page says how little they can show
 LONG_TITLE = 60  # characters from which a title is set smaller; of one with a colon, of what is before it
@@ -67,8 +67,8 @@ def head_part(facts: f.RunFiles, metrics: Sequence[str], lines: Sequence[f.Syste
 
 def first_chart(answer: Answer, facts: f.RunFiles, lines: Sequence[f.SystemFacts], metric: str) -> Markup:
     """All systems by the metric that decides, the best one on top, the recommended one marked."""
-    draw = functools.partial(charts.forest_chart, recommended=answer.recommended)
-    return charts.chart_pair(draw, by_value(lines, metric), 0, metric)
+    draw = functools.partial(forest_chart, recommended=answer.recommended)
+    return chart_pair(draw, by_value(lines, metric), 0, metric)
 
 
 def verdict_words(evaluation: EvaluationManifest) -> list[str]:

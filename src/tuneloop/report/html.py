@@ -20,13 +20,14 @@ from markupsafe import Markup, escape
 from tuneloop.core import written as w
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import write_text
-from tuneloop.evaluation.metrics import title_of
-from tuneloop.evaluation.metrics.written import metric_text, with_interval
+from tuneloop.evaluation.metrics import metric_text, title_of, with_interval
 from tuneloop.records.dataset import DatasetManifest
 from tuneloop.records.evaluation import EVALUATION
 from tuneloop.records.run import mfu_words
-from tuneloop.report import charts
 from tuneloop.report import facts as f
+from tuneloop.report.charts.curves import loss_chart, step_chart
+from tuneloop.report.charts.svg import chart_pair
+from tuneloop.report.charts.systems import forest_chart, label_chart, token_chart
 from tuneloop.report.comparison import changed_settings, compared_part, comparison_as, comparison_table
 from tuneloop.report.eval_parts import evaluation_parts
 from tuneloop.report.head import gate_part, head_part
@@ -138,7 +139,7 @@ def comparison_part(facts: f.RunFiles, metrics: Sequence[str], lines: Sequence[f
     return {
         "n": evaluation.n, "split": evaluation.split, "table": table,
         "charts": [
-            (title_of(metrics[i]), charts.chart_pair(charts.forest_chart, lines, i, metrics[i])) for i in measured
+            (title_of(metrics[i]), chart_pair(forest_chart, lines, i, metrics[i])) for i in measured
         ],
         "more": [(title_of(m), [with_interval(c.scores[0], m) for c in f.systems_of(evaluation, [m])]) for m in more],
         "names": [line.name for line in lines], "own": evaluation.name, "invalid": evaluation.invalid,
@@ -148,10 +149,10 @@ def comparison_part(facts: f.RunFiles, metrics: Sequence[str], lines: Sequence[f
 
 def _training(facts: f.RunFiles) -> dict[str, Any]:
     run = facts.run
-    loss_charts = charts.chart_pair(charts.loss_chart, facts.steps, facts.validations, facts.findings)
+    loss_charts = chart_pair(loss_chart, facts.steps, facts.validations, facts.findings)
     small = [("learning_rate", "Learning rate"), ("grad_norm", "Gradient norm, before clipping")]
     small.append(("tokens_per_second", "Tokens a second"))
-    trio = [(title, chart) for key, title in small if (chart := charts.step_chart(facts.steps, key, title))]
+    trio = [(title, chart) for key, title in small if (chart := step_chart(facts.steps, key, title))]
     if not loss_charts and not run:
         return {}
     stopped = {
@@ -196,8 +197,8 @@ def _data(manifest: DatasetManifest | None) -> dict[str, Any]:
         "sources": source_lines(manifest), "rejected": tally(manifest.rejected),
         "repaired": tally(manifest.repaired), "splits": split_lines(manifest),
         "labels": sorted(labels.items(), key=lambda pair: (-pair[1], pair[0])),
-        "label_chart": charts.chart_pair(charts.label_chart, labels),
-        "token_chart": token_chart(manifest),
+        "label_chart": chart_pair(label_chart, labels),
+        "token_chart": tokens_of_splits(manifest),
     }  # fmt: skip
 
 
@@ -215,10 +216,10 @@ def split_lines(manifest: DatasetManifest) -> list[dict[str, Any]]:
     ]
 
 
-def token_chart(manifest: DatasetManifest) -> Any:
+def tokens_of_splits(manifest: DatasetManifest) -> Any:
     """The tokens of the rows of each split, with the limit."""
     tokens = {name: split.tokens.to_json() if split.tokens else {} for name, split in manifest.splits.by_name.items()}
-    return charts.chart_pair(charts.token_chart, tokens, manifest.max_length)
+    return chart_pair(token_chart, tokens, manifest.max_length)
 
 
 def tally(value: object) -> list[tuple[str, float]]:

@@ -6,8 +6,7 @@ import math
 from pathlib import Path
 
 from tuneloop.core.errors import UserError
-from tuneloop.evaluation.metrics import title_of
-from tuneloop.evaluation.metrics.written import percentage
+from tuneloop.evaluation.metrics import percentage, title_of
 from tuneloop.report import facts as f
 from tuneloop.report.answer import answer_of, by_value
 

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from tuneloop.evaluation.metrics import metric_of
-from tuneloop.evaluation.metrics.written import metric_text
+from tuneloop.evaluation.metrics import metric_of, metric_text
 from tuneloop.records.advice import MeasuredSystem
 from tuneloop.records.evaluation import LeaderboardEntry
-from tuneloop.report.charts import WIDE, axis, fit, grid, short, svg_chart, svg_line, svg_path, svg_text
+from tuneloop.report.charts.svg import WIDE, axis, fit, grid, short, svg_chart, svg_line, svg_path, svg_text
 
 
 def priced_systems(leaderboard: Sequence[LeaderboardEntry]) -> list[MeasuredSystem]:

@@ -20,8 +20,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.patterns import Pattern, compile_pattern
 from tuneloop.core.units import counted
 from tuneloop.core.written import clean, count, number, section
-from tuneloop.evaluation.metrics import differing_fields, metric_of, title_of
-from tuneloop.evaluation.metrics.written import metric_text
+from tuneloop.evaluation.metrics import differing_fields, metric_of, metric_text, title_of
 from tuneloop.records.evaluation import EvaluationManifest, Sample
 from tuneloop.report.facts import RunFiles, finite, is_right, shown_metrics
 

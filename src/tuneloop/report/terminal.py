@@ -13,8 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tuneloop.core import written as w
-from tuneloop.evaluation.metrics import metric_of
-from tuneloop.evaluation.metrics.written import metric_text, percentage
+from tuneloop.evaluation.metrics import metric_of, metric_text, percentage
 from tuneloop.records.run import mfu_words
 from tuneloop.report import facts as f
 from tuneloop.report.answer import Answer, answer_of, by_value

@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tuneloop.core import written as w
 from tuneloop.core.access import Access
 from tuneloop.core.errors import UserError
-from tuneloop.report.html import page_environment, script_part
+from tuneloop.report import page_environment, script_part
 from tuneloop.serving.http import ApiError, Call, refuse_foreign_pages
 from tuneloop.web.access import login
 from tuneloop.web.runs import run_line, run_lines

@@ -20,17 +20,14 @@ from tuneloop.core import written as w
 from tuneloop.core.confined import leads_into
 from tuneloop.core.errors import UserError
 from tuneloop.core.foreign import fast_json, file_bytes, is_file, opened, parse_yaml
-from tuneloop.evaluation.metrics import metric_of
-from tuneloop.evaluation.metrics.written import percentage
+from tuneloop.evaluation.metrics import metric_of, percentage
 from tuneloop.records.dataset import MANIFEST
 from tuneloop.records.evaluation import EVALUATION, Estimate
 from tuneloop.records.record import read_record
 from tuneloop.records.run import RUN
-from tuneloop.report import facts as f
-from tuneloop.report.answer import KINDS, outcome_in_short
+from tuneloop.report import KINDS, METRICS, model_name, outcome_in_short
 from tuneloop.report.charts import dot_chart, small_curve
-from tuneloop.report.growing import Curves, read_on
-from tuneloop.report.head import model_name
+from tuneloop.web.growing import Curves, read_on
 from tuneloop.web.index import Found
 from tuneloop.web.sources import Sources
 
@@ -165,7 +162,7 @@ def _config(path: Path) -> dict[str, Any]:
 def _grown(path: Path) -> tuple[int, int]:
     """Time and size of a run's metrics."""
     with suppress(OSError):
-        status = os.stat(path / f.METRICS)
+        status = os.stat(path / METRICS)
         return status.st_mtime_ns, status.st_size
     return 0, 0
 
@@ -234,7 +231,7 @@ def loss_picture(sources: Sources, line: RunLine) -> Markup:
 
 def curves(sources: Sources, found: Found) -> Curves:
     """A run's curves up to now."""
-    return read_on(sources.index.facts("curves", found, None, lambda _: Curves()), found.path / f.METRICS)
+    return read_on(sources.index.facts("curves", found, None, lambda _: Curves()), found.path / METRICS)
 
 
 def asked_number(text: str) -> float | None:

@@ -53,4 +53,25 @@ if TYPE_CHECKING:
     # Overlap of words with the best reference.
     from tuneloop.evaluation.metrics.text import token_f1 as token_f1
 
+    # Metrics that are shares, as a reader says them.
+    from tuneloop.evaluation.metrics.written import SHARES as SHARES
+
+    # The interval of a change.
+    from tuneloop.evaluation.metrics.written import gain_interval as gain_interval
+
+    # An interval.
+    from tuneloop.evaluation.metrics.written import interval as interval
+
+    # A metric's value.
+    from tuneloop.evaluation.metrics.written import metric_text as metric_text
+
+    # How a share is written as per cent.
+    from tuneloop.evaluation.metrics.written import percentage as percentage
+
+    # A change, with its sign.
+    from tuneloop.evaluation.metrics.written import signed as signed
+
+    # A value with its interval.
+    from tuneloop.evaluation.metrics.written import with_interval as with_interval
+
 __getattr__, __dir__ = door(__name__)

@@ -18,8 +18,8 @@ from tuneloop.improve.report.record import (
     MonitoredWindow,
     TrafficPeriod,
 )
+from tuneloop.report import page_template
 from tuneloop.report.charts import WIDE, axis, chart_pair, fit, grid, svg_chart, svg_line, svg_path, svg_text
-from tuneloop.report.html import page_template
 
 MOST_WINDOWS = 40  # of the monitor, the last ones
 

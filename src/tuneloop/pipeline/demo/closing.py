@@ -11,7 +11,7 @@ from tuneloop.core.units import counted
 from tuneloop.pipeline.demo import FOLDER
 from tuneloop.records.evaluation import Estimate, EvaluationManifest
 from tuneloop.records.record import read_record
-from tuneloop.report.terminal import print_closing
+from tuneloop.report import print_closing
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -41,7 +41,7 @@ from tuneloop.records.dataset import MANIFEST
 from tuneloop.records.review import Review
 from tuneloop.records.server import CollectedManifest, Decision, ServerState
 from tuneloop.registry import open_registry, read_models
-from tuneloop.report.data_html import write_data_report
+from tuneloop.report.data import write_data_report
 from tuneloop.serving.store.database import Database, DatabaseError, open_sqlite
 from tuneloop.serving.store.erase import COLUMNS, Erased, Matched, delete, erase, find, proved, whose_lines
 from tuneloop.serving.store.erase_files import PENDING, Whose, copies_of_the_store, erase_lines

@@ -11,11 +11,10 @@ from starlette.requests import Request
 from tuneloop.core import written as w
 from tuneloop.core.errors import UserError
 from tuneloop.evaluation import load_evaluation, paired_with_first
-from tuneloop.evaluation.metrics.written import gain_interval, signed
+from tuneloop.evaluation.metrics import gain_interval, signed
 from tuneloop.records.evaluation import Estimate
-from tuneloop.report import charts
-from tuneloop.report import facts as f
-from tuneloop.report.comparison import differing_settings
+from tuneloop.report import differing_settings, read_run
+from tuneloop.report.charts import Curve, chart_pair, overlay_chart, points_of
 from tuneloop.web.runs import asked_steps, curves, holder, run_line
 from tuneloop.web.sources import Sources
 from tuneloop.web.steer import RunCommand, start
@@ -36,14 +35,14 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
     losses, configs, (first, last) = [], [], asked_steps(request.query_params)
     for name, found in zip(names, places, strict=True):
         steps, validations = curves(sources, found).between(first, last)
-        losses.append(charts.Curve(name, charts.points_of(steps, "loss"), charts.points_of(validations, "val_loss")))
-        configs.append(f.read_run(found.path).config)
+        losses.append(Curve(name, points_of(steps, "loss"), points_of(validations, "val_loss")))
+        configs.append(read_run(found.path).config)
     shown = list(dict.fromkeys(name for line in lines for name in ([line.primary] if line.primary else [])))
     shown += [name for name in dict.fromkeys(n for line in lines for n in line.metrics) if name not in shown]
     evaluated = [line for line in lines if line.metrics]
     page = {
         "lines": lines, "names": names, "metrics": shown,
-        "chart": charts.chart_pair(partial(charts.overlay_chart, values=True, first=first), losses),
+        "chart": chart_pair(partial(overlay_chart, values=True, first=first), losses),
         "differ": differing_settings(configs) if all(configs) and sources.texts else [],
         "evaluated": len(evaluated), "pairs": None, "problem": "", "gate": "",
     }  # fmt: skip

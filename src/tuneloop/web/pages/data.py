@@ -11,7 +11,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.foreign import fast_json, file_bytes
 from tuneloop.data import diff_datasets
 from tuneloop.records.dataset import MANIFEST
-from tuneloop.report.data_facts import SPLITS
+from tuneloop.report.data import SPLITS
 from tuneloop.web.index import Found
 from tuneloop.web.runs import run_lines
 from tuneloop.web.sources import Sources

@@ -12,9 +12,7 @@ from starlette.requests import Request
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import utc_now
 from tuneloop.data import PatchLine, add_to_patch, read_patch
-from tuneloop.report import data_facts as d
-from tuneloop.report.data_html import page_of
-from tuneloop.report.data_rows import RowQuery, find_rows, row_by_id
+from tuneloop.report.data import SPLITS, DataFacts, RowQuery, find_rows, page_of, read_data, row_by_id
 from tuneloop.web.index import Found
 from tuneloop.web.sources import Sources
 
@@ -48,7 +46,7 @@ def corrections(found: Found) -> dict[str, PatchLine]:
 
 
 def _report(found: Found) -> tuple[dict[str, Any], Mapping[str, list[str]]]:
-    facts = d.read_data(found.path)
+    facts = read_data(found.path)
     page = page_of(facts)
     manifest = facts.manifest
     for shown, record in zip(page["suspects"], facts.label_errors, strict=True):
@@ -58,19 +56,19 @@ def _report(found: Found) -> tuple[dict[str, Any], Mapping[str, list[str]]]:
         {name for split in manifest.splits.by_name.values() for name in split.labels or {}} if manifest else ()
     )
     return page, {
-        "label": labels, "split": [*d.SPLITS], "check": checks, "repair": sorted(facts.repaired | _pii(facts)),
+        "label": labels, "split": [*SPLITS], "check": checks, "repair": sorted(facts.repaired | _pii(facts)),
         "personal": sorted(facts.redacted),
     }  # fmt: skip
 
 
-def _pii(facts: d.DataFacts) -> dict[str, float]:
+def _pii(facts: DataFacts) -> dict[str, float]:
     return {"pii": 1.0} if facts.redacted else {}
 
 
 def act(request: Request, sources: Sources, form: dict[str, str]) -> str:
     """Write a correction of a row's answer into the data set's patch; returns where to go."""
     found = sources.find("dataset", request.path_params["key"])
-    row = row_by_id(found.path, form.get("split", ""), form.get("id", "")) if form.get("split") in d.SPLITS else None
+    row = row_by_id(found.path, form.get("split", ""), form.get("id", "")) if form.get("split") in SPLITS else None
     if row is None:
         raise UserError("This row is not in the data set any more", where=form.get("id", "")[:80])
     if before := corrections(found).get(row["id"]):  # the page has no form for it then

@@ -19,7 +19,7 @@ from tuneloop.core.urls import masked
 from tuneloop.evaluation.review import load_review, open_and_disputed
 from tuneloop.records.record import read_record
 from tuneloop.records.server import ServerState
-from tuneloop.report import charts
+from tuneloop.report.charts import sparkline, step_chart
 from tuneloop.serving.store import Database, opened, store_folder
 from tuneloop.web.pages import experiments, quality
 from tuneloop.web.pages.run import progress_of
@@ -66,7 +66,7 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
         found = sources.find("run", line.key)
         kept = curves(sources, found)
         steps, _ = kept.between()
-        draw = partial(charts.step_chart, steps, "loss", "Training loss")
+        draw = partial(step_chart, steps, "loss", "Training loss")
         chart = sources.index.facts("small", found, kept.offset, lambda _: draw())  # noqa: B023  # called at once
         running.append((line, progress_of(found, steps, kept), chart))
     return {
@@ -122,7 +122,7 @@ def week_chart(store: Database, now: datetime) -> Markup:
     days = [(now - timedelta(days=back)).strftime("%Y-%m-%d") for back in reversed(range(WEEK))]
     query = "SELECT day, SUM(requests) FROM costs WHERE day >= ? GROUP BY day"
     sums = dict(store.execute(query, [days[0]]).fetchall())
-    return charts.sparkline([(day, float(sums.get(day, 0))) for day in days], "Requests by day")
+    return sparkline([(day, float(sums.get(day, 0))) for day in days], "Requests by day")
 
 
 def needs(sources: Sources, lines: list[RunLine]) -> list[Need]:

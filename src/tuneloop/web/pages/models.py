@@ -12,7 +12,7 @@ from markupsafe import Markup
 from starlette.requests import Request
 
 from tuneloop.core.errors import UserError
-from tuneloop.evaluation.metrics.written import metric_text
+from tuneloop.evaluation.metrics import metric_text
 from tuneloop.improve.report.charts import LineageNode, lineage_chart
 from tuneloop.registry import RegisteredModel, RegisteredVersion, registry_file
 from tuneloop.serving.store import opened

@@ -16,7 +16,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.units import usd_words
 from tuneloop.core.urls import masked
 from tuneloop.records.artifact import ARTIFACT
-from tuneloop.report.data_rows import row_by_id
+from tuneloop.report.data import row_by_id
 from tuneloop.web.pages.run import planned_of
 from tuneloop.web.runs import run_lines
 from tuneloop.web.sources import Sources

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from starlette.requests import Request
 
-from tuneloop.report.data_html import render_data_report
-from tuneloop.report.html import render_report
+from tuneloop.report import render_report
+from tuneloop.report.data import render_data_report
 from tuneloop.web.sources import Sources
 
 

@@ -13,13 +13,12 @@ from tuneloop.core import written as w
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json_object
 from tuneloop.core.foreign import fast_json, lines_of
-from tuneloop.evaluation.metrics.written import metric_text
+from tuneloop.evaluation.metrics import metric_text
 from tuneloop.records.plan import PLAN
 from tuneloop.records.run import ANSWERS, RUN, TrainingStep
-from tuneloop.report import charts
-from tuneloop.report import facts as f
-from tuneloop.report.growing import Curves
-from tuneloop.report.html import page_of
+from tuneloop.report import page_of, read_run
+from tuneloop.report.charts import chart_pair, loss_chart, step_chart
+from tuneloop.web.growing import Curves
 from tuneloop.web.index import Found
 from tuneloop.web.runs import RunLine, asked_steps, curves, holder, run_line
 from tuneloop.web.sources import Sources
@@ -59,7 +58,7 @@ def report_of(sources: Sources, found: Found) -> dict[str, Any]:
     """What the page of a run shows; of the rows with answers only those that tell the most."""
 
     def read(found: Found) -> dict[str, Any]:
-        page = page_of(f.read_run(found.path))
+        page = page_of(read_run(found.path))
         if page["samples"]:
             page["samples"]["rows"] = ""
         return page
@@ -96,9 +95,9 @@ def live(request: Request, sources: Sources) -> dict[str, Any]:
 def charts_of(kept: Curves, part: tuple[float, float]) -> dict[str, Any]:
     """The curves of a part of the steps, with values for a pointer."""
     steps, validations = kept.between(*part)
-    draw, small = (partial(one, values=True, first=part[0]) for one in (charts.loss_chart, charts.step_chart))
+    draw, small = (partial(one, values=True, first=part[0]) for one in (loss_chart, step_chart))
     return {
-        "chart": charts.chart_pair(draw, steps, validations, kept.findings),
+        "chart": chart_pair(draw, steps, validations, kept.findings),
         "trio": [(title, chart) for key, title in SMALL if (chart := small(steps, key, title))],
     }
 

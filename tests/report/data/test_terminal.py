@@ -11,7 +11,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from tuneloop.records.dataset import DatasetManifest
-from tuneloop.report.data_terminal import data_summary
+from tuneloop.report.data.terminal import data_summary
 
 MANIFEST: dict[str, Any] = {
     **manifest_json(),

@@ -19,12 +19,11 @@ from tuneloop.core.written import clean, count, number
 from tuneloop.core.written import short_count as short
 from tuneloop.records.dataset import DatasetManifest
 from tuneloop.records.rows import DoubtfulLabel, DroppedCopy, Row
-from tuneloop.report import charts
-from tuneloop.report import data_facts as d
-from tuneloop.report.charts import WIDE, fit, svg_chart, svg_line, svg_text
-from tuneloop.report.data_facts import SPLITS, Flow, FlowStage, most_first
+from tuneloop.report.charts.svg import WIDE, chart_pair, fit, svg_chart, svg_line, svg_text
+from tuneloop.report.data import facts as d
+from tuneloop.report.data.facts import SPLITS, Flow, FlowStage, most_first
 from tuneloop.report.head import KeyNumber
-from tuneloop.report.html import inline, page_template, source_lines, split_lines, tally, token_chart, yaml_text
+from tuneloop.report.html import inline, page_template, source_lines, split_lines, tally, tokens_of_splits, yaml_text
 from tuneloop.report.samples import Parts, from_difference, same_end, side_by_side
 
 LONGEST_TEXT = 1200  # characters of one text that the page shows
@@ -155,7 +154,7 @@ def source_names(manifest: DatasetManifest | None) -> Names:
 
 
 def _chart(draw: Callable[..., Any], what: Any) -> Any:
-    return charts.chart_pair(draw, what) if what else ""
+    return chart_pair(draw, what) if what else ""
 
 
 def _checks(manifest: DatasetManifest | None, short_names: Names, hide: Hide) -> dict[str, Any]:
@@ -187,7 +186,7 @@ def _shape(manifest: DatasetManifest | None) -> dict[str, Any]:
     if len(languages) > 10:
         most.append((f"{len(languages) - 10} others", sum(n for _, n in languages[10:])))
     return {
-        "rows": split_lines(manifest), "token_chart": token_chart(manifest), "limit": manifest.max_length,
+        "rows": split_lines(manifest), "token_chart": tokens_of_splits(manifest), "limit": manifest.max_length,
         "label_chart": _chart(split_labels_chart, labels if totals else None),
         "labels": totals, "top": min(len(totals), TOP_LABELS),
         "rest": totals[TOP_LABELS :],

@@ -17,7 +17,7 @@ import orjson
 from tuneloop.core.errors import UserError
 from tuneloop.core.foreign import fast_json, opened, parse_line
 from tuneloop.core.written import clean_all
-from tuneloop.report.data_facts import SPLITS
+from tuneloop.report.data.facts import SPLITS
 
 ON_A_PAGE = 25
 MOST_IDS = 20_000  # rows of one check or repair that are looked for

@@ -17,9 +17,9 @@ from test_html import look, parse
 
 from tuneloop.core.errors import UserError
 from tuneloop.records.rows import Row
-from tuneloop.report import data_facts
-from tuneloop.report.data_facts import Flow, FlowStage, find_conflicts, flow_of, mask, read_data
-from tuneloop.report.data_html import (
+from tuneloop.report.data import facts as data_facts
+from tuneloop.report.data.facts import Flow, FlowStage, find_conflicts, flow_of, mask, read_data
+from tuneloop.report.data.html import (
     difference,
     flow_chart,
     from_difference,

@@ -12,7 +12,7 @@ from rich.text import Text
 from tuneloop.core.written import clean, count
 from tuneloop.core.written import short_count as short
 from tuneloop.records.dataset import Check, DatasetManifest
-from tuneloop.report.data_facts import above_zero, checks_of, most_first
+from tuneloop.report.data.facts import above_zero, checks_of, most_first
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

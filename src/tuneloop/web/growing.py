@@ -14,7 +14,7 @@ from tuneloop.core.foreign import opened, parse_line
 from tuneloop.core.written import clean_all
 from tuneloop.records.record import as_line
 from tuneloop.records.run import FindingLine, TrainingStep, Validation
-from tuneloop.report.facts import LINES
+from tuneloop.report import LINES
 
 
 @dataclass

@@ -29,4 +29,5 @@ ui: what a user sees while something works.
 units: dollars, hours and seconds as people say them.
 urls: URLs with a login, as they are shown and sent.
 version: the version of the package.
+written: numbers and texts of unknown origin as people read them, on pages and terminals alike.
 """

@@ -9,8 +9,8 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from tuneloop.core.units import counted, exactly, hours_words, usd_words, verb
-from tuneloop.improve.experiment.record import LOSSES, GuardrailFinding
 from tuneloop.core.written import count
+from tuneloop.improve.experiment.record import LOSSES, GuardrailFinding
 from tuneloop.improve.report.record import (
     ExperimentLine,
     ImprovementReport,

@@ -23,12 +23,12 @@ from tuneloop.advice.economics import (
     serving_tokens_per_second,
     usd_per_million_tokens,
 )
+from tuneloop.planning.catalogue.gpus import find_gpu
+from tuneloop.planning.catalogue.prices import PriceTable, load_prices
+from tuneloop.planning.catalogue.shape import find_model
 from tuneloop.planning.cost import Efforts, cost_of
-from tuneloop.planning.gpus import find_gpu
 from tuneloop.planning.job import TrainingSetup, make_job
 from tuneloop.planning.memory import memory_of
-from tuneloop.planning.prices import PriceTable, load_prices
-from tuneloop.planning.shape import find_model
 from tuneloop.planning.speed import SPREAD, overhead_hours, speed_of
 
 PAGE = Path(__file__).parent / "records" / "claims.md"

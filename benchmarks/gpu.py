@@ -47,8 +47,8 @@ from tuneloop.models.chat.template import Rendered
 from tuneloop.models.load import SIZES, random_model
 from tuneloop.models.methods.shipped import method_named
 from tuneloop.models.nn.shape import ModelShape
-from tuneloop.planning.estimate import RunWork, loop_job, sizes_on_gpu
-from tuneloop.planning.gpus import Gpu, card_in_use, find_gpu, this_cpu
+from tuneloop.planning.at_hand import RunWork, loop_job, sizes_on_gpu
+from tuneloop.planning.catalogue.gpus import Gpu, card_in_use, find_gpu, this_cpu
 from tuneloop.planning.job import TrainingSetup
 from tuneloop.planning.memory import memory_of
 from tuneloop.planning.speed import speed_of

@@ -21,6 +21,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from tuneloop.planning.catalogue.shape import find_model
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
 from families import folder_of
@@ -30,11 +32,10 @@ from real_models import MODELS, real_model
 from tuneloop.core.device import default_dtype
 from tuneloop.models.files.names import resolve
 from tuneloop.models.nn.shape import target_modules
-from tuneloop.planning.estimate import RunWork, loop_job
-from tuneloop.planning.gpus import find_gpu
+from tuneloop.planning.at_hand import RunWork, loop_job
+from tuneloop.planning.catalogue.gpus import find_gpu
 from tuneloop.planning.job import TrainingSetup, make_job
 from tuneloop.planning.memory import memory_of
-from tuneloop.planning.shape import find_model
 from tuneloop.planning.speed import speed_of
 
 HERE = Path(__file__).parent

@@ -95,9 +95,9 @@ def print_format(run: Path, made: ArtifactManifest, folder: Path) -> None:
 
 def planned(model: str, name: str, measured: float) -> str:
     """What the planner says of a format on this machine, and the ratio to what was measured."""
-    from tuneloop.planning.gpus import this_cpu
+    from tuneloop.planning.catalogue.gpus import this_cpu
+    from tuneloop.planning.catalogue.shape import find_model
     from tuneloop.planning.serve import plan_serving
-    from tuneloop.planning.shape import find_model
 
     found = {each.format: each for each in plan_serving(find_model(model)[1], [this_cpu()], 256, 1)}
     said = found[name].one if name in found else None
@@ -150,7 +150,7 @@ def print_packaged(runs: list[str]) -> None:
 
 def speeds(folder: Path | None, gigabytes: float) -> None:
     """Medians of tokens a second of GGUF files and the planner's figures: the folder's and the packaged one, a random Llama's."""
-    from tuneloop.planning.shape import find_model
+    from tuneloop.planning.catalogue.shape import find_model
 
     if folder is not None:
         packaged = packaged_gguf()
@@ -186,7 +186,7 @@ def print_speeds(files: dict[str, Path], shape: Any, rounds: int) -> None:
     """A line for each file; the files take turns."""
     import random
 
-    from tuneloop.planning.gpus import this_cpu
+    from tuneloop.planning.catalogue.gpus import this_cpu
     from tuneloop.planning.serve import plan_serving
 
     ids = [random.Random(0).randrange(1000, 40_000) for _ in range(READ)]

@@ -230,9 +230,9 @@ def simulated(setting: Setting, router: Router, engines: int, seed: int = 0) -> 
 
 def planned_costs(model: str, gpu: str, context: int, rows: int, adapters_gib: float) -> tuple[Costs, float]:
     """What the planner says of an engine: its costs, and the GiB that weights, adapters and half-written answers leave."""
-    from tuneloop.planning.gpus import find_gpu
+    from tuneloop.planning.catalogue.gpus import find_gpu
+    from tuneloop.planning.catalogue.shape import find_model
     from tuneloop.planning.serve import plan_serving
-    from tuneloop.planning.shape import find_model
 
     shape, card = find_model(model)[1], find_gpu(gpu)
     one, many = (plan_serving(shape, [card], context, number, 1)[0] for number in (1, rows))
@@ -263,8 +263,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--routers", default=",".join(ROUTERS))
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
+    from tuneloop.planning.catalogue.shape import find_model
     from tuneloop.planning.serve import cache_bytes
-    from tuneloop.planning.shape import find_model
 
     context = options.prompt + options.answer
     adapters_gib = options.slots * options.adapter_mib / 1024

@@ -352,7 +352,7 @@ import tuneloop.serving.http.app, tuneloop.inference.local.engine, tuneloop.infe
 
 def test_the_recipe_and_the_planner_work_without_torch() -> None:
     code = """import sys; sys.modules["torch"] = None; sys.modules["numpy"] = None
-import tuneloop.recipe, tuneloop.planning.estimate, tuneloop.pipeline.run
+import tuneloop.recipe, tuneloop.planning.at_hand, tuneloop.pipeline.run
 del sys.modules["numpy"]
 import tuneloop.data.prepare"""
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(SOURCE.parent), "PATH": ""})

@@ -55,7 +55,7 @@ TESTED_IN = {
     " models.methods.shipped",
     "planning/test_cost.py": "report.plan_terminal",
     "planning/test_memory.py": "planning.config planning.job",
-    "planning/test_shape.py": "models.nn.shape",
+    "planning/catalogue/test_shape.py": "models.nn.shape",
     "records/test_record.py": "records.artifact records.feedback records.plan records.request records.run",
     "cli/test_schema.py": "records.rows",
     "migrate/test_command.py": "cli.migrate migrate.record",

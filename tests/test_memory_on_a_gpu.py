@@ -17,8 +17,8 @@ from tuneloop.models.chat.template import Rendered
 from tuneloop.models.load import SIZES, random_model
 from tuneloop.models.methods.shipped import method_named
 from tuneloop.models.nn.shape import ModelShape
-from tuneloop.planning.estimate import RunWork, loop_job
-from tuneloop.planning.gpus import find_gpu
+from tuneloop.planning.at_hand import RunWork, loop_job
+from tuneloop.planning.catalogue.gpus import find_gpu
 from tuneloop.planning.memory import memory_of
 from tuneloop.training.batches import Step
 from tuneloop.training.checkpoint import State

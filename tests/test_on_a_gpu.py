@@ -33,7 +33,7 @@ from tuneloop.models.load import load_model
 from tuneloop.models.methods.shipped import method_named
 from tuneloop.models.trained import load_trained
 from tuneloop.pipeline.context import RunContext
-from tuneloop.planning.estimate import SIZES
+from tuneloop.planning.at_hand import SIZES
 from tuneloop.recipe import Recipe
 from tuneloop.records.plan import MeasuredMachine
 from tuneloop.training import loop

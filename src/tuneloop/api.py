@@ -32,8 +32,7 @@ from tuneloop.pipeline.predict import predict as predict
 from tuneloop.pipeline.prepare import prepare_alone
 from tuneloop.pipeline.run import run as main_job
 from tuneloop.pipeline.train import train_alone
-from tuneloop.planning.config import PlanOptions
-from tuneloop.planning.options import plan_model
+from tuneloop.planning import PlanOptions, plan_model
 from tuneloop.recipe import Recipe, load_recipe, make_recipe, name_of
 from tuneloop.records.evaluation import Estimate, EvaluationManifest
 from tuneloop.records.plan import Plan

@@ -15,7 +15,7 @@ from tuneloop.core.files import Config, build_config, read_yaml
 from tuneloop.core.python_file import trust_code
 from tuneloop.data import PrepareConfig
 from tuneloop.evaluation import BaselinesConfig, EvaluateConfig
-from tuneloop.planning.config import PlanConfig
+from tuneloop.planning import PlanConfig
 from tuneloop.training import TrainConfig
 
 

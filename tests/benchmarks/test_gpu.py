@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 from places import ROOT
-from tuneloop.planning.gpus import find_gpu
+from tuneloop.planning.catalogue.gpus import find_gpu
 
 
 @pytest.fixture(scope="module")

@@ -197,8 +197,8 @@ def test_any_configuration_is_sized_or_refused(tmp_path: Path, config: dict[str,
 
 
 def test_alternatives_of_a_job_that_fits_nowhere_are_a_smaller_model() -> None:
-    from tuneloop.planning.gpus import find_gpu
-    from tuneloop.planning.shape import find_model
+    from tuneloop.planning.catalogue.gpus import find_gpu
+    from tuneloop.planning.catalogue.shape import find_model
 
     job: TrainingSetup = make_job(model="llama-3.1-405b", shape=find_model("llama-3.1-405b")[1], gpu=find_gpu("t4"), method="full",
                         dtype="fp16", seq_len=4096)  # fmt: skip

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from tuneloop.core.files import read_yaml
 from tuneloop.models.nn.shape import ModelShape, target_modules
-from tuneloop.planning.gpus import find_gpu
+from tuneloop.planning.catalogue.gpus import find_gpu
+from tuneloop.planning.catalogue.shape import find_model
 from tuneloop.planning.job import TrainingSetup, make_job
 from tuneloop.planning.memory import memory_of
-from tuneloop.planning.shape import find_model
 
 FIGURES = (
     "gib",

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from published_runs import read_points
 
+from tuneloop.core.foreign import packaged_yaml
+from tuneloop.planning.catalogue.gpus import find_gpu
+from tuneloop.planning.catalogue.shape import find_model
 from tuneloop.planning.certainty import KNOWN, certainty_of, kind_of
-from tuneloop.planning.gpus import find_gpu, packaged_yaml
 from tuneloop.planning.job import TrainingSetup, make_job
 from tuneloop.planning.options import plan_machines
-from tuneloop.planning.shape import find_model
 from tuneloop.report.plan_terminal import print_plan
 
 POINTS = Path(__file__).parent / "points"

@@ -18,6 +18,7 @@ from tuneloop.advice.economics import trainings
 from tuneloop.advice.measured import facts_from_results
 from tuneloop.advice.recommendation import AdviceInput
 from tuneloop.core.errors import UserError
+from tuneloop.planning.catalogue.prices import Price, load_prices
 from tuneloop.planning.cost import (
     ONE_RUN,
     Efforts,
@@ -29,7 +30,6 @@ from tuneloop.planning.cost import (
     lognormal_sigma,
 )
 from tuneloop.planning.options import plan_machines
-from tuneloop.planning.prices import Price, load_prices
 from tuneloop.records.plan import PlannedCost
 from tuneloop.report.plan_terminal import cost_lines
 

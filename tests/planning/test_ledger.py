@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from tuneloop.planning.estimate import MachineAtHand, RunWork, estimate
-from tuneloop.planning.gpus import find_gpu
+from tuneloop.planning.at_hand import MachineAtHand, RunWork, estimate
+from tuneloop.planning.catalogue.gpus import find_gpu
+from tuneloop.planning.catalogue.shape import find_model
 from tuneloop.planning.job import TrainingSetup, make_job
-from tuneloop.planning.ledger import corrected, learned_speed, read_ledger, record_run, summary, usual_speed
-from tuneloop.planning.shape import find_model
+from tuneloop.planning.ledger import corrected, history, learned_speed, read_ledger, record_run, usual_speed
 from tuneloop.planning.speed import speed_of
 
 HERE = MachineAtHand("cpu: test, 2 cores", 64.0, 1.0, 0.10, 500.0)
@@ -44,11 +44,11 @@ def finish(found: dict[str, Any], memory: float, time: float) -> None:
 
 
 def test_two_runs_correct_the_third_and_its_terms_still_add_up() -> None:
-    assert corrected(plan(), read_ledger()) == plan()
+    assert corrected(plan()) == plan()
     finish(plan(), 0.8, 1.5)
-    assert corrected(plan(), read_ledger()) == plan()
+    assert corrected(plan()) == plan()
     finish(plan(), 0.8, 1.5)
-    third = corrected(plan(), read_ledger())
+    third = corrected(plan())
     assert third["memory"]["peak_gib"] == pytest.approx(grown(0.8), rel=1e-3)
     assert sum(third["memory"]["terms"].values()) == pytest.approx(third["memory"]["peak_gib"], abs=0.01)
     assert third["time"]["hours"] == pytest.approx(1.5 * plan()["time"]["hours"], rel=1e-3)
@@ -57,7 +57,7 @@ def test_two_runs_correct_the_third_and_its_terms_still_add_up() -> None:
 
 def test_a_corrected_prediction_is_kept_as_the_formulas_gave_it() -> None:
     for _ in range(4):  # each corrected by those before: the correction must not run away
-        finish(corrected(plan(), read_ledger()), 0.8, 1.5)
+        finish(corrected(plan()), 0.8, 1.5)
     for entry in read_ledger():
         assert entry.predicted_gib == pytest.approx(plan()["memory"]["peak_gib"], rel=1e-2)
 
@@ -66,13 +66,13 @@ def test_other_machines_and_methods_teach_nothing() -> None:
     for change in ({"gpu": "NVIDIA L4"}, {"method": "full"}, {"model": "llama-3.2-1b"}):
         for _ in range(3):
             finish({**plan(), **change}, 0.8, 1.5)
-    assert corrected(plan(), read_ledger()) == plan()
+    assert corrected(plan()) == plan()
 
 
 def test_a_torn_line_and_an_early_end_are_no_harm(ledger: Path) -> None:
     record_run(plan(), 2.0, None)
     ledger.write_text(ledger.read_text() + '{"date": "20\n')
-    found = summary(read_ledger())
+    found = history()
     assert len(found["runs"]) == found["memory"]["runs"] == 1
     assert found["time"]["runs"] == 0
 
@@ -80,14 +80,14 @@ def test_a_torn_line_and_an_early_end_are_no_harm(ledger: Path) -> None:
 def test_no_correction_goes_below_what_is_resident() -> None:
     for _ in range(3):
         finish(plan(), 0.1, 1.0)
-    assert corrected(plan(), read_ledger())["memory"]["peak_gib"] > HERE.resident_gib
+    assert corrected(plan())["memory"]["peak_gib"] > HERE.resident_gib
 
 
 def test_errors_of_earlier_formulas_teach_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(3):
         finish(plan(), 0.8, 1.5)
     monkeypatch.setattr("tuneloop.planning.ledger.FORMULAS", 99)
-    assert corrected(plan(), read_ledger()) == plan()
+    assert corrected(plan()) == plan()
 
 
 def job_here(model: str = "smollm2-135m", method: str = "lora", machine: str = HERE.name) -> TrainingSetup:
@@ -119,22 +119,22 @@ def test_a_gpu_is_known_in_the_ledger_by_its_drivers_name() -> None:
 
 
 def test_the_usual_speed_is_that_of_earlier_runs_of_the_same_kind_here() -> None:
-    assert usual_speed(plan(), read_ledger()) is None
+    assert usual_speed(plan()) is None
     for speed in (200.0, 300.0, 400.0):
         record_run(plan(), 2.0, 5.0, speed)
-    assert usual_speed(plan(), read_ledger()) == pytest.approx(300.0)
-    assert usual_speed({**plan(), "method": "full"}, read_ledger()) is None
+    assert usual_speed(plan()) == pytest.approx(300.0)
+    assert usual_speed({**plan(), "method": "full"}) is None
 
 
 def test_a_disturbed_run_teaches_memory_and_no_speed_until_it_is_how_the_machine_is() -> None:
     for speed in (200.0, 300.0):
         record_run(plan(), 2.0, 5.0, speed)
-    taught = corrected(plan(), read_ledger())["corrected_by"]["time"]
+    taught = corrected(plan())["corrected_by"]["time"]
     for number in range(3):
         record_run(plan(), 2.0, 500.0, 1.0, disturbed=True)
         entry = read_ledger()[-1]
         assert entry.disturbed and entry.actual_gib == 2.0 and entry.actual_minutes is None, number
-        assert usual_speed(plan(), read_ledger()) == pytest.approx(250.0)
-        assert corrected(plan(), read_ledger())["corrected_by"]["time"] == taught
+        assert usual_speed(plan()) == pytest.approx(250.0)
+        assert corrected(plan())["corrected_by"]["time"] == taught
     record_run(plan(), 2.0, 500.0, 1.0, disturbed=True)
-    assert usual_speed(plan(), read_ledger()) == pytest.approx(200.0)
+    assert usual_speed(plan()) == pytest.approx(200.0)

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from published_runs import read_points
 
 from tuneloop.core.errors import UserError
-from tuneloop.planning.gpus import find_gpu
+from tuneloop.planning.catalogue.gpus import find_gpu
+from tuneloop.planning.catalogue.shape import find_model
 from tuneloop.planning.job import TrainingSetup, make_job
 from tuneloop.planning.memory import QUANT_BYTES, memory_of, weight_bytes
-from tuneloop.planning.shape import find_model
 from tuneloop.planning.speed import SPREAD, speed_of
 
 POINTS = sorted((Path(__file__).parent / "points").glob("*.yaml"))

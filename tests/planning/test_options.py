@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from manifests import manifest_json
 
 from tuneloop.core.errors import UserError
-from tuneloop.planning.gpus import all_gpus, find_gpu, own_card
+from tuneloop.planning.catalogue.gpus import all_gpus, find_gpu, own_card
+from tuneloop.planning.catalogue.shape import find_model
 from tuneloop.planning.job import TrainingSetup, make_job
 from tuneloop.planning.memory import memory_of
 from tuneloop.planning.options import plan_machines
-from tuneloop.planning.shape import find_model
 
 
 @pytest.fixture(autouse=True)

@@ -9,9 +9,9 @@ import pytest
 
 from tuneloop.cli.main import main
 from tuneloop.core.machine import GIB
-from tuneloop.planning.gpus import find_gpu, this_cpu
+from tuneloop.planning.catalogue.gpus import find_gpu, this_cpu
+from tuneloop.planning.catalogue.shape import find_model
 from tuneloop.planning.serve import FORMATS, ServingFit, cache_bytes, plan_serving, weight_bytes
-from tuneloop.planning.shape import find_model
 
 # llama.cpp's tools/quantize/README.md (Llama 3.1 8B and 70B), and files on the hub.
 KNOWN_GIB = {

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from tuneloop.planning.gpus import find_gpu
+from tuneloop.planning.catalogue.gpus import find_gpu
+from tuneloop.planning.catalogue.shape import find_model
 from tuneloop.planning.job import TrainingSetup, make_job
-from tuneloop.planning.shape import find_model
 from tuneloop.planning.speed import flop_per_token, speed_of
 
 

@@ -21,7 +21,7 @@ from patience import slowness
 from tuneloop.core.files import read_jsonl
 from tuneloop.models.chat.template import Rendered
 from tuneloop.models.load import load_model
-from tuneloop.planning.estimate import VALIDATION_SPEED
+from tuneloop.planning.at_hand import VALIDATION_SPEED
 from tuneloop.records.plan import MeasuredMachine
 from tuneloop.training import answers, loss
 from tuneloop.training.batches import Step

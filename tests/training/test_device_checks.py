@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ import pytest
 from pretend_gpu import Card, pretend_gpu
 from tuneloop.core.files import write_json
 from tuneloop.models.load import SIZES
-from tuneloop.planning.gpus import find_gpu
+from tuneloop.planning.catalogue.gpus import find_gpu
 from tuneloop.training import device_checks as self_test
 
 
@@ -21,7 +20,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, smollm2: Path) ->
     from tuneloop.models.files import names
 
     monkeypatch.setattr(self_test, "measured_file", lambda: tmp_path / "device.json")
-    monkeypatch.setattr("tuneloop.planning.gpus.measured_file", lambda: tmp_path / "device.json")
+    monkeypatch.setattr("tuneloop.planning.catalogue.gpus.measured_file", lambda: tmp_path / "device.json")
     assert names.resolve("smollm2-135m") == smollm2
 
 
@@ -105,7 +104,7 @@ def test_a_step_is_measured_next_to_the_plan(two_layers: None) -> None:
 
 
 def test_a_plan_that_is_far_off_is_said(two_layers: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(self_test, "memory_of", lambda job: SimpleNamespace(peak=1.0))
+    monkeypatch.setattr(self_test, "planned_step", lambda *given, **settings: (1.0, 1.0))
     with pretend_gpu(values=False):
         checks = {check.name: check for check in self_test._step_checks("cuda")}
     assert checks["memory of a step"].status == "wrong" and "1.00 planned" in checks["memory of a step"].detail

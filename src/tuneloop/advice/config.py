@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from tuneloop.core.files import Config
 from tuneloop.core.flag import Flag, flag, option
-from tuneloop.planning.config import CostOptions
+from tuneloop.planning import CostOptions
 
 
 class CaseOptions(Config):

@@ -8,21 +8,16 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.units import counted, hours_words, usd_words
 from tuneloop.models.methods import USUAL, methods, title_of
 from tuneloop.models.nn import ModelShape
-from tuneloop.planning.config import CostOptions
-from tuneloop.planning.cost import ONE_RUN, Efforts
-from tuneloop.planning.gpus import Gpu, all_gpus, find_gpu
-from tuneloop.planning.options import Lengths, PlanRequest, machines, usual_settings
-from tuneloop.planning.options import MachineOption as Machine
-from tuneloop.planning.prices import Price, PriceTable
-from tuneloop.planning.recommend import COUNTS
-from tuneloop.planning.shape import find_model
+from tuneloop.planning import Lengths, PlanRequest, machines, usual_settings
+from tuneloop.planning import MachineOption as Machine
+from tuneloop.planning.catalogue import COUNTS, Gpu, Price, PriceTable, all_gpus, find_gpu, find_model
 from tuneloop.records.advice import AssumptionSwing, MonthlyBill, Payback, TokenPrice
 
 if TYPE_CHECKING:
@@ -310,15 +305,13 @@ def trainings(question: AdviceInput, prices: PriceTable) -> dict[str, Machine]:
     name, shape, _ = find_model(question.model)
     cpu = bool(question.gpu) and find_gpu(str(question.gpu)).is_cpu
     machine = {"gpu": question.gpu, "gpus": question.gpus or (1 if question.gpu else None)}
-    stated = {f.name: getattr(question, f.name) for f in fields(Efforts) if f.name in CostOptions.model_fields}
-    efforts = replace(ONE_RUN, **stated)
     lengths = question.lengths or Lengths(round((question.training_tokens or 0) / question.epochs))
     plans = {}
     for method in methods():
         usual = usual_settings(method.name, shape, question.longest_row, cpu=cpu)
         settings = {**usual, **question.settings, **machine, "method": method.name}
         settings = {key: value for key, value in settings.items() if value is not None}
-        request = PlanRequest(name, shape, settings, lengths, question.epochs, prices, question.tier, efforts)
+        request = PlanRequest(name, shape, settings, lengths, question.epochs, prices, question.tier, question.efforts)
         with contextlib.suppress(UserError):  # 4-bit weights on a processor, ten times its memory: no way at all
             plans[method.name] = machines(request)[0][0]
     return dict(sorted(plans.items(), key=lambda item: item[1].job.trainable))

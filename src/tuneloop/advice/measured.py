@@ -16,7 +16,7 @@ from tuneloop.core.units import counted, verb
 from tuneloop.evaluation import recommended_system
 from tuneloop.evaluation.metrics import claim_between, declare, likely_to_decide, lower_is_better
 from tuneloop.models.methods import USUAL
-from tuneloop.planning.options import lengths_of
+from tuneloop.planning import lengths_of
 from tuneloop.records.advice import MeasuredSystem
 from tuneloop.records.dataset import DatasetManifest, read_manifest
 from tuneloop.records.distillation import DistillationRecord

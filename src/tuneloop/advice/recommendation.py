@@ -23,12 +23,9 @@ from tuneloop.core.units import counted, exactly, hours_words, usd_words
 from tuneloop.evaluation.metrics import lower_is_better, metric_of
 from tuneloop.models.methods import USUAL, method_named, methods, title_of
 from tuneloop.models.nn import target_modules
-from tuneloop.planning.config import CostOptions
-from tuneloop.planning.gpus import find_gpu
-from tuneloop.planning.options import A_WEEK, Lengths, priced, usual_settings
-from tuneloop.planning.options import MachineOption as Machine
-from tuneloop.planning.prices import PriceTable, load_prices
-from tuneloop.planning.shape import find_model
+from tuneloop.planning import A_WEEK, CostOptions, Lengths, usual_settings
+from tuneloop.planning import MachineOption as Machine
+from tuneloop.planning.catalogue import PriceTable, find_gpu, find_model, load_prices, priced
 from tuneloop.records import advice as records
 from tuneloop.records.plan import PlannedCost
 

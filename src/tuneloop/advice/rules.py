@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuneloop.planning.gpus import packaged_yaml
+from tuneloop.core.foreign import packaged_yaml
 from tuneloop.records.advice import AdviceReason
 
 RULES = Path(__file__).with_name("rules.yaml")

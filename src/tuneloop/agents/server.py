@@ -37,7 +37,7 @@ from tuneloop.core.parent import environment_of_child
 from tuneloop.core.version import __version__
 from tuneloop.pipeline.context import folder_of
 from tuneloop.pipeline.recipes import recipe_of
-from tuneloop.planning.config import PlanOptions
+from tuneloop.planning import PlanOptions
 from tuneloop.recipe import CONFIG, load_recipe
 
 LARGEST = 60_000  # characters of an answer: what is larger is read as a resource

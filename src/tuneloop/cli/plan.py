@@ -13,13 +13,8 @@ from tuneloop.cli.parameters import SETTINGS, argument, given, screen
 from tuneloop.core.errors import UserError
 from tuneloop.core.flag import flag, switch
 from tuneloop.core.units import counted
-from tuneloop.planning.config import PlanOptions, PlanWanted
-from tuneloop.planning.gpus import all_gpus, find_gpu, this_cpu
-from tuneloop.planning.ledger import read_ledger, summary
-from tuneloop.planning.options import plan_model
-from tuneloop.planning.prices import TIERS, load_prices, update_prices
-from tuneloop.planning.serve import assumptions, plan_serving
-from tuneloop.planning.shape import find_model
+from tuneloop.planning import PlanOptions, PlanWanted, assumptions, history, plan_model, plan_serving
+from tuneloop.planning.catalogue import TIERS, all_gpus, find_gpu, find_model, load_prices, this_cpu, update_prices
 from tuneloop.records.plan import PLAN, Plan
 from tuneloop.records.record import write_record
 
@@ -41,7 +36,7 @@ def command(
     by measuring it. Exit status 1: it does not fit.
     """
     if kind.history:
-        ledger = summary(read_ledger())
+        ledger = history()
         return Result(ledger, _history_lines(ledger))
     if kind.serve:
         return _serving(source, given(options), kind.context, kind.concurrency)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import json
 import os
 import re
@@ -183,6 +184,12 @@ def parse_yaml(text: str | bytes) -> Any:
         return yaml.load(text, loader)  # noqa: S506 - the safe one, in C; one scalar, as on a command line
     _count_yaml(text, loader, LIMITS["yaml"])
     return yaml.load(text, loader)  # noqa: S506
+
+
+@functools.cache
+def packaged_yaml(path: Path) -> Any:
+    """What a YAML file of the package holds."""
+    return parse_yaml(file_bytes(path, "yaml"))
 
 
 def _count_yaml(text: str | bytes, loader: Any, limits: ForeignLimits) -> None:

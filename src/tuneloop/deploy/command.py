@@ -21,9 +21,7 @@ from tuneloop.deploy.project_text import price_words, readme, request_text
 from tuneloop.deploy.record import HostedDeployment
 from tuneloop.models.chat import load_template
 from tuneloop.models.files import SHORT_NAMES
-from tuneloop.planning.gpus import all_gpus, find_gpu
-from tuneloop.planning.prices import load_prices
-from tuneloop.planning.shape import find_model
+from tuneloop.planning.catalogue import all_gpus, find_gpu, find_model, load_prices
 from tuneloop.records.artifact import ArtifactManifest
 from tuneloop.registry import read_intact
 

@@ -28,7 +28,7 @@ from tuneloop.evaluation import EvalOptions
 from tuneloop.inference import Endpoint
 from tuneloop.models.files import PACKAGED
 from tuneloop.pipeline.evaluate import evaluate_target
-from tuneloop.planning.prices import load_prices
+from tuneloop.planning.catalogue import load_prices
 from tuneloop.recipe import Recipe
 from tuneloop.records.record import Record, read_record, write_record
 

@@ -16,7 +16,7 @@ from tuneloop.core.ui import say
 from tuneloop.core.units import hours_words, usd_words, verb
 from tuneloop.deploy.hosts import J, JobSite
 from tuneloop.deploy.skypilot_sdk import Offer, SkyJob, find_offer, load_sky, start
-from tuneloop.planning.gpus import all_gpus
+from tuneloop.planning.catalogue import all_gpus
 
 
 @dataclass(frozen=True)

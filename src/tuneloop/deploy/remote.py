@@ -22,8 +22,8 @@ from tuneloop.models.files import PACKAGED
 from tuneloop.pipeline.context import RunContext
 from tuneloop.pipeline.prepare import prepare_stage, refuse_errors
 from tuneloop.pipeline.recipes import plan_settings
-from tuneloop.planning.gpus import find_gpu
-from tuneloop.planning.options import plan_machines
+from tuneloop.planning import plan_machines
+from tuneloop.planning.catalogue import find_gpu
 from tuneloop.recipe import Recipe
 from tuneloop.records.record import read_record, write_record
 

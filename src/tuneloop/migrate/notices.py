@@ -8,8 +8,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tuneloop.planning.gpus import packaged_yaml
-from tuneloop.planning.prices import HostedPrice
+from tuneloop.core.foreign import packaged_yaml
+from tuneloop.planning.catalogue import HostedPrice
 
 TABLE = Path(__file__).with_name("openai.yaml")
 

@@ -23,10 +23,16 @@ from tuneloop.pipeline.context import RunContext, done_record, training_began
 from tuneloop.pipeline.distributed import RunPart, distributed_run, held_out
 from tuneloop.pipeline.prepare import prepare_stage
 from tuneloop.pipeline.recipes import plan_settings, recipe_of, refuse_missing_source
-from tuneloop.planning.estimate import MachineAtHand, RunWork, device_of, estimate, sizes_on_gpu
-from tuneloop.planning.ledger import corrected, read_ledger, usual_speed
-from tuneloop.planning.options import plan_machines
-from tuneloop.planning.recommend import recommendation_here
+from tuneloop.planning import (
+    MachineAtHand,
+    RunWork,
+    corrected,
+    estimate,
+    plan_machines,
+    recommendation_here,
+    sizes_on_gpu,
+    usual_speed,
+)
 from tuneloop.recipe import Recipe
 from tuneloop.records.evaluation import BaselinesManifest
 from tuneloop.records.plan import PLAN, MeasuredMachine, Plan
@@ -79,7 +85,7 @@ def plan_stage(job: RunContext, dataset: Dataset, choose: Callable[[], bool] = l
 
 def _busy_words(plan: Mapping[str, Any]) -> str:
     """That the machine was busy when its speed was measured; empty where it was not, as far as is known."""
-    now, usual = plan["time"]["tokens_per_second"], usual_speed(plan, read_ledger())
+    now, usual = plan["time"]["tokens_per_second"], usual_speed(plan)
     if usual is not None and now <= BUSY * usual:
         slow = f"this machine runs at {speed_words(now / usual)} the speed of earlier runs here"
         return f"{slow} ({now:,.0f} of {usual:,.0f} tokens/s); is something else running on it?"
@@ -153,7 +159,7 @@ def sizes_of(job: RunContext, dataset: Dataset) -> MeasuredMachine:
 
     if not rows:
         return MeasuredMachine()
-    here, recompute = device_of(_machine(job, 0.0, 0.0)), train.gradient_checkpointing == "auto"
+    here, recompute = _machine(job, 0.0, 0.0).card, train.gradient_checkpointing == "auto"
     return sizes_on_gpu(_shape(job), work_at, here, device.available(), may_recompute=recompute, **_settings(job))
 
 
@@ -187,7 +193,7 @@ def make_plan(job: RunContext, dataset: Dataset, measured: MeasuredMachine, resi
     recompute = train.gradient_checkpointing == "always"
     settings = {**_settings(job), "grad_ckpt": recompute, "kept_layers": measured.kept_layers}
     plan = estimate(_shape(job), work, _machine(job, resident, measured.tokens_per_second), **settings)
-    plan, seen, apart = _within_limit(corrected(plan, read_ledger()), train.max_minutes), run.seen, None
+    plan, seen, apart = _within_limit(corrected(plan), train.max_minutes), run.seen, None
     words = run.seen_words(len(rows))
     folder = job.folder / "baselines"
     if (folder / BaselinesManifest.file).is_file():

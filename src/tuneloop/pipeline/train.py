@@ -36,7 +36,7 @@ from tuneloop.pipeline.plan import plan_stage, run_plan
 from tuneloop.pipeline.prepare import prepare_stage, refuse_errors
 from tuneloop.pipeline.template_proof import refuse_wrong_template
 from tuneloop.pipeline.time_limit import TimeLimit, limited
-from tuneloop.planning.ledger import record_run
+from tuneloop.planning import record_run
 from tuneloop.recipe import Recipe
 from tuneloop.records.plan import PLAN, MeasuredMachine, Plan
 from tuneloop.records.record import read_record, write_record

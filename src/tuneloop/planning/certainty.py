@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tuneloop.planning.gpus import packaged_yaml
+from tuneloop.core.foreign import packaged_yaml
 from tuneloop.planning.job import TrainingSetup
 from tuneloop.records.plan import COMPUTED, HERE, OTHERS, Certainty
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from typing import ClassVar
 
 from tuneloop.core.files import Config
 from tuneloop.core.flag import flag, option, switch
 from tuneloop.models.methods import names_of_methods
-from tuneloop.planning.prices import CPU_USD_PER_HOUR, Tier
+from tuneloop.planning.catalogue.prices import CPU_USD_PER_HOUR, Tier
+from tuneloop.planning.cost import ONE_RUN, Efforts
 
 
 class PlanConfig(Config):
@@ -31,6 +33,12 @@ class CostOptions(Config):
     usd_per_labeller_hour: float = option("Price of an hour of their work, a minute an example.", 0.0, ge=0, le=10**4)
     engineer_hours: float = option("Hours of engineering.", 16.0, ge=0, le=10**5)
     usd_per_engineer_hour: float = option("Price of an hour of engineering; 0 leaves it out.", 0.0, ge=0, le=10**4)
+
+    @property
+    def efforts(self) -> Efforts:
+        """What one run takes apart from training, as far as it is stated here."""
+        stated = {f.name: getattr(self, f.name) for f in fields(Efforts) if f.name in CostOptions.model_fields}
+        return replace(ONE_RUN, **stated)
 
 
 class TrainedOn(Config):

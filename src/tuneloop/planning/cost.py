@@ -15,7 +15,7 @@ from typing import Any
 
 from tuneloop.core.errors import UserError
 from tuneloop.core.units import counted, exactly, hours_words, usd_words
-from tuneloop.planning.prices import Price
+from tuneloop.planning.catalogue.prices import Price
 
 DRAWS = 2000
 MOST = 10**9  # of any hours, dollars an hour, rows or runs: more is a slip of the pen

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_type_hints
 from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.models.methods import USUAL, Footprint, method_named, methods
 from tuneloop.models.nn import ATTENTION, ModelShape, target_modules
-from tuneloop.planning.gpus import Gpu
+from tuneloop.planning.catalogue.gpus import Gpu
 
 Sharding = Literal["none", "ddp", "fsdp", "zero2", "zero3"]
 Attention = Literal["flash", "sdpa", "eager"]

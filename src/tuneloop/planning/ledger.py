@@ -23,7 +23,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import cache_folder
 from tuneloop.core.foreign import parse_line
 from tuneloop.core.units import counted
-from tuneloop.planning.gpus import CPU, find_gpu
+from tuneloop.planning.catalogue.gpus import CPU, find_gpu
 from tuneloop.planning.job import TrainingSetup
 from tuneloop.planning.speed import Speed, speed_of
 
@@ -99,10 +99,10 @@ def record_run(
             file.write(json.dumps(asdict(entry)) + "\n")
 
 
-def corrected(plan: dict[str, Any], ledger: Sequence[Entry]) -> dict[str, Any]:
+def corrected(plan: dict[str, Any]) -> dict[str, Any]:
     """The plan with what earlier runs of this model and method on this machine teach; unchanged while there are too
     few. `corrected_by` holds the factors, and the peak and hours as the formulas gave them."""
-    mine = _alike(plan, ledger)[-LAST:]
+    mine = _alike(plan)[-LAST:]
     memory = _factor([(e.predicted_gib - e.resident_gib, e.actual_gib - e.resident_gib) for e in mine])
     time = _factor([(e.predicted_minutes or 0.0, e.actual_minutes or 0.0) for e in mine])
     if memory == time == 1.0:
@@ -127,17 +127,17 @@ def corrected(plan: dict[str, Any], ledger: Sequence[Entry]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def usual_speed(plan: Mapping[str, Any], ledger: Sequence[Entry]) -> float | None:
+def usual_speed(plan: Mapping[str, Any]) -> float | None:
     """Tokens a second that such earlier runs had on jobs like this one; None where there are none."""
-    mine = [e.speed_ratio for e in _alike(plan, ledger) if e.speed_ratio]
+    mine = [e.speed_ratio for e in _alike(plan) if e.speed_ratio]
     formulas = plan.get("by_formula", {}).get("tokens_per_second")
     return statistics.median(mine[-LAST:]) * formulas if mine and formulas else None
 
 
-def _alike(plan: Mapping[str, Any], ledger: Sequence[Entry]) -> list[Entry]:
+def _alike(plan: Mapping[str, Any]) -> list[Entry]:
     """Runs of the plan's model and method on its machine, predicted by today's formulas."""
     kind = (plan["gpu"], plan["model"], plan["method"], FORMULAS)
-    return [e for e in ledger if (e.machine, e.model, e.method, e.formulas) == kind]
+    return [e for e in read_ledger() if (e.machine, e.model, e.method, e.formulas) == kind]
 
 
 def _factor(pairs: Sequence[tuple[float, float]]) -> float:
@@ -169,8 +169,9 @@ def learned_speed(job: TrainingSetup, ledger: Sequence[Entry]) -> tuple[Speed, s
     return replace(speed, tokens_per_second=speed.tokens_per_second * ratio, share=speed.share * ratio), words
 
 
-def summary(ledger: Sequence[Entry]) -> dict[str, Any]:
+def history() -> dict[str, Any]:
     """The entries and the errors of today's formulas, as `tuneloop plan --history --json` prints them."""
+    ledger = read_ledger()
     today = [e for e in ledger if e.formulas == FORMULAS]
     memory = [e.predicted_gib / e.actual_gib - 1 for e in today if e.actual_gib > 0]
     time = [e.predicted_minutes / e.actual_minutes - 1 for e in today if e.predicted_minutes and e.actual_minutes]

@@ -14,15 +14,15 @@ from tuneloop.core.errors import UserError
 from tuneloop.models.methods import USUAL, method_named
 from tuneloop.models.nn import ModelShape, target_modules
 from tuneloop.planning import cost as costs
+from tuneloop.planning.catalogue.gpus import COUNTS, all_gpus, find_gpu, own_card
+from tuneloop.planning.catalogue.prices import Price, PriceTable, Tier, load_prices, priced
+from tuneloop.planning.catalogue.shape import find_model
 from tuneloop.planning.certainty import certainty_of
 from tuneloop.planning.cost import ONE_RUN, Cost, Efforts, Interruptions
-from tuneloop.planning.gpus import CPU, Gpu, all_gpus, find_gpu, own_card
 from tuneloop.planning.job import TrainingSetup, make_job
 from tuneloop.planning.ledger import Entry, learned_speed, read_ledger
 from tuneloop.planning.memory import Memory, memory_of
-from tuneloop.planning.prices import CPU_USD_PER_HOUR, Price, PriceTable, Tier, load_prices
-from tuneloop.planning.recommend import COUNTS, changes, recommendation, would_fit
-from tuneloop.planning.shape import find_model
+from tuneloop.planning.recommend import changes, recommendation, would_fit
 from tuneloop.planning.speed import SPREAD, Speed, overhead_hours
 from tuneloop.records.dataset import DatasetManifest, read_manifest
 from tuneloop.records.plan import Certainty
@@ -244,19 +244,6 @@ def _own_card(options: dict[str, Any], assumed: list[str]) -> Any:
         speeds = f"{card.tflops:g} TFLOPS, {card.gb_s:g} GB/s, {card.link_gb_s:g} GB/s to its neighbour"
         assumed.append(f"a card of {card.gib:g} GiB, {speeds} ({flags})")
     return options.pop("usd_per_gpu_hour", None)
-
-
-def priced(prices: PriceTable, gpu: str | Gpu | None, usd_per_gpu_hour: float | None, tier: Tier) -> PriceTable:
-    """The prices, on top one given for a GPU, and the processor's. Raises UserError: a price that can't be, or of no
-    GPU."""
-    here = prices.with_price("this machine, assumed", CPU, CPU_USD_PER_HOUR, tier)
-    if usd_per_gpu_hour is None:
-        return here
-    if not gpu or not 0 <= usd_per_gpu_hour <= 10_000:
-        what = f"${usd_per_gpu_hour:g} an hour is the price of no GPU"
-        step = "give dollars an hour from 0 to 10,000, and name the GPU with --gpu"
-        raise UserError(what, where="--usd-per-gpu-hour", next_step=step)
-    return here.with_price("given", find_gpu(gpu).key, usd_per_gpu_hour, tier)
 
 
 def _lengths(options: dict[str, Any]) -> tuple[Lengths, float, list[str]]:

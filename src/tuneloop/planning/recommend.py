@@ -11,12 +11,11 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.units import hours_words, usd_words
 from tuneloop.models.methods import method_named, methods
-from tuneloop.planning.gpus import Gpu, all_gpus, find_gpu
+from tuneloop.planning.catalogue.gpus import COUNTS, Gpu, all_gpus, find_gpu
+from tuneloop.planning.catalogue.shape import bundled_models
 from tuneloop.planning.job import TrainingSetup, make_job
 from tuneloop.planning.memory import memory_of
-from tuneloop.planning.shape import bundled_models
 
-COUNTS = (1, 2, 4, 8)  # of GPUs, that are planned for
 # What makes a job smaller, the least harmful first: words for the command line, why, and the settings.
 REMEDIES: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("--sharding fsdp", "weights, gradients and states are divided among the GPUs", {"sharding": "fsdp"}),

@@ -18,7 +18,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.machine import GIB
 from tuneloop.core.units import counted
 from tuneloop.models.nn import FEED_FORWARD, ModelShape
-from tuneloop.planning.gpus import Gpu
+from tuneloop.planning.catalogue.gpus import COUNTS, Gpu
 from tuneloop.planning.memory import CONTEXT_GIB, NCCL_GIB
 from tuneloop.planning.speed import BANDWIDTH_SHARE
 from tuneloop.records.plan import ServingFit
@@ -32,7 +32,6 @@ LAYER_SECONDS, REDUCE_SECONDS = 1e-5, 2e-5
 # first, when it writes: then that bounds one row and not the memory.
 CPU_LAYER_SECONDS, CPU_READS, CPU_UNPACKS = 1.5e-4, {"q8_0": 0.75}, 0.14
 CPU_READS_FLOAT, CPU_READS_BLOCKS = 0.85, 0.5
-COUNTS = (1, 2, 4, 8)
 MOST = 10**7  # tokens of context, and requests at a time
 Engine = Literal["llama.cpp", "vLLM"]
 

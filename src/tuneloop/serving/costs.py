@@ -12,9 +12,7 @@ from typing import Any
 from tuneloop.advice import make_question, serving
 from tuneloop.core.errors import UserError
 from tuneloop.core.units import counted, hours_words, usd_words
-from tuneloop.planning.gpus import find_gpu
-from tuneloop.planning.options import priced
-from tuneloop.planning.prices import load_prices
+from tuneloop.planning.catalogue import find_gpu, load_prices, priced
 from tuneloop.records.record import read_record
 from tuneloop.records.server import ServerState
 from tuneloop.serving.store.database import Database

@@ -22,7 +22,7 @@ from tuneloop.core.ui import reporting, say
 from tuneloop.core.units import counted, verb
 from tuneloop.core.urls import masked
 from tuneloop.data.pii import PersonalConfig, Redactor
-from tuneloop.planning.gpus import this_cpu
+from tuneloop.planning.catalogue import this_cpu
 from tuneloop.records.record import write_record
 from tuneloop.records.server import ServedName, ServerState
 from tuneloop.registry import registered_name

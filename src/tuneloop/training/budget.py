@@ -27,7 +27,7 @@ from tuneloop.training.rows import SplitRows, TrainRow, UnpairedAnswer, referenc
 if TYPE_CHECKING:
     from tuneloop.training.checkpoint import State
 
-FORWARD_SPEED = 2.5  # tokens a second without a backward pass over those with one; source in `planning/estimate.py`
+FORWARD_SPEED = 2.5  # tokens a second without a backward pass over those with one; source in `planning/at_hand.py`
 # Most of the time that validations and the reference may take, and rows below which there are fewer validations instead
 # of fewer rows: a loss of a handful of rows can't choose between checkpoints.
 CHECKING_SHARE, LEAST_ROWS = 0.2, 32

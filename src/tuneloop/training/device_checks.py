@@ -29,10 +29,8 @@ from tuneloop.models.chat import Rendered
 from tuneloop.models.files import resolve
 from tuneloop.models.methods import SHIPPED, USUAL, method_named
 from tuneloop.models.nn import ModelShape, target_modules
-from tuneloop.planning.estimate import RunWork, loop_job
-from tuneloop.planning.gpus import card_in_use, find_gpu, measured_file, this_cpu
-from tuneloop.planning.memory import memory_of
-from tuneloop.planning.speed import speed_of
+from tuneloop.planning import RunWork, planned_step
+from tuneloop.planning.catalogue import card_in_use, find_gpu, measured_file, this_cpu
 from tuneloop.records.rows import Message
 from tuneloop.training.batches import Step
 from tuneloop.training.config import TrainConfig
@@ -42,8 +40,6 @@ from tuneloop.training.rows import supervised_tokens
 
 if TYPE_CHECKING:
     import torch
-
-    from tuneloop.planning.job import TrainingSetup
 
 Status = Literal["ok", "slow", "wrong", "not supported"]
 SEED = 17
@@ -369,24 +365,18 @@ def _step_checks(kind: str) -> list[DeviceCheck]:
         device.wait()
         spent.append(time.perf_counter() - began)
     speed = count * length / min(spent[2:])
-    job = _planned_step(kind, sizes, count, length, dtype.itemsize)
-    expected = speed_of(job).tokens_per_second
-    words = f"{speed:,.0f} tokens/s of LoRA on {job.shape.parameters / 1e6:,.0f}M parameters, {expected:,.0f} planned"
+    shape, tokens = ModelShape.from_config(sizes), count * length
+    work = RunWork(1, tokens, tokens, 0, ((count, length, 0),))
+    card = this_cpu() if kind == "cpu" else card_in_use(_card(), device.capacity())
+    settings = {"model": "random", "method": USUAL.name, "rank": 16, "targets": list(target_modules("all-linear"))}
+    expected, planned = planned_step(shape, work, card, dtype.itemsize, **settings)
+    words = f"{speed:,.0f} tokens/s of LoRA on {shape.parameters / 1e6:,.0f}M parameters, {expected:,.0f} planned"
     checks = [_verdict("speed of a step", speed >= SLOW * expected or not on_gpu, words, "slow")]
     if on_gpu:
-        peak, planned = device.peak_memory() - before, memory_of(job).peak
+        peak = device.peak_memory() - before
         words = f"{peak:.2f} GiB, {planned:.2f} planned"
         checks.append(_verdict("memory of a step", abs(peak / planned - 1) <= MEMORY_OFF, words))
     return checks
-
-
-def _planned_step(kind: str, sizes: dict[str, Any], rows: int, length: int, width: int) -> TrainingSetup:
-    """The same step as the planner sees it."""
-    tokens = rows * length
-    card = this_cpu() if kind == "cpu" else card_in_use(_card(), device.capacity())
-    shape, work = ModelShape.from_config(sizes), RunWork(1, tokens, tokens, 0, ((rows, length, 0),))
-    settings = {"model": "random", "method": USUAL.name, "rank": 16, "targets": list(target_modules("all-linear"))}
-    return loop_job(shape, work, gpu=card, bytes_a_weight=width, **settings)
 
 
 def _speed_checks(kind: str, speeds: dict[str, float]) -> list[DeviceCheck]:

@@ -15,7 +15,7 @@ from tuneloop.core.machine import processes
 from tuneloop.core.ui import busy
 from tuneloop.models import Model
 from tuneloop.models.methods import method_named
-from tuneloop.planning.estimate import RunWork
+from tuneloop.planning import RunWork
 from tuneloop.training.batches import Step, plan_steps, too_large
 from tuneloop.training.config import TrainConfig
 from tuneloop.training.distributed import agreed, own_share, summed

@@ -19,7 +19,7 @@ from tuneloop.inference.llamacpp.serving import template_of
 from tuneloop.models.files.gguf import read_header
 from tuneloop.models.files.names import convert, packaged_gguf
 from tuneloop.models.load import load_model, read_weights
-from tuneloop.planning.shape import find_model
+from tuneloop.planning.catalogue.shape import find_model
 from tuneloop.release.gguf.convert import About, write_gguf
 from tuneloop.release.tuned_weights import open_tuned
 

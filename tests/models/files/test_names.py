@@ -15,7 +15,7 @@ from patience import HANG
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import cache_folder
 from tuneloop.models.files.names import SHORT_NAMES, known_name, resolve
-from tuneloop.planning.shape import bundled_models, find_model
+from tuneloop.planning.catalogue.shape import bundled_models, find_model
 from tuneloop.release.licences import licence_of
 
 

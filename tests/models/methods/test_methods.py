@@ -29,10 +29,10 @@ from tuneloop.models.methods.shipped import (
 )
 from tuneloop.models.nn.shape import ModelShape
 from tuneloop.models.trained import load_trained
+from tuneloop.planning.catalogue.gpus import find_gpu
+from tuneloop.planning.catalogue.shape import find_model
 from tuneloop.planning.config import PlanOptions
-from tuneloop.planning.gpus import find_gpu
 from tuneloop.planning.job import make_job
-from tuneloop.planning.shape import find_model
 from tuneloop.release.artifact import form_for
 from tuneloop.training.config import TrainConfig
 

@@ -36,9 +36,9 @@ from tuneloop.models.adapters.shared import add_adapter
 from tuneloop.models.chat.template import Rendered
 from tuneloop.models.load import Model, load_model
 from tuneloop.models.nn.shape import ATTENTION, FEED_FORWARD, nearest_matrices
-from tuneloop.planning.gpus import find_gpu
+from tuneloop.planning.catalogue.gpus import find_gpu
+from tuneloop.planning.catalogue.shape import find_model
 from tuneloop.planning.job import make_job
-from tuneloop.planning.shape import find_model
 from tuneloop.release.tuned_weights import merge
 from tuneloop.training.batches import Step
 from tuneloop.training.checkpoint import State

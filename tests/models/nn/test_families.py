@@ -32,7 +32,7 @@ from tuneloop.models.nn.families import FAMILIES
 from tuneloop.models.nn.llama import Llama, LlamaConfig
 from tuneloop.models.nn.quantised import quantisable, quantise, through_four_bits
 from tuneloop.models.nn.shape import ModelShape
-from tuneloop.planning.gpus import find_gpu
+from tuneloop.planning.catalogue.gpus import find_gpu
 from tuneloop.planning.job import make_job
 
 every = pytest.mark.parametrize("name", MODELS)

@@ -26,7 +26,7 @@ from tuneloop.models.nn.llama import (
     bias_of,
     group_by_length,
 )
-from tuneloop.planning.estimate import ModelShape
+from tuneloop.planning.at_hand import ModelShape
 
 LLAMA3 = {
     "rope_type": "llama3",

@@ -15,8 +15,8 @@ from tuneloop.core.units import counted, exactly, usd_words
 from tuneloop.data import load_dataset
 from tuneloop.evaluation import load_evaluation
 from tuneloop.models.methods import WHOLE
-from tuneloop.planning.options import plan_machines
-from tuneloop.planning.prices import load_prices
+from tuneloop.planning import plan_machines
+from tuneloop.planning.catalogue import load_prices
 from tuneloop.records.record import Part
 from tuneloop.training import ProbabilityStore
 

@@ -10,11 +10,11 @@ import pytest
 
 from tuneloop.core.errors import UserError
 from tuneloop.models.nn.shape import ModelShape
-from tuneloop.planning.estimate import MachineAtHand, RunWork, device_of, estimate, loop_job, sizes_on_gpu
-from tuneloop.planning.gpus import find_gpu
+from tuneloop.planning.at_hand import MachineAtHand, RunWork, estimate, loop_job, sizes_on_gpu
+from tuneloop.planning.catalogue.gpus import find_gpu
+from tuneloop.planning.catalogue.shape import find_model
 from tuneloop.planning.job import TrainingSetup
 from tuneloop.planning.memory import memory_of
-from tuneloop.planning.shape import find_model
 from tuneloop.planning.speed import speed_of
 from tuneloop.records.plan import MeasuredMachine
 
@@ -203,7 +203,7 @@ def rows_of_1024(tokens: int) -> RunWork:
 
 
 def sizes(name: str, gib: float, method: str = "lora", may_recompute: bool = True, **more: Any) -> MeasuredMachine:
-    card = device_of(MachineAtHand(name, gib, 0.0, 1.0, 1.0))
+    card = MachineAtHand(name, gib, 0.0, 1.0, 1.0).card
     return sizes_on_gpu(
         ModelShape.from_config(LLAMA_3_1_8B), rows_of_1024, card, gib - 0.6, may_recompute=may_recompute,
         model="llama-3.1-8b", method=method, rank=16, targets="all-linear", **more,
@@ -255,7 +255,7 @@ def test_layers_that_are_kept_take_their_memory_and_save_their_time() -> None:
 
 
 def test_steps_that_are_small_are_not_said_to_be_large() -> None:
-    card = device_of(MachineAtHand("NVIDIA H200", 139.81, 0.0, 1.0, 1.0))
+    card = MachineAtHand("NVIDIA H200", 139.81, 0.0, 1.0, 1.0).card
     found = sizes_on_gpu(
         ModelShape.from_config(LLAMA_3_2_1B), lambda tokens: rows_of_1024(min(tokens, 2048)), card, 139.0, may_recompute=True,
         model="llama-3.2-1b", method="lora", rank=16, targets="all-linear",

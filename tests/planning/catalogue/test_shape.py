@@ -10,7 +10,7 @@ import pytest
 
 from tuneloop.core.errors import UserError
 from tuneloop.models.nn.shape import target_modules
-from tuneloop.planning.shape import bundled_models, find_model
+from tuneloop.planning.catalogue.shape import bundled_models, find_model
 
 EXACT = {
     "llama-3-8b": 8_030_261_248,

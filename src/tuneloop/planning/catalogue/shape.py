@@ -8,10 +8,9 @@ import re
 from pathlib import Path
 
 from tuneloop.core.errors import UserError, did_you_mean
-from tuneloop.core.foreign import file_bytes, parse_json
+from tuneloop.core.foreign import file_bytes, packaged_yaml, parse_json
 from tuneloop.models.files import read_config, refuse_missing_path
 from tuneloop.models.nn import SIZED, ModelShape, language_config, target_modules
-from tuneloop.planning.gpus import packaged_yaml
 
 BUNDLED = Path(__file__).with_name("models.yaml")
 _KEYS = (

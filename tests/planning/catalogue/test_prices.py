@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tuneloop.core.errors import UserError
-from tuneloop.planning import prices
-from tuneloop.planning.gpus import all_gpus
-from tuneloop.planning.prices import BUNDLED, Price, group_offers, load_prices, update_prices
+from tuneloop.planning.catalogue import prices
+from tuneloop.planning.catalogue.gpus import all_gpus
+from tuneloop.planning.catalogue.prices import BUNDLED, Price, group_offers, load_prices, update_prices
 
 GPUS = yaml.safe_load(BUNDLED.read_text())["offers"]
 KNOWN = sorted({gpu for group in GPUS for gpu in group["usd_per_gpu_hour"]})

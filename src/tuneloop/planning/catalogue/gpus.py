@@ -13,10 +13,11 @@ from tuneloop.core import machine
 from tuneloop.core.device import Backend, backend
 from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.core.files import cache_folder
-from tuneloop.core.foreign import file_bytes, parse_json, parse_yaml
+from tuneloop.core.foreign import file_bytes, packaged_yaml, parse_json
 
 TABLE = Path(__file__).with_name("gpus.yaml")
 CPU = "cpu"
+COUNTS = (1, 2, 4, 8)  # of GPUs in a machine, that are planned for
 # Floating-point operations a core does in a second when it trains, of those it could do: a number from experience
 # (benchmarks/records/results.md: 135M parameters at about 400 tokens a second on two cores).
 CPU_TFLOPS_PER_CORE = 0.1
@@ -49,12 +50,6 @@ class Gpu:
     def backend(self) -> Backend:
         """How the loop computes there."""
         return backend("cpu" if self.is_cpu else "cuda")
-
-
-@functools.cache
-def packaged_yaml(path: Path) -> Any:
-    """What a YAML file of the package holds."""
-    return parse_yaml(file_bytes(path, "yaml"))
 
 
 @functools.cache

@@ -21,8 +21,8 @@ import yaml
 
 from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.core.files import home, write_yaml
-from tuneloop.core.foreign import file_bytes, parse_yaml
-from tuneloop.planning.gpus import CPU, all_gpus, packaged_yaml
+from tuneloop.core.foreign import file_bytes, packaged_yaml, parse_yaml
+from tuneloop.planning.catalogue.gpus import CPU, Gpu, all_gpus, find_gpu
 
 Tier = Literal["on-demand", "spot", "community", "reserved"]
 TIERS: tuple[Tier, ...] = ("on-demand", "spot", "community", "reserved")
@@ -322,3 +322,16 @@ def group_offers(items: Iterable[Any], day: str) -> list[dict[str, Any]]:
         {"provider": provider, "tier": tier, **read, "machine": machine, "usd_per_gpu_hour": dict(sorted(usd.items()))}
         for (provider, tier, machine), usd in sorted(best.items())
     ]
+
+
+def priced(prices: PriceTable, gpu: str | Gpu | None, usd_per_gpu_hour: float | None, tier: Tier) -> PriceTable:
+    """The prices, on top one given for a GPU, and the processor's. Raises UserError: a price that can't be, or of no
+    GPU."""
+    here = prices.with_price("this machine, assumed", CPU, CPU_USD_PER_HOUR, tier)
+    if usd_per_gpu_hour is None:
+        return here
+    if not gpu or not 0 <= usd_per_gpu_hour <= 10_000:
+        what = f"${usd_per_gpu_hour:g} an hour is the price of no GPU"
+        step = "give dollars an hour from 0 to 10,000, and name the GPU with --gpu"
+        raise UserError(what, where="--usd-per-gpu-hour", next_step=step)
+    return here.with_price("given", find_gpu(gpu).key, usd_per_gpu_hour, tier)

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tuneloop.models.nn import ModelShape, target_modules
+from tuneloop.planning.catalogue.gpus import CPU, Gpu, card_in_use, this_cpu
+from tuneloop.planning.catalogue.shape import mixture_words
 from tuneloop.planning.certainty import certainty_of
-from tuneloop.planning.gpus import CPU, Gpu, card_in_use, this_cpu
 from tuneloop.planning.job import TrainingSetup, make_job
 from tuneloop.planning.ledger import RESIDENT
 from tuneloop.planning.memory import memory_of
-from tuneloop.planning.shape import mixture_words
 from tuneloop.planning.speed import speed_of
 from tuneloop.records.plan import MeasuredMachine
 
@@ -41,6 +41,11 @@ class MachineAtHand:
     usd_per_hour: float
     tokens_per_second: float  # as measured
     gpus: int = 1  # that divide the base model between them
+
+    @property
+    def card(self) -> Gpu:
+        """What it computes on: the processor, or a card by the name that its driver gives it."""
+        return this_cpu() if self.name.startswith(CPU) else card_in_use(self.name, self.capacity_gib)
 
 
 # Tokens a second without a backward pass, in validation and of a reference, relative to the speed that training keeps
@@ -71,9 +76,12 @@ def loop_job(
     return max((of(*micro) for micro in work.micro_batches or ((1, 1, 0),)), key=lambda job: memory_of(job).peak)
 
 
-def device_of(machine: MachineAtHand) -> Gpu:
-    """What the machine computes on: the processor, or a card by the name that its driver gives it."""
-    return this_cpu() if machine.name.startswith(CPU) else card_in_use(machine.name, machine.capacity_gib)
+def planned_step(
+    shape: ModelShape, work: RunWork, gpu: Gpu, bytes_a_weight: int, **settings: Any
+) -> tuple[float, float]:
+    """Tokens a second and the peak of memory in GiB of the loop's steps on a card; `settings`: as of `loop_job`."""
+    job = loop_job(shape, work, gpu=gpu, bytes_a_weight=bytes_a_weight, **settings)
+    return speed_of(job).tokens_per_second, memory_of(job).peak
 
 
 # Tokens computed at once that are tried: more make products no faster; below 2,048 recomputing costs less than these.
@@ -136,7 +144,7 @@ def estimate(
     is trained tokens over the measured speed of both passes, plus validation at `VALIDATION_SPEED` times that speed."""
     if machine.gpus > 1:
         settings |= {"gpus": machine.gpus, "sharding": "fsdp"}
-    job = loop_job(shape, work, bytes_a_weight=bytes_a_weight, gpu=device_of(machine), **settings)
+    job = loop_job(shape, work, bytes_a_weight=bytes_a_weight, gpu=machine.card, **settings)
     memory = memory_of(job)
     # What is resident with the model loaded takes the place of its weights.
     terms = {RESIDENT: machine.resident_gib} | {name: gib for name, gib in memory.terms.items() if name != "weights"}

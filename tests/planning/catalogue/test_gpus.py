@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tuneloop.core.errors import UserError
-from tuneloop.planning.gpus import all_gpus, find_gpu
+from tuneloop.planning.catalogue.gpus import all_gpus, find_gpu
 
 
 @pytest.mark.parametrize(

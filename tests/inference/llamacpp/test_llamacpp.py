@@ -12,8 +12,8 @@ import pytest
 from tiny import BEGIN_OF_TEXT
 
 from tuneloop.core.errors import UserError
-from tuneloop.inference import llamacpp as engine
 from tuneloop.inference.labels import label_trie
+from tuneloop.inference.llamacpp import process
 from tuneloop.inference.llamacpp.process import LlamaCpp, installed
 from tuneloop.inference.local.answers import answer_requests
 from tuneloop.inference.local.scoring import choose
@@ -86,12 +86,12 @@ def test_a_file_that_is_no_model_is_refused(content: bytes, tmp_path: Path) -> N
 
 def test_without_the_wheel_the_command_that_installs_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def version(name: str) -> str:
-        raise engine.importlib.metadata.PackageNotFoundError
+        raise process.importlib.metadata.PackageNotFoundError
 
-    monkeypatch.setattr(engine.importlib.metadata, "version", version)
+    monkeypatch.setattr(process.importlib.metadata, "version", version)
     with pytest.raises(UserError, match="not installed") as refused:
-        engine.need_llamacpp()
+        process.need_llamacpp()
     assert "pip install 'llama-cpp-py-sync==" in str(refused.value.next_step)
-    monkeypatch.setattr(engine.importlib.metadata, "version", lambda name: "0.2")
+    monkeypatch.setattr(process.importlib.metadata, "version", lambda name: "0.2")
     with pytest.raises(UserError, match=r"version 0\.2 here"):
-        engine.need_llamacpp()
+        process.need_llamacpp()

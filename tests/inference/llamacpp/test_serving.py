@@ -23,7 +23,7 @@ from thinking import check_reasoning
 
 from patience import HANG
 from tuneloop.core.errors import UserError
-from tuneloop.inference import llamacpp as child
+from tuneloop.inference.llamacpp import process as child
 from tuneloop.inference.llamacpp import serving as module
 from tuneloop.inference.llamacpp.process import installed
 from tuneloop.inference.llamacpp.serving import VERSION, WHEEL, LlamaCppEngine, _AnswerInTokens, template_of

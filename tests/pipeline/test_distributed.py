@@ -53,7 +53,8 @@ def test_two_processes_evaluate_as_one_does(make_tuned: Callable[..., Path], mon
     assert distributed.start_processes(2, [sys.executable, "-c", NOTED, *asked, "--out", "two"]) == 0
     one, two = (read_json(Path(name, "eval.json")) for name in ("one", "two"))
     assert answers("two") == answers("one") and len(answers("two")) == one["n"] > 10
-    assert two["metrics"] == one["metrics"]
+    for name, score in one["metrics"].items():  # batches of another size add in another order
+        assert two["metrics"][name] == pytest.approx(score, rel=1e-6)
     for model in ("base", "tuned"):
         assert two["forgetting"][model]["loss"] == pytest.approx(one["forgetting"][model]["loss"], rel=1e-3)
     assert one["forgetting"]["base"]["loss"] != one["forgetting"]["tuned"]["loss"]

@@ -66,10 +66,10 @@ def hours(of: TrainingSetup, rows: int) -> float:
     return rows * TOKENS_A_ROW * EPOCHS / speed_of(of).tokens_per_second / 3600 + sum(overhead_hours(of).values())
 
 
-def line(words: str, of: TrainingSetup) -> str:
+def line(text: str, of: TrainingSetup) -> str:
     """A setting and what it needs."""
     memory = memory_of(of)
-    return f"{words}: {memory.required:.1f} GiB ({memory.required * GIB / GB:.0f} GB), {'fits' if memory.fits else 'does not fit'} {of.gpu.name}'s {of.gpu.gib:.1f} GiB"
+    return f"{text}: {memory.required:.1f} GiB ({memory.required * GIB / GB:.0f} GB), {'fits' if memory.fits else 'does not fit'} {of.gpu.name}'s {of.gpu.gib:.1f} GiB"
 
 
 def verdict(holds: list[bool]) -> str:
@@ -95,7 +95,7 @@ def full_8b() -> Claim:
     return Claim(
         "8B full fine-tuning in 40 GB",
         verdict([memory_of(way).fits for way in ways.values()]),
-        [line(words, way) for words, way in ways.items()]
+        [line(name, way) for name, way in ways.items()]
         + ["Plain mixed precision needs 16 bytes a parameter before activations: 128 GB for 8 billion."],
     )
 
@@ -125,8 +125,8 @@ def qlora_8b() -> Claim:
         ),
     }
     room = 12 * GB / GIB
-    why = [f"{words}: {gib(way):.1f} GiB of {room:.1f}" for words, way in ways.items()]
-    return Claim("8B QLoRA in 12 GB", verdict([gib(way) <= room for way in ways.values()]), why)
+    reason = [f"{name}: {gib(way):.1f} GiB of {room:.1f}" for name, way in ways.items()]
+    return Claim("8B QLoRA in 12 GB", verdict([gib(way) <= room for way in ways.values()]), reason)
 
 
 def full_70b() -> Claim:
@@ -136,42 +136,44 @@ def full_70b() -> Claim:
         "8-bit AdamW": job("llama-3.3-70b", "full", "a100-80gb", 8, optimizer="adamw-8bit"),
         "everything offloaded": job("llama-3.3-70b", "full", "a100-80gb", 8, offload=True),
     }
-    whole = {words: 8 * gib(way) * GIB / GB for words, way in ways.items()}
-    why = [f"{words}: {gib(way):.0f} GiB on each of 8, {whole[words]:.0f} GB in all, "
-           f"{'fits' if memory_of(way).fits else 'does not fit'}" for words, way in ways.items()]  # fmt: skip
+    whole = {name: 8 * gib(way) * GIB / GB for name, way in ways.items()}
+    reason = [f"{name}: {gib(way):.0f} GiB on each of 8, {whole[name]:.0f} GB in all, "
+           f"{'fits' if memory_of(way).fits else 'does not fit'}" for name, way in ways.items()]  # fmt: skip
     parameters = find_model("llama-3.3-70b")[1].parameters
-    why.append(
+    reason.append(
         f"What is offloaded must fit into the host's memory: weights, gradients and fp32 states are {parameters * 16 / GB:,.0f} GB."
     )
-    why.append(
+    reason.append(
         "The bf16 weights alone are 141 GB, their gradients as much again; 160 GB holds these weights and little else."
     )
-    return Claim("70B full fine-tuning in 160 GB on 8 x A100 80 GB", verdict([w <= 160 for w in whole.values()]), why)
+    return Claim(
+        "70B full fine-tuning in 160 GB on 8 x A100 80 GB", verdict([w <= 160 for w in whole.values()]), reason
+    )
 
 
 def lora_70b() -> Claim:
-    one = job("llama-3.3-70b", "lora", "a100-80gb")
+    item = job("llama-3.3-70b", "lora", "a100-80gb")
     two, four = (job("llama-3.3-70b", "lora", "a100-80gb", n) for n in (2, 4))
     return Claim(
         "70B LoRA on one 80 GB GPU",
-        verdict([memory_of(one).fits]),
-        [line("bf16 weights", one), line("divided over 2", two), line("divided over 4", four),
+        verdict([memory_of(item).fits]),
+        [line("bf16 weights", item), line("divided over 2", two), line("divided over 4", four),
          line("QLoRA instead, on one", job("llama-3.3-70b", "qlora", "a100-80gb"))],
     )  # fmt: skip
 
 
 def qlora_70b() -> Claim:
     ways = {
-        f"rows of {n:,} tokens{words}": job("llama-3.3-70b", "qlora", "a6000", seq_len=n, **more)
+        f"rows of {n:,} tokens{text}": job("llama-3.3-70b", "qlora", "a6000", seq_len=n, **more)
         for n in (512, 2048)
-        for words, more in (("", {}), (", eager loss, upcast", {"loss_kernel": "eager", "head_fp32": True}))
+        for text, more in (("", {}), (", eager loss, upcast", {"loss_kernel": "eager", "head_fp32": True}))
     }
-    needs = {words: gib(way) * GIB / GB for words, way in ways.items()}
-    why = [f"{words}: {gb:.1f} GB" for words, gb in needs.items()]
-    why.append(
+    needs = {name: gib(way) * GIB / GB for name, way in ways.items()}
+    reason = [f"{name}: {gb:.1f} GB" for name, gb in needs.items()]
+    reason.append(
         "The 4-bit weights are 35 GB; embeddings and head stay in 16 bits, 4 GB more, before the first activation."
     )
-    return Claim("70B QLoRA in 35 to 40 GB", verdict([gb <= 40 for gb in needs.values()]), why)
+    return Claim("70B QLoRA in 35 to 40 GB", verdict([gb <= 40 for gb in needs.values()]), reason)
 
 
 # --- time --------------------------------------------------------------------------------------
@@ -191,8 +193,8 @@ def time_8b() -> Claim:
 
 
 def time_70b() -> Claim:
-    one, eight = job("llama-3.3-70b", "qlora", "a100-80gb"), job("llama-3.3-70b", "lora", "a100-80gb", 8)
-    spans = [(hours(way, 1000), hours(way, 5000)) for way in (one, eight)]
+    item, eight = job("llama-3.3-70b", "qlora", "a100-80gb"), job("llama-3.3-70b", "lora", "a100-80gb", 8)
+    spans = [(hours(way, 1000), hours(way, 5000)) for way in (item, eight)]
     return Claim(
         "70B takes 6 to 12 hours for 1,000 to 5,000 examples",
         verdict([6 <= h <= 12 for span in spans for h in span]),
@@ -210,13 +212,13 @@ def qlora_speed() -> Claim:
         ),
     }  # fmt: skip
     ratios = {
-        words: speed_of(q).tokens_per_second / speed_of(lora).tokens_per_second for words, (lora, q) in pairs.items()
+        name: speed_of(q).tokens_per_second / speed_of(lora).tokens_per_second for name, (lora, q) in pairs.items()
     }
-    fits = {words: memory_of(q).fits for words, (_, q) in pairs.items()}
+    fits = {name: memory_of(q).fits for name, (_, q) in pairs.items()}
     return Claim(
         "QLoRA finishes faster than LoRA",
-        verdict([ratio > 1 and fits[words] for words, ratio in ratios.items()]),
-        [f"{words}: {ratio:.2f} times LoRA's speed{'' if fits[words] else ', but does not fit'}" for words, ratio in ratios.items()]
+        verdict([ratio > 1 and fits[name] for name, ratio in ratios.items()]),
+        [f"{name}: {ratio:.2f} times LoRA's speed{'' if fits[name] else ', but does not fit'}" for name, ratio in ratios.items()]
         + ["Every 4-bit weight is unpacked on each use: at equal settings it is slower. It wins only where the memory that it "
            "frees lets something else be switched off."],
     )  # fmt: skip
@@ -355,7 +357,7 @@ def distilled() -> Claim:
     return Claim(
         "A distilled model keeps 95 % of its teacher",
         "holds only under some settings"
-        if max(kept, *(one / whole for whole, _, one in here.values())) >= asked
+        if max(kept, *(item / whole for whole, _, item in here.values())) >= asked
         else "does not hold",
         [f"torchtune, Llama 3.1 8B into Llama 3.2 1B on HellaSwag: {student:.4f}, {kept:.1%} of the teacher's {teacher:.4f}; the same "
          f"student tuned without a teacher has {control:.4f}, {control / teacher:.1%}: distilling closes {closed:.1%} of the gap between "

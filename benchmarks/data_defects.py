@@ -135,18 +135,18 @@ def _misread(text: str, codec: str) -> str:
 
 def mojibake(rng: random.Random, record: Record) -> dict[str, Any]:
     """One layer of twelve codecs, two or three of Windows-1252, or lost bytes."""
-    place, key = asked(record)
-    fixed = f"{place[key]} {rng.choice(FOREIGN)}"
+    path, key = asked(record)
+    fixed = f"{path[key]} {rng.choice(FOREIGN)}"
     style = rng.random()
     if style < 0.12:
-        place[key] = fixed.encode("utf-8").decode("ascii", "replace")
+        path[key] = fixed.encode("utf-8").decode("ascii", "replace")
         return {"recoverable": False, "fixed": fixed, "subtype": "lossy"}
     codec = rng.choice(CODECS) if style < 0.8 else "cp1252"
-    place[key] = _misread(fixed, codec)
+    path[key] = _misread(fixed, codec)
     if style >= 0.8:
-        place[key] = _misread(place[key], "cp1252")
+        path[key] = _misread(path[key], "cp1252")
     if style >= 0.95:
-        place[key] = _misread(place[key], "cp1252")
+        path[key] = _misread(path[key], "cp1252")
     return {"recoverable": True, "fixed": fixed, "subtype": codec if style < 0.8 else "layers"}
 
 
@@ -155,10 +155,10 @@ ENTITIES = [("&amp;", "&"), ("&quot;soon&quot;", '"soon"'), ("it&#39;s", "it's")
 
 def html_entities(rng: random.Random, record: Record) -> dict[str, Any]:
     """Named, decimal, hexadecimal, doubled."""
-    place, key = asked(record)
+    path, key = asked(record)
     written, meant = rng.choice(ENTITIES)
-    before = place[key]
-    place[key] = f"{before} {written} please"
+    before = path[key]
+    path[key] = f"{before} {written} please"
     return {"fixed": f"{before} {meant} please"}
 
 
@@ -167,13 +167,13 @@ INVISIBLE = ["\u200b", "\ufeff", "\u00ad", "\u2060", "\u200e", "\u200f", "\u202e
 
 def invisible_chars(rng: random.Random, record: Record) -> dict[str, Any]:
     """Zero-width, bidi, controls, tags, a terminal's colours."""
-    place, key = asked(record)
-    fixed = place[key]
+    path, key = asked(record)
+    fixed = path[key]
     for _ in range(rng.randint(1, 4)):
-        at = rng.randint(1, len(place[key]) - 1)
-        while not (place[key][at - 1].isalpha() and place[key][at].isalpha()):
-            at = rng.randint(1, len(place[key]) - 1)
-        place[key] = place[key][:at] + rng.choice(INVISIBLE) + place[key][at:]
+        at = rng.randint(1, len(path[key]) - 1)
+        while not (path[key][at - 1].isalpha() and path[key][at].isalpha()):
+            at = rng.randint(1, len(path[key]) - 1)
+        path[key] = path[key][:at] + rng.choice(INVISIBLE) + path[key][at:]
     return {"fixed": fixed}
 
 
@@ -182,9 +182,9 @@ TOKENS = ["<|eot_id|>", "<|begin_of_text|>", "<|start_header_id|>system<|end_hea
 
 def special_tokens(rng: random.Random, record: Record) -> dict[str, Any]:
     """Tokens of many families, two of them hidden behind what repair takes away."""
-    place, key = asked(record)
+    path, key = asked(record)
     token = rng.choice(TOKENS)
-    place[key] = f"{place[key]} {token} now"
+    path[key] = f"{path[key]} {token} now"
     seen = token.replace("\u200b", "").replace("\u00ad", "").replace("&lt;", "<").replace("&gt;", ">")
     return {"value": seen}
 
@@ -195,9 +195,9 @@ def pii(rng: random.Random, record: Record) -> dict[str, Any]:
     kind, forms, make = rng.choice([case for case in PERSONAL if case[0] == kind])
     value = make(rng)
     said = rng.choice(forms).format(value)
-    place, key = asked(record)
+    path, key = asked(record)
     if rng.random() < 0.85:
-        place[key] = f"{place[key]} {said}"
+        path[key] = f"{path[key]} {said}"
     else:
         record["note"] = said
     bare = value.removeprefix("mailto:").removeprefix("AccountKey=")
@@ -208,56 +208,56 @@ def pii_lookalike(rng: random.Random, record: Record) -> dict[str, Any]:
     """Numbers and words that are nobody's."""
     kind, forms, make = rng.choice(LOOKALIKES)
     value = make(rng)
-    place, key = asked(record)
-    place[key] = f"{place[key]} {rng.choice(forms).format(value)}"
+    path, key = asked(record)
+    path[key] = f"{path[key]} {rng.choice(forms).format(value)}"
     return {"value": value, "subtype": kind}
 
 
 def wrong_type(rng: random.Random, record: Record) -> dict[str, Any] | None:
     """Lists, objects, numbers, booleans where text is; turns that are none."""
     if "label" in record or "output" in record:
-        place, key = rng.choice([asked, answer])(record)
-        place[key] = rng.choice([[place[key]], {"en": place[key]}, 7, 3.5, True, [], {}])
+        path, key = rng.choice([asked, answer])(record)
+        path[key] = rng.choice([[path[key]], {"en": path[key]}, 7, 3.5, True, [], {}])
         return {}
     turns, _ = turns_of(record)
     column = "messages" if "messages" in record else "conversations"
-    place, key = asked(record)
+    path, key = asked(record)
     style = rng.randint(0, 5)
     if style < 4:
         record[column] = [{"user": "x"}, [], json.dumps(turns), 5][style]
     elif style == 4:
-        place[key] = {"text": place[key]}
+        path[key] = {"text": path[key]}
     else:
-        turns[0] = place[key]
+        turns[0] = path[key]
     return {}
 
 
 def missing_field(rng: random.Random, record: Record) -> dict[str, Any]:
     """A column or a turn's key that is gone, or misspelt."""
     if "label" in record or "output" in record:
-        place, key = rng.choice([asked, answer])(record)
+        path, key = rng.choice([asked, answer])(record)
     elif rng.random() < 0.5:
-        place, key = record, "messages" if "messages" in record else "conversations"
+        path, key = record, "messages" if "messages" in record else "conversations"
     else:
-        place, key = asked(record)
-    value = place.pop(key)
+        path, key = asked(record)
+    value = path.pop(key)
     if rng.random() < 0.4:
-        place[key.capitalize() + "_"] = value
+        path[key.capitalize() + "_"] = value
     return {}
 
 
 def empty_output(rng: random.Random, record: Record) -> dict[str, Any]:
     """Nothing, white space, null, or only what repair takes away."""
-    place, key = rng.choice([asked, answer, answer])(record)
+    path, key = rng.choice([asked, answer, answer])(record)
     record.pop("input", None)  # an instruction may be missing where there is an input
-    place[key] = rng.choice(["", " ", "\n\t", None, "\u200b", "\ufeff ", "&nbsp;", "\u00a0"])
+    path[key] = rng.choice(["", " ", "\n\t", None, "\u200b", "\ufeff ", "&nbsp;", "\u00a0"])
     return {}
 
 
 def over_long(rng: random.Random, record: Record) -> dict[str, Any]:
     """Far more tokens than any limit, on either side."""
-    place, key = asked(record) if "label" in record else rng.choice([asked, answer])(record)
-    place[key] = " ".join(f"{place[key]} {i}" for i in range(rng.randint(600, 2500)))
+    path, key = asked(record) if "label" in record else rng.choice([asked, answer])(record)
+    path[key] = " ".join(f"{path[key]} {i}" for i in range(rng.randint(600, 2500)))
     return {}
 
 
@@ -307,8 +307,8 @@ def error_output(rng: random.Random, record: Record) -> dict[str, Any] | None:
     """What programs print when they fail."""
     if "label" in record:
         return None
-    place, key = answer(record)
-    place[key] = rng.choice(ERRORS)
+    path, key = answer(record)
+    path[key] = rng.choice(ERRORS)
     return {}
 
 
@@ -316,13 +316,13 @@ def truncated_output(rng: random.Random, record: Record) -> dict[str, Any] | Non
     """The answer stops in the middle of a word or behind a comma."""
     if "label" in record:
         return None
-    place, key = answer(record)
-    if len(place[key]) < 60:
+    path, key = answer(record)
+    if len(path[key]) < 60:
         return None
-    at = rng.randint(len(place[key]) // 2, len(place[key]) - 8)
-    while not (place[key][at - 1].isalpha() and place[key][at].isalpha()):
+    at = rng.randint(len(path[key]) // 2, len(path[key]) - 8)
+    while not (path[key][at - 1].isalpha() and path[key][at].isalpha()):
         at -= 1
-    place[key] = place[key][:at]
+    path[key] = path[key][:at]
     return {}
 
 
@@ -406,7 +406,7 @@ def make(name: str, data: Path, seed: int, rows: int) -> tuple[bytes, gold.Gold]
         messy.add(b"[\n")
     kinds = [kind for kind in INJECTORS if name != "csv" or kind not in TYPED]
     kinds += ["foreign_language", *(["broken_json", "blank_line"] if name not in ("csv", "json") else [])]
-    for place, record in enumerate(records):
+    for path, record in enumerate(records):
         changed, kind, facts = json.loads(json.dumps(record)), "", None
         if rng.random() < 0.5:
             kind = rng.choice(kinds)
@@ -429,7 +429,7 @@ def make(name: str, data: Path, seed: int, rows: int) -> tuple[bytes, gold.Gold]
                 BREAKERS[number](rng, json.dumps(record)) + b"\n", kind, {"subtype": number, "recoverable": False}
             )
         else:
-            messy.add(_written(rng, name, changed, last=place == len(records) - 1), kind, facts, changed)
+            messy.add(_written(rng, name, changed, last=path == len(records) - 1), kind, facts, changed)
     if name == "json":
         messy.add(b"]\n")
     return bytes(messy.data), gold.Gold(messy.defects, {str(n): n for n in messy.texts}, messy.texts, {}, messy.line)

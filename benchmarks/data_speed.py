@@ -73,13 +73,13 @@ OURS = {  # parts of `stages` that make up a step
 def varied(texts: list[tuple[str, str]], rows: int, seed: int = 0) -> Iterator[dict[str, Any]]:
     """Rows with the words of `texts`, each copy with other words put in, so that they are not nearly the same."""
     rng = random.Random(seed)
-    words = sorted({word for text, _ in texts for word in text.split()})
+    sentence = sorted({word for text, _ in texts for word in text.split()})
     for number in range(rows):
         text, label = texts[number % len(texts)]
         if number >= len(texts):
             said = text.split()
             for _ in range(max(len(said) // 3, 2)):
-                said.insert(rng.randrange(len(said) + 1), rng.choice(words))
+                said.insert(rng.randrange(len(said) + 1), rng.choice(sentence))
             text = " ".join(said)
         yield {"id": f"r{number}", "text": text, "label": label}
 
@@ -184,10 +184,10 @@ def yardstick(path: Path) -> dict[str, float]:
 
 def environment(peer: str, folder: Path) -> str:
     """The interpreter of a peer's environment, made at the first call."""
-    place = folder / peer
-    python = place / "bin" / "python"
-    if not (place / "ready").is_file():
-        venv.create(place, with_pip=True)
+    path = folder / peer
+    python = path / "bin" / "python"
+    if not (path / "ready").is_file():
+        venv.create(path, with_pip=True)
         subprocess.run([str(python), "-m", "pip", "install", "-q", *PEERS[peer]], check=True, env=_environ(peer))
         with (
             tempfile.TemporaryDirectory() as scratch
@@ -195,7 +195,7 @@ def environment(peer: str, folder: Path) -> str:
             source = _write(Path(scratch) / "few.jsonl", ({"text": f"row number {i} of a few"} for i in range(20)))
             first = _command(peer, str(python), source, Path(scratch) / "out", 1, 3)
             subprocess.run(first, check=True, env=_environ(peer), capture_output=True)
-        (place / "ready").touch()
+        (path / "ready").touch()
     return str(python)
 
 
@@ -345,19 +345,19 @@ def print_steps(rows: int, own: Mapping[str, float], found: Mapping[str, Mapping
         return f"{rows / seconds:,.0f}" if seconds else "-"
 
     used: set[str] = set()
-    for step, words in STEPS.items():
+    for step, text in STEPS.items():
         parts = OURS.get(step, ())
         used |= set(parts)
         cells = [speed(sum(own.get(part, 0) for part in parts))]
-        cells += [speed(_seconds_of(found[peer]["steps"], words)) for peer in peers]
+        cells += [speed(_seconds_of(found[peer]["steps"], text)) for peer in peers]
         print(f"| {step} | {' | '.join(cells)} |")
     for part in (part for part in own if part not in used):
         print(f"| {part} | {speed(own[part])} |{' - |' * len(peers)}")
     print()
 
 
-def _seconds_of(steps: Mapping[str, float], words: Sequence[str]) -> float:
-    return sum(seconds for name, seconds in steps.items() if any(word in name for word in words))
+def _seconds_of(steps: Mapping[str, float], text: Sequence[str]) -> float:
+    return sum(seconds for name, seconds in steps.items() if any(word in name for word in text))
 
 
 def main() -> None:

@@ -50,7 +50,7 @@ def seconds(work: Callable[[], Any]) -> float:
 def medians(works: dict[str, Callable[[], Any]], times: int) -> dict[str, float]:
     """Median seconds of each, taking turns; the first round is not counted."""
     rounds = [{name: seconds(work) for name, work in works.items()} for _ in range(times + 1)][1:]
-    return {name: statistics.median(each[name] for each in rounds) for name in works}
+    return {name: statistics.median(item[name] for item in rounds) for name in works}
 
 
 def main() -> None:
@@ -107,7 +107,7 @@ def main() -> None:
             asked = [Request(ids=prompt, max_new_tokens=given.tokens, id=str(i)) for i, prompt in enumerate(ids)]
             answer_requests(teacher, asked, watch=watch)
             kept = TopStore.create(Path(scratch) / str(next(places)), about)
-            distil.store_states(teacher, rows, torch.stack([each for one in states.values() for each in one]), kept)
+            distil.store_states(teacher, rows, torch.stack([item for state in states.values() for item in state]), kept)
 
         def forward() -> None:
             with torch.inference_mode():

@@ -120,7 +120,8 @@ def distilled(name: str, options: argparse.Namespace) -> dict[str, Any]:
     dataset = DATASETS[student.task](options)
     master = teacher(student.task, dataset, options)
     given = [
-        str(options.out / "banking77-unlabelled.jsonl") if each == "UNLABELLED" else each for each in student.options
+        str(options.out / "banking77-unlabelled.jsonl") if option == "UNLABELLED" else option
+        for option in student.options
     ]
     return tuneloop(
         "distill", str(master), *given, "--dataset", str(dataset), "--rows", str(options.rows), "--out", str(options.out / name),

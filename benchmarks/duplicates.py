@@ -87,7 +87,7 @@ def gold(data: Path) -> None:
     for name in ("messy_tickets", "messy_chats"):
         facts = json.loads((data / name / "gold.json").read_text())
         rows = [row for record in read(data / name / "messy.jsonl") if (row := as_row(record)) is not None]
-        place = {row.id: number for number, row in enumerate(rows)}
+        path = {row.id: number for number, row in enumerate(rows)}
         texts = [texts_of(row) for row in rows]
         found = duplicates_of(texts, DuplicatesConfig())
         of = {rows[i].id: rows[o].id for i, o in zip(found.dropped, found.of, strict=True)}
@@ -100,13 +100,13 @@ def gold(data: Path) -> None:
         injected = {d["id"]: d for d in facts["defects"] if d["type"].endswith("_duplicate")}
         score: dict[str, list[bool]] = defaultdict(list)
         for defect in injected.values():
-            if defect["id"] in place and defect["of"] in place:
+            if defect["id"] in path and defect["of"] in path:
                 pair = {defect["id"], defect["of"]}
                 hit = bool(pair & of.keys())
                 if defect["type"] == "conflicting_duplicate":
                     hit = hit or any(pair <= group for group in conflicts)
                 score[defect["type"]].append(hit)
-        base = {i: injected[i]["of"] if i in injected else i for i in place}
+        base = {i: injected[i]["of"] if i in injected else i for i in path}
         natural = {frozenset(pair[:2]) for pair in facts["natural_near_pairs"]}
         others = [i for i, o in of.items() if base[i] != base[o] and frozenset((base[i], base[o])) not in natural]
         parts = [
@@ -118,16 +118,16 @@ def gold(data: Path) -> None:
 
 def with_typo(text: str, draw: random.Random) -> str:
     """A letter of one word of four letters and more left out, doubled, swapped with the next or replaced."""
-    words = text.split()
-    places = [number for number, word in enumerate(words) if word.isalpha() and len(word) >= 4]
+    sentence = text.split()
+    places = [number for number, word in enumerate(sentence) if word.isalpha() and len(word) >= 4]
     if places:
-        place = draw.choice(places)
-        word, at = words[place], draw.randrange(1, len(words[place]) - 1)
+        path = draw.choice(places)
+        word, at = sentence[path], draw.randrange(1, len(sentence[path]) - 1)
         other = draw.choice("abcdefghijklmnopqrstuvwxyz")
         middles = ("", word[at] * 2, word[at + 1] + word[at], other)
         kind = draw.randrange(4)
-        words[place] = word[:at] + middles[kind] + word[at + (2 if kind == 2 else 1) :]
-    return " ".join(words)
+        sentence[path] = word[:at] + middles[kind] + word[at + (2 if kind == 2 else 1) :]
+    return " ".join(sentence)
 
 
 def with_courtesy(text: str, draw: random.Random) -> str:
@@ -149,10 +149,10 @@ def with_other_meaning(text: str, draw: random.Random) -> str:
     ):
         if f" {word} " in text and draw.random() < 0.5:
             return text.replace(f" {word} ", f" {other} ", 1)
-    words = text.split()
-    one, other_place = draw.sample(range(len(words)), 2)
-    words[one], words[other_place] = words[other_place], words[one]
-    return " ".join(words)
+    sentence = text.split()
+    item, other_place = draw.sample(range(len(sentence)), 2)
+    sentence[item], sentence[other_place] = sentence[other_place], sentence[item]
+    return " ".join(sentence)
 
 
 PLACES, MONEY = (
@@ -204,16 +204,16 @@ def short(data: Path) -> None:
     for name, make in kinds.items():
         made = [make(text) for text in others[:500]]
         made = [pair for pair in made if pair[0] != pair[1]]
-        index = index_of([RowTexts(one, "", "") for one, _ in made], DuplicatesConfig())
+        index = index_of([RowTexts(item, "", "") for item, _ in made], DuplicatesConfig())
         leaks = find_contamination([RowTexts(other, "", "") for _, other in made], index)
-        ones, seconds = [one for one, _ in made], [other for _, other in made]
+        ones, seconds = [item for item, _ in made], [other for _, other in made]
         found = duplicates_of(
             [RowTexts(text, "", "") for text in [*ones, *others[500:2500], *seconds]], DuplicatesConfig()
         )
         of = dict(zip(found.dropped.tolist(), found.of.tolist(), strict=True))
         first = {text: number for number, text in reversed(list(enumerate(ones)))}
-        copies = sum(of.get(len(ones) + 2000 + n) == first[one] for n, one in enumerate(ones))
-        leaked = sum(leak is not None and ones[leak.test_row] == one for leak, one in zip(leaks, ones, strict=True))
+        copies = sum(of.get(len(ones) + 2000 + n) == first[item] for n, item in enumerate(ones))
+        leaked = sum(leak is not None and ones[leak.test_row] == item for leak, item in zip(leaks, ones, strict=True))
         print(f"{name:<25}  {copies:>4} of {len(made)}   {leaked:>4} of {len(made)}")
 
 
@@ -292,8 +292,8 @@ def invented(data: Path, count: int, share: float = 0.05) -> list[RowTexts]:
     """Short rows: chains of word pairs of real ones, a share of them once more with a typo."""
     follows: dict[str, list[str]] = defaultdict(list)
     for record in read(data / "banking77" / "train.jsonl"):
-        words = ["", *record["text"].split(), ""]
-        for word, after in pairwise(words):
+        sentence = ["", *record["text"].split(), ""]
+        for word, after in pairwise(sentence):
             follows[word].append(after)
     draw = random.Random(0)
     rows: list[str] = []
@@ -348,11 +348,11 @@ def speed(data: Path, count: int) -> None:
 def crowd(count: int = 200_000) -> None:
     """Many rows that are nearly the same: just above the threshold, and just below."""
     config = DuplicatesConfig()
-    for words, name in ((16, "above the threshold"), (7, "around it")):
+    for text, name in ((16, "above the threshold"), (7, "around it")):
         stem = " ".join(
             ["please tell me where the parcel with this number has been left since monday", "and who took it"]
         )
-        stem = " ".join(stem.split()[:words])
+        stem = " ".join(stem.split()[:text])
         texts = [RowTexts(f"{stem} {number:06d}", "", "") for number in range(count)]
         columns = sketches(texts, config)
         order = preference("first", count=count)
@@ -391,11 +391,11 @@ def numbered_rows(begin: int, count: int) -> list[RowTexts]:
     """Rows that depend on their number alone: random words; every twentieth is the row before it with a typo."""
     numbers = np.arange(begin, begin + count, dtype=np.uint64)
     copies = numbers % np.uint64(20) == 19
-    words = ((numbers - copies)[:, None] * np.uint64(12) + np.arange(12, dtype=np.uint64)) * np.uint64(
+    sentence = ((numbers - copies)[:, None] * np.uint64(12) + np.arange(12, dtype=np.uint64)) * np.uint64(
         0x9E3779B97F4A7C15
     )
-    words = (words ^ (words >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9) >> np.uint64(52)
-    texts = [" ".join(map(WORDS.__getitem__, row)) for row in words.tolist()]
+    sentence = (sentence ^ (sentence >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9) >> np.uint64(52)
+    texts = [" ".join(map(WORDS.__getitem__, row)) for row in sentence.tolist()]
     return [RowTexts(text[:-1] + "x" if copy else text, "", "") for text, copy in zip(texts, copies, strict=True)]
 
 

@@ -66,14 +66,14 @@ def answers(target: ModelTarget, dataset: Dataset) -> SystemAnswers:
 def line(case: Case, theirs: SystemAnswers, ours: SystemAnswers, exact: Sequence[Completion], against: str) -> str:
     """One line of the table: how far answers are from exact scores, of which `against` names the type."""
     pairs = list(zip(theirs.completions, exact, strict=True))
-    failed = [one.error for one, _ in pairs if one.error]
+    failed = [item.error for item, _ in pairs if item.error]
     if failed:
         sys.exit(f"{len(failed)} rows failed: {failed[0]}")
-    same = sum(one.text == other.text for one, other in pairs) / len(pairs)
-    gaps = [abs(one.confidence - other.confidence) for one, other in pairs if one.text == other.text]
-    scores = [(other.label_scores or {}, one.text, other.text) for one, other in pairs]
+    same = sum(item.text == other.text for item, other in pairs) / len(pairs)
+    gaps = [abs(item.confidence - other.confidence) for item, other in pairs if item.text == other.text]
+    scores = [(other.label_scores or {}, item.text, other.text) for item, other in pairs]
     tie = max(logs[right] - logs[text] for logs, text, right in scores)
-    speeds = (len(pairs) / each.seconds for each in (theirs, ours))
+    speeds = (len(pairs) / item.seconds for item in (theirs, ours))
     return LINE.format(
         case.dtype, case.weights, case.last, against, same, tie, max(gaps), sum(gaps) / len(gaps), *speeds
     )
@@ -107,7 +107,7 @@ class Case:
             assert target is not None
             theirs = answers(target, dataset)
             target.close()
-            hits = (server.metric(f"vllm:prefix_cache_{each}_total") for each in ("hits", "queries"))
+            hits = (server.metric(f"vllm:prefix_cache_{name}_total") for name in ("hits", "queries"))
             print("prompt tokens in the cache: {:.0f} of {:.0f}".format(*hits), file=sys.stderr, flush=True)
             return theirs
         finally:
@@ -137,7 +137,7 @@ def main() -> None:
         "| weights | model | last product | against | equal labels | gap | largest dp | mean dp | vLLM, rows/s | ours, rows/s |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
-    for case in (Case(*each.split(":")) for each in options.cases.split(",")):
+    for case in (Case(*part.split(":")) for part in options.cases.split(",")):
         with TemporaryDirectory() as scratch:
             own = case.own(str(options.run), Path(scratch))
             ours, exact = answers(own, dataset), {case.dtype: scored(own, dataset)}

@@ -513,16 +513,8 @@ def print_plan(options: argparse.Namespace) -> None:
     ratios = []
     for case in islice(planned_cases(), options.first, options.last):
         plan = plan_experiment(case)
-        words = [
-            "simulate",
-            "--ramp",
-            plan.ramp,
-            "--replications",
-            str(options.replications),
-            "--missing",
-            plan.missing,
-        ]
-        world = parser().parse_args(words)
+        text = ["simulate", "--ramp", plan.ramp, "--replications", str(options.replications), "--missing", plan.missing]
+        world = parser().parse_args(text)
         values = {
             "base": plan.base, "effect": plan.effect, "registered_effect": plan.effect, "rated": plan.rated,
             "requests": plan.requests_per_user, "users_per_day": plan.requests_per_day / plan.requests_per_user,
@@ -622,24 +614,24 @@ def parser() -> argparse.ArgumentParser:
         ("simulate", print_world, 80.0), ("table", print_table, 120.0), ("worlds", print_worlds, 80.0),
         ("people", print_people, 120.0), ("grid", print_grid, 80.0), ("plan", print_plan, 80.0),
     ):  # fmt: skip
-        one = commands.add_parser(name)
-        one.set_defaults(run=run)
-        for key, (default, read, what) in options_of(days).items():
-            one.add_argument(f"--{key}", type=read, default=default, metavar="NUMBER", help=f"{what} ({default:g})")
-        one.add_argument("--registered-base", type=INSIDE, metavar="NUMBER", help="default: the true one")
+        item = commands.add_parser(name)
+        item.set_defaults(run=run)
+        for key, (default, read, message) in options_of(days).items():
+            item.add_argument(f"--{key}", type=read, default=default, metavar="NUMBER", help=f"{message} ({default:g})")
+        item.add_argument("--registered-base", type=INSIDE, metavar="NUMBER", help="default: the true one")
         count = number(0, 10**7, whole=True)
-        one.add_argument("--population", type=count, default=0, help="users who come again; 0: always new ones")
-        one.add_argument("--harmed-slice", action="store_true", help="those who are harmed are a slice")
-        one.add_argument("--guardrails", default="", help="as of `ab start`")
-        one.add_argument(
+        item.add_argument("--population", type=count, default=0, help="users who come again; 0: always new ones")
+        item.add_argument("--harmed-slice", action="store_true", help="those who are harmed are a slice")
+        item.add_argument("--guardrails", default="", help="as of `ab start`")
+        item.add_argument(
             "--ramp", default="10,25,50", help="percent of new users that meet the candidate, step by step"
         )
-        one.add_argument("--missing", default="any", choices=["random", "one-way", "any"])
-        one.add_argument("--replications", type=number(1, 10**6, whole=True), default=300)
-        one.add_argument("--seed", type=number(0, 2**63, whole=True), default=0)
-        one.add_argument("--first", type=count, default=0, help="of worlds, grid and plan: the first line, from 0 on")
-        one.add_argument("--last", type=count, default=10**7, help="the line before which it ends")
-        one.add_argument("--json", action="store_true")
+        item.add_argument("--missing", default="any", choices=["random", "one-way", "any"])
+        item.add_argument("--replications", type=number(1, 10**6, whole=True), default=300)
+        item.add_argument("--seed", type=number(0, 2**63, whole=True), default=0)
+        item.add_argument("--first", type=count, default=0, help="of worlds, grid and plan: the first line, from 0 on")
+        item.add_argument("--last", type=count, default=10**7, help="the line before which it ends")
+        item.add_argument("--json", action="store_true")
     return whole
 
 

@@ -32,7 +32,7 @@ def main() -> int:
     given = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
     signal.signal(signal.SIGALRM, _too_long)
-    chosen = {name: each for name, each in PARSERS.items() if given.only in name}
+    chosen = {name: parser for name, parser in PARSERS.items() if given.only in name}
     examples: Counter[str] = Counter()
     slowest: defaultdict[str, float] = defaultdict(float)
     failures: dict[str, str] = {}
@@ -41,14 +41,14 @@ def main() -> int:
         write_seeds(folder)
         until, share = time.monotonic() + 60 * given.minutes, 60 * given.minutes / len(chosen) / 4
         while time.monotonic() < until:
-            for name, each in chosen.items():
+            for name, item in chosen.items():
                 end = min(time.monotonic() + share, until)
                 while time.monotonic() < end:
                     seed = given.seed + examples[name]
                     began = time.monotonic()
                     signal.alarm(LONGEST)
                     try:
-                        fuzzed(each, folder, seed)
+                        fuzzed(item, folder, seed)
                     except Exception as error:
                         frame = traceback.extract_tb(error.__traceback__)[-1]
                         key = f"{name}: {type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}"

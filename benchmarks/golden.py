@@ -139,7 +139,7 @@ def evaluation_values(folder: Path, model: str) -> Iterator[tuple[str, Any]]:
 def metrics_of(folder: Path) -> dict[str, list[float]]:
     """Each metric of an `eval.json` with its interval."""
     found = read_json(folder / "eval.json")["metrics"]
-    return {name: [each["value"], each["low"], each["high"]] for name, each in found.items()}
+    return {name: [match["value"], match["low"], match["high"]] for name, match in found.items()}
 
 
 def plan_values() -> Iterator[tuple[str, Any]]:
@@ -155,16 +155,16 @@ def plan_values() -> Iterator[tuple[str, Any]]:
 # --- commands, and what of their output is constant ----------------------------------------------------
 
 
-def output_of(*words: str | Path, statuses: Sequence[int] = (0,)) -> str:
+def output_of(*text: str | Path, statuses: Sequence[int] = (0,)) -> str:
     """What a command prints.
 
     Raises:
         RuntimeError: it ends with another exit status.
     """
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        status = command([str(word) for word in words])
+        status = command([str(word) for word in text])
     if status not in statuses:
-        raise RuntimeError(f"exit status {status}: tuneloop {' '.join(map(str, words))}")
+        raise RuntimeError(f"exit status {status}: tuneloop {' '.join(map(str, text))}")
     return printed.getvalue()
 
 
@@ -210,8 +210,8 @@ def constant(text: str, folder: Path, more: Sequence[tuple[str, str]] = ()) -> s
         more: further patterns, and what each is replaced by.
     """
     text = text.replace("<wbr>", "")
-    for place in (str(folder), str(folder).replace("_", "\\_")):  # as LaTeX writes it
-        text = text.replace(place, "FOLDER")
+    for path in (str(folder), str(folder).replace("_", "\\_")):  # as LaTeX writes it
+        text = text.replace(path, "FOLDER")
     for pattern, word in [*more, *PATTERNS]:
         text = re.sub(pattern, word, text, flags=re.DOTALL)
     ids: dict[str, str] = {}
@@ -222,7 +222,7 @@ def unclocked(value: Any) -> Any:
     """A JSON value in which measured times and hashes over ids are `MEASURED`."""
     if isinstance(value, dict):
         return {k: "MEASURED" if k in CLOCKED and v is not None else unclocked(v) for k, v in value.items()}
-    return [unclocked(each) for each in value] if isinstance(value, list) else value
+    return [unclocked(item) for item in value] if isinstance(value, list) else value
 
 
 def constant_json(value: Any, folder: Path, more: Sequence[tuple[str, str]] = ()) -> Any:
@@ -262,12 +262,12 @@ class Upstream(BaseHTTPRequestHandler):
         text = " ".join(turn["content"] for turn in body["messages"]) if chat else body.get("prompt", "")
         if "break" in text:
             return self._reply(500, '{"error": {"message": "it broke"}}')
-        words = f"I read {len(text.split())} words, the last one is {text.split()[-1]} ".split(" ")
-        words = words[: body["max_tokens"]]
-        pieces: list[dict[str, Any]] = [{"content": f"{word} "} if chat else {"text": f"{word} "} for word in words]
+        sentence = f"I read {len(text.split())} words, the last one is {text.split()[-1]} ".split(" ")
+        sentence = sentence[: body["max_tokens"]]
+        pieces: list[dict[str, Any]] = [{"content": f"{word} "} if chat else {"text": f"{word} "} for word in sentence]
         choices = [{"index": 0, "delta": piece} if chat else {"index": 0, **piece} for piece in pieces]
-        choices.append({"index": 0, "finish_reason": "length" if len(words) == body["max_tokens"] else "stop"})
-        usage = {"prompt_tokens": len(text.split()), "completion_tokens": len(words)}
+        choices.append({"index": 0, "finish_reason": "length" if len(sentence) == body["max_tokens"] else "stop"})
+        usage = {"prompt_tokens": len(text.split()), "completion_tokens": len(sentence)}
         events = [{"choices": [choice]} for choice in choices] + [{"choices": [], "usage": usage}]
         lines = [f"data: {json.dumps(event)}\n\n" for event in events]
         return self._reply(200, "".join(lines) + "data: [DONE]\n\n", "text/event-stream")
@@ -293,9 +293,9 @@ def upstream() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def serving(folder: Path, *words: str) -> Iterator[str]:
+def serving(folder: Path, *text: str) -> Iterator[str]:
     """The address of `tuneloop serve`; once it is stopped, all that was sent is in its store."""
-    line = [sys.executable, "-m", "tuneloop", "serve", *words, f"folder={folder}", "port=0", "--json", "--quiet"]
+    line = [sys.executable, "-m", "tuneloop", "serve", *text, f"folder={folder}", "port=0", "--json", "--quiet"]
     with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         try:
@@ -452,29 +452,29 @@ def traffic(store: Path) -> None:
 
 def production(folder: Path) -> Path:
     """A server's folder with traffic that was monitored, and an experiment that was decided on."""
-    place = folder / "production"
-    if place.is_dir():
-        return place
-    with upstream() as engine, serving(place, engine):  # makes the store
+    path = folder / "production"
+    if path.is_dir():
+        return path
+    with upstream() as engine, serving(path, engine):  # makes the store
         pass
-    (place / "state.json").unlink()  # of a server with another model
+    (path / "state.json").unlink()  # of a server with another model
     # The salt of an experiment decides who meets which arm, and is drawn by `secrets`.
     with clock(0), mock.patch.object(secrets, "token_hex", lambda size: "5a" * size):
         design = ["--no-shadow", "--ramp", "50,100", "--hold-days", "2", "--maturation-hours", "24"]
-        output_of("ab", "start", "newer", "--model", "m", "--store", place, *design)
-    traffic(place / "store.db")
+        output_of("ab", "start", "newer", "--model", "m", "--store", path, *design)
+    traffic(path / "store.db")
     for day in (5, 20, 36):
         with clock(day):
-            output_of("ab", "check", "newer", "--store", place, statuses=(0, 1, 3))
+            output_of("ab", "check", "newer", "--store", path, statuses=(0, 1, 3))
     rng = random.Random(0)
     texts = {question(rng): f"answer {i % 7}" for i in range(500)}
     write_jsonl(folder / "asked.jsonl", [{"prompt": text, "completion": answer} for text, answer in texts.items()])
     tuneloop.prepare(str(folder / "asked.jsonl"), out=folder / "asked", name="asked", duplicates={"near": False})
     with clock(36):
-        words = ["--reference", folder / "asked", "--until", at(35), "--json"]
-        report = output_of("monitor", place, *words, statuses=(0, 1))
-    (place / "report.json").write_text(report)
-    return place
+        sentence = ["--reference", folder / "asked", "--until", at(35), "--json"]
+        report = output_of("monitor", path, *sentence, statuses=(0, 1))
+    (path / "report.json").write_text(report)
+    return path
 
 
 def monitor_values(folder: Path, model: str) -> Iterator[tuple[str, Any]]:
@@ -485,11 +485,11 @@ def monitor_values(folder: Path, model: str) -> Iterator[tuple[str, Any]]:
 
 def ab_values(folder: Path, model: str) -> Iterator[tuple[str, Any]]:
     """An experiment's decisions, made again from the log, and the log itself."""
-    place = production(folder)
-    replayed = json.loads(output_of("ab", "replay", "newer", "--store", place, "--json"))
+    path = production(folder)
+    replayed = json.loads(output_of("ab", "replay", "newer", "--store", path, "--json"))
     yield "ab.replay", constant_json(replayed, folder)
     events = [{"kind": row["kind"], "key": row["key"], "data": json.loads(row["data"])}
-              for row in rows_of(place / "store.db")["decisions"] if row["kind"].startswith("experiment.")]  # fmt: skip
+              for row in rows_of(path / "store.db")["decisions"] if row["kind"].startswith("experiment.")]  # fmt: skip
     yield "ab.events", constant_json(events, folder)
     planned = output_of("ab", "plan", "--simulations", "100", "--json")
     yield "ab.plan", json.loads(planned)
@@ -511,8 +511,8 @@ def distill_values(folder: Path, model: str) -> Iterator[tuple[str, Any]]:
     """What a distillation takes on rented GPUs."""
     data = dataset(folder, model, "labels")
     for level in ("text", "logits"):
-        words = ["--dataset", data, "--out", folder / "student", "--level", level, "--plan", "--json"]
-        planned = output_of("distill", "llama-3.1-8b", "llama-3.2-1b", *words)
+        text = ["--dataset", data, "--out", folder / "student", "--level", level, "--plan", "--json"]
+        planned = output_of("distill", "llama-3.1-8b", "llama-3.2-1b", *text)
         yield f"distill.{level}", json.loads(planned) | {"dataset": "labels"}
 
 
@@ -525,26 +525,26 @@ def route_values(folder: Path, model: str) -> Iterator[tuple[str, Any]]:
         for _ in range(300):
             text = question(rng)
             lines.writerow([text, int("parcel" in text or rng.random() < 0.3), int(rng.random() < 0.9)])
-    place = folder / "router"
-    words = ["--features", "words", "--cost", "small=1,large=5", "--out", place, "--quiet", "--json"]
-    fitted = output_of("route", "fit", "--outcomes", folder / "outcomes.csv", *words)
+    path = folder / "router"
+    sentence = ["--features", "words", "--cost", "small=1,large=5", "--out", path, "--quiet", "--json"]
+    fitted = output_of("route", "fit", "--outcomes", folder / "outcomes.csv", *sentence)
     yield "route.fit", constant_json(json.loads(fitted), folder)
     from safetensors.numpy import load_file
 
-    weights = load_file(place / "router.safetensors")  # numbers rather than a hash: their last bits depend on threads
+    weights = load_file(path / "router.safetensors")  # numbers rather than a hash: their last bits depend on threads
     yield (
         "route.weights",
         {name: [*of.shape, *of.ravel()[:20].tolist(), float(of.sum())] for name, of in weights.items()},
     )
-    yield "route.eval", constant_json(json.loads(output_of("route", "eval", place, "--json", "--quiet")), folder)
+    yield "route.eval", constant_json(json.loads(output_of("route", "eval", path, "--json", "--quiet")), folder)
 
 
 def exported(folder: Path, model: str, form: str) -> Path:
     """An artifact of the run `lora`, made where it is not there yet."""
     out = folder / f"artifact-{form}"
     if not out.is_dir():
-        words = ["--format", form, "--out", out, "--measure", "0", "--force", "--quiet"]
-        output_of("export", trained(folder, model, "lora"), *words)
+        text = ["--format", form, "--out", out, "--measure", "0", "--force", "--quiet"]
+        output_of("export", trained(folder, model, "lora"), *text)
     return out
 
 
@@ -564,8 +564,8 @@ def deploy_values(folder: Path, model: str) -> Iterator[tuple[str, Any]]:
     for host in golden_edges.HOSTS:
         artifact = exported(folder, model, golden_edges.FORMS.get(host, "merged"))
         out = folder / f"deploy-{host}"
-        words = ["--to", host, "--hub", "acme/tickets", "--name", "tickets", "--context", "256", "--dry-run", "--json"]
-        written = json.loads(output_of("deploy", artifact, *words, "--out", out, "--quiet"))
+        text = ["--to", host, "--hub", "acme/tickets", "--name", "tickets", "--context", "256", "--dry-run", "--json"]
+        written = json.loads(output_of("deploy", artifact, *text, "--out", out, "--quiet"))
         files = {path.name: digest(constant(path.read_text(), folder, HASHES)) for path in out.iterdir()}
         yield f"deploy.{host}", [constant_json(written, folder, HASHES), files]
 
@@ -591,8 +591,8 @@ def page_values(folder: Path, model: str) -> Iterator[tuple[str, Any]]:
     rules = read_yaml(suite)
     rules.pop("latency", None)  # what this machine takes decides nothing here
     write_yaml(suite, rules)
-    words = ["--against", base, "--suite", suite, "--no-model", "--quiet"]
-    output_of("gate", tuned, *words, statuses=(0, 1, 3))  # its outcome is on the evaluation's page
+    sentence = ["--against", base, "--suite", suite, "--no-model", "--quiet"]
+    output_of("gate", tuned, *sentence, statuses=(0, 1, 3))  # its outcome is on the evaluation's page
     output_of("compare", tuned, "--quiet")
     output_of("improve", "report", production(folder))
     advice = ["--gpu", "l4", "--queries-per-day", "1000", "--html", folder / "advice.html", "--out", folder / "advised"]

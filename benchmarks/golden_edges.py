@@ -130,8 +130,8 @@ def migrate_values(
     server = ThreadingHTTPServer(("127.0.0.1", 0), Service)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        words = ["--base-url", f"http://127.0.0.1:{server.server_port}/v1", "--api-key-env", "PATH", "--yes"]
-        record = output_of("migrate", "openai", *words, "--out", folder / "openai", "--json", "--quiet")
+        text = ["--base-url", f"http://127.0.0.1:{server.server_port}/v1", "--api-key-env", "PATH", "--yes"]
+        record = output_of("migrate", "openai", *text, "--out", folder / "openai", "--json", "--quiet")
     finally:
         server.shutdown()
         server.server_close()

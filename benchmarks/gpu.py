@@ -473,12 +473,12 @@ def measured(case: Case) -> dict[str, Any]:
         device.wait()
         seconds = (time.perf_counter() - began) / steps
     except (RuntimeError, ImportError) as error:  # also what is not implemented
-        why = (
+        reason = (
             "out of memory"
             if device.is_out_of_memory(error)
             else f"{type(error).__name__}: {str(error).strip().splitlines()[0][:100]}"
         )
-        return {**found, "error": why}
+        return {**found, "error": reason}
     gflop = needed_gflop(SIZES[case.size], case.method, rows)
     return {
         **found, "tokens_per_second": round(case.rows * case.length / seconds), "peak_gib": round(device.peak_memory(), 2),

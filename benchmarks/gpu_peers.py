@@ -24,8 +24,8 @@ def plain_tokenizer(vocabulary: int) -> Any:
     from tokenizers.models import WordLevel
     from transformers import PreTrainedTokenizerFast
 
-    words = Tokenizer(WordLevel({"<pad>": 0, "<unk>": 1}, unk_token="<unk>"))
-    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<pad>", unk_token="<unk>")
+    text = Tokenizer(WordLevel({"<pad>": 0, "<unk>": 1}, unk_token="<unk>"))
+    return PreTrainedTokenizerFast(tokenizer_object=text, pad_token="<pad>", eos_token="<pad>", unk_token="<unk>")
 
 
 def steps_of(net: Any, batches: list[Any], rows: int, loss_of: Callable[[Any, Any], Any]) -> Step:

@@ -94,21 +94,21 @@ def prepared(options: argparse.Namespace) -> Path:
 
 def measured(rung: Rung, dataset: Path, options: argparse.Namespace) -> dict[str, Any]:
     """What a rung comes to: accuracy and cost by `evaluate`, then memory and the time of single requests."""
-    place = options.out / "evals" / rung.name.replace(" ", "-")
-    if not (place / "eval.json").is_file():
+    path = options.out / "evals" / rung.name.replace(" ", "-")
+    if not (path / "eval.json").is_file():
         shots = ["--few-shot", str(rung.shots)] if rung.shots else []
         tuneloop(
-            "evaluate", rung.target, "--dataset", str(dataset), *shots, f"limit={options.rows}", PRICE, "--out", str(place), "--quiet",
+            "evaluate", rung.target, "--dataset", str(dataset), *shots, f"limit={options.rows}", PRICE, "--out", str(path), "--quiet",
         )  # fmt: skip
-    evaluation = json.loads((place / "eval.json").read_text())
-    alone = place / "alone.json"
+    evaluation = json.loads((path / "eval.json").read_text())
+    alone = path / "alone.json"
     if not alone.is_file():
         command = [sys.executable, __file__, "--alone", json.dumps([rung.target, rung.shots, str(dataset)])]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         alone.write_text(done.stdout.splitlines()[-1])
     (cost,) = evaluation["costs"].values()
     return {
-        "name": rung.name, "place": str(place), **evaluation["metrics"]["accuracy"], **json.loads(alone.read_text()),
+        "name": rung.name, "place": str(path), **evaluation["metrics"]["accuracy"], **json.loads(alone.read_text()),
         **spent(cost, evaluation["n"]),
     }  # fmt: skip
 

@@ -37,7 +37,7 @@ def shapes(layers: int) -> dict[str, tuple[int, int]]:
     return {f"model.layers.{n}.{name}": shape for n in range(layers) for name, shape in LAYER.items()}
 
 
-def write(place: Path, layers: int) -> int:
+def write(path: Path, layers: int) -> int:
     """The adapters; returns the bytes of one."""
     import torch
     from safetensors.torch import save_file
@@ -49,16 +49,16 @@ def write(place: Path, layers: int) -> int:
             for end, shape in (("A", (RANK, inputs)), ("B", (outputs, RANK))):
                 name = f"base_model.model.{module}.lora_{end}.weight"
                 tensors[name] = 0.02 * torch.randn(shape, generator=generator)
-        folder = place / str(number)
+        folder = path / str(number)
         folder.mkdir()
         save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
         names = sorted({name.rpartition(".")[2] for name in LAYER})
         settings = {"peft_type": "LORA", "r": RANK, "lora_alpha": 2 * RANK, "target_modules": names, "bias": "none"}
         (folder / "adapter_config.json").write_text(json.dumps(settings))
-    return (place / "0" / "adapter_model.safetensors").stat().st_size
+    return (path / "0" / "adapter_model.safetensors").stat().st_size
 
 
-def child(place: Path, method: str, layers: int) -> None:
+def child(path: Path, method: str, layers: int) -> None:
     """What a process of its own does: a merge, and its figures as JSON."""
     import torch
 
@@ -71,22 +71,22 @@ def child(place: Path, method: str, layers: int) -> None:
     )  # libraries are loaded
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began, used = time.monotonic(), time.process_time()
-    adapters = [open_adapter(str(n), place / str(n), "random") for n in range(ADAPTERS)]
-    found = merge_adapters(adapters, MergeSettings(method), ("random", shapes(layers)), place / method)
+    adapters = [open_adapter(str(n), path / str(n), "random") for n in range(ADAPTERS)]
+    found = merge_adapters(adapters, MergeSettings(method), ("random", shapes(layers)), path / method)
     took = {"seconds": time.monotonic() - began, "cpu": time.process_time() - used, "rank": found.rank}
     took["mib"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    print(json.dumps({**took, "bytes": (place / method / "adapter_model.safetensors").stat().st_size}))
+    print(json.dumps({**took, "bytes": (path / method / "adapter_model.safetensors").stat().st_size}))
 
 
-def disk(place: Path, size: int) -> float:
+def disk(path: Path, size: int) -> float:
     """Seconds of reading the adapters and writing so many bytes, synced."""
     began = time.monotonic()
     chunk = b""
     for number in range(ADAPTERS):
-        with (place / str(number) / "adapter_model.safetensors").open("rb") as file:
+        with (path / str(number) / "adapter_model.safetensors").open("rb") as file:
             while data := file.read(2**24):
                 chunk = data if len(data) == 2**24 else chunk
-    with (place / "plain").open("wb") as file:
+    with (path / "plain").open("wb") as file:
         for start in range(0, size, 2**24):
             file.write(chunk[: min(2**24, size - start)])
         file.flush()
@@ -105,20 +105,20 @@ def main() -> None:
         child(Path(options.child[0]), options.child[1], options.layers)
         return
     with tempfile.TemporaryDirectory(dir=".") as name:
-        place = Path(name)
-        one = write(place, options.layers)
+        path = Path(name)
+        item = write(path, options.layers)
         layer = ADAPTERS * 8 * RANK * sum(outputs + inputs for outputs, inputs in LAYER.values()) / 2**20
         print(
-            f"{ADAPTERS} adapters of {one / 1e6:.0f} MB, {options.layers} layers; one layer of all in float64: {layer:.0f} MiB"
+            f"{ADAPTERS} adapters of {item / 1e6:.0f} MB, {options.layers} layers; one layer of all in float64: {layer:.0f} MiB"
         )
         print(
             "| method | rank | seconds | processor's | the disk alone | memory beyond the libraries |\n|---|---|---|---|---|---|"
         )
         for method in options.methods or METHODS:
-            command = [sys.executable, __file__, "--child", str(place), method, "--layers", str(options.layers)]
+            command = [sys.executable, __file__, "--child", str(path), method, "--layers", str(options.layers)]
             done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=True)
             found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-            alone = disk(place, found["bytes"])
+            alone = disk(path, found["bytes"])
             print(
                 f"| {method} | {found['rank']} | {found['seconds']:.1f} | {found['cpu']:.1f} | {alone:.1f} | {found['mib']:.0f} MiB |",
                 flush=True,

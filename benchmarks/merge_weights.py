@@ -25,7 +25,7 @@ from release import anonymous, disk_seconds, write_random
 RANK, ADAPTERS = 16, 3
 
 
-def write_adapters(base: Path, place: Path) -> None:
+def write_adapters(base: Path, path: Path) -> None:
     """Adapters with random matrices, as training leaves them."""
     import torch
     from safetensors.torch import save_file
@@ -38,7 +38,7 @@ def write_adapters(base: Path, place: Path) -> None:
         for module, (outputs, inputs) in modules.items():
             for end, shape in (("A", (RANK, inputs)), ("B", (outputs, RANK))):
                 tensors[f"base_model.model.{module}.lora_{end}.weight"] = 0.02 * torch.randn(shape, generator=generator)
-        folder = place / str(number)
+        folder = path / str(number)
         folder.mkdir()
         save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
         settings = {
@@ -48,7 +48,7 @@ def write_adapters(base: Path, place: Path) -> None:
         (folder / "adapter_config.json").write_text(json.dumps(settings))
 
 
-def child(base: Path, place: Path) -> None:
+def child(base: Path, path: Path) -> None:
     """Both steps, each with its seconds and the most memory that it added, as JSON."""
     import torch
 
@@ -62,10 +62,10 @@ def child(base: Path, place: Path) -> None:
     svd_of(Product(ones, ones.T.contiguous()))  # libraries are loaded
     torch.zeros(8, 8).to(torch.bfloat16) @ torch.zeros(8, 8).to(torch.bfloat16)
     mark, shapes = fingerprint(base), base_shapes(base)
-    adapters = [open_adapter(str(n), place / str(n), mark) for n in range(ADAPTERS)]
+    adapters = [open_adapter(str(n), path / str(n), mark) for n in range(ADAPTERS)]
     steps = {
-        "adapter": lambda: merge_adapters(adapters, MergeSettings("svd"), (mark, shapes), place / "merged"),
-        "weights": lambda: merge(str(base), place / "merged", place / "model"),
+        "adapter": lambda: merge_adapters(adapters, MergeSettings("svd"), (mark, shapes), path / "merged"),
+        "weights": lambda: merge(str(base), path / "merged", path / "model"),
     }
     found = {}
     for name, step in steps.items():
@@ -92,15 +92,15 @@ def main() -> None:
         child(Path(sys.argv[2]), Path(sys.argv[3]))
         return
     with tempfile.TemporaryDirectory(dir=".") as name:
-        place = Path(name).resolve()
-        largest = write_random(place / "base", float(sys.argv[1]) if len(sys.argv) > 1 else 2.0)
-        write_adapters(place / "base", place)
+        path = Path(name).resolve()
+        largest = write_random(path / "base", float(sys.argv[1]) if len(sys.argv) > 1 else 2.0)
+        write_adapters(path / "base", path)
         os.sync()
-        command = [sys.executable, __file__, "--child", str(place / "base"), str(place)]
+        command = [sys.executable, __file__, "--child", str(path / "base"), str(path)]
         done = subprocess.run(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True, check=True)
         found = json.loads(done.stdout.splitlines()[-1])
-        size = sum(file.stat().st_size for file in (place / "model").glob("*.safetensors"))
-        disk = disk_seconds(place / "plain", size)
+        size = sum(file.stat().st_size for file in (path / "model").glob("*.safetensors"))
+        disk = disk_seconds(path / "plain", size)
         print(f"a base of {size / 1e9:.2f} GB, its largest tensor of {largest / 1e6:.0f} MB")
         print("| step | seconds | memory | in largest tensors |\n|---|---|---|---|")
         for step, (seconds, memory) in found.items():

@@ -222,25 +222,25 @@ class Shop:
                 pairs[i] = (text, truth)
             right.append(label == truth)
             self.number += 1
-            one = StoredRequest(
+            request = StoredRequest(
                 id=f"r{self.number:08d}", time=utc(begin + 604_800 * i / self.size), model="m", user=f"u{self.number}", finish="stop",
                 prompt=[{"role": "user", "content": text}], total_ms=slow * rng.lognormvariate(5, 0.5), usd=rng.lognormvariate(-7, 0.3),
                 completion={"role": "assistant", "content": label, "probability": chance},
             )  # fmt: skip
-            requests.append(one)
+            requests.append(request)
             if rng.random() < 0.1:
-                feedback.append(said(one, "thumbs", right[-1] == (rng.random() < 0.95)))
+                feedback.append(said(request, "thumbs", right[-1] == (rng.random() < 0.95)))
             if not self.labels and rng.random() < 0.05:
-                feedback.append(said(one, "label", truth))
-        truths = {one.id: truth for one, (_, truth) in zip(requests, pairs, strict=True)}
+                feedback.append(said(request, "label", truth))
+        truths = {asked_request.id: truth for asked_request, (_, truth) in zip(requests, pairs, strict=True)}
         if self.labels:
-            feedback += [said(one, "label", truths[one.id]) for one in spread(requests, self.labels, rng)]
+            feedback += [said(item, "label", truths[item.id]) for item in spread(requests, self.labels, rng)]
         return Week(requests, feedback, sum(right) / len(right))
 
 
-def said(one: StoredRequest, kind: str, value: object) -> Feedback:
+def said(request: StoredRequest, kind: str, value: object) -> Feedback:
     """Feedback on a request."""
-    return Feedback(id=f"{kind}{one.id}", request=one.id, kind=kind, value=value, time=one.time)
+    return Feedback(id=f"{kind}{request.id}", request=request.id, kind=kind, value=value, time=request.time)
 
 
 # --- the others --------------------------------------------------------------------------------
@@ -248,14 +248,14 @@ def said(one: StoredRequest, kind: str, value: object) -> Feedback:
 
 def columns(weeks: Sequence[Week], language: Callable[[Sequence[str]], Any]) -> dict[str, list[Any]]:
     """What the others read, a value a request."""
-    requests = [one for week in weeks for one in week.requests]
-    liked = {one.request: one.value for week in weeks for one in week.feedback if one.kind == "thumbs"}
-    texts = [str(one.prompt[-1]["content"]) for one in requests]
-    answers = [str(one.completion["content"]) for one in requests]  # type: ignore[index]
+    requests = [request for week in weeks for request in week.requests]
+    liked = {item.request: item.value for week in weeks for item in week.feedback if item.kind == "thumbs"}
+    texts = [str(request.prompt[-1]["content"]) for request in requests]
+    answers = [str(request.completion["content"]) for request in requests]  # type: ignore[index]
     return {
-        "question": texts, "characters": [len(text) for text in texts], "language": [str(each) for each in language(texts)],
-        "answer": answers, "answer_characters": [len(text) for text in answers], "latency": [one.total_ms for one in requests],
-        "cost": [one.usd for one in requests], "liked": [liked.get(one.id) for one in requests],
+        "question": texts, "characters": [len(text) for text in texts], "language": [str(item) for item in language(texts)],
+        "answer": answers, "answer_characters": [len(text) for text in answers], "latency": [request.total_ms for request in requests],
+        "cost": [request.usd for request in requests], "liked": [liked.get(request.id) for request in requests],
     }  # fmt: skip
 
 
@@ -390,8 +390,8 @@ class Bench:
     def report(self, before: Sequence[Week], now: Week) -> MonitorReport:
         """What the monitor says of a week."""
         return detectors.monitor(
-            self.reference, now.requests, [one for week in before for one in week.requests],
-            [one for week in [*before, now] for one in week.feedback], self.helpers,
+            self.reference, now.requests, [request for week in before for request in week.requests],
+            [item for week in [*before, now] for item in week.feedback], self.helpers,
             MonitorOptions(model="m", seed=self.number), window_days=7,
         )  # fmt: skip
 
@@ -423,26 +423,26 @@ class Bench:
 
 def loss_cells(seen: Sequence[Seen]) -> list[str]:
     """Estimated loss with its interval, true loss, and how often the interval holds the truth."""
-    known = [(each, q) for each in seen if (q := each.report.quality) is not None and not math.isnan(q.estimated)]
+    known = [(item, q) for item in seen if (q := item.report.quality) is not None and not math.isnan(q.estimated)]
     if not known:
-        return ["withheld", f"{100 * float(np.mean([each.before - each.right for each in seen])):.1f}", "-"]
+        return ["withheld", f"{100 * float(np.mean([item.before - item.right for item in seen])):.1f}", "-"]
     middle, low, high = (
-        100 * float(np.mean([each.before - getattr(q, name) for each, q in known]))
+        100 * float(np.mean([item.before - getattr(q, name) for item, q in known]))
         for name in ("estimated", "high", "low")
     )
-    true = 100 * float(np.mean([each.before - each.right for each, _ in known]))
-    covered = float(np.mean([each.covered for each, _ in known]))
+    true = 100 * float(np.mean([item.before - item.right for item, _ in known]))
+    covered = float(np.mean([item.covered for item, _ in known]))
     shown = "" if len(known) == len(seen) else f", in {len(known)} of {len(seen)} weeks"
     return [f"{middle:.1f} [{low:.1f}, {high:.1f}]{shown}", f"{true:.1f}", f"{covered:.0%}"]
 
 
 def changed_row(kind: str, found: Sequence[Sequence[Seen]], gradual: bool) -> str:
     """A line of the table of changes."""
-    firsts = [week for each in found for week in (each if gradual else each[:1])]
+    firsts = [week for match in found for week in (match if gradual else match[:1])]
     cells = [kind, str(len(found))]
     for at in range(len(firsts[0].alarms)):
         recall = float(np.mean([week.alarms[at] for week in firsts]))
-        delays = [next((i + 1 for i, week in enumerate(each) if week.alarms[at]), math.inf) for each in found]
+        delays = [next((i + 1 for i, week in enumerate(match) if week.alarms[at]), math.inf) for match in found]
         middle = float(np.median(delays))
         cells.append(f"{recall:.0%}, {'none' if math.isinf(middle) else f'week {middle:g}'}")
     named = Counter(name for week in firsts for name in week.report.alarms)
@@ -478,10 +478,10 @@ def bench_of(asked: argparse.Namespace, pairs: list[Pair], seed: int, embed: Cac
     held, rest = [p for p in pairs if p[1] in new], [p for p in pairs if p[1] not in new]
     reference, pool = rest[: asked.rows], rest[asked.rows : 2 * asked.rows]
     if len(pool) < asked.requests:
-        what = (
+        message = (
             f"{len(rest):,} rows are too few for {asked.rows:,} of the data set and {asked.requests:,} requests a week"
         )
-        raise SystemExit(f"{what}: set --rows {len(rest) // 2} or less, or --requests")
+        raise SystemExit(f"{message}: set --rows {len(rest) // 2} or less, or --requests")
     queues = [(text, f"queue {sum(map(ord, label)) % 8}") for text, label in reference]
     models = {"": trained(embed, reference), "old adapter": trained(embed, reference[:300]), "another task's adapter": trained(embed, queues)}  # fmt: skip
     few = frozenset(label for label, _ in Counter(label for _, label in pool).most_common(8))
@@ -558,9 +558,9 @@ def main() -> None:
             found = [benches[i % asked.splits].series(kind, weeks, asked.gradual) for i in range(asked.series)]
             print(changed_row(kind, found, asked.gradual), flush=True)
             if kind != HARMLESS:
-                changed += [week for each in found for week in (each if asked.gradual else each[:1])]
+                changed += [week for match in found for week in (match if asked.gradual else match[:1])]
                 series += len(found)
-                hits = [sum(any(week.alarms[at] for week in each) for each in found) for at in range(len(systems))]
+                hits = [sum(any(week.alarms[at] for week in match) for match in found) for at in range(len(systems))]
                 for at, hit in enumerate(hits):
                     caught[at] += hit
     print(f"\nFound of {series} series: {', '.join(f'{name} {n}' for name, n in zip(systems, caught, strict=True))}")
@@ -568,8 +568,8 @@ def main() -> None:
     for at, name in enumerate(systems):
         print(f"- {name}: {f1(calm, changed, at)}")
     failed = sum((bench.peer.failed for bench in benches if bench.peer), Counter())
-    for why, number in failed.most_common(3):
-        print(f"evidently failed {number} times: {why}")
+    for reason, number in failed.most_common(3):
+        print(f"evidently failed {number} times: {reason}")
     print(f"\n{time.monotonic() - begun:.0f} s")
 
 

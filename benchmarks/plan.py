@@ -106,8 +106,8 @@ def table_of_cpu_runs(runs: list[dict[str, Any]]) -> None:
         predicted = memory_of(cpu_job(run)).peak
         measured = measure(run)
         errors.append(predicted / measured - 1)
-        words = " ".join(f"{key}={value}" for key, value in run.items()) or "as usual"
-        print(f"{words:<66}{measured:>9.2f}{predicted:>10.2f}{errors[-1]:>+8.1%}", flush=True)
+        text = " ".join(f"{key}={value}" for key, value in run.items()) or "as usual"
+        print(f"{text:<66}{measured:>9.2f}{predicted:>10.2f}{errors[-1]:>+8.1%}", flush=True)
     within = sum(abs(error) <= 0.1 for error in errors)
     print(f"within 10 %: {within} of {len(errors)}; median {statistics.median(map(abs, errors)):.1%}\n")
 
@@ -146,13 +146,13 @@ RANDOM_SIZES = {"vocab_size": 49152, "hidden_size": 768, "intermediate_size": 20
                 "num_attention_heads": 12, "num_key_value_heads": 4, "head_dim": 64, "max_position_embeddings": 2048}  # fmt: skip
 
 
-def folder_of_family(name: str, place: Path) -> str:
+def folder_of_family(name: str, path: Path) -> str:
     """A model's folder: of a file that `make models` fetched, or of random weights with the packaged tokenizer."""
     if name in MODELS:
         if (file := real_model(name)) is None:
             sys.exit(f"No {MODELS[name].file}: run make models")
         return str(resolve(str(file)))
-    folder = place / name.replace(" ", "-")
+    folder = path / name.replace(" ", "-")
     sizes = {**RANDOM_SIZES, "num_key_value_heads": 12} if name == "phi3" else RANDOM_SIZES
     folder_of(name, folder, **sizes, **({"sliding_window": 128} if "window" in name else {}))
     for part in ("tokenizer.json", "tokenizer_config.json"):
@@ -162,8 +162,8 @@ def folder_of_family(name: str, place: Path) -> str:
 
 def table_of_families() -> None:
     """Predict, run and print runs of other families."""
-    with tempfile.TemporaryDirectory() as place:
-        folders = {name: folder_of_family(name, Path(place)) for name in FAMILY_RUNS}
+    with tempfile.TemporaryDirectory() as path:
+        folders = {name: folder_of_family(name, Path(path)) for name in FAMILY_RUNS}
         runs = [{"model": folders[name], **run} for name, runs in FAMILY_RUNS.items() for run in runs]
         table_of_loop_runs(runs)
 
@@ -194,11 +194,11 @@ def table_of_loop_runs(runs: list[dict[str, Any]]) -> None:
         measured = float(json.loads(done.stdout.splitlines()[-1])["growth_gib"])
         predicted = loop_growth(run)
         errors.append(predicted / measured - 1)
-        words = (
+        text = (
             " ".join(Path(str(value)).name if key == "model" else f"{key}={value}" for key, value in run.items())
             or "as usual"
         )
-        print(f"{words:<66}{measured:>9.2f}{predicted:>10.2f}{errors[-1]:>+8.1%}", flush=True)
+        print(f"{text:<66}{measured:>9.2f}{predicted:>10.2f}{errors[-1]:>+8.1%}", flush=True)
     within = sum(abs(error) <= 0.1 for error in errors)
     print(f"within 10 %: {within} of {len(errors)}; median {statistics.median(map(abs, errors)):.1%}\n")
 
@@ -266,15 +266,15 @@ def _share(errors: list[float], limit: float) -> str:
 
 
 if __name__ == "__main__":
-    what = sys.argv[1] if len(sys.argv) > 1 else ":"
-    if what.startswith("loop"):  # loop, or loop:25:37
-        first, _, last = what.removeprefix("loop").removeprefix(":").partition(":")
+    message = sys.argv[1] if len(sys.argv) > 1 else ":"
+    if message.startswith("loop"):  # loop, or loop:25:37
+        first, _, last = message.removeprefix("loop").removeprefix(":").partition(":")
         table_of_loop_runs(LOOP_RUNS[int(first or 0) : int(last or len(LOOP_RUNS))])
         sys.exit()
-    if what == "families":
+    if message == "families":
         table_of_families()
         sys.exit()
-    if what != "published":
-        first, _, last = what.partition(":")
+    if message != "published":
+        first, _, last = message.partition(":")
         table_of_cpu_runs(RUNS[int(first or 0) : int(last or len(RUNS))] or RUNS)
     table_of_published_runs(sys.argv[2] if len(sys.argv) > 2 else "")

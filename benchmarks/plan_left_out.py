@@ -195,21 +195,21 @@ def fit(
             if (found := errors(points[index][1]))
         }
 
-    for each in constants:
-        each.put(each.values[len(each.values) // 2])
+    for constant in constants:
+        constant.put(constant.values[len(constant.values) // 2])
     now = losses(range(len(points)))
     for _ in range(ROUNDS):
         before = sum(now.values())
-        for each in constants:
-            concerned = [index for index, (_, point) in enumerate(points) if each.concerns(point)]
+        for constant in constants:
+            concerned = [index for index, (_, point) in enumerate(points) if constant.concerns(point)]
             tried: list[tuple[float, float, dict[int, float]]] = []
-            middle = statistics.median(each.values)
-            for value in each.values:
-                each.put(value)
+            middle = statistics.median(constant.values)
+            for value in constant.values:
+                constant.put(value)
                 found = losses(concerned)
                 tried.append((round(sum(found.values()), 9), abs(value - middle), {**found, -1: value}))
-            best = min(tried, key=lambda one: one[:2])[2]
-            each.put(best.pop(-1))
+            best = min(tried, key=lambda item: item[:2])[2]
+            constant.put(best.pop(-1))
             now |= best
         if before - sum(now.values()) < 1e-4:
             break
@@ -300,10 +300,10 @@ def _line(name: str, groups: Sequence[Sequence[Scored]]) -> str:
     speeds = [[error for run in runs for error in run.speed] for runs in groups]
     fits = [run for runs in groups for run in runs if run.says_fits is not None]
     false = sum(bool(run.says_fits) and not run.point.fits and run.required < 0.97 for run in fits)
-    counts = [sum(map(len, each)) for each in (memories, speeds)]
-    memories, speeds = [each for each in memories if each], [each for each in speeds if each]
+    counts = [sum(map(len, item)) for item in (memories, speeds)]
+    memories, speeds = [item for item in memories if item], [item for item in speeds if item]
     cells = [str(counts[0] or "")]
-    cells.append(f"{statistics.mean(statistics.median(map(_size, each)) for each in memories):.0%}" if memories else "")
+    cells.append(f"{statistics.mean(statistics.median(map(_size, item)) for item in memories):.0%}" if memories else "")
     cells += [
         _share(memories, lambda error: _size(error) <= 0.15),
         _share(memories, lambda error: math.exp(error) < 0.95),
@@ -321,7 +321,7 @@ def _size(error: float) -> float:
 
 
 def _share(groups: Sequence[Sequence[float]], holds: Callable[[float], bool]) -> str:
-    return f"{statistics.mean(statistics.mean(map(holds, each)) for each in groups):.0%}" if groups else ""
+    return f"{statistics.mean(statistics.mean(map(holds, group)) for group in groups):.0%}" if groups else ""
 
 
 def certainty_of(scores: Mapping[str, Sequence[Scored]]) -> dict[str, Any]:
@@ -365,7 +365,7 @@ def covered(scores: Mapping[str, Sequence[Scored]]) -> dict[str, tuple[float, fl
                 low, high = known[part][groups_of(run.point.job)[part]]
                 shares.setdefault(name, []).extend(low <= math.exp(-error) <= high for error in getattr(run, part))
     means = {part: [statistics.mean(found) for found in shares.values() if found] for part, shares in inside.items()}
-    every = {part: [each for found in shares.values() for each in found] for part, shares in inside.items()}
+    every = {part: [match for found in shares.values() for match in found] for part, shares in inside.items()}
     return {part: (statistics.mean(means[part]), statistics.mean(every[part])) for part in inside}
 
 

@@ -49,7 +49,7 @@ def table(results: dict[str, dict]) -> str:  # type: ignore[type-arg]
     for name, result in results.items():
         manifest, evaluation = result["dataset"], result["eval"]
         metric = "accuracy" if evaluation["task"] == "classification" else "rougeL"
-        place = [name, manifest["format"]["name"], f"{manifest['counts']['train']:,} / {evaluation['n']:,}"]
+        path = [name, manifest["format"]["name"], f"{manifest['counts']['train']:,} / {evaluation['n']:,}"]
         systems = {**evaluation["baselines"], "tuned": evaluation["metrics"]}
         pairs = {c["a"]: c for c in evaluation["comparisons"] if c["metric"] == metric}
         for system, metrics in systems.items():
@@ -57,9 +57,9 @@ def table(results: dict[str, dict]) -> str:  # type: ignore[type-arg]
                 continue
             m = metrics[metric]
             p = f"{pairs[system]['p']:.2g} ({pairs[system]['verdict']})" if system in pairs else ""
-            cells = [*place, system, metric, f"{m['value']:.3f}", f"{m['low']:.3f} to {m['high']:.3f}", p]
+            cells = [*path, system, metric, f"{m['value']:.3f}", f"{m['low']:.3f} to {m['high']:.3f}", p]
             lines.append("| " + " | ".join(cells) + " |")
-            place = ["", "", ""]
+            path = ["", "", ""]
     lines += [
         "",
         "| data | steps | minutes planned | minutes taken | GiB planned | GiB taken | tokens/s | validation loss | perplexity on test |",

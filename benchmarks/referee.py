@@ -56,9 +56,9 @@ def write_rows(folder: Path, count: int) -> dict[str, Path]:
     return files
 
 
-def tuneloop(*words: str) -> dict[str, Any]:
+def tuneloop(*text: str) -> dict[str, Any]:
     """What a command prints as JSON."""
-    line = [sys.executable, "-m", "tuneloop", *words, "--json", "--quiet"]
+    line = [sys.executable, "-m", "tuneloop", *text, "--json", "--quiet"]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(line)}: {done.stdout}{done.stderr}")
@@ -66,13 +66,13 @@ def tuneloop(*words: str) -> dict[str, Any]:
     return result
 
 
-def run_inspect(place: str, task: Path, command: str, folder: Path) -> Path:
+def run_inspect(path: str, task: Path, command: str, folder: Path) -> Path:
     """Run an exported task by the command that its export prints; what it wrote."""
-    words = shlex.split(command.removeprefix(f"cd {task} && "))
-    words[0] = str((Path(place) / words[0]).resolve())
-    words += ["--log-dir", str(folder / "logs"), "--display", "none"]
+    text = shlex.split(command.removeprefix(f"cd {task} && "))
+    text[0] = str((Path(path) / text[0]).resolve())
+    text += ["--log-dir", str(folder / "logs"), "--display", "none"]
     environment = {**os.environ, **ENVIRONMENT}
-    done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment, cwd=task)
+    done = subprocess.run(text, capture_output=True, text=True, check=False, env=environment, cwd=task)
     wrote = next((folder / "logs").glob("*.eval"), None)
     if wrote is None:
         raise SystemExit(f"Inspect wrote nothing: {done.stdout[-3000:]}{done.stderr[-3000:]}")
@@ -154,8 +154,8 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=12)
     parser.add_argument("--write", action="store_true", help="put the tables into benchmarks/records/results.md")
     options = parser.parse_args()
-    with TemporaryDirectory() as place:
-        text = table(options, Path(place))
+    with TemporaryDirectory() as path:
+        text = table(options, Path(path))
     print(text)
     if options.write:
         put_into_results(HEADING, text)

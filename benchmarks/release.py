@@ -80,7 +80,7 @@ def print_format(run: Path, made: ArtifactManifest, folder: Path) -> None:
     else:
         primary = made.evaluation.primary
         figure, pair = made.evaluation.metrics[primary], None
-        pair = next((each for each in made.evaluation.comparisons if each.metric == primary), None)
+        pair = next((comparison for comparison in made.evaluation.comparisons if comparison.metric == primary), None)
         cells += [
             f"{made.quantisation.kl:.2g}",
             f"{made.same_answers.share:.1%}",
@@ -99,7 +99,7 @@ def planned(model: str, name: str, measured: float) -> str:
     from tuneloop.planning.catalogue.shape import find_model
     from tuneloop.planning.serve import plan_serving
 
-    found = {each.format: each for each in plan_serving(find_model(model)[1], [this_cpu()], 256, 1)}
+    found = {item.format: item for item in plan_serving(find_model(model)[1], [this_cpu()], 256, 1)}
     said = found[name].one if name in found else None
     return f"{said:,.0f} ({said / measured:.2f}x)" if said else ""
 
@@ -167,16 +167,16 @@ def speeds(folder: Path | None, gigabytes: float) -> None:
             print_speeds(files, find_model(str(Path(name) / "model"))[1], 2)
 
 
-def random_files(place: Path, gigabytes: float) -> dict[str, Path]:
+def random_files(path: Path, gigabytes: float) -> dict[str, Path]:
     """A random Llama of about so many GB in 16 bits, in three formats."""
     from tuneloop.models.chat.template import load_template
     from tuneloop.release.gguf.convert import About, write_gguf
     from tuneloop.release.quantise import quantise
     from tuneloop.release.tuned_weights import open_tuned
 
-    write_random(place / "model", gigabytes)
-    files = {name: place / f"{name}.gguf" for name in ("f16", "q8_0", "q4_k_m")}
-    write_gguf(open_tuned("", place / "model"), load_template(place / "model"), files["f16"], "f16", About("random"))
+    write_random(path / "model", gigabytes)
+    files = {name: path / f"{name}.gguf" for name in ("f16", "q8_0", "q4_k_m")}
+    write_gguf(open_tuned("", path / "model"), load_template(path / "model"), files["f16"], "f16", About("random"))
     for name in ("q8_0", "q4_k_m"):
         quantise(files["f16"], files[name], name)
     return files
@@ -201,9 +201,9 @@ def print_speeds(files: dict[str, Path], shape: Any, rounds: int) -> None:
                     found[name].append((1000 * READ / said["first"], writing))
     print(f"threads: {llama.threads}; {READ} tokens read, {WRITTEN - 1} written, medians of {rounds}")
     print("| file | MB | reads/s | planned | writes/s | planned |\n|---|---|---|---|---|---|")
-    served = {each.format: each for each in plan_serving(shape, [this_cpu()], READ + WRITTEN, 1)}
+    served = {item.format: item for item in plan_serving(shape, [this_cpu()], READ + WRITTEN, 1)}
     for name, file in files.items():
-        reads, writes = (statistics.median(each) for each in zip(*found[name], strict=True))
+        reads, writes = (statistics.median(match) for match in zip(*found[name], strict=True))
         said_reads, said_writes = (served[name].prompt, served[name].one) if name in served else (None, None)
         print(
             f"| {name} | {file.stat().st_size / 1e6:,.1f} | {reads:,.0f} | {ratio(said_reads, reads)} | {writes:,.0f} | {ratio(said_writes, writes)} |"
@@ -356,16 +356,16 @@ def ready(repeats: int = 5) -> None:
 
 def main() -> None:
     """Do what the first argument says."""
-    what, rest = (sys.argv[1] if len(sys.argv) > 1 else ""), sys.argv[2:]
-    if what == "table" and rest:
+    message, rest = (sys.argv[1] if len(sys.argv) > 1 else ""), sys.argv[2:]
+    if message == "table" and rest:
         table(rest)
-    elif what == "speeds" and rest:
+    elif message == "speeds" and rest:
         speeds(
             Path(rest[0]) if Path(rest[0]).is_dir() else None, float(rest[-1]) if not Path(rest[-1]).is_dir() else 0.0
         )
-    elif what == "stream":
+    elif message == "stream":
         stream(float(rest[0]) if rest else 2.0)
-    elif what == "ready":
+    elif message == "ready":
         ready()
     else:
         raise SystemExit(__doc__)

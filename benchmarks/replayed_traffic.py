@@ -87,7 +87,7 @@ class Replay:
     batch: Sequence[Arrival]
     rows: int
     seconds: float
-    ids: Callable[[Arrival], Sequence[int]] = field(default=lambda one: range(one.prompt_tokens))
+    ids: Callable[[Arrival], Sequence[int]] = field(default=lambda item: range(item.prompt_tokens))
     adapter: str = BASE
     batch_adapter: str = BASE
     pause: float = 0.0
@@ -132,20 +132,20 @@ async def ask_in_time(
     """Ask each request at its time, by its number, and wait for no answer: the tasks that do."""
     clock, tasks = asyncio.get_running_loop().time, []
     began = clock()
-    for number, one in enumerate(arrivals):
-        if (left := began + one.at - clock()) > 0:
+    for number, arrival in enumerate(arrivals):
+        if (left := began + arrival.at - clock()) > 0:
             await asyncio.sleep(left)
-        tasks.append(asyncio.ensure_future(ask(number, one)))
+        tasks.append(asyncio.ensure_future(ask(number, arrival)))
     return tasks
 
 
-async def ask_one_of(runs: Sequence[Run], one: Arrival) -> None:
+async def ask_one_of(runs: Sequence[Run], arrival: Arrival) -> None:
     """Ask the first engine that does not refuse; what the others refused counts as moved, but for the last one."""
-    for place, run in enumerate(runs):
-        outcome = await run.request(one)
+    for path, run in enumerate(runs):
+        outcome = await run.request(arrival)
         if not outcome.refused:
             return
-        outcome.moved = place + 1 < len(runs)
+        outcome.moved = path + 1 < len(runs)
 
 
 async def replay(engine: Streams, arrivals: Sequence[Arrival], schedule: Schedule, given: Replay) -> list[Outcome]:
@@ -154,7 +154,7 @@ async def replay(engine: Streams, arrivals: Sequence[Arrival], schedule: Schedul
     run.admission.clock = asyncio.get_running_loop().time
     run.began = run.now()
     rows = [asyncio.ensure_future(run.batch_rows(number)) for number in range(given.rows if given.batch else 0)]
-    tasks = await ask_in_time(arrivals, lambda _, one: run.request(one))
+    tasks = await ask_in_time(arrivals, lambda _, item: run.request(item))
     if (left := run.began + given.seconds - run.now()) > 0:
         await asyncio.sleep(left)
     for task in rows:
@@ -182,55 +182,55 @@ class Run:
     def now(self) -> float:
         return asyncio.get_running_loop().time()
 
-    async def request(self, one: Arrival) -> Outcome:
-        outcome = Outcome(self.now(), asked_prompt=one.prompt_tokens)
+    async def request(self, arrival: Arrival) -> Outcome:
+        outcome = Outcome(self.now(), asked_prompt=arrival.prompt_tokens)
         self.found.append(outcome)
         if self.schedule in ("fifo", "shortest"):
-            await self._in_line(one, outcome, one.adapter or self.given.adapter)
+            await self._in_line(arrival, outcome, arrival.adapter or self.given.adapter)
             return outcome
-        work = Work("model", one.prompt_tokens, one.tokens, deadline_ms=self.given.objective_ms)
+        work = Work("model", arrival.prompt_tokens, arrival.tokens, deadline_ms=self.given.objective_ms)
         try:
-            place = await self.admission.enter(work)
+            path = await self.admission.enter(work)
         except ApiError:
             outcome.refused = True
             return outcome
         first = None
         try:
-            await self._answer(one, outcome, one.adapter or self.given.adapter, gives_way=False, place=place)
+            await self._answer(arrival, outcome, arrival.adapter or self.given.adapter, gives_way=False, path=path)
             first = 1000 * (outcome.first - outcome.started) if outcome.first else None
         finally:
-            self.admission.leave(place, outcome.written, first, whole=outcome.whole)
+            self.admission.leave(path, outcome.written, first, whole=outcome.whole)
         return outcome
 
-    async def _in_line(self, one: Arrival, outcome: Outcome, adapter: str) -> None:
+    async def _in_line(self, arrival: Arrival, outcome: Outcome, adapter: str) -> None:
         """In the order of coming, or the shortest first."""
-        await self.places.take(one.prompt_tokens + 10.0 * one.tokens if self.schedule == "shortest" else 0.0)
+        await self.places.take(arrival.prompt_tokens + 10.0 * arrival.tokens if self.schedule == "shortest" else 0.0)
         try:
-            await self._answer(one, outcome, adapter, gives_way=False)
+            await self._answer(arrival, outcome, adapter, gives_way=False)
         finally:
             self.places.give()
 
     async def batch_rows(self, number: int) -> None:
         """Rows of a batch, one after the other."""
-        for one in itertools.islice(itertools.cycle(self.given.batch), number, None, self.given.rows):
+        for item in itertools.islice(itertools.cycle(self.given.batch), number, None, self.given.rows):
             if self.given.pause:
                 await asyncio.sleep(self.given.pause)
-            outcome = Outcome(self.now(), batch=True, asked_prompt=one.prompt_tokens)
+            outcome = Outcome(self.now(), batch=True, asked_prompt=item.prompt_tokens)
             adapter = self.given.batch_adapter
             if self.schedule == "ours":
                 self.found.append(outcome)
-                await self._answer(one, outcome, adapter, gives_way=True)
+                await self._answer(item, outcome, adapter, gives_way=True)
             elif self.schedule in ("fifo", "shortest"):
                 self.found.append(outcome)
-                await self._in_line(one, outcome, adapter)
+                await self._in_line(item, outcome, adapter)
             else:
                 await self._when_quiet()
                 self.found.append(outcome)
-                place = await self.admission.enter(Work("batch", one.prompt_tokens, one.tokens, refusable=False))
+                path = await self.admission.enter(Work("batch", item.prompt_tokens, item.tokens, refusable=False))
                 try:
-                    await self._answer(one, outcome, adapter, gives_way=False)
+                    await self._answer(item, outcome, adapter, gives_way=False)
                 finally:
-                    self.admission.leave(place, outcome.written)
+                    self.admission.leave(path, outcome.written)
 
     async def _when_quiet(self) -> None:
         """Until a row may begin: a slot is free and nobody waits; under the gate, the engine has nothing else to do."""
@@ -241,10 +241,10 @@ class Run:
             await asyncio.sleep(0.005)
 
     async def _answer(
-        self, one: Arrival, outcome: Outcome, adapter: str, *, gives_way: bool, place: QueuePlace | None = None
+        self, arrival: Arrival, outcome: Outcome, adapter: str, *, gives_way: bool, path: QueuePlace | None = None
     ) -> None:
         request = Request(
-            ids=self.given.ids(one), max_new_tokens=max(one.tokens, 1), adapter=adapter, gives_way=gives_way
+            ids=self.given.ids(arrival), max_new_tokens=max(arrival.tokens, 1), adapter=adapter, gives_way=gives_way
         )  # fmt: skip
         outcome.started = self.now()
         stream: AsyncIterator[Any] = self.engine.stream(request)
@@ -252,9 +252,9 @@ class Run:
             async for piece in pieces:
                 outcome.end = self.now()
                 if not outcome.first:
-                    outcome.first, outcome.read = outcome.end, one.prompt_tokens
-                    if place is not None:
-                        place.reading = False
+                    outcome.first, outcome.read = outcome.end, arrival.prompt_tokens
+                    if path is not None:
+                        path.reading = False
                 completion = getattr(piece, "completion", None)
                 if isinstance(piece, int):
                     outcome.written = piece
@@ -295,10 +295,10 @@ def figures(
     schedule: str, outcomes: Sequence[Outcome], given: Replay, costs: Costs, usd_per_hour: float, engines: int = 1
 ) -> Figures:
     """The figures of a replay."""
-    asked = [one for one in outcomes if not one.batch]
-    accepted = [one for one in asked if not one.refused]
-    times = sorted(1000 * (one.first - one.arrived) for one in accepted if one.first) or [0.0]
-    read, written = sum(one.read for one in outcomes), sum(one.written for one in outcomes)
+    asked = [outcome for outcome in outcomes if not outcome.batch]
+    accepted = [item for item in asked if not item.refused]
+    times = sorted(1000 * (item.first - item.arrived) for item in accepted if item.first) or [0.0]
+    read, written = sum(outcome.read for outcome in outcomes), sum(outcome.written for outcome in outcomes)
     rows = max(min(_mean_rows(outcomes, given.seconds) / engines, float(given.slots)), 1.0)
     seconds = costs.seconds(read, written, rows)
     hours = engines * given.seconds / 3600
@@ -317,27 +317,27 @@ def batch_tokens(outcomes: Sequence[Outcome], seconds: float) -> int:
     A row that was cut while its prompt was read counts by the time that others took to read theirs: whole prompts alone
     would be steps of a twentieth of all.
     """
-    rows = [one for one in outcomes if one.batch]
-    begin = min((one.arrived for one in outcomes), default=0.0)
-    read = [one.first - one.started for one in rows if one.first]
+    rows = [outcome for outcome in outcomes if outcome.batch]
+    begin = min((outcome.arrived for outcome in outcomes), default=0.0)
+    read = [row.first - row.started for row in rows if row.first]
     usual = max(sum(read) / max(len(read), 1), 1e-9)
-    cut = [one for one in rows if one.started and not one.first]
-    part = sum(one.asked_prompt * min((begin + seconds - one.started) / usual, 1.0) for one in cut)
-    return int(sum(one.read + one.written for one in rows) + max(part, 0.0))
+    cut = [row for row in rows if row.started and not row.first]
+    part = sum(item.asked_prompt * min((begin + seconds - item.started) / usual, 1.0) for item in cut)
+    return int(sum(row.read + row.written for row in rows) + max(part, 0.0))
 
 
 def _mean_rows(outcomes: Sequence[Outcome], seconds: float) -> float:
     """Requests that were being written at the same time, on average."""
-    return sum(one.end - one.first for one in outcomes if one.first) / max(seconds, 1e-9)
+    return sum(outcome.end - outcome.first for outcome in outcomes if outcome.first) / max(seconds, 1e-9)
 
 
 def as_it_was(outcomes: Sequence[Outcome]) -> list[Arrival]:
     """The requests of a replay with the lengths that their answers had; of those that were refused the mean."""
-    asked = [one for one in outcomes if not one.batch]
-    lengths = [one.written for one in asked if one.whole]
+    asked = [outcome for outcome in outcomes if not outcome.batch]
+    lengths = [item.written for item in asked if item.whole]
     mean = max(sum(lengths) // max(len(lengths), 1), 1)
-    begin = min((one.arrived for one in outcomes), default=0.0)
-    return [Arrival(one.arrived - begin, one.asked_prompt, one.written if one.whole else mean) for one in asked]
+    begin = min((outcome.arrived for outcome in outcomes), default=0.0)
+    return [Arrival(item.arrived - begin, item.asked_prompt, item.written if item.whole else mean) for item in asked]
 
 
 async def time_alone(engine: Streams, given: Replay, repeats: int = 3) -> list[Timed]:
@@ -358,11 +358,11 @@ async def time_alone(engine: Streams, given: Replay, repeats: int = 3) -> list[T
         times = []
         for _ in range(repeats):
             run = Run(engine, "fifo", given, Admission(given.slots))
-            one = Arrival(0.0, prompt, tokens)
-            done = await asyncio.gather(*(run.request(one) for _ in range(rows)))
-            last = [max(getattr(each, name) - each.started for each in done) * 1000 for name in ("first", "end")]
-            times.append(Timed(rows, prompt, min(each.written for each in done), *last))
-        found.append(sorted(times, key=lambda each: each.first_ms)[repeats // 2])
+            item = Arrival(0.0, prompt, tokens)
+            done = await asyncio.gather(*(run.request(item) for _ in range(rows)))
+            last = [max(getattr(entry, name) - entry.started for entry in done) * 1000 for name in ("first", "end")]
+            times.append(Timed(rows, prompt, min(entry.written for entry in done), *last))
+        found.append(sorted(times, key=lambda time: time.first_ms)[repeats // 2])
     return found[1:]
 
 
@@ -382,9 +382,9 @@ def calibrate(costs: Costs, logs: Mapping[Schedule, Sequence[Outcome]], given: R
     from scipy.optimize import minimize
 
     def summary(outcomes: Sequence[Outcome]) -> Any:
-        asked = [one for one in outcomes if not one.batch and one.whole]
-        first = sum(one.first - one.started for one in asked) / max(len(asked), 1)
-        rest = sum(one.end - one.first for one in asked) / max(len(asked), 1)
+        asked = [outcome for outcome in outcomes if not outcome.batch and outcome.whole]
+        first = sum(item.first - item.started for item in asked) / max(len(asked), 1)
+        rest = sum(item.end - item.first for item in asked) / max(len(asked), 1)
         batch = batch_tokens(outcomes, given.seconds)
         return numpy.log(numpy.maximum([first, rest, batch], 1e-3))
 
@@ -436,9 +436,9 @@ async def replay_on_many(
         for number in range(given.rows if given.batch else 0)
     ]
 
-    async def ask(number: int, one: Arrival) -> None:
+    async def ask(number: int, arrival: Arrival) -> None:
         some = [runs[number % len(runs)]] if router == "turns" else draw.sample(runs, min(2, len(runs)))
-        await ask_one_of(sorted(some, key=lambda run: run.engine.load_ms), one)  # type: ignore[attr-defined]
+        await ask_one_of(sorted(some, key=lambda run: run.engine.load_ms), arrival)  # type: ignore[attr-defined]
 
     tasks = await ask_in_time(arrivals, ask)
     if (left := began + given.seconds - clock()) > 0:
@@ -447,4 +447,4 @@ async def replay_on_many(
         task.cancel()
     await asyncio.gather(*rows, return_exceptions=True)
     await asyncio.gather(*tasks)
-    return [one for run in runs for one in run.found if not one.moved]
+    return [match for run in runs for match in run.found if not match.moved]

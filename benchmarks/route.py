@@ -58,7 +58,7 @@ PUBLISHED = {
 
 def domain_of(intent: str) -> str:
     """The domain of an intent."""
-    return next(name for name, words in DOMAINS.items() if any(word in intent.lower() for word in words))
+    return next(name for name, domain in DOMAINS.items() if any(word in intent.lower() for word in domain))
 
 
 def rows_of(file: Path) -> list[dict[str, Any]]:
@@ -107,12 +107,12 @@ def domains(data: Path, features: Sequence[Features]) -> list[str]:
     """The table of domains."""
     train, test = (rows_of(data / f"banking77/{split}.jsonl") for split in ("train", "test"))
     names = list(DOMAINS)
-    place = {name: i for i, name in enumerate(names)}
+    path = {name: i for i, name in enumerate(names)}
     rng = np.random.default_rng(0)
     order = rng.permutation(len(train))
     val_rows, train_rows = [train[i] for i in order[:1500]], [train[i] for i in order[1500:]]
     experts, whole = expert_answers(train_rows, test, names)
-    own = np.array([place[domain_of(row["label"])] for row in test])
+    own = np.array([path[domain_of(row["label"])] for row in test])
     right = np.array(
         [[row["label"] == answer for answer in answers] for row, answers in zip(test, experts, strict=True)]
     )
@@ -128,8 +128,8 @@ def domains(data: Path, features: Sequence[Features]) -> list[str]:
         "|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     far = others(data)
-    for each in features:
-        seen = Seen(each)
+    for feature in features:
+        seen = Seen(feature)
         made.append(domain_line(seen, (train_rows, val_rows, test), own, right, far))
         print(made[-1], file=sys.stderr, flush=True)
     return made
@@ -154,7 +154,7 @@ def domain_line(seen: Seen, splits: Sequence[Any], own: Any, right: Any, far: Se
     near, cut = router.similarity(x), float(router.record.threshold or 0)
     harder, sent = [], []
     for gone, name in enumerate(names):
-        left = [each for each in names if each != name]
+        left = [item for item in names if item != name]
         less = fitted(seen, of(train, left), of(val, left), left, True)
         harder.append(auroc(less.similarity(x[own != gone]), less.similarity(x[own == gone])))
         sent.append(float((less.choose(x[own == gone]) == NONE).mean()))
@@ -202,8 +202,8 @@ def outcomes(data: Path, features: Sequence[Features]) -> list[str]:
     ]
     for name, curve in PUBLISHED.items():
         made.append(curve_line(f"{name}, read off its picture", np.array(curve), ""))
-    for each in features:
-        seen, rank = Seen(each), np.zeros(len(rows))
+    for feature in features:
+        seen, rank = Seen(feature), np.zeros(len(rows))
         for turn in range(FOLDS):
             test, val = fold == turn, fold == (turn + 1) % FOLDS
             parts = [([texts[i] for i in np.nonzero(part)[0]], quality[part]) for part in (~(test | val), val)]
@@ -216,7 +216,7 @@ def outcomes(data: Path, features: Sequence[Features]) -> list[str]:
             some = rng.integers(0, len(rows), len(rows))
             draws.append(float(np.trapezoid(curve_of(rank[some], quality[some]), SHARES)))
         low, high = np.quantile(draws, [0.025, 0.975])
-        made.append(curve_line(f"tuneloop, {each}", curve_of(rank, quality), f" [{low:.2f}, {high:.2f}]"))
+        made.append(curve_line(f"tuneloop, {feature}", curve_of(rank, quality), f" [{low:.2f}, {high:.2f}]"))
         print(made[-1], file=sys.stderr, flush=True)
     return made
 
@@ -247,8 +247,8 @@ def times(data: Path, features: Sequence[Features]) -> list[str]:
         "| features | p50 | p50, processor | p99, processor | goal, 2 ms |",
         "|---|---|---|---|---|",
     ]
-    for each in features:
-        seen = Seen(each)
+    for feature in features:
+        seen = Seen(feature)
         parts = []
         for rows in (train[:1500], train[1500:]):
             own = [names.index(domain_of(row["label"])) for row in rows]
@@ -262,7 +262,7 @@ def times(data: Path, features: Sequence[Features]) -> list[str]:
         wall, own = np.array(took[20:]).T
         p99 = float(np.quantile(own, 0.99))
         made.append(
-            f"| {each} | {np.median(wall):.2f} ms | {np.median(own):.2f} ms | {p99:.2f} ms | {'met' if p99 < 2 else 'missed'} |"
+            f"| {feature} | {np.median(wall):.2f} ms | {np.median(own):.2f} ms | {p99:.2f} ms | {'met' if p99 < 2 else 'missed'} |"
         )
         print(made[-1], file=sys.stderr, flush=True)
     return made
@@ -282,20 +282,31 @@ def tasks(data: Path, features: Sequence[Features], runs: Sequence[str]) -> list
         "them | of the own rows |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    with tempfile.TemporaryDirectory(dir=".") as place:
-        outside = Path(place) / "outside.jsonl"
+    with tempfile.TemporaryDirectory(dir=".") as path:
+        outside = Path(path) / "outside.jsonl"
         outside.write_text("".join(json.dumps({"text": text}) + "\n" for text in far), encoding="utf-8")
-        for each in features:
-            out = Path(place) / each
-            words = ["route", "fit", *runs, "--outside", str(outside), "--features", each, "--out", str(out), "-q"]
-            if tuneloop(words):
+        for feature in features:
+            out = Path(path) / feature
+            sentence = [
+                "route",
+                "fit",
+                *runs,
+                "--outside",
+                str(outside),
+                "--features",
+                feature,
+                "--out",
+                str(out),
+                "-q",
+            ]
+            if tuneloop(sentence):
                 sys.exit("the router could not be fitted")
             record = read_record(RouterRecord, out / "router.json")
             found = record.results
             assert found is not None and found.caught is not None and found.auroc is not None
             q, recall = found.quality, ", ".join(f"{value:.2f}" for value in found.recall.values())
             made.append(
-                f"| {each} | {record.kind} | {found.n} | {q.value:.3f} [{q.low:.3f}, {q.high:.3f}] | {recall} | "
+                f"| {feature} | {record.kind} | {found.n} | {q.value:.3f} [{q.low:.3f}, {q.high:.3f}] | {recall} | "
                 f"{found.auroc:.3f} | {found.caught:.0%} | {1 - found.kept:.0%} |"
             )
     return made

@@ -43,11 +43,11 @@ def make_rows(path: Path, number: int) -> int:
     syllables = [
         f"{first}{vowel}{last}" for first in "bdfgklmnprst" for vowel in "aeiou" for last in ("", "n", "r", "s")
     ]
-    words = ["".join(draw.choices(syllables, k=draw.randint(1, 3))) for _ in range(20_000)]
+    sentence = ["".join(draw.choices(syllables, k=draw.randint(1, 3))) for _ in range(20_000)]
     before = ""
     with path.open("w", encoding="utf-8") as file:
         for n in range(number):
-            text = before + " again" if n % 10 == 9 else " ".join(draw.choices(words, k=20))
+            text = before + " again" if n % 10 == 9 else " ".join(draw.choices(sentence, k=20))
             before = text
             file.write(json.dumps({"text": text, "label": "ab"[n % 2]}) + "\n")
     return path.stat().st_size
@@ -73,9 +73,9 @@ def family(pid: int) -> Iterator[int]:
 def memory_of(pid: int) -> int:
     """Bytes that a process and its children hold together."""
     total = 0
-    for one in family(pid):
+    for item in family(pid):
         try:
-            text = Path(f"/proc/{one}/smaps_rollup").read_text()
+            text = Path(f"/proc/{item}/smaps_rollup").read_text()
         except OSError:
             continue
         total += next((int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("Pss:")), 0)

@@ -177,16 +177,16 @@ def homes(setting: Setting, engines: int) -> dict[str, list[int]]:
 async def _ask_all(runs: Sequence[Run], arrivals: Sequence[Arrival], router: Router, own: dict[str, list[int]]) -> None:
     draw = random.Random(1)
 
-    def order(number: int, one: Arrival) -> list[Run]:
+    def order(number: int, arrival: Arrival) -> list[Run]:
         if router == "turns":
             return [runs[number % len(runs)]]
         some = draw.sample(range(len(runs)), min(2, len(runs)))
         if router == "affinity":
-            some = sorted(own[one.adapter], key=lambda n: runs[n].engine.load_ms) + some  # type: ignore[attr-defined]
+            some = sorted(own[arrival.adapter], key=lambda n: runs[n].engine.load_ms) + some  # type: ignore[attr-defined]
             return [runs[n] for n in dict.fromkeys(some)][:3]
         return sorted((runs[n] for n in some), key=lambda run: run.engine.load_ms)  # type: ignore[attr-defined]
 
-    await asyncio.gather(*await ask_in_time(arrivals, lambda number, one: ask_one_of(order(number, one), one)))
+    await asyncio.gather(*await ask_in_time(arrivals, lambda number, item: ask_one_of(order(number, item), item)))
 
 
 def simulated(setting: Setting, router: Router, engines: int, seed: int = 0) -> Found:
@@ -203,28 +203,28 @@ def simulated(setting: Setting, router: Router, engines: int, seed: int = 0) -> 
     counted_from = setting.seconds / 3
 
     async def work() -> tuple[list[Outcome], float, float]:
-        runs = [Run(place, "ours", given, Admission(given.slots)) for place in places]
+        runs = [Run(location, "ours", given, Admission(given.slots)) for location in places]
         clock = asyncio.get_running_loop().time
         for run in runs:
             run.admission.clock = clock
         began = clock()
         task = asyncio.ensure_future(_ask_all(runs, arrivals, router, homes(setting, engines)))
         await asyncio.sleep(counted_from)
-        for place in places:
-            place.read = place.written = place.loaded = place.hits = place.asked = 0
+        for path in places:
+            path.read = path.written = path.loaded = path.hits = path.asked = 0
         await task
-        outcomes = [one for run in runs for one in run.found if not one.moved]
+        outcomes = [match for run in runs for match in run.found if not match.moved]
         return outcomes, began + counted_from, clock()
 
     outcomes, since, until = simulate(work)
-    asked = [one for one in outcomes if one.arrived >= since]
-    times = [1000 * (one.first - one.arrived) for one in asked if not one.refused]
-    total = max(sum(place.asked for place in places), 1)
+    asked = [outcome for outcome in outcomes if outcome.arrived >= since]
+    times = [1000 * (item.first - item.arrived) for item in asked if not item.refused]
+    total = max(sum(path.asked for path in places), 1)
     return Found(
-        router, engines, len(asked), sum(one.refused for one in asked) / len(asked),
+        router, engines, len(asked), sum(item.refused for item in asked) / len(asked),
         sum(time <= setting.objective_ms for time in times) / max(len(times), 1), percentile(times, 0.5), percentile(times, 0.99),
-        sum(setting.costs.seconds(place.read, place.written, setting.rows) for place in places) / (engines * (until - since)),
-        sum(place.hits for place in places) / total, sum(place.loaded for place in places) / total,
+        sum(setting.costs.seconds(path.read, path.written, setting.rows) for path in places) / (engines * (until - since)),
+        sum(path.hits for path in places) / total, sum(path.loaded for path in places) / total,
     )  # fmt: skip
 
 
@@ -235,12 +235,12 @@ def planned_costs(model: str, gpu: str, context: int, rows: int, adapters_gib: f
     from tuneloop.planning.serve import plan_serving
 
     shape, card = find_model(model)[1], find_gpu(gpu)
-    one, many = (plan_serving(shape, [card], context, number, 1)[0] for number in (1, rows))
-    assert one.one and one.prompt and many.all, f"{model} does not fit on one {gpu}"
-    alone, together = 1000 / one.one, 1000 * rows / many.all
+    item, many = (plan_serving(shape, [card], context, number, 1)[0] for number in (1, rows))
+    assert item.one and item.prompt and many.all, f"{model} does not fit on one {gpu}"
+    alone, together = 1000 / item.one, 1000 * rows / many.all
     row = (together - alone) / (rows - 1)
     left = 0.9 * card.gib - many.peak_gib - adapters_gib
-    return Costs(prompt=3.0, read=1000 / one.prompt, step=alone - row, row=row), left
+    return Costs(prompt=3.0, read=1000 / item.prompt, step=alone - row, row=row), left
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -283,9 +283,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     for engines in map(int, options.engines.split(",")):
         for router in options.routers.split(","):
-            one = simulated(setting, router, engines, options.seed)
-            print(f"{one.engines:>7}  {one.router:<9} {one.within:>7.1%} {one.refused:>8.1%} {one.p50:>7.0f} {one.p99:>7.0f} "
-                  f"{one.busy:>5.0%} {one.hits:>6.0%} {one.loaded:>6.1%}", flush=True)  # fmt: skip
+            item = simulated(setting, router, engines, options.seed)
+            print(f"{item.engines:>7}  {item.router:<9} {item.within:>7.1%} {item.refused:>8.1%} {item.p50:>7.0f} {item.p99:>7.0f} "
+                  f"{item.busy:>5.0%} {item.hits:>6.0%} {item.loaded:>6.1%}", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

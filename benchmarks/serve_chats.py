@@ -104,7 +104,7 @@ def figures(seen: Seen, folder: Path) -> dict[str, Any]:
         "ends": dict(seen.ends), "first turns": ms([turn for turn in seen.turns if turn.number == 1]),
         "later turns": ms([turn for turn in seen.turns if turn.number > 1]),
         "longest prompts": ms(sorted(seen.turns, key=lambda turn: turn.characters)[-len(seen.turns) // 5 :]),
-        "in the store": f"{sum(each in stored for each in seen.ids)} of {len(seen.ids)}, {len(stored)} in all, {sum(map(bool, stored.values()))} with a conversation",
+        "in the store": f"{sum(id_ in stored for id_ in seen.ids)} of {len(seen.ids)}, {len(stored)} in all, {sum(map(bool, stored.values()))} with a conversation",
     }  # fmt: skip
 
 

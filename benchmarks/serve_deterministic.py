@@ -170,7 +170,7 @@ def main() -> None:
             write_adapter(base, Path(folder) / str(seed), seed, 0.1 if options.differences else 0.02)
             for seed in range(options.adapters)
         ]
-        names = [BASE, *(add_adapter(model, place) for place in places)]
+        names = [BASE, *(add_adapter(model, path) for path in places)]
     requests = [
         Request(
             ids=model.template.prompt_ids([{"role": "user", "content": text}]),

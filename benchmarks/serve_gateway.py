@@ -155,8 +155,8 @@ async def run_gateway(port: int, folder: str, kind: str) -> None:
     from tuneloop.serving.store.writer import StoreWriter
     from tuneloop.serving.swap import freeze_heap
 
-    place = Path(folder)
-    engine = make_engine(kind, place)
+    path = Path(folder)
+    engine = make_engine(kind, path)
     await engine.start()
     objective = {"admission": "auto" if kind == "stub" else "queue"}
     config = ServeConfig.model_validate(
@@ -165,18 +165,18 @@ async def run_gateway(port: int, folder: str, kind: str) -> None:
     if CONTENT == "redacted":  # as `tuneloop serve` does
         from tuneloop.serving.server import redactor_of
 
-        store = StoreWriter(place, "redacted", redactor_of(CONTENT))
+        store = StoreWriter(path, "redacted", redactor_of(CONTENT))
     else:
-        store = StoreWriter(place)
+        store = StoreWriter(path)
     store.start()
-    gateway = Gateway(engine, {"stub": ServedModel("stub")}, config, store, Keyring(place, 0.02))
+    gateway = Gateway(engine, {"stub": ServedModel("stub")}, config, store, Keyring(path, 0.02))
     settings = uvicorn.Config(
         make_app(gateway), port=port, log_level="error", access_log=False, lifespan="off", timeout_keep_alive=600,
     )  # fmt: skip
     if kind == "llama.cpp":
-        (place / "server").write_text(json.dumps({"address": engine._client.address, "key": engine._client.key}))
-    key, _ = add_key(place, "bench", Limits(rpm=10_000_000, tpm=1_000_000_000, budget_usd=1e9))
-    (place / "key").write_text(key)
+        (path / "server").write_text(json.dumps({"address": engine._client.address, "key": engine._client.key}))
+    key, _ = add_key(path, "bench", Limits(rpm=10_000_000, tpm=1_000_000_000, budget_usd=1e9))
+    (path / "key").write_text(key)
     freeze_heap()  # as `tuneloop serve` does
     try:
         await uvicorn.Server(settings).serve()
@@ -243,10 +243,10 @@ def start_peer(name: str, engine: int, folder: Path) -> Setup:
         found.path = "/gateway/stub/invocations"
         del found.body["model"]
     else:
-        place = Path(tempfile.gettempdir()) / "tuneloop-bench-portkey"
-        script = place / "node_modules" / "@portkey-ai" / "gateway" / "build" / "start-server.js"
+        path = Path(tempfile.gettempdir()) / "tuneloop-bench-portkey"
+        script = path / "node_modules" / "@portkey-ai" / "gateway" / "build" / "start-server.js"
         if not script.exists():
-            subprocess.run(["npm", "install", "--silent", "--no-fund", "--no-audit", "--prefix", str(place), "@portkey-ai/gateway"], check=True)  # fmt: skip
+            subprocess.run(["npm", "install", "--silent", "--no-fund", "--no-audit", "--prefix", str(path), "@portkey-ai/gateway"], check=True)  # fmt: skip
         command = ["node", str(script), "--headless", f"--port={found.port}"]
         found.headers |= {"x-portkey-provider": "openai", "x-portkey-custom-host": url}
     quiet: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -319,8 +319,8 @@ async def load(connections: Connections, rate: float, seconds: float, seed: int)
 async def measure(setups: dict[str, Connections], rate: float, seconds: int) -> dict[str, list[float]]:
     """Latencies of all setups, in turns of a second with the same planned times."""
     found: dict[str, list[float]] = {name: [] for name in setups}
-    for each in setups.values():
-        await load(each, min(rate, 50), 2.0, 0)
+    for setup in setups.values():
+        await load(setup, min(rate, 50), 2.0, 0)
     for turn in range(seconds):
         order = list(setups)
         random.Random(turn).shuffle(order)
@@ -376,7 +376,7 @@ def resident_mb(pid: int) -> float:
     import psutil
 
     process = psutil.Process(pid)
-    return sum(each.memory_info().rss for each in [process, *process.children(recursive=True)]) / 1e6
+    return sum(item.memory_info().rss for item in [process, *process.children(recursive=True)]) / 1e6
 
 
 def start_own(name: str, folder: Path, *rest: str) -> Setup:
@@ -424,15 +424,15 @@ def with_stub(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         if options.peers:
             setups.append(start_own("by URL", folder, f"http://127.0.0.1:{direct.port}"))
         setups += [start_peer(name, direct.port, folder) for name in options.peers.split(",") if name]
-        for each in setups[2:]:
-            ready(each, folder)
+        for setup in setups[2:]:
+            ready(setup, folder)
         if options.apart:
             os.sched_setaffinity(0, cores[:1])
-        connections = {each.name: Connections(each) for each in setups}
+        connections = {entry.name: Connections(entry) for entry in setups}
 
         async def work() -> tuple[dict[str, list[float]], dict[str, float], list[tuple[int, float]]]:
             latencies = await measure(connections, options.rate, options.seconds)
-            rates = {name: await most(each, 4.0) for name, each in connections.items()}
+            rates = {name: await most(connection, 4.0) for name, connection in connections.items()}
             memory, gateway = [], setups[2].process
             assert gateway is not None
             for done in range(10 if options.requests else 0):
@@ -442,10 +442,10 @@ def with_stub(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
         with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selectors.SelectSelector())) as runner:
             latencies, rates, memory = runner.run(work())
-        resident = {each.name: resident_mb(each.process.pid) for each in setups if each.process is not None}
+        resident = {entry.name: resident_mb(entry.process.pid) for entry in setups if entry.process is not None}
     finally:
-        for each in reversed(setups):
-            stop(each)
+        for setup in reversed(setups):
+            stop(setup)
     base = latencies["direct"]
     rows = {
         name: {
@@ -511,29 +511,29 @@ async def compare(sides: Sequence[Side], options: argparse.Namespace) -> dict[st
     def prompt(length: int = 48) -> list[int]:
         return [draw.randrange(1000, 40000) for _ in range(length)]
 
-    first: dict[str, list[float]] = {each.name: [] for each in sides}
+    first: dict[str, list[float]] = {side.name: [] for side in sides}
     for number in range(10 * options.turns + 2):
         ids = prompt()
-        for each in sides if number % 2 else reversed(sides):
+        for item in sides if number % 2 else reversed(sides):
             # Another first token each time: nothing of it has been read by the other side.
-            found = await each.ask([draw.randrange(1000, 40000), *ids], 4)
+            found = await item.ask([draw.randrange(1000, 40000), *ids], 4)
             if number > 1:
-                first[each.name].append(found.first_ms)
-    rates: dict[str, list[float]] = {each.name: [] for each in sides}
+                first[item.name].append(found.first_ms)
+    rates: dict[str, list[float]] = {side.name: [] for side in sides}
     for turn in range(options.turns):
         prompts = [prompt() for _ in range(8 * options.clients)]
-        for each in sides if turn % 2 else reversed(sides):
+        for item in sides if turn % 2 else reversed(sides):
             left, written = [[draw.randrange(1000, 40000), *ids] for ids in prompts], 0
 
-            async def client(side: Side = each, left: list[list[int]] = left) -> None:
+            async def client(side: Side = item, left: list[list[int]] = left) -> None:
                 nonlocal written
                 while left:
                     written += (await side.ask(left.pop(), 32)).tokens
 
             began = time.perf_counter()
             await asyncio.gather(*(client() for _ in range(options.clients)))
-            rates[each.name].append(written / (time.perf_counter() - began))
-    a, b = (each.name for each in sides)
+            rates[item.name].append(written / (time.perf_counter() - began))
+    a, b = (side.name for side in sides)
     return {
         "first_ms": {name: statistics.median(values) for name, values in first.items()},
         "first_added_ms": statistics.median(y - x for x, y in zip(first[a], first[b], strict=True)),
@@ -551,13 +551,13 @@ def with_llamacpp(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     setup = start_own("tuneloop", folder, "llama.cpp")
     try:
         ready(setup, folder)
-        place = folder / "tuneloop"
-        server = json.loads((place / "server").read_text())
+        path = folder / "tuneloop"
+        server = json.loads((path / "server").read_text())
         own = {"temperature": 0.0, "stream": True, "cache_prompt": True, "return_tokens": True, "lora": []}
         ours = {"model": "stub", "temperature": 0.0, "stream": True, "stream_options": {"include_usage": True}}
         sides = [
             Side("llama.cpp", Wire(server["address"], server["key"]), "/completion", own, "n_predict"),
-            Side("tuneloop", Wire(f"http://127.0.0.1:{setup.port}", (place / "key").read_text()), "/v1/completions", ours, "max_tokens"),
+            Side("tuneloop", Wire(f"http://127.0.0.1:{setup.port}", (path / "key").read_text()), "/v1/completions", ours, "max_tokens"),
         ]  # fmt: skip
 
         async def measured() -> dict[str, Any]:
@@ -580,7 +580,7 @@ def show_llamacpp(found: dict[str, Any], options: argparse.Namespace) -> None:
     print(
         f"through the gateway: first token {found['first_added_ms']:+.2f} ms (median of pairs), throughput {found['throughput']:.3f}"
     )
-    print("  turns: " + ", ".join(f"{each:.3f}" for each in found["throughput_of_turns"]))
+    print("  turns: " + ", ".join(f"{match:.3f}" for match in found["throughput_of_turns"]))
 
 
 def main() -> None:

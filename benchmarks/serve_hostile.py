@@ -130,8 +130,8 @@ def sent(address: str, payload: Payload, key: str, seconds: float = 30) -> int:
     """The status of an answer; 0: the connection broke off, or it took longer."""
     path, body, headers = payload
     method, _, path = path.rpartition(" ")
-    place = urlsplit(address)
-    connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=seconds)
+    folder = urlsplit(address)
+    connection = http.client.HTTPConnection(folder.hostname or "", folder.port, timeout=seconds)
     try:
         line = {"content-type": JSON, **headers} | ({"authorization": f"Bearer {key}"} if key else {})
         connection.request(method or "POST", path, body, line)
@@ -146,8 +146,8 @@ def sent(address: str, payload: Payload, key: str, seconds: float = 30) -> int:
 
 def signed_in(address: str, key: str) -> str:
     """The cookie of the pages for a key."""
-    place = urlsplit(address)
-    connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=30)
+    path = urlsplit(address)
+    connection = http.client.HTTPConnection(path.hostname or "", path.port, timeout=30)
     form = {"content-type": "application/x-www-form-urlencoded", "origin": address}
     connection.request("POST", "/ui/login", urlencode({"secret": key}), form)
     reply = connection.getresponse()
@@ -272,15 +272,15 @@ def main() -> int:
     from tuneloop.serving.keys import Limits, add_key
 
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder) / "serve"
-        place.mkdir()
+        path = Path(folder) / "serve"
+        path.mkdir()
         fill(Path(folder))
         kinds = payloads(Path(folder))
         chosen = {name: kinds[name] for name in options.only.split(",") if name} or kinds
         rounds = chosen if options.each else {"all": [payload for some in chosen.values() for payload in some]}
         rights: Any = ["traces", "users", "ui"]
-        keys = [add_key(place, f"k{i}", Limits(rights=rights))[0] for i in range(9)]
-        command = [sys.executable, "-m", "tuneloop", "serve", "base=smollm2-135m", "port=0", f"folder={place}", "ui=true", "--json", "-q",
+        keys = [add_key(path, f"k{i}", Limits(rights=rights))[0] for i in range(9)]
+        command = [sys.executable, "-m", "tuneloop", "serve", "base=smollm2-135m", "port=0", f"folder={path}", "ui=true", "--json", "-q",
                    "feedback.per_minute=100000", "feedback.pages_per_minute=100000"]  # fmt: skip
         with open(Path(folder) / "log", "w+") as log:
             server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, cwd=folder)

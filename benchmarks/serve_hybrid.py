@@ -39,13 +39,13 @@ def make_engine(kind: str, folder: Path, context: int) -> Any:
     base = resolve("smollm2-135m")
     adapters = [write_adapter(base, folder / f"adapter-{seed}", seed, 0.01) for seed in (1, 2)]
     if kind == "tuneloop":
-        return LocalEngine(Served(str(base)), [Served(str(each)) for each in adapters], EngineSettings(slots=4))
+        return LocalEngine(Served(str(base)), [Served(str(entry)) for entry in adapters], EngineSettings(slots=4))
     source = packaged_gguf()
     assert source is not None
     shutil.copyfile(source, folder / "base.gguf")
-    for each in adapters:
-        write_gguf_lora(base, each, each.with_suffix(".gguf"), "f16", each.name)
-    loras = [Served(str(each.with_suffix(".gguf"))) for each in adapters]
+    for adapter in adapters:
+        write_gguf_lora(base, adapter, adapter.with_suffix(".gguf"), "f16", adapter.name)
+    loras = [Served(str(entry.with_suffix(".gguf"))) for entry in adapters]
     return LlamaCppEngine(Served(str(folder / "base.gguf")), loras, EngineSettings(slots=4, context=context))
 
 
@@ -63,13 +63,13 @@ async def measure(engine: Any, tokens: int, turns: int) -> dict[str, Any]:
     from tuneloop.inference.request import Request
 
     first, second = engine.adapters
-    words = list(await engine.tokenize("The history of the city begins with a small village on the river. " * 300))
+    text = list(await engine.tokenize("The history of the city begins with a small village on the river. " * 300))
     draw = random.Random(0)
-    row = Request(ids=words[:tokens], adapter=first, max_new_tokens=64)
+    row = Request(ids=text[:tokens], adapter=first, max_new_tokens=64)
 
     def short() -> Request:
-        place = draw.randrange(200)  # another beginning each time, so that none is read already
-        return Request(ids=[draw.randrange(1000, 20000), *words[place : place + 39]], adapter=second, max_new_tokens=4)
+        path = draw.randrange(200)  # another beginning each time, so that none is read already
+        return Request(ids=[draw.randrange(1000, 20000), *text[path : path + 39]], adapter=second, max_new_tokens=4)
 
     wanted = await complete(engine, row)
     found: dict[str, list[float]] = {"alone": [], "at once": [], "gives way": []}
@@ -90,7 +90,7 @@ async def measure(engine: Any, tokens: int, turns: int) -> dict[str, Any]:
                 found["gives way"].append(await first_token_ms(engine, short()))
                 interrupted += 1
         same += (await task).token_ids == wanted.token_ids
-        told = {name: [round(each) for each in values] for name, values in found.items()}
+        told = {name: [round(value) for value in values] for name, values in found.items()}
         print(f"turn {turn + 1}: ms to the first token {told}", file=sys.stderr, flush=True)
     return {"ms": found, "same": same, "rows": turns, "interrupted": interrupted}
 

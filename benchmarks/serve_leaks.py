@@ -88,7 +88,7 @@ async def cold_answers(plan: Plan) -> tuple[dict[Path, str], dict[tuple[str, str
 
     hashes: dict[Path, str] = {}
     found = {}
-    for folder in (None, *(each for folders in plan.adapters.values() for each in folders)):
+    for folder in (None, *(folder for folders in plan.adapters.values() for folder in folders)):
         for prompt in PROMPTS:
             engine = LocalEngine(
                 Served(plan.base), [] if folder is None else [Served(str(folder))], EngineSettings(slots=1)
@@ -138,7 +138,7 @@ async def client(
                             if line == "data: [DONE]":
                                 end = "whole"
                             elif line.startswith("data: ") and "error" not in (event := json.loads(line[6:])):
-                                text += "".join(each["delta"].get("content") or "" for each in event["choices"])
+                                text += "".join(item["delta"].get("content") or "" for item in event["choices"])
                             if leaves and text:
                                 end = "left"
                                 break
@@ -192,7 +192,7 @@ async def matrix(plan: Plan, folder: Path) -> Seen:
     at = {name: hashes[folders[0]] for name, folders in plan.adapters.items()}
     names = Names(
         {own: (0.0, BASE), **{name: (0.0, digest) for name, digest in at.items()}},
-        {own: {BASE}, **{name: {hashes[each] for each in folders} for name, folders in plan.adapters.items()}},
+        {own: {BASE}, **{name: {hashes[folder] for folder in folders} for name, folders in plan.adapters.items()}},
     )
     seen, process = Seen(), await asyncio.to_thread(started, plan, folder, port)
     clients = [
@@ -215,8 +215,8 @@ async def matrix(plan: Plan, folder: Path) -> Seen:
             process = await asyncio.to_thread(started, plan, folder, port)
             await asyncio.sleep(plan.seconds)
     finally:
-        for each in clients:
-            each.cancel()
+        for item in clients:
+            item.cancel()
         ended: list[Any] = await asyncio.gather(*clients, return_exceptions=True)
         process.kill()
         process.wait()
@@ -240,11 +240,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tokens", type=int, default=24, help="of an answer")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as place:
-        made = [write_adapter(resolve(given.model), Path(place) / f"adapter-{seed}", seed) for seed in range(1, 5)]
+    with tempfile.TemporaryDirectory() as path:
+        made = [write_adapter(resolve(given.model), Path(path) / f"adapter-{seed}", seed) for seed in range(1, 5)]
         adapters = {"a": made[:2], "b": [made[2]], "c": [made[3]]}
         plan = Plan(given.model, adapters, given.seconds, given.rounds, given.clients, given.tokens)
-        seen = asyncio.run(matrix(plan, Path(place) / "serve"))
+        seen = asyncio.run(matrix(plan, Path(path) / "serve"))
     if given.json:
         print(json.dumps({"ends": dict(seen.ends), "wrong": seen.wrong, "swaps": seen.swaps, "kills": seen.kills}))
         return

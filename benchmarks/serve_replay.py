@@ -64,13 +64,13 @@ def read_trace(folder: Path, name: str) -> list[Arrival]:
     """A trace as it was recorded."""
     if name.startswith("mooncake"):
         lines = map(json.loads, (folder / f"{name}.jsonl").read_text().splitlines())
-        return [Arrival(each["timestamp"] / 1000, each["input_length"], each["output_length"]) for each in lines]
+        return [Arrival(line["timestamp"] / 1000, line["input_length"], line["output_length"]) for line in lines]
     found = []
     with (folder / f"{name}.csv").open() as file:
         for row in csv.DictReader(file):
             at = datetime.fromisoformat(row["TIMESTAMP"][:26]).timestamp()
             found.append(Arrival(at, int(row["ContextTokens"]), int(row["GeneratedTokens"])))
-    return [replace(each, at=each.at - found[0].at) for each in found]
+    return [replace(match, at=match.at - found[0].at) for match in found]
 
 
 def scaled(trace: Sequence[Arrival], options: argparse.Namespace, costs: Costs, engines: int = 1) -> list[Arrival]:
@@ -79,20 +79,20 @@ def scaled(trace: Sequence[Arrival], options: argparse.Namespace, costs: Costs, 
     divide = options.divide or smallest_divisor(trace, options.ttft_ms / 4, costs)
     first = min(options.skip, max(trace[-1].at - seconds, 0.0))
     cut = [
-        Arrival(each.at - first, max(each.prompt_tokens // divide, 4), max(each.tokens // min(divide, 10), 2))
-        for each in trace if first <= each.at < first + seconds
+        Arrival(item.at - first, max(item.prompt_tokens // divide, 4), max(item.tokens // min(divide, 10), 2))
+        for item in trace if first <= item.at < first + seconds
     ]  # fmt: skip
-    work = sum(costs.seconds(each.prompt_tokens, each.tokens, 2.0) for each in cut)
+    work = sum(costs.seconds(item.prompt_tokens, item.tokens, 2.0) for item in cut)
     share = options.load * seconds * engines / max(work, 1e-9)
-    copies = [each for each in cut for _ in range(int(share) + (draw.random() < share % 1))]
+    copies = [item for item in cut for _ in range(int(share) + (draw.random() < share % 1))]
     spread = 0.0 if share <= 1 else 1.0
-    found = [replace(each, at=each.at + spread * draw.random()) for each in copies]
-    return sorted(found, key=lambda each: each.at)
+    found = [replace(copy, at=copy.at + spread * draw.random()) for copy in copies]
+    return sorted(found, key=lambda match: match.at)
 
 
 def smallest_divisor(trace: Sequence[Arrival], ms: float, costs: Costs) -> int:
     """By what prompts must be divided so that 99 of 100 alone have their first token within some milliseconds."""
-    long = sorted(each.prompt_tokens for each in trace)[int(0.99 * len(trace))]
+    long = sorted(item.prompt_tokens for item in trace)[int(0.99 * len(trace))]
     room = (ms - costs.prompt - costs.step) / max(costs.read, 1e-6)
     return max(math.ceil(long / max(room, 4.0)), 1)
 
@@ -117,14 +117,14 @@ async def in_reality(options: argparse.Namespace, name: str, given: Replay, fold
     await engine.start()
     try:
 
-        def ids(one: Arrival) -> Sequence[int]:
-            return [draw.randrange(1000, 40000) for _ in range(one.prompt_tokens)]
+        def ids(arrival: Arrival) -> Sequence[int]:
+            return [draw.randrange(1000, 40000) for _ in range(arrival.prompt_tokens)]
 
         real, trace = replace(given, ids=ids), read_trace(options.traces, name)
         alone = await time_alone(engine, real)
-        for each in alone:
-            print(f"  {each.rows} x {each.prompt_tokens} tokens: first after {each.first_ms:.0f} ms, "
-                  f"then {(each.end_ms - each.first_ms) / max(each.tokens - 1, 1):.1f} ms a token")  # fmt: skip
+        for item in alone:
+            print(f"  {item.rows} x {item.prompt_tokens} tokens: first after {item.first_ms:.0f} ms, "
+                  f"then {(item.end_ms - item.first_ms) / max(item.tokens - 1, 1):.1f} ms a token")  # fmt: skip
         costs = measured_costs(alone)
         print(
             f"alone: {costs}; tokens are divided by {smallest_divisor(trace, options.ttft_ms / 4, costs)}", flush=True
@@ -133,7 +133,7 @@ async def in_reality(options: argparse.Namespace, name: str, given: Replay, fold
             return costs
         schedules: Any = options.real.split(",")
         # All minutes are scaled by the costs that were measured, so that the traffic is the same whatever is fitted.
-        logs = {each: await replay(engine, scaled(trace, options, costs), each, real) for each in schedules}
+        logs = {schedule: await replay(engine, scaled(trace, options, costs), schedule, real) for schedule in schedules}
         fitted = await asyncio.to_thread(calibrate, costs, logs, given)
         print(f"beside its clients: {fitted}", flush=True)
         for schedule, log in logs.items():
@@ -153,7 +153,7 @@ async def compare(
     """Show what a schedule did in reality beside the same minutes on paper."""
     paper = await asyncio.to_thread(on_paper, costs, as_it_was(log), schedule, given, options)
     kinds = (("real", log), ("paper", paper))
-    show(title, [figures(f"{schedule}, {kind}", each, given, costs, options.usd) for kind, each in kinds])
+    show(title, [figures(f"{schedule}, {kind}", item, given, costs, options.usd) for kind, item in kinds])
 
 
 def on_paper(
@@ -175,8 +175,8 @@ def frontier(costs: Costs, arrivals: Sequence[Arrival], given: Replay, options: 
         best_worth: tuple[bool, float] = (False, 0.0)
         for pause in (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 1e9):  # seconds between two rows of each worker
             for rows in (2 * given.rows, given.rows, 1) if pause < 1e9 else (1,):
-                each = replace(given, rows=rows, pause=pause)
-                made = figures(schedule, on_paper(costs, arrivals, schedule, each, options), each, costs, options.usd)
+                item = replace(given, rows=rows, pause=pause)
+                made = figures(schedule, on_paper(costs, arrivals, schedule, item, options), item, costs, options.usd)
                 kept = made.within >= 0.99 and made.refused <= 0.02 * made.requests
                 worth = (kept, made.batch_tokens if kept else made.within - made.refused / max(made.requests, 1))
                 if best is None or worth > best_worth:
@@ -203,13 +203,13 @@ def on_many(costs: Costs, trace: Sequence[Arrival], given: Replay, options: argp
     found = []
     short = argparse.Namespace(**{**vars(options), "minutes": options.many_seconds / 60})
     arrivals = scaled(trace, short, costs, options.engines)
-    each = replace(given, seconds=options.many_seconds)
+    item = replace(given, seconds=options.many_seconds)
     for router in ("turns", "least"):
         engines = [SimulatedEngine(costs, options.slots, given.rows, grain=8) for _ in range(options.engines)]
         began = time.perf_counter()
-        outcomes = simulate(lambda: replay_on_many(engines, arrivals, each, router))  # noqa: B023
+        outcomes = simulate(lambda: replay_on_many(engines, arrivals, item, router))  # noqa: B023
         print(f"{router}: {len(arrivals):,} requests simulated in {time.perf_counter() - began:.0f} s")
-        found.append(figures(router, outcomes, each, costs, options.usd, options.engines))
+        found.append(figures(router, outcomes, item, costs, options.usd, options.engines))
     return found
 
 
@@ -249,8 +249,8 @@ def main() -> None:
     for name in names:
         arrivals = scaled(read_trace(options.traces, name), options, costs)
         rows = [
-            figures(each, on_paper(costs, arrivals, each, given, options), given, costs, options.usd)
-            for each in SCHEDULES
+            figures(schedule, on_paper(costs, arrivals, schedule, given, options), given, costs, options.usd)
+            for schedule in SCHEDULES
         ]
         alone = on_paper(costs, arrivals, "ours", replace(given, batch=()), options)
         rows.append(figures("without a batch", alone, given, costs, options.usd))

@@ -93,9 +93,9 @@ async def one(client: Any, seen: Seen, draw: random.Random) -> None:
     """A request: whole, as a stream, or as a stream that is left."""
     import httpx
 
-    words = " ".join(draw.choice(["river", "city", "moon", "letter", "bread"]) for _ in range(draw.randrange(5, 60)))
+    sentence = " ".join(draw.choice(["river", "city", "moon", "letter", "bread"]) for _ in range(draw.randrange(5, 60)))
     body = {
-        "messages": [{"role": "user", "content": f"{MARK} {words}"}], "max_tokens": draw.randrange(4, 40),
+        "messages": [{"role": "user", "content": f"{MARK} {sentence}"}], "max_tokens": draw.randrange(4, 40),
         "stream": draw.random() < 0.5, "service_tier": "flex" if draw.random() < 0.1 else "default",
     }  # fmt: skip
     leaves = body["stream"] and draw.random() < 0.1
@@ -191,7 +191,7 @@ def in_store(folder: Path, ids: list[str]) -> dict[str, int]:
     store = sqlite3.connect(folder / "serve" / "store.db")
     found = Counter(row[0] for row in store.execute("SELECT id FROM requests"))
     return {
-        "known": len(ids), "missing": sum(not found[each] for each in ids), "twice": sum(n > 1 for n in found.values()),
+        "known": len(ids), "missing": sum(not found[id_] for id_ in ids), "twice": sum(n > 1 for n in found.values()),
         "rows": sum(found.values()),
     }  # fmt: skip
 

@@ -188,7 +188,7 @@ def part_hybrid(folder: Path, options: argparse.Namespace) -> list[dict[str, Any
 
     async def work(address: str, priorities: bool) -> dict[str, Any]:
         settings = EndpointSettings(address, tokenizer=str(base), slots=4, priorities=priorities)
-        engine = EndpointEngine(Served("base"), [Served(str(place)) for place in places], settings)
+        engine = EndpointEngine(Served("base"), [Served(str(path)) for path in places], settings)
         await engine.start()
         try:
             return await serve_hybrid.measure(engine, 600, options.turns)

@@ -115,8 +115,8 @@ def verdicts_of(design: ExperimentDesign, tally: UserTally, findings: Findings, 
     )  # fmt: skip
     waiting, units = waits(proven), tally.rated.sum(axis=1).min(axis=-1)
     verdicts: Verdicts = []
-    for at, place in enumerate(endings(design, proven)):
-        outcome, reason = ENDINGS[place]
+    for at, ending in enumerate(endings(design, proven)):
+        outcome, reason = ENDINGS[ending]
         share = float(stages.share[at])
         if outcome == "continue" and not waiting[at]:
             share = next_share(design, share, float(stages.step_days[at]), float(units[at]))

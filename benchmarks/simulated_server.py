@@ -118,13 +118,13 @@ def measured_costs(found: Sequence[Timed]) -> Costs:
     if len(found) < 4:
         raise ValueError("fewer than four measurements: nothing can be fitted")
     rows, wanted = [], []
-    for one in found:
-        if one.rows == 1:
-            rows.append([1.0, float(one.prompt_tokens), 1.0, 1.0])
-            wanted.append(one.first_ms)
-        if one.tokens > 1:
-            rows.append([0.0, 0.0, 1.0, float(one.rows)])
-            wanted.append((one.end_ms - one.first_ms) / (one.tokens - 1))
+    for match in found:
+        if match.rows == 1:
+            rows.append([1.0, float(match.prompt_tokens), 1.0, 1.0])
+            wanted.append(match.first_ms)
+        if match.tokens > 1:
+            rows.append([0.0, 0.0, 1.0, float(match.rows)])
+            wanted.append((match.end_ms - match.first_ms) / (match.tokens - 1))
     scale = 1 / numpy.maximum(numpy.array(wanted), 1e-3)
     costs, _ = nnls(numpy.array(rows) * scale[:, None], numpy.array(wanted) * scale)
     return Costs(*(float(x) for x in costs))
@@ -238,12 +238,12 @@ class SimulatedEngine:
         now, found = self._now(), []
         rows = [row for row in self._patient[: self.giving] if row.ready <= now]
         reading = [row for row in rows if row.unread and not row.quantum]
-        each = self.costs.step + self.costs.row * max(len(rows), 1)
+        item = self.costs.step + self.costs.row * max(len(rows), 1)
         for row in rows:
             if row.unread:
                 continue
             if not row.quantum:
-                row.quantum = min(max(int(QUANTUM * 1000 / max(each, 1e-6)), 1), MOST_WRITTEN)
+                row.quantum = min(max(int(QUANTUM * 1000 / max(item, 1e-6)), 1), MOST_WRITTEN)
                 self._begun += 1
             found.append((row, 0))
         row = self._reader

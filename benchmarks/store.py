@@ -40,7 +40,7 @@ DAY = 86_400.0
 LEAST_MS = 1.0  # of a statement that is listed
 
 
-def fill(place: Path | str, requests: int, ratings: int) -> None:
+def fill(path: Path | str, requests: int, ratings: int) -> None:
     """Make the store."""
     rng = random.Random(0)
     prompts = [
@@ -82,15 +82,15 @@ def fill(place: Path | str, requests: int, ratings: int) -> None:
          "prompt_tokens": 60, "completion_tokens": 3, "place": 0}
         for day in range(365) for k in range(20)
     )  # fmt: skip
-    with opened(place, create=True) as store, store.transaction():
+    with opened(path, create=True) as store, store.transaction():
         for i in range(0, requests, 10_000):
             store.insert("requests", columns, [row(j) for j in range(i, min(i + 10_000, requests))])
         for i in range(0, ratings, 10_000):
             store.insert("feedback", said, [vote(j) for j in range(i, min(i + 10_000, ratings))])
-        store.insert("requests", columns, [tuple(each.get(name) for name in columns) for each in asked])
+        store.insert("requests", columns, [tuple(item.get(name) for name in columns) for item in asked])
         store.execute("UPDATE places SET last = ?", [requests + ratings])
-    if is_database_url(place):
-        with opened(place) as store:
+    if is_database_url(path):
+        with opened(path) as store:
             store.execute("VACUUM (ANALYZE)")  # as Postgres does by itself within minutes
 
 
@@ -187,9 +187,9 @@ def written(sums: bool) -> float:
     return 1e6 * least / 1000
 
 
-def _is_there(place: Path | str) -> bool:
+def _is_there(path: Path | str) -> bool:
     try:
-        with opened(place) as store:
+        with opened(path) as store:
             return bool(store.execute("SELECT 1 FROM requests LIMIT 1").fetchone())
     except UserError:
         return False

@@ -119,11 +119,11 @@ def write(file: Path, format: str, data: Path, number: int) -> dict[str, float]:
     return sums | {"users": len(users), "conversations": len(sessions)}
 
 
-def measured(*words: str, until: Callable[[], bool] | None = None) -> tuple[float, int, str]:
+def measured(*text: str, until: Callable[[], bool] | None = None) -> tuple[float, int, str]:
     """Seconds, most memory in MB and output of a command, which is killed (-9) as soon as `until` says so."""
     with tempfile.TemporaryFile("w+") as out, open(os.devnull, "w") as nowhere:
         begin, peak = time.perf_counter(), 0
-        process = subprocess.Popen([sys.executable, "-m", "tuneloop", *words], stdout=out, stderr=nowhere)
+        process = subprocess.Popen([sys.executable, "-m", "tuneloop", *text], stdout=out, stderr=nowhere)
         while process.poll() is None:
             peak = max(peak, peak_mb(process.pid))
             if until is not None and until():
@@ -132,7 +132,7 @@ def measured(*words: str, until: Callable[[], bool] | None = None) -> tuple[floa
             time.sleep(0.1)
         seconds = time.perf_counter() - begin
         if process.returncode not in ((0, 1, 3) if until is None else (-signal.SIGKILL,)):
-            raise SystemExit(f"tuneloop {' '.join(words)} ended with {process.returncode}")
+            raise SystemExit(f"tuneloop {' '.join(text)} ended with {process.returncode}")
         out.seek(0)
         return seconds, peak, out.read()
 
@@ -146,74 +146,74 @@ def peak_mb(pid: int) -> int:
     return next((int(line.split()[1]) // 1024 for line in lines if line.startswith("VmHWM")), 0)
 
 
-def in_store(place: Path) -> dict[str, float]:
+def in_store(path: Path) -> dict[str, float]:
     """What is in the store."""
     query = """SELECT count(*), count(DISTINCT id), sum(prompt_tokens), sum(completion_tokens), sum(usd),
         count(DISTINCT user), count(DISTINCT conversation) FROM requests"""
-    with sqlite3.connect(f"file:{place / 'store.db'}?mode=ro", uri=True) as base:
+    with sqlite3.connect(f"file:{path / 'store.db'}?mode=ro", uri=True) as base:
         names = ("calls", "ids", "read", "written", "usd", "users", "conversations")
         return dict(zip(names, base.execute(query).fetchone(), strict=True))
 
 
-def stored(place: Path) -> int:
+def stored(path: Path) -> int:
     """How many requests are in the store while it is being written."""
     try:
-        with sqlite3.connect(f"file:{place / 'store.db'}?mode=ro", uri=True, timeout=5) as base:
+        with sqlite3.connect(f"file:{path / 'store.db'}?mode=ro", uri=True, timeout=5) as base:
             return int(base.execute("SELECT coalesce(max(rowid), 0) FROM requests").fetchone()[0])
     except sqlite3.Error:
         return 0
 
 
-def import_all(format: str, file: Path, place: Path, sums: dict[str, float]) -> None:
+def import_all(format: str, file: Path, path: Path, sums: dict[str, float]) -> None:
     """Import with two kills, check what is there, and import again."""
-    words = ("import", format, str(file), "--store", str(place), "--json")
+    text = ("import", format, str(file), "--store", str(path), "--json")
     calls, size = int(sums["calls"]), file.stat().st_size
 
     def read_half() -> bool:
-        return sum(part.stat().st_size for part in place.glob("import-*.db")) > 0.3 * size
+        return sum(part.stat().st_size for part in path.glob("import-*.db")) > 0.3 * size
 
-    runs = [measured(*words, until=read_half), measured(*words, until=lambda: stored(place) > calls // 3)]
-    held = stored(place)
-    runs.append(measured(*words))
-    found = in_store(place)
+    runs = [measured(*text, until=read_half), measured(*text, until=lambda: stored(path) > calls // 3)]
+    held = stored(path)
+    runs.append(measured(*text))
+    found = in_store(path)
     assert found.pop("ids") == calls, found
     assert all(math.isclose(found[name], sums[name], rel_tol=1e-9) for name in sums), (found, sums)
-    assert held < calls and not list(place.glob("import-*.db*"))
+    assert held < calls and not list(path.glob("import-*.db*"))
     seconds, memory = sum(run[0] for run in runs), max(run[1] for run in runs)
     print(f"{calls:,} calls in {size / 1e6:,.0f} MB of {format}; killed after {runs[0][0]:.0f} s while it read and after "
           f"{runs[1][0]:.0f} s more, with {held:,} stored")  # fmt: skip
     print(f"imported in {seconds:.0f} s ({calls / seconds:,.0f} a second), {memory} MB of memory; calls, users, "
           "conversations, tokens and dollars are those of the file")  # fmt: skip
-    seconds, memory, answer = measured(*words)
+    seconds, memory, answer = measured(*text)
     summary = json.loads(answer)
-    assert (summary["requests"], summary["known"]) == (0, calls) and in_store(place)["calls"] == calls
+    assert (summary["requests"], summary["known"]) == (0, calls) and in_store(path)["calls"] == calls
     print(f"again: nothing new, {seconds:.0f} s, {memory} MB\n")
 
 
-def show_commands(data: Path, folder: Path, place: Path) -> None:
+def show_commands(data: Path, folder: Path, location: Path) -> None:
     """Print what commands and pages take on the store."""
     rows = folder / "rows.jsonl"
     sides = (("user", "prompt"), ("assistant", "answer"))
     chats = [[{"role": role, "content": call[name]} for role, name in sides] for call in calls_of(data, 3000, 0)]
     rows.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
     measured("prepare", str(rows), "--out", str(folder / "rows"), "--quiet")
-    with sqlite3.connect(f"file:{place / 'store.db'}?mode=ro", uri=True) as base:
+    with sqlite3.connect(f"file:{location / 'store.db'}?mode=ro", uri=True) as base:
         end, request = base.execute("SELECT max(time), min(id) FROM requests").fetchone()
     window = ("--reference", str(folder / "rows"), "--until", end)
     commands = {
-        "costs": ("costs", "--folder", str(place)),
-        "monitor, a week": ("monitor", str(place), *window),
-        "monitor, a day": ("monitor", str(place), *window, "--window", "1d"),
-        "collect show": ("collect", "show", "--store", str(place)),
+        "costs": ("costs", "--folder", str(location)),
+        "monitor, a week": ("monitor", str(location), *window),
+        "monitor, a day": ("monitor", str(location), *window, "--window", "1d"),
+        "collect show": ("collect", "show", "--store", str(location)),
     }
     print("| command | seconds | MB |\n|---|---|---|")
-    for name, words in commands.items():
-        seconds, memory, _ = measured(*words, "--json")
+    for name, command in commands.items():
+        seconds, memory, _ = measured(*command, "--json")
         print(f"| {name} | {seconds:.1f} | {memory} |")
     print("\n| page | first after a start, ms | first time | median | most |\n|---|---|---|---|---|")
     paths = ("/", "/traffic", f"/traffic/{request}", "/traffic?text=order", "/traffic?text=zebra", "/quality", "/costs")
-    starts = [ui.start_ms(path, place.parent, "") for path in paths]
-    with ui.pages(place.parent, "") as (_, address, _):
+    starts = [ui.start_ms(path, location.parent, "") for path in paths]
+    with ui.pages(location.parent, "") as (_, address, _):
         for path, start in zip(paths, starts, strict=True):
             page = ui.load_page(address, path, start)
             times = (page.start_ms, page.first_ms, page.median_ms, page.most_ms)
@@ -233,12 +233,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.folder or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
-        place = folder / "serve"
-        if not (place / "store.db").is_file():
+        path = folder / "serve"
+        if not (path / "store.db").is_file():
             file = Path(scratch) / "export.jsonl"
             sums = write(file, options.format, options.data, options.traces)
-            import_all(options.format, file, place, sums)
-        show_commands(options.data, folder, place)
+            import_all(options.format, file, path, sums)
+        show_commands(options.data, folder, path)
 
 
 if __name__ == "__main__":

@@ -214,9 +214,9 @@ def main() -> None:
         folder = options.folder or Path(scratch)
         if not (folder / "runs").is_dir():
             make_runs(folder, options.runs)
-        place = options.url or folder / "serve"
-        if not store._is_there(place):
-            store.fill(place, options.requests, options.ratings)
+        location = options.url or folder / "serve"
+        if not store._is_there(location):
+            store.fill(location, options.requests, options.ratings)
         starts = [start_ms(path, folder, options.url) for path in PAGES]
         with pages(folder, options.url) as (process, address, ready):
             loaded = [load_page(address, path, start) for path, start in zip(PAGES, starts, strict=True)]

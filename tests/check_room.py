@@ -64,14 +64,14 @@ class Step:
     processor: float
 
 
-def step(name: str, *words: str, **variables: str) -> Step:
+def step(name: str, *text: str, **variables: str) -> Step:
     """Run a module of this environment's Python in the root of the repository, and print what it says."""
     path = os.pathsep.join(map(str, (ROOT / "src", ROOT / "tests", ROOT / "tests" / "helpers")))
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **variables}
     begin = time.monotonic()
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", *words], cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
+            [sys.executable, "-m", *text], cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
         )
         _, status, usage = os.wait4(process.pid, 0)
         output.seek(0)
@@ -89,7 +89,7 @@ def source_of(room: str) -> str:
 
 def tests_of(room: str) -> list[str]:
     """The folder of a room's tests, or the file; and the files elsewhere that test modules of the room."""
-    places = [place for place in (f"tests/{room}", f"tests/test_{room}.py") if (ROOT / place).exists()]
+    places = [path for path in (f"tests/{room}", f"tests/test_{room}.py") if (ROOT / path).exists()]
     elsewhere = [
         f"tests/{file}"
         for file, modules in TESTED_IN.items()
@@ -108,8 +108,8 @@ def static_checks(room: str) -> list[Step]:
         step("words", "vocabulary", source_of(room)),
     ]
     if room in GOLDEN:
-        words = ["benchmarks.golden", "compare", "--tolerance", TOLERANCE, "--only", GOLDEN[room]]
-        steps.append(step(f"golden {GOLDEN[room]}", *words))
+        text = ["benchmarks.golden", "compare", "--tolerance", TOLERANCE, "--only", GOLDEN[room]]
+        steps.append(step(f"golden {GOLDEN[room]}", *text))
     return steps
 
 
@@ -128,14 +128,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     variables = {SECONDS: str(options.seconds), RECORD: "1" if options.record else ""}
     with ThreadPoolExecutor(1) as pool:
         others = pool.submit(static_checks, room)
-        words = ["pytest", "-p", "room_tests", "-p", "no:xdist", *tests_of(room), *HOUSE]
-        tests = step("tests", *words, **variables)
+        text = ["pytest", "-p", "room_tests", "-p", "no:xdist", *tests_of(room), *HOUSE]
+        tests = step("tests", *text, **variables)
     steps = [*others.result(), tests]
-    for each in steps:
+    for item in steps:
         print(
-            f"{each.name:24} {each.wall:6.1f} s, {each.processor:6.1f} s of a core  {'ok' if not each.status else 'FAILED'}"
+            f"{item.name:24} {item.wall:6.1f} s, {item.processor:6.1f} s of a core  {'ok' if not item.status else 'FAILED'}"
         )
-    failed = [each.name for each in steps if each.status]
+    failed = [entry.name for entry in steps if entry.status]
     if room not in GOLDEN:
         print("no golden values here; all: python benchmarks/golden.py compare")
     print(f"{room}: {'failed: ' + ', '.join(failed) if failed else 'all is well'}")

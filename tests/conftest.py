@@ -48,9 +48,9 @@ os.environ.setdefault("TUNELOOP_LOG_HEADS", os.devnull)  # nor do they leave not
 # for milliseconds each time; tests kill processes, and none cuts the power.
 MEMORY, PLENTY = "/dev/shm", 12 << 30
 if os.path.isdir(MEMORY):
-    place = os.statvfs(MEMORY)
-    roomy = min(place.f_bavail * place.f_frsize, memory_left() * 2**30) >= PLENTY
-    if roomy and not place.f_flag & os.ST_NOEXEC:
+    arg = os.statvfs(MEMORY)
+    roomy = min(arg.f_bavail * arg.f_frsize, memory_left() * 2**30) >= PLENTY
+    if roomy and not arg.f_flag & os.ST_NOEXEC:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", MEMORY)
 
 # What httpx waits for an answer where a test names no limit: five seconds are too few on a busy machine.
@@ -78,7 +78,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Let each process collect from another folder on: in a fresh clone each compiles some of the files for all."""
     of_xdist = getattr(config, "workerinput", None)
     tests = Path(__file__).parent
-    if of_xdist and [Path(place).resolve() for place in config.args] == [tests]:
+    if of_xdist and [Path(location).resolve() for location in config.args] == [tests]:
         folders = (path for path in tests.iterdir() if path.is_dir() and path.name[0] not in "._")
         places = sorted(map(str, [*folders, *tests.glob("test_*.py")]))
         first = len(places) * int(of_xdist["workerid"].removeprefix("gw")) // of_xdist["workercount"]
@@ -151,8 +151,8 @@ LLAMA3_ROPE = {
 }
 
 
-def write_llama3_tokenizer(path: Path, words: int | None = None) -> None:
-    """Write `tokenizer.json` from Meta's own `tokenizer.model`: all of its tokens or the first `words`, and then the 256 control tokens."""
+def write_llama3_tokenizer(path: Path, text: int | None = None) -> None:
+    """Write `tokenizer.json` from Meta's own `tokenizer.model`: all of its tokens or the first `text`, and then the 256 control tokens."""
     if importlib.util.find_spec("llama_models") is None:
         pytest.skip("llama-models is not installed: no Llama 3 tokenizer")
     from llama_models.llama3 import tokenizer as meta_module
@@ -162,13 +162,13 @@ def write_llama3_tokenizer(path: Path, words: int | None = None) -> None:
     special = sorted(meta.special_tokens, key=meta.special_tokens.__getitem__)
     lines = (Path(meta_module.__file__).parent / "tokenizer.model").read_bytes().splitlines(keepends=True)
     source = path.with_suffix(".model")
-    source.write_bytes(b"".join(lines[:words]))
+    source.write_bytes(b"".join(lines[:text]))
     tokenizer = TikTokenConverter(
         vocab_file=str(source), pattern=meta.pat_str, extra_special_tokens=special
     ).converted()
     source.unlink()
     tokenizer.model.ignore_merges = True
-    first = min(meta.special_tokens.values()) - len(lines[:words])
+    first = min(meta.special_tokens.values()) - len(lines[:text])
     assert all(tokenizer.token_to_id(name) == number - first for name, number in meta.special_tokens.items())
     tokenizer.save(str(path))
 
@@ -228,9 +228,9 @@ def fewer_tokens(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
     def write(folder: Path) -> None:
         shutil.copytree(tiny_llama, folder, dirs_exist_ok=True)
-        words = WORDS // 8
-        write_llama3_tokenizer(folder / "tokenizer.json", words)
-        ends = {"bos_token_id": words, "eos_token_id": [words + 1, words + 8, words + 9]}
+        text = WORDS // 8
+        write_llama3_tokenizer(folder / "tokenizer.json", text)
+        ends = {"bos_token_id": text, "eos_token_id": [text + 1, text + 8, text + 9]}
         for name in ("config.json", "generation_config.json"):
             settings = json.loads((folder / name).read_text())
             (folder / name).write_text(json.dumps({**settings, **ends}))
@@ -404,7 +404,7 @@ def make_run(tmp_path: Path, tiny_llama: Path, tmp_path_factory: pytest.TempPath
 
     def make(name: str = "run", base: Path = tiny_llama, method: str = "lora", **settings: Any) -> Path:
         of = content_hash([name, str(base), method, repr(sorted(settings.items()))])[:16]
-        made = made_once(tmp_path_factory, f"run-{of}", lambda place: write_run(place / name, base, method, **settings))
+        made = made_once(tmp_path_factory, f"run-{of}", lambda path: write_run(path / name, base, method, **settings))
         return Path(shutil.copytree(made / name, tmp_path / name))
 
     return make
@@ -423,9 +423,9 @@ def make_artifact(
     def make(form: str) -> Path:
         run = make_run()
 
-        def export(place: Path) -> None:
+        def export(path: Path) -> None:
             with monkeypatch.context() as patch:
-                patch.chdir(place)
+                patch.chdir(path)
                 export_run(run, form)
 
         made = made_once(tmp_path_factory, f"artifact-{form}", export)
@@ -481,10 +481,10 @@ def each_database(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
         server: Postgres = request.getfixturevalue("postgres")
         urls: dict[Path, str] = {}
 
-        def url(place: Path | str) -> str:
-            if store.is_database_url(place):
-                return str(place)
-            file = store.store_file(place).resolve()
+        def url(path: Path | str) -> str:
+            if store.is_database_url(path):
+                return str(path)
+            file = store.store_file(path).resolve()
             if file not in urls:
                 urls[file] = server.url()
             return urls[file]

@@ -454,9 +454,9 @@ def tensors_in(values: Iterable[Any]) -> Iterator[torch.Tensor]:
 def changed(change: Callable[[Any], Any], value: Any) -> Any:
     """An argument or a result, changed; of a list or a tuple each element."""
     if isinstance(value, list):
-        return [changed(change, each) for each in value]
+        return [changed(change, item) for item in value]
     if isinstance(value, tuple):
-        return tuple(changed(change, each) for each in value)
+        return tuple(changed(change, item) for item in value)
     return change(value)
 
 
@@ -505,8 +505,8 @@ class Graph:
         assert all(map(_now[-1].is_held, self.found)), "the graph reads memory that has been freed"
         _now[-1].launches["graph"] += 1
         with torch._C._DisableTorchDispatch(), torch.no_grad():  # type: ignore[attr-defined]
-            for each in self.work:
-                each()
+            for item in self.work:
+                item()
 
 
 def _check_devices(gpu: Gpu, func: Any, args: Any, tensors: list[torch.Tensor]) -> None:
@@ -778,17 +778,17 @@ def pretend_gpu(card: Card = Card(), *, values: bool = True, cards: int = 1) -> 
     ]
     if bitsandbytes is not None:  # it keeps its table of codes on the device of the first call, for the whole process
         patched.append((bitsandbytes.functional, "name2qmap", {}))
-    before = [(place, name, getattr(place, name)) for place, name, _ in patched]
+    before = [(location, name, getattr(location, name)) for location, name, _ in patched]
     swap = torch.__future__.get_swap_module_params_on_conversion()
     torch.__future__.set_swap_module_params_on_conversion(True)
-    for place, name, value in patched:
-        setattr(place, name, value)
+    for path, name, value in patched:
+        setattr(path, name, value)
     _now.append(gpu)
     try:
         with _Dispatch(), functions:
             yield gpu
     finally:
         _now.pop()
-        for place, name, value in before:
-            setattr(place, name, value)
+        for path, name, value in before:
+            setattr(path, name, value)
         torch.__future__.set_swap_module_params_on_conversion(swap)

@@ -227,7 +227,7 @@ class Loaded:
     def __init__(self, trees: Trees) -> None:
         self.named = {f"tuneloop.{name}".rstrip("."): tree for name, tree in modules(trees)}
         self.direct = {
-            name: {one for node, inside in when_imported(tree) if not inside for one in self.names(node)}
+            name: {name for node, inside in when_imported(tree) if not inside for name in self.names(node)}
             for name, tree in self.named.items()
         }
 
@@ -260,7 +260,7 @@ def test_an_import_inside_a_function_keeps_a_library_out_of_the_start(trees: Tre
         own = loaded.by([name])
         for node, inside in when_imported(tree):
             late = loaded.by(loaded.names(node)) - own if inside else set()
-            libraries = {one for one in late if one not in loaded.named}
+            libraries = {item for item in late if item not in loaded.named}
             kept_out = libraries - QUICK
             if name in for_help:
                 kept_out |= libraries - sys.stdlib_module_names | libraries & LATE_OF_PYTHON
@@ -395,7 +395,9 @@ def test_only_tables_are_left_out_of_the_formatter() -> None:
             if isinstance(node, ast.stmt) and node.end_lineno in ends:
                 value = getattr(node, "value", None)
                 parts = (
-                    [*value.args, *(each.value for each in value.keywords)] if isinstance(value, ast.Call) else [value]
+                    [*value.args, *(keyword.value for keyword in value.keywords)]
+                    if isinstance(value, ast.Call)
+                    else [value]
                 )
                 if any(isinstance(part, displays) for part in parts):
                     ends.discard(node.end_lineno)

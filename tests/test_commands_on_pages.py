@@ -44,14 +44,14 @@ class Command(NamedTuple):
 
 def commands(page: Path) -> Iterator[Command]:
     """The commands of a page's blocks; in a block that shows output too, a command follows a `$`."""
-    for mark, what, language, body in BLOCK.findall(page.read_text(encoding="utf-8")):
+    for mark, message, language, body in BLOCK.findall(page.read_text(encoding="utf-8")):
         body = body.replace("\\\n", " ")
         parts = [part.partition("\n") for part in re.split(r"^\$ ", body, flags=re.MULTILINE)[1:]]
         if language == "sh":
             parts = [(line, "", "") for line in body.splitlines()]
         for text, _, output in parts:
             if re.search(r"(?:^|\| |&& )tuneloop ", text):
-                yield Command(page.name, text, mark, what.strip(), output)
+                yield Command(page.name, text, mark, message.strip(), output)
 
 
 COMMANDS = [command for page in PAGES for command in commands(page)]
@@ -60,12 +60,12 @@ COMMANDS = [command for page in PAGES for command in commands(page)]
 def parsed(text: str) -> None:
     """Read a command line as the program does, without running it. Raises what typer raises for a wrong word or option."""
     for part in re.split(r" (?:\||&&) ", text):
-        words = shlex.split(part.partition(" < ")[0], comments=True)
-        if words[:1] != ["tuneloop"]:
+        sentence = shlex.split(part.partition(" < ")[0], comments=True)
+        if sentence[:1] != ["tuneloop"]:
             continue
-        group, words = typer.main.get_command(app), words[1:]
-        context = group.make_context("tuneloop", list(words))
-        name, command, rest = group.resolve_command(context, [*words])  # type: ignore[attr-defined]
+        group, sentence = typer.main.get_command(app), sentence[1:]
+        context = group.make_context("tuneloop", list(sentence))
+        name, command, rest = group.resolve_command(context, [*sentence])  # type: ignore[attr-defined]
         if hasattr(command, "commands"):
             name, command, rest = command.resolve_command(context, [*rest])
         command.make_context(name, [*rest], parent=context)
@@ -87,7 +87,7 @@ def test_what_is_marked_names_tests_that_use_the_command() -> None:
     assert len([command for command in COMMANDS if not command.mark]) > 50
     for command in COMMANDS:
         if command.mark == "shown by":
-            text = "".join((ROOT / place).read_text(encoding="utf-8") for place in command.what.split(", "))
+            text = "".join((ROOT / part).read_text(encoding="utf-8") for part in command.what.split(", "))
             for verb in re.findall(r"(?:^|&& )tuneloop ([a-z]+)", command.text):
                 assert re.search(rf"[\"' ]{verb}\b|\b{verb}\(", text), f"{command.page}: {verb} in {command.what}"
 
@@ -137,12 +137,12 @@ def world(
     return made_once(tmp_path_factory, "documented-commands", write)
 
 
-def limited(words: list[str]) -> list[str]:
+def limited(text: list[str]) -> list[str]:
     """A command that trains, held to a second of training and a few rows."""
-    if words[0] not in ("run", "train", "sweep") or "--plan" in words or "--preflight" in words:
-        return words
-    limit = [] if any("max_minutes=" in word for word in words) else ["train.max_minutes=0.02"]
-    return [*words, *limit, *(["evaluate.limit=4", "baselines.few_shot=1"] if words[0] == "run" else [])]
+    if text[0] not in ("run", "train", "sweep") or "--plan" in text or "--preflight" in text:
+        return text
+    limit = [] if any("max_minutes=" in word for word in text) else ["train.max_minutes=0.02"]
+    return [*text, *limit, *(["evaluate.limit=4", "baselines.few_shot=1"] if text[0] == "run" else [])]
 
 
 @pytest.mark.slow
@@ -158,11 +158,13 @@ def test_the_commands_of_a_page_run(
     shutil.copytree(world, here, symlinks=True)
     for command in executed:
         before, _, text = command.text.rpartition(" | ")
-        words = shlex.split(text.replace("runs/ID", "runs/demo").replace("DATASET", "datasets/tickets"), comments=True)
-        if words[1] == "init":
+        sentence = shlex.split(
+            text.replace("runs/ID", "runs/demo").replace("DATASET", "datasets/tickets"), comments=True
+        )
+        if sentence[1] == "init":
             (here / "recipe.yaml").unlink(missing_ok=True)  # it replaces none
         given = subprocess.run(["bash", "-c", before], cwd=here, capture_output=True, text=True, check=True).stdout
-        done = cli(*limited(words[1:]), cwd=here, env=small_packaged, input=given)
+        done = cli(*limited(sentence[1:]), cwd=here, env=small_packaged, input=given)
         assert done.returncode in (0, 1, 3), f"{text}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
         for shown in command.output.split("...\n") if page.name in COMPUTED else ():
             assert " ".join(shown.split()) in " ".join(done.stdout.split()), f"{text} prints something else now"

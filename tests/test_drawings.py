@@ -49,9 +49,9 @@ def test_a_recording_has_the_command_its_lines_and_their_times(script: dict[str,
         "import sys, time; print('reading: 1/2', file=sys.stderr); print('✓ prepare   1 row', file=sys.stderr, flush=True);"
         "time.sleep(0.3); print('Better.'); raise SystemExit(1)"
     )
-    place = tmp_path / "recordings" / "a.jsonl"
-    assert script["record"]([sys.executable, "-c", program], place) == 1
-    lines = [json.loads(line) for line in place.read_text(encoding="utf-8").splitlines()]
+    path = tmp_path / "recordings" / "a.jsonl"
+    assert script["record"]([sys.executable, "-c", program], path) == 1
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert [line["text"] for line in lines[1:]] == ["✓ prepare   1 row", "Better."]
     assert lines[0]["text"].startswith("$ ") and lines[2]["seconds"] >= lines[1]["seconds"] + 0.2
 

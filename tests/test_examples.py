@@ -50,18 +50,18 @@ def test_no_ticket_is_there_twice(tickets: list[dict[str, Any]]) -> None:
 def test_at_most_one_percent_resembles_another_ticket(tickets: list[dict[str, Any]]) -> None:
     sets = [trigrams(ticket["text"]) for ticket in tickets]
     nearest = [0.0] * len(sets)
-    for i, one in enumerate(sets):
+    for i, item in enumerate(sets):
         for j in range(i):
-            shared = len(one & sets[j])
+            shared = len(item & sets[j])
             if shared:
-                likeness = shared / (len(one) + len(sets[j]) - shared)
+                likeness = shared / (len(item) + len(sets[j]) - shared)
                 nearest[i], nearest[j] = max(nearest[i], likeness), max(nearest[j], likeness)
     assert sum(likeness > 0.6 for likeness in nearest) <= 0.01 * len(sets)
 
 
 def trigrams(text: str) -> set[tuple[str, ...]]:
-    words = re.findall(r"\w+", text.lower())
-    return set(zip(words, words[1:], words[2:], strict=False)) or {tuple(words)}
+    sentence = re.findall(r"\w+", text.lower())
+    return set(zip(sentence, sentence[1:], sentence[2:], strict=False)) or {tuple(sentence)}
 
 
 def test_no_personal_data_but_reserved_examples(tickets: list[dict[str, Any]]) -> None:

@@ -29,9 +29,9 @@ def test_a_marker_decides(request: pytest.FixtureRequest) -> None:
 def test_unit_tests_run_without_torch_and_start_nothing(request: pytest.FixtureRequest) -> None:
     assert layer_of(request.node) == "process"
     path = os.pathsep.join(map(str, (ROOT / "src", ROOT / "tests" / "helpers")))
-    words = ["-p", "without_torch", "-p", "no:xdist", "-p", "no:cacheprovider", "-m", "unit and not slow"]
+    text = ["-p", "without_torch", "-p", "no:xdist", "-p", "no:cacheprovider", "-m", "unit and not slow"]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", *words, *(f"tests/{room}" for room in SAMPLE)],
+        [sys.executable, "-m", "pytest", *text, *(f"tests/{room}" for room in SAMPLE)],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,

@@ -116,12 +116,12 @@ def namesakes() -> dict[str, str]:
     """Each module that defines something, with the test file of its name."""
     found = {}
     for path in sorted(SOURCE.rglob("*.py")):
-        place, name = path.relative_to(SOURCE).parent, path.stem
+        folder, name = path.relative_to(SOURCE).parent, path.stem
         defines = any(line.startswith(("def ", "class ")) for line in path.read_text(encoding="utf-8").splitlines())
-        if name == "__main__" or (name == "__init__" and not (defines and place.name)):
+        if name == "__main__" or (name == "__init__" and not (defines and folder.name)):
             continue
-        module = ".".join((place / name).parts).removesuffix(".__init__")
-        found[module] = str(place / f"test_{place.name if name == '__init__' else name}.py")
+        module = ".".join((folder / name).parts).removesuffix(".__init__")
+        found[module] = str(folder / f"test_{folder.name if name == '__init__' else name}.py")
     return found
 
 

@@ -38,8 +38,8 @@ def test_the_list_has_every_page_once_with_words_on_it(generator: ModuleType) ->
 def test_instructions_for_contributors_are_short_and_name_what_there_is() -> None:
     text = (ROOT / "AGENTS.md").read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 100
-    for place in re.findall(r"\]\(([^)#:]+)\)", text):
-        assert (ROOT / place).exists(), place
+    for path in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (ROOT / path).exists(), path
     for target in re.findall(r"^make (\w[\w-]*)", text, re.MULTILINE):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE), target
     for file in re.findall(r"\.venv/bin/\w+ (?:-q -x )?((?:tests|docs|benchmarks)/[\w./]+)", text):

@@ -22,8 +22,8 @@ CUSTOMERS = ROOT / "examples" / "loop" / "customers.py"
 
 
 def send(address: str, tickets: Path, seed: int = 1) -> dict[str, int]:
-    words = [address, str(tickets), "--model", "queue", "--customers", "60", "--seconds", "0.5", "--seed", str(seed)]
-    done = subprocess.run([sys.executable, str(CUSTOMERS), *words], capture_output=True, text=True, check=True)
+    text = [address, str(tickets), "--model", "queue", "--customers", "60", "--seconds", "0.5", "--seed", str(seed)]
+    done = subprocess.run([sys.executable, str(CUSTOMERS), *text], capture_output=True, text=True, check=True)
     found: dict[str, int] = json.loads(done.stdout)
     return found
 
@@ -67,15 +67,15 @@ def test_two_kinds_of_customers_send_rate_and_put_right(tmp_path: Path) -> None:
     assert 10 <= found["careful"] <= 40 and found["thumbs"] < 60
     truth = {row["text"]: row["queue"] for row in rows}
     with opened(tmp_path / "serve") as store:
-        asked = {one.id: one for one in read_requests(store)}
+        asked = {request.id: request for request in read_requests(store)}
         said = list(read_feedback(store))
-    assert len({one.user for one in asked.values()}) == 60
-    right = {id_: truth[str(one.prompt[-1]["content"])] == "billing" for id_, one in asked.items()}
+    assert len({entry.user for entry in asked.values()}) == 60
+    right = {id_: truth[str(entry.prompt[-1]["content"])] == "billing" for id_, entry in asked.items()}
     assert sum(right.values()) == found["right"]
-    for one in said:
-        if one.kind == "label":
-            assert one.value == truth[str(asked[one.request or ""].prompt[-1]["content"])] != "billing"
-    thumbs = Counter(one.value == right[one.request or ""] for one in said if one.kind == "thumbs")
+    for item in said:
+        if item.kind == "label":
+            assert item.value == truth[str(asked[item.request or ""].prompt[-1]["content"])] != "billing"
+    thumbs = Counter(entry.value == right[entry.request or ""] for entry in said if entry.kind == "thumbs")
     assert thumbs[True] > 4 * thumbs[False]
 
 

@@ -51,10 +51,10 @@ class Case:
 
     @property
     def name(self) -> str:
-        words = "+".join(str(value) for value in self.settings.values())
+        text = "+".join(str(value) for value in self.settings.values())
         again = ", recomputed" if self.recompute else ""
         again += f" but {self.kept}" if self.kept else ""
-        return f"{self.size} of {self.layers} layers, {words}, {self.micro_batches} of {self.rows}x{self.length}{again}"
+        return f"{self.size} of {self.layers} layers, {text}, {self.micro_batches} of {self.rows}x{self.length}{again}"
 
 
 def gib_of_a_step(case: Case) -> float:

@@ -75,12 +75,12 @@ class Planted:
     def __init__(self) -> None:
         self.values: dict[str, str] = {}
 
-    def __call__(self, place: str) -> str:
+    def __call__(self, path: str) -> str:
         number = len(self.values)
         frame, value = KINDS[number % len(KINDS)](number)
         value = value.removeprefix("https://").partition("@")[0] if "://" in value else value
         text = KINDS[number % len(KINDS)](number)[1]
-        self.values[value] = place
+        self.values[value] = path
         return frame.format(text)
 
 
@@ -88,11 +88,11 @@ def sources(folder: Path) -> Planted:
     """Three sources with values in texts, answers, labels, further columns, keys, rejected, doubled and broken records."""
     plant, rows = Planted(), []
     for i in range(150):
-        thing, place = THINGS[i % 10], PLACES[(i * 7 + i // 10) % 10]
+        thing, path = THINGS[i % 10], PLACES[(i * 7 + i // 10) % 10]
         row: dict[str, Any] = {
-            "text": f"Case {i}: the {thing} sent to {place} on day {i * 13 % 29}, where is number {i * 37 % 101}?",
+            "text": f"Case {i}: the {thing} sent to {path} on day {i * 13 % 29}, where is number {i * 37 % 101}?",
             "label": LABELS[i % 3],
-            "note": f"{thing} in {place}",
+            "note": f"{thing} in {path}",
         }
         if i < 48:
             row["text"] += " " + plant("text")
@@ -198,8 +198,8 @@ def contents(path: Path) -> Iterator[bytes]:
 
 def trigrams(data: bytes) -> Any:
     """Every three bytes that follow each other, as numbers."""
-    each = np.frombuffer(data, np.uint8).astype(np.uint32)
-    return each[:-2] | each[1:-1] << 8 | each[2:] << 16
+    item = np.frombuffer(data, np.uint8).astype(np.uint32)
+    return item[:-2] | item[1:-1] << 8 | item[2:] << 16
 
 
 class Forms:
@@ -207,8 +207,8 @@ class Forms:
 
     def __init__(self, values: Iterable[str]) -> None:
         every = [(value, form) for value in values for form in encodings(value)]
-        self.short = [each for each in every if len(each[1]) < 3]
-        self.forms = [each for each in every if len(each[1]) >= 3]
+        self.short = [item for item in every if len(item[1]) < 3]
+        self.forms = [item for item in every if len(item[1]) >= 3]
         parts = [trigrams(form) for _, form in self.forms]
         self.trigrams, self.starts = np.concatenate(parts), np.cumsum([0, *map(len, parts[:-1])])
         self.seen = np.zeros(1 << 24, bool)
@@ -286,7 +286,7 @@ def test_a_trained_run_and_the_commands_after_it_write_no_planted_value(
     store = {
         "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db",
         "TUNELOOP_LEDGER": str(tmp_path / "ledger.jsonl"),
-        **{name: str(tmp_path / place) for name, place in places.items()},
+        **{name: str(tmp_path / path) for name, path in places.items()},
     }
     trained = ["output_dir=run", "train.epochs=1", "train.rank=4", "evaluate.bootstrap=200", "data.allow_errors=true"]
     trained.append("evaluate.max_new_tokens=8")
@@ -322,6 +322,6 @@ def test_a_trained_run_and_the_commands_after_it_write_no_planted_value(
     # The columns of the rows that are asked about are given back as they came, as the docs say.
     kept = {*given.iterdir(), tmp_path / "predicted.jsonl"}
     # A short code's five digits stand in a tokenizer and in decimals by chance: it is looked for with the word before it.
-    values = {value if len(value) > 6 else f"to {value}": place for value, place in plant.values.items()}
+    values = {value if len(value) > 6 else f"to {value}": path for value, path in plant.values.items()}
     found = leaks(tmp_path, values, kept)
     assert not found, f"{len(found)} leaks\n" + "\n".join(found[:60])

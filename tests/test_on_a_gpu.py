@@ -168,7 +168,7 @@ def test_a_step_waits_for_its_loss_and_its_norm_alone(kind: str, tiny_llama: Pat
     waits = _waits_of_steps(tiny_llama, tmp_path, changed(**KINDS[kind], epochs=1, evaluations=1, patience=99))
     # KTO's reference point is a number that its losses need.
     places = {"training/step.py", "training/loss.py"} if kind == "kto" else {"training/step.py"}
-    assert {place.partition(":")[0] for _, place in waits} == places, waits
+    assert {path.partition(":")[0] for _, path in waits} == places, waits
     assert sum(waits.values()) <= 2 * (4 if kind == "kto" else 3)  # the loss once, the norm as a copy and a value
 
 
@@ -375,8 +375,8 @@ def test_a_request_that_does_not_fit_by_itself_gets_an_error_and_the_engine_goes
         model = load_model(str(tiny_llama))
         weights = gpu.live
         list(answers_of(Engine(model), [_request(model, 0)]))
-        one = gpu.peak - weights
-    with pretend_gpu(Card(gib=(weights + 1.5 * one) / 2**30)):
+        item = gpu.peak - weights
+    with pretend_gpu(Card(gib=(weights + 1.5 * item) / 2**30)):
         model = load_model(str(tiny_llama))
         engine = Engine(model)
         long = replace(_request(model, 0), ids=_request(model, 0).ids * 12)

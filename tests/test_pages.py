@@ -21,13 +21,13 @@ def anchors(page: Path) -> set[str]:
 
 @pytest.mark.parametrize("page", [*PAGES, *RECORDS], ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
-    for place, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)", page.read_text(encoding="utf-8")):
-        if place.startswith(("http:", "https:", "mailto:")):
+    for path, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)", page.read_text(encoding="utf-8")):
+        if path.startswith(("http:", "https:", "mailto:")):
             continue
-        target = page.parent / place if place else page
-        assert target.exists(), place
+        target = page.parent / path if path else page
+        assert target.exists(), path
         if anchor and target.suffix == ".md":
-            assert anchor in anchors(target), f"{place}#{anchor}"
+            assert anchor in anchors(target), f"{path}#{anchor}"
 
 
 def test_the_readme_is_one_screen_and_its_test_command_is_that_of_ci() -> None:
@@ -110,8 +110,8 @@ def test_contributing_names_places_that_exist() -> None:
     table = [line for line in text.splitlines() if line.startswith("| a")]
     assert len(table) > 10
     for row in table:
-        for place in re.findall(r"`(\w+/[\w/.]*)`", row):
-            assert (source / place).exists() or (ROOT / place).exists(), place
+        for path in re.findall(r"`(\w+/[\w/.]*)`", row):
+            assert (source / path).exists() or (ROOT / path).exists(), path
         for names, file in re.findall(r"((?:`\w+`[^`()|]*)+)\(`([\w/.]+)`\)", row):
             for name in re.findall(r"`(\w+)`", names):
                 assert name in (source / file).read_text(encoding="utf-8"), f"{name} in {file}"

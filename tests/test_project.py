@@ -109,8 +109,8 @@ def instructions(image: Path) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("image", IMAGES, ids=lambda path: path.name)
 def test_images_run_as_a_user_with_a_healthcheck_and_copy_what_there_is(image: Path) -> None:
     lines = instructions(image)
-    words = [word for word, _ in lines]
-    assert set(words) <= {
+    text = [word for word, _ in lines]
+    assert set(text) <= {
         "FROM",
         "ARG",
         "WORKDIR",
@@ -123,7 +123,7 @@ def test_images_run_as_a_user_with_a_healthcheck_and_copy_what_there_is(image: P
         "ENTRYPOINT",
         "CMD",
     }
-    last = words[len(words) - 1 - words[::-1].index("FROM") :]
+    last = text[len(text) - 1 - text[::-1].index("FROM") :]
     assert last.index("USER") < last.index("ENTRYPOINT") and "HEALTHCHECK" in last
     users = [rest for word, rest in lines if word == "USER"]
     assert users == ["10001"] and any("--uid 10001" in rest for word, rest in lines if word == "RUN")
@@ -163,15 +163,15 @@ def test_the_compose_file_mounts_what_there_is_and_opens_ports_to_this_machine_o
 
 
 def test_the_servers_of_the_compose_file_find_each_other() -> None:
-    place = ROOT / "examples" / "compose"
-    served = build_config(ServeConfig, yaml.safe_load((place / "serve.yaml").read_text(encoding="utf-8")))
+    path = ROOT / "examples" / "compose"
+    served = build_config(ServeConfig, yaml.safe_load((path / "serve.yaml").read_text(encoding="utf-8")))
     assert served.host == "0.0.0.0" and "@postgres/" in served.log.store
-    (scraped,) = yaml.safe_load((place / "prometheus.yml").read_text(encoding="utf-8"))["scrape_configs"]
+    (scraped,) = yaml.safe_load((path / "prometheus.yml").read_text(encoding="utf-8"))["scrape_configs"]
     assert scraped["static_configs"] == [{"targets": [f"server:{served.port}"]}]
     assert f":{scraped['authorization']['credentials_file']}:ro" in str(COMPOSE["services"]["prometheus"]["volumes"])
-    (source,) = yaml.safe_load((place / "grafana-sources.yaml").read_text(encoding="utf-8"))["datasources"]
+    (source,) = yaml.safe_load((path / "grafana-sources.yaml").read_text(encoding="utf-8"))["datasources"]
     assert source["url"] == "http://prometheus:9090"
-    (dashboards,) = yaml.safe_load((place / "grafana-dashboards.yaml").read_text(encoding="utf-8"))["providers"]
+    (dashboards,) = yaml.safe_load((path / "grafana-dashboards.yaml").read_text(encoding="utf-8"))["providers"]
     assert f":{dashboards['options']['path']}/tuneloop.json:ro" in str(COMPOSE["services"]["grafana"]["volumes"])
 
 
@@ -180,12 +180,12 @@ def test_the_lock_file_is_of_the_public_index_and_has_every_dependency() -> None
     hosts = set(re.findall(r"https?://([^/\"]+)", (ROOT / "uv.lock").read_text(encoding="utf-8")))
     assert hosts == {"pypi.org", "files.pythonhosted.org"}
     (own,) = [package for package in lock["package"] if package["name"] == "tuneloop"]
-    listed = {one["name"] for one in own["metadata"]["requires-dist"]}
+    listed = {item["name"] for item in own["metadata"]["requires-dist"]}
     needed = [
         *PROJECT["dependencies"],
         *(line for extra in PROJECT["optional-dependencies"].values() for line in extra),
     ]
-    names = {re.sub(r"[-_.]+", "-", re.split(r"[\[<>=;~! ]", one)[0]).lower() for one in needed}
+    names = {re.sub(r"[-_.]+", "-", re.split(r"[\[<>=;~! ]", item)[0]).lower() for item in needed}
     assert names - {"tuneloop"} <= listed, "run `uv lock`"
 
 

@@ -19,11 +19,11 @@ ROWS = [
 
 
 def test_every_row_says_where_it_ran_in_a_word_of_the_list() -> None:
-    words = re.findall(r"^\| \*\*([\w-]+)\*\* \|", PAGE, re.MULTILINE)
+    text = re.findall(r"^\| \*\*([\w-]+)\*\* \|", PAGE, re.MULTILINE)
     assert len(ROWS) > 40
     for row in ROWS:
         assert len(row) == 5, row
-        assert row[1] in words, row
+        assert row[1] in text, row
         assert row[1] != "real" or row[0] not in PAGE, "what really ran is in the record"
 
 
@@ -31,8 +31,8 @@ def test_every_row_says_where_it_ran_in_a_word_of_the_list() -> None:
 def test_what_ran_has_a_date_and_a_test_or_benchmark_that_exists(row: list[str]) -> None:
     _, where, _, last, shown = row
     places = re.findall(r"`((?:tests|benchmarks)/[\w/]+\.py)`", shown)
-    for place in places:
-        assert (ROOT / place).is_file(), place
+    for path in places:
+        assert (ROOT / path).is_file(), path
     if where != "paper":
         assert re.fullmatch(r"suite|2026-\d\d-\d\d", last), row
         assert places or "](results.md#" in shown, row

@@ -19,10 +19,10 @@ NAMED = sorted(
 
 
 @pytest.mark.parametrize(("file", "words"), NAMED)
-def test_a_test_that_a_security_page_names_is_there(file: str, words: str) -> None:
+def test_a_test_that_a_security_page_names_is_there(file: str, text: str) -> None:
     source = (ROOT / file).read_text(encoding="utf-8")
     names = re.findall(r"^(?:async )?def (test_\w+)", source, re.MULTILINE)
-    for word in words.strip('"').split(" or "):
+    for word in text.strip('"').split(" or "):
         assert any(word in name for name in names) or word in source, (file, word)
 
 

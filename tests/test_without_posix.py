@@ -16,8 +16,8 @@ from places import ROOT
 PROGRAM = ROOT / "tests" / "helpers" / "without_posix.py"
 
 
-def process(words: str, cwd: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(PROGRAM), words], cwd=cwd, env=environment,
+def process(text: str, cwd: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(PROGRAM), text], cwd=cwd, env=environment,
                           capture_output=True, text=True, timeout=HANG)  # fmt: skip
 
 

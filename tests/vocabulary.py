@@ -72,7 +72,7 @@ def files(names: Sequence[str] = ()) -> list[Path]:
 
 def main(names: Sequence[str]) -> int:
     """Print every place; 1 where there is one."""
-    places = [(file, *place) for file in files(names) for place in misused(file.read_text(encoding="utf-8"))]
+    places = [(file, *path) for file in files(names) for path in misused(file.read_text(encoding="utf-8"))]
     for file, line, word, instead in places:
         print(f"{file.relative_to(ROOT)}:{line}: {word!r}: write {instead}")
     return int(bool(places))

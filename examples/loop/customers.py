@@ -69,12 +69,12 @@ def visit(url: str, model: str, user: str, ticket: dict[str, str], seed: str) ->
     said: list[dict[str, Any]] = [{"kind": "thumbs", "value": right != mistaken}]
     if names and not right and not mistaken:
         said.append({"kind": "label", "value": ticket["queue"]})
-    for one in said:
+    for item in said:
         try:
-            post(url, "/v1/feedback", {"request": found["id"], **one}, user)
+            post(url, "/v1/feedback", {"request": found["id"], **item}, user)
         except (OSError, ValueError):
             return [*happened, "feedback refused"]
-        happened.append(str(one["kind"]))
+        happened.append(str(item["kind"]))
     return happened
 
 

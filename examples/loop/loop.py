@@ -63,26 +63,26 @@ class Shop:
             "MLFLOW_REGISTRY_URI": f"sqlite:///{self.folder / 'mlflow.db'}", "MLFLOW_TRACKING_URI": f"sqlite:///{self.folder / 'mlflow.db'}",
         }  # fmt: skip
 
-    def tuneloop(self, *words: str, allowed: Sequence[int] = (0,), quiet: bool = False) -> tuple[int, dict[str, Any]]:
+    def tuneloop(self, *text: str, allowed: Sequence[int] = (0,), quiet: bool = False) -> tuple[int, dict[str, Any]]:
         """Run a command; returns its exit status and the object that it printed."""
         if not quiet:
-            print(f"$ tuneloop {' '.join(words)}", flush=True)
+            print(f"$ tuneloop {' '.join(text)}", flush=True)
         begun = time.monotonic()
-        command = [sys.executable, "-m", "tuneloop", *words, "--json", "-q"]
+        command = [sys.executable, "-m", "tuneloop", *text, "--json", "-q"]
         with (self.folder / "loop.log").open("ab") as log:
             done = subprocess.run(
                 command, cwd=self.folder, env=self.environment, stdout=subprocess.PIPE, stderr=log, check=False
             )
         seconds = time.monotonic() - begun
-        self.spent.setdefault(" ".join(words[: 2 if words[0] in ("ab", "improve") else 1]), []).append(seconds)
-        if words[0] == "run":
+        self.spent.setdefault(" ".join(text[: 2 if text[0] in ("ab", "improve") else 1]), []).append(seconds)
+        if text[0] == "run":
             self.training_seconds += seconds
         found: dict[str, Any] = {}
         with suppress(ValueError, IndexError):
             found = json.loads(done.stdout.decode().strip().splitlines()[-1])
         if done.returncode not in allowed:
             raise SystemExit(
-                f"tuneloop {words[0]} failed: {found.get('error') or done.returncode}; see {self.folder / 'loop.log'}"
+                f"tuneloop {text[0]} failed: {found.get('error') or done.returncode}; see {self.folder / 'loop.log'}"
             )
         return done.returncode, found
 
@@ -92,7 +92,7 @@ class Shop:
         """Start the server, or start it again so that it loads what the registry and the experiments name now."""
         self.stop()
         (self.folder / "serve" / "state.json").unlink(missing_ok=True)
-        words = [
+        text = [
             "serve",
             f"{MODEL}@champion",
             "folder=serve",
@@ -102,10 +102,10 @@ class Shop:
             "prices.input=0.05",
             "prices.output=0.2",
         ]
-        print(f"$ tuneloop {' '.join(words)} &", flush=True)
+        print(f"$ tuneloop {' '.join(text)} &", flush=True)
         with (self.folder / "server.log").open("ab") as log:
             self.server = subprocess.Popen(
-                [sys.executable, "-m", "tuneloop", *words, "-q"],
+                [sys.executable, "-m", "tuneloop", *text, "-q"],
                 cwd=self.folder,
                 env=self.environment,
                 stdout=log,
@@ -216,9 +216,9 @@ def recipe(shop: Shop, name: str, rows: Path, share: float) -> str:
     return path.name
 
 
-def setting(words: str) -> tuple[str, Any]:
+def setting(text: str) -> tuple[str, Any]:
     """A setting of training from the command line."""
-    name, _, value = words.partition("=")
+    name, _, value = text.partition("=")
     return name, json.loads(value)
 
 
@@ -367,8 +367,8 @@ def main() -> None:
         shop.stop()
     whole = time.monotonic() - begun
     print(f"took        {whole / 60:.1f} minutes, {shop.training_seconds / 60:.1f} of them in trainings")
-    for name, each in sorted(shop.spent.items(), key=lambda pair: -sum(pair[1]))[:8]:
-        print(f"{'':<12}{sum(each):6.0f} s  {name}" + (f", {len(each)} times" if len(each) > 1 else ""))
+    for name, item in sorted(shop.spent.items(), key=lambda pair: -sum(pair[1]))[:8]:
+        print(f"{'':<12}{sum(item):6.0f} s  {name}" + (f", {len(item)} times" if len(item) > 1 else ""))
 
 
 if __name__ == "__main__":

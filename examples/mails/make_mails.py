@@ -321,19 +321,19 @@ def written_order(rng: random.Random, order: str) -> str:
     )
 
 
-def with_typos(rng: random.Random, text: str, each: float) -> str:
+def with_typos(rng: random.Random, text: str, item: float) -> str:
     """A text with slips of the fingers in words of five letters or more; numbers stay."""
-    words = text.split(" ")
-    for place, word in enumerate(words):
-        if len(word) > 4 and word.isalpha() and rng.random() < each:
+    sentence = text.split(" ")
+    for path, word in enumerate(sentence):
+        if len(word) > 4 and word.isalpha() and rng.random() < item:
             i = rng.randrange(1, len(word) - 2)
             slips = (
                 word[:i] + word[i + 1] + word[i] + word[i + 2 :],
                 word[:i] + word[i + 1 :],
                 word[:i] + word[i] + word[i:],
             )
-            words[place] = rng.choice(slips)
-    return " ".join(words)
+            sentence[path] = rng.choice(slips)
+    return " ".join(sentence)
 
 
 def upper_first(text: str) -> str:
@@ -353,10 +353,10 @@ def mail(rng: random.Random, case: Case) -> str:
     if case.order:
         number = written_order(rng, case.order)
         if rng.random() < 0.15:
-            words = rng.choice(
+            text = rng.choice(
                 ("Thank you for your order {o}", "Your order {o} has been confirmed", "Invoice for order {o}")
             )
-            quoted = f"\n> {words.format(o=number)}\n> {SHOP} customer service"
+            quoted = f"\n> {text.format(o=number)}\n> {SHOP} customer service"
         else:
             facts.append(rng.choice(NUMBERED).format(o=number))
     extras = rng.sample(STORIES, rng.choice((0, 1, 1, 2)))

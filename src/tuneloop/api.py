@@ -244,12 +244,12 @@ def evaluate(
     """
     trust_code(settings)
     with tempfile.TemporaryDirectory() as scratch, _shown(progress):
-        place = _file_of(data, Path(scratch) / "rows.jsonl")
+        path = _file_of(data, Path(scratch) / "rows.jsonl")
         examples = _file_of(train, Path(scratch) / "train.jsonl")
-        prepared = (Path(place) / "dataset.json").is_file()
+        prepared = (Path(path) / "dataset.json").is_file()
         options = EvalOptions(
-            dataset=place if prepared else "",
-            data="" if prepared else place,
+            dataset=path if prepared else "",
+            data="" if prepared else path,
             train=examples,
             split=split,
             few_shot=few_shot,

@@ -70,12 +70,12 @@ ROUTER = RouterRecord(
         (cascade(4, -0.002), "cascade-does-not-pay", "Ask the large model alone"),
     ],
 )
-def test_each_record_gives_its_note(record: Record, rule: str, words: str, tmp_path: Path) -> None:
+def test_each_record_gives_its_note(record: Record, rule: str, text: str, tmp_path: Path) -> None:
     write_record(tmp_path / record.file, record)
     facts = combined_facts([str(tmp_path)])
     assert facts == combined_facts([str(tmp_path / record.file)])
     said: Any = {reason.rule: reason.says for reason in advise(make_question({"rows": 500, "combined": facts})).reasons}
-    assert words in said[rule]
+    assert text in said[rule]
 
 
 def test_a_place_without_records_is_refused(tmp_path: Path) -> None:

@@ -144,8 +144,8 @@ def test_serving_speed_under_load_is_near_published_runs(together: int, measured
 
 
 def test_serving_is_faster_together_and_impossible_where_the_model_does_not_fit() -> None:
-    one, many = (serving_tokens_per_second(LLAMA_8B, A100_40, 500, 100, together=n) for n in (1, 64))
-    assert many > 5 * one
+    item, many = (serving_tokens_per_second(LLAMA_8B, A100_40, 500, 100, together=n) for n in (1, 64))
+    assert many > 5 * item
     assert serving_tokens_per_second(LLAMA_8B, ServingGpu(16e9, 3e11, 65e12), 500, 100) == 0
 
 

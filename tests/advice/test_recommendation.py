@@ -106,12 +106,12 @@ def test_the_rule_that_decides(facts: dict[str, Any], rule: str, answer: str, me
         ("qwen3-30b-a3b", "lora-of-a-mixture", "LoRA on attention: the 128 experts of each layer stay as they are"),
     ],
 )
-def test_lora_is_said_to_be_on_the_layers_that_it_takes(model: str, rule: str, words: str) -> None:
+def test_lora_is_said_to_be_on_the_layers_that_it_takes(model: str, rule: str, text: str) -> None:
     found = advise(AdviceInput(model=model, rows=5000, measured=measured(0.5)))
     (reason,) = [reason for reason in found.reasons if reason.kind == "method"]
-    assert reason.rule == rule and reason.says.startswith(words)
+    assert reason.rule == rule and reason.says.startswith(text)
     few = advise(AdviceInput(model=model, rows=5000, measured=measured(0.5), settings={"targets": "q,v"}))
-    assert rule != "lora" or any(each.says.startswith("LoRA on q, v: ") for each in few.reasons)
+    assert rule != "lora" or any(reason.says.startswith("LoRA on q, v: ") for reason in few.reasons)
 
 
 def test_a_measured_comparison_decides_over_bare_values() -> None:

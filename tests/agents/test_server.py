@@ -41,8 +41,8 @@ def place(tmp_path: Path) -> Path:
 @asynccontextmanager
 async def client_of(root: Path, environment: dict[str, str], *options: str) -> AsyncIterator[Client]:
     """A client of a new server."""
-    words = ["-m", "tuneloop", "mcp", "--root", str(root), *options]
-    server = StdioServerParameters(command=sys.executable, args=words, env=environment, cwd=root)
+    text = ["-m", "tuneloop", "mcp", "--root", str(root), *options]
+    server = StdioServerParameters(command=sys.executable, args=text, env=environment, cwd=root)
     with (root.parent / "server.log").open("a") as log:
         async with Client(stdio_client(server, log), read_timeout_seconds=HANG) as client:
             yield client
@@ -84,7 +84,7 @@ def lives(pid: int) -> bool:
 
 
 def test_a_read_only_server_advises_and_plans_and_writes_nothing(
-    place: Path, cli_environment: dict[str, str], small_packaged: dict[str, str]
+    folder: Path, cli_environment: dict[str, str], small_packaged: dict[str, str]
 ) -> None:
     async def work(client: Client) -> None:
         assert "read-only" in (client.instructions or "")
@@ -119,11 +119,11 @@ def test_a_read_only_server_advises_and_plans_and_writes_nothing(
         ):
             assert "--allow-write" in await refusal(client, tool, **arguments)
 
-    ask(work, place, {**cli_environment, **small_packaged})
-    assert [path.name for path in place.iterdir()] == ["mails.csv"]
+    ask(work, folder, {**cli_environment, **small_packaged})
+    assert [path.name for path in folder.iterdir()] == ["mails.csv"]
 
 
-def test_wrong_calls_are_answered_and_the_server_lives(place: Path, cli_environment: dict[str, str]) -> None:
+def test_wrong_calls_are_answered_and_the_server_lives(folder: Path, cli_environment: dict[str, str]) -> None:
     async def work(client: Client) -> None:
         assert "Unknown tool" in await refusal(client, "delete_everything")
         assert "gpux" in await refusal(client, "plan", options={"gpux": "l40s"})
@@ -156,22 +156,22 @@ def test_wrong_calls_are_answered_and_the_server_lives(place: Path, cli_environm
                 await client.read_resource(uri)
         assert (await answer(client, "plan", model="llama-3.2-1b"))["model"]  # it still works
 
-    (place.parent / "other.csv").write_text("text,queue\na,b\n")
-    (place / "leads-out.csv").symlink_to(place.parent / "other.csv")
+    (folder.parent / "other.csv").write_text("text,queue\na,b\n")
+    (folder / "leads-out.csv").symlink_to(folder.parent / "other.csv")
     for recipe in RECIPES:
-        (place / recipe).write_text("data: {sources: [/etc/passwd]}\n")
-    ask(work, place, cli_environment, "--allow-write")
+        (folder / recipe).write_text("data: {sources: [/etc/passwd]}\n")
+    ask(work, folder, cli_environment, "--allow-write")
 
 
 def test_lines_that_are_no_protocol_are_survived_and_stdout_has_nothing_else(
-    place: Path, cli_environment: dict[str, str]
+    path: Path, cli_environment: dict[str, str]
 ) -> None:
     call = {"jsonrpc": "2.0", "id": 1, "method": "initialize"}
     call["params"] = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}  # type: ignore[assignment]
     lines = ["no json", "{}", "[" * 100_000, json.dumps(call)]
     server = subprocess.Popen(
         [sys.executable, "-m", "tuneloop", "mcp"],
-        cwd=place,
+        cwd=path,
         env=cli_environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -196,7 +196,7 @@ async def started(client: Client, **settings: Any) -> str:
 
 @pytest.mark.slow
 def test_a_run_outlives_client_and_server_and_is_found_again(
-    place: Path, cli_environment: dict[str, str], small_packaged: dict[str, str]
+    path: Path, cli_environment: dict[str, str], small_packaged: dict[str, str]
 ) -> None:
     environment = {**cli_environment, **small_packaged}
     program = f"""import anyio, sys, time
@@ -204,7 +204,7 @@ sys.path[:0] = {[str(Path(__file__).parent), *sys.path]!r}
 from pathlib import Path
 from test_server import client_of, started
 async def work():
-    async with client_of(Path({str(place)!r}), {environment!r}, "--allow-write") as client:
+    async with client_of(Path({str(path)!r}), {environment!r}, "--allow-write") as client:
         print(await started(client), flush=True)
         time.sleep(600)
 anyio.run(work)"""
@@ -216,25 +216,25 @@ anyio.run(work)"""
     assert folder.startswith("runs/mails-")
     os.kill(client.pid, signal.SIGKILL)
     client.wait()
-    pid = json.loads((place / folder / "job.json").read_text())["pid"]
+    pid = json.loads((path / folder / "job.json").read_text())["pid"]
     assert lives(pid)
 
     async def find(client: Client) -> dict[str, Any]:
         runs = json.loads((await client.read_resource("tuneloop://runs")).contents[0].text)  # type: ignore[union-attr]
-        assert [each["folder"] for each in runs["folders"]] == [folder]
+        assert [run["folder"] for run in runs["folders"]] == [folder]
         again = await answer(client, "run", source="mails.csv", settings=QUICK)
         assert again["folder"] == folder
         return await answer(client, "run_status", folder=folder, wait_seconds=3600)
 
-    status = ask(find, place, environment, "--allow-write")
+    status = ask(find, path, environment, "--allow-write")
     assert status["state"] == "finished" and status["verdict"], status
-    assert json.loads((place / folder / "job.json").read_text())["pid"] == pid
+    assert json.loads((path / folder / "job.json").read_text())["pid"] == pid
 
 
 @pytest.mark.nightly
 @pytest.mark.slow
 def test_a_cancelled_run_is_continued_by_the_same_call(
-    place: Path, cli_environment: dict[str, str], small_packaged: dict[str, str]
+    path: Path, cli_environment: dict[str, str], small_packaged: dict[str, str]
 ) -> None:
     heard: list[str] = []
 
@@ -245,23 +245,23 @@ def test_a_cancelled_run_is_continued_by_the_same_call(
         slow = {"train": {"epochs": 400}}
         folder = await started(client, **slow)
         until = time.monotonic() + HANG
-        while not list((place / folder).glob("metrics.jsonl")) and time.monotonic() < until:
+        while not list((path / folder).glob("metrics.jsonl")) and time.monotonic() < until:
             await anyio.sleep(0.2)
         ended = await answer(client, "run_cancel", folder=folder)
-        assert ended["state"] == "cancelled" and not lives(json.loads((place / folder / "job.json").read_text())["pid"])
+        assert ended["state"] == "cancelled" and not lives(json.loads((path / folder / "job.json").read_text())["pid"])
         assert await started(client, **slow) == folder
         await client.call_tool("run_status", {"folder": folder, "wait_seconds": 2}, progress_callback=hear)
         assert (await answer(client, "run_cancel", folder=folder))["state"] == "cancelled"
         return ended
 
-    ask(work, place, {**cli_environment, **small_packaged}, "--allow-write")
+    ask(work, path, {**cli_environment, **small_packaged}, "--allow-write")
     assert heard
 
 
 @pytest.mark.nightly
 @pytest.mark.slow
 def test_an_agent_goes_from_a_csv_to_a_verdict(
-    place: Path, cli_environment: dict[str, str], small_packaged: dict[str, str]
+    path: Path, cli_environment: dict[str, str], small_packaged: dict[str, str]
 ) -> None:
     async def work(client: Client) -> None:
         assert (await answer(client, "advise", data="mails.csv"))["answer"]
@@ -284,18 +284,18 @@ def test_an_agent_goes_from_a_csv_to_a_verdict(
         limited = await answer(client, "evaluate", target=folder, settings={"limit": 10}, out="evals/again")
         assert limited["n"] <= 10
 
-    ask(work, place, {**cli_environment, **small_packaged}, "--allow-write")
+    ask(work, path, {**cli_environment, **small_packaged}, "--allow-write")
 
 
-def test_the_command_lists_its_tools_without_serving(place: Path, cli_environment: dict[str, str]) -> None:
-    words = [sys.executable, "-m", "tuneloop", "mcp", "--json"]
-    done = subprocess.run(words, cwd=place, env=cli_environment, capture_output=True, text=True, timeout=HANG)
+def test_the_command_lists_its_tools_without_serving(path: Path, cli_environment: dict[str, str]) -> None:
+    text = [sys.executable, "-m", "tuneloop", "mcp", "--json"]
+    done = subprocess.run(text, cwd=path, env=cli_environment, capture_output=True, text=True, timeout=HANG)
     listed = json.loads(done.stdout)
     assert listed["allow_write"] is False and len(listed["tools"]) == 9
     assert all(tool["description"] and tool["inputSchema"] for tool in listed["tools"])
 
 
-def test_without_the_library_the_command_names_the_install_line(place: Path, cli_environment: dict[str, str]) -> None:
+def test_without_the_library_the_command_names_the_install_line(path: Path, cli_environment: dict[str, str]) -> None:
     code = "import sys; sys.modules['mcp'] = None\nfrom tuneloop.cli.main import main\nsys.exit(main(['mcp']))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=place, env=cli_environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=path, env=cli_environment, capture_output=True, text=True)
     assert done.returncode == 2 and "pip install 'tuneloop[mcp]'" in done.stderr and not done.stdout

@@ -60,13 +60,13 @@ def test_a_router_is_that_of_the_golden_file(tmp_path: Path) -> None:
     values = dict(route_values(tmp_path, ""))
     values.pop("route.weights")  # bytes are those of one machine
     golden = read_json(GOLDEN)
-    for results in (each[name]["results"] for each in (values, golden) for name in ("route.fit", "route.eval")):
+    for results in (item[name]["results"] for item in (values, golden) for name in ("route.fit", "route.eval")):
         results.pop("frontier")  # one price more or less is a point of it, by the last digits of a machine
     assert differences({name: golden[name] for name in values}, values, 5e-3) == []
 
 
 def test_what_differs_from_run_to_run_is_replaced() -> None:
-    one, other = "0199c0de-1111-7222-8333-444455556666", "0199c0de-1111-7222-8333-444455556667"
-    text = f"{one} {other} {one} /tmp/a_b/runs<wbr>/x 2026-03-01T10:00:00.123Z 127.0.0.1:8080 /tmp/a\\_b/y 0.5"
+    item, other = "0199c0de-1111-7222-8333-444455556666", "0199c0de-1111-7222-8333-444455556667"
+    text = f"{item} {other} {item} /tmp/a_b/runs<wbr>/x 2026-03-01T10:00:00.123Z 127.0.0.1:8080 /tmp/a\\_b/y 0.5"
     expected = "ID0 ID1 ID0 FOLDER/runs/x TIME HOST FOLDER/y 0.5"
     assert constant(text, Path("/tmp/a_b")) == expected

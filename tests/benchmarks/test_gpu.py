@@ -32,9 +32,9 @@ def test_engines_train_the_same_model_and_their_first_losses_agree(
     monkeypatch.setattr(bench, "STEP_TOKENS", 512)
     monkeypatch.setenv("TUNELOOP_DTYPE", "float32")
     for method in ("lora", "full"):
-        one, other = (bench.measured(bench.Case("tiny", method, 128, engine, 0.05)) for engine in ("tuneloop", "peft"))
-        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4), method
-        assert one["tokens_per_second"] > 0 and other["peak_gib"] > 0 and one["planned_gib"] > 0
+        item, other = (bench.measured(bench.Case("tiny", method, 128, engine, 0.05)) for engine in ("tuneloop", "peft"))
+        assert item["loss"] == pytest.approx(other["loss"], rel=1e-4), method
+        assert item["tokens_per_second"] > 0 and other["peak_gib"] > 0 and item["planned_gib"] > 0
 
 
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")

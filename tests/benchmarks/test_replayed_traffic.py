@@ -27,9 +27,9 @@ COSTS = Costs(3.0, 1.0, 6.0, 2.0)
 def traffic(load: float, seconds: float = 60.0, seed: int = 1) -> list[Arrival]:
     draw, at, found = random.Random(seed), 0.0, []
     while at < seconds:
-        one = Arrival(at, draw.randrange(20, 200), draw.randrange(2, 40))
-        at += draw.expovariate(load / COSTS.seconds(one.prompt_tokens, one.tokens, 3.0))
-        found.append(one)
+        item = Arrival(at, draw.randrange(20, 200), draw.randrange(2, 40))
+        at += draw.expovariate(load / COSTS.seconds(item.prompt_tokens, item.tokens, 3.0))
+        found.append(item)
     return found
 
 
@@ -46,13 +46,13 @@ def test_every_request_is_answered_or_refused(schedule: Any) -> None:
     arrivals = traffic(0.5, 20.0)
     given = Replay(16, 500.0, [Arrival(0, 400, 60)], 4, 20.0)
     found = simulate(lambda: replay(SimulatedEngine(COSTS), arrivals, schedule, given))
-    asked = [one for one in found if not one.batch]
+    asked = [match for match in found if not match.batch]
     assert len(asked) == len(arrivals)
-    assert all(one.refused != one.whole for one in asked)
-    assert sum(one.written for one in asked if one.whole) == sum(
-        each.tokens for each, one in zip(arrivals, asked, strict=True) if one.whole
+    assert all(item.refused != item.whole for item in asked)
+    assert sum(item.written for item in asked if item.whole) == sum(
+        arrival.tokens for arrival, item in zip(arrivals, asked, strict=True) if item.whole
     )
-    assert any(one.batch and one.whole for one in found)
+    assert any(match.batch and match.whole for match in found)
 
 
 @pytest.mark.parametrize("load", [0.3, 0.6])
@@ -80,14 +80,14 @@ def test_the_simulator_is_calibrated_by_the_log_of_real_minutes_and_holds_for_ot
     for schedule in schedules:
         later = minutes(2, schedule)
         paper = simulate(lambda: replay(SimulatedEngine(costs, 8, 2), as_it_was(later), schedule, given))  # noqa: B023
-        a, b = (figures(schedule, each, given, costs, 1.0) for each in (later, paper))
+        a, b = (figures(schedule, item, given, costs, 1.0) for item in (later, paper))
         assert b.batch_tokens == pytest.approx(a.batch_tokens, rel=0.1)
         assert b.within == pytest.approx(a.within, abs=0.05) and b.ttft_p50 == pytest.approx(a.ttft_p50, rel=0.15)
 
 
 def test_many_engines_share_the_traffic() -> None:
     given = Replay(16, 500.0, [Arrival(0, 400, 60)], 2, 20.0)
-    arrivals = sorted((each for seed in range(10) for each in traffic(0.5, 20.0, seed)), key=lambda each: each.at)
+    arrivals = sorted((item for seed in range(10) for item in traffic(0.5, 20.0, seed)), key=lambda item: item.at)
     for router in ("turns", "least"):
         engines = [SimulatedEngine(COSTS, grain=8) for _ in range(10)]
         found = simulate(lambda: replay_on_many(engines, arrivals, given, router))  # type: ignore[arg-type] # noqa: B023

@@ -23,7 +23,7 @@ def test_the_least_recently_used_name_goes() -> None:
 def test_traffic_comes_at_the_rate_and_its_popularity_falls_by_rank() -> None:
     found = traffic(replace(SETTING, seconds=100), seed=1)
     assert len(found) == pytest.approx(4000, rel=0.1)
-    first = sum(one.adapter == "a0" for one in found) / len(found)
+    first = sum(match.adapter == "a0" for match in found) / len(found)
     assert first == pytest.approx(shares(12)[0], rel=0.15) and sum(shares(12)) == pytest.approx(1)
 
 
@@ -40,7 +40,7 @@ def test_enough_engines_keep_the_objective_and_too_few_refuse(router: Router) ->
     enough, few = simulated(SETTING, router, 3), simulated(replace(SETTING, rate=160), router, 1)
     assert enough.within > 0.98 and enough.refused < 0.02 and 0 < enough.busy < 0.9
     assert few.refused > 0.2 and few.busy > enough.busy
-    assert enough.requests == sum(one.at >= 1 for one in traffic(SETTING, 0))
+    assert enough.requests == sum(item.at >= 1 for item in traffic(SETTING, 0))
 
 
 def test_a_router_by_adapter_finds_what_one_in_turns_does_not() -> None:

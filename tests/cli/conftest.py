@@ -15,8 +15,8 @@ def tuneloop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     """Run one of the three commands in `tmp_path`, 80 columns wide: exit status, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
-    for place in ("tuneloop.data.checks.checks", "tuneloop.data.pii.erase"):
-        monkeypatch.setattr(f"{place}.check_dataset", some_checks)
+    for name in ("tuneloop.data.checks.checks", "tuneloop.data.pii.erase"):
+        monkeypatch.setattr(f"{name}.check_dataset", some_checks)
 
     def run(*arguments: str) -> Status:
         capsys.readouterr()

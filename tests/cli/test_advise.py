@@ -49,8 +49,8 @@ def test_the_page_is_whole_and_needs_no_network(capsys: pytest.CaptureFixture[st
     assert status == 0 and str(page) in out.replace("\n", "")
     assert text.count("<svg") == 4, "costs and tornado, each wide and narrow"
     assert "src=" not in text and "<link" not in text and "<script" not in text
-    for words in ("Prompt first", "today&#39;s prompt", "LoRA", "batch", "hybrid", "queries a day"):
-        assert words in text, words
+    for name in ("Prompt first", "today&#39;s prompt", "LoRA", "batch", "hybrid", "queries a day"):
+        assert name in text, name
 
 
 @pytest.mark.parametrize(

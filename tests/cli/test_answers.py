@@ -46,7 +46,7 @@ def commands(group: Any = None, *before: str) -> Iterator[tuple[tuple[str, ...],
 
 
 COMMANDS = dict(commands())
-NAMES = [" ".join(words) for words in COMMANDS]
+NAMES = [" ".join(command) for command in COMMANDS]
 
 
 def test_every_command_has_an_answer_in_the_table_and_no_other_has() -> None:
@@ -54,8 +54,8 @@ def test_every_command_has_an_answer_in_the_table_and_no_other_has() -> None:
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
-def test_every_command_takes_json(words: tuple[str, ...]) -> None:
-    options = {option for parameter in COMMANDS[words].params for option in parameter.opts}
+def test_every_command_takes_json(text: tuple[str, ...]) -> None:
+    options = {option for parameter in COMMANDS[text].params for option in parameter.opts}
     assert {"--json", "--quiet", "--debug"} <= options
 
 
@@ -100,16 +100,16 @@ class NoTerminal(io.TextIOWrapper):
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_bad_input_is_one_error_object_and_no_question(
-    words: tuple[str, ...], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    text: tuple[str, ...], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each command without its arguments where it needs some, else with an option that there is not."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "stdin", NoTerminal())
-    required = [parameter for parameter in COMMANDS[words].params if parameter.required]
-    status = main([*words, *([] if required else ["--no-such-option"]), "--json"])
+    required = [parameter for parameter in COMMANDS[text].params if parameter.required]
+    status = main([*text, *([] if required else ["--no-such-option"]), "--json"])
     printed = capsys.readouterr()
     assert status == 2
-    jsonschema.validate(json.loads(printed.out), schema_of_answer(" ".join(words)))
+    jsonschema.validate(json.loads(printed.out), schema_of_answer(" ".join(text)))
     assert set(json.loads(printed.out)) == {"error"} and printed.err.startswith("Error: ")
 
 
@@ -132,14 +132,14 @@ def test_bad_input_is_one_error_object_and_no_question(
     ids=" ".join,
 )
 def test_commands_that_know_too_little_ask_no_one(
-    words: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    text: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "columns.csv").write_text("a,b\n1,2\n3,4\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     monkeypatch.setattr(sys, "stdin", NoTerminal())
-    status = main([*words, "--json"])
-    check_answer([*words, "--json"], status, capsys.readouterr().out)
+    status = main([*text, "--json"])
+    check_answer([*text, "--json"], status, capsys.readouterr().out)
 
 
 def test_questions_are_asked_in_few_places() -> None:
@@ -160,8 +160,8 @@ def _asking(tree: ast.AST, name: str = "") -> Iterator[str]:
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
-def test_help_names_only_exit_statuses_of_the_table(words: tuple[str, ...]) -> None:
-    help = COMMANDS[words].help or ""
+def test_help_names_only_exit_statuses_of_the_table(text: tuple[str, ...]) -> None:
+    help = COMMANDS[text].help or ""
     for part in re.findall(r"Exit\s+status\s+(.*)", help, re.DOTALL):
         assert {int(number) for number in re.findall(r"\b(\d+):", part)} <= EXIT_STATUSES.keys()
 

@@ -90,14 +90,14 @@ def check_nothing_half_written(folder: Path) -> None:
      ("{% for m in messages %}", "endfor")],
 )  # fmt: skip
 def test_a_hostile_or_broken_chat_template_is_refused(
-    template: str, why: str, fails: Fails, here: Path, smollm2: Path
+    template: str, reason: str, fails: Fails, here: Path, smollm2: Path
 ) -> None:
     folder_of("qwen2", here / "model", vocab_size=49152)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (here / "model" / name).symlink_to(smollm2 / name)
     (here / "model" / "chat_template.jinja").write_text(template)
     message = fails("evaluate", "model", "--data", "good.jsonl", "limit=2")
-    assert why in message and "where: the model's chat template" in message and "data check --template" in message
+    assert reason in message and "where: the model's chat template" in message and "data check --template" in message
 
 
 # --- recipe and settings -----------------------------------------------------------------------------
@@ -289,11 +289,11 @@ def test_init_never_overwrites(fails: Fails, here: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["file/inside", "/proc/nothing/run", "/dev/null/run"])
-def test_output_that_cannot_be_written(fails: Fails, here: Path, place: str, tiny_llama: Path) -> None:
+def test_output_that_cannot_be_written(fails: Fails, here: Path, path: str, tiny_llama: Path) -> None:
     (here / "file").write_text("x")
     settings = ("good.jsonl", f"model={tiny_llama}", "track.report_to=none")
-    assert place.rpartition("/")[0] in fails("run", *settings, f"output_dir={place}")
-    assert place.rpartition("/")[0] in fails("prepare", *settings, "--out", place)
+    assert path.rpartition("/")[0] in fails("run", *settings, f"output_dir={path}")
+    assert path.rpartition("/")[0] in fails("prepare", *settings, "--out", path)
 
 
 @pytest.fixture
@@ -383,7 +383,7 @@ def test_debug_shows_the_traceback(here: Path, capsys: pytest.CaptureFixture[str
     ],
 )
 def test_other_errors_are_short_too(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException, status: int, words: str
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException, status: int, text: str
 ) -> None:
     import tuneloop.pipeline.doctor
 
@@ -393,7 +393,7 @@ def test_other_errors_are_short_too(
     monkeypatch.setattr(tuneloop.pipeline.doctor, "examine", fail)
     assert main(["doctor"]) == status
     err = capsys.readouterr().err
-    assert words in err and "Traceback" not in err and len(err.strip().splitlines()) <= 3
+    assert text in err and "Traceback" not in err and len(err.strip().splitlines()) <= 3
 
 
 def test_a_model_in_the_place_of_a_data_set_is_said_how_to_name(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

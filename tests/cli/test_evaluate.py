@@ -94,5 +94,5 @@ def test_rows_of_the_validation_split_are_not_called_test_rows(uneven: Path) -> 
         ({}, ""),
     ],
 )  # fmt: skip
-def test_a_short_training_is_said(run: dict[str, Any], words: str) -> None:
-    assert how_far_trained(RunManifest(model="m", **run)) == words
+def test_a_short_training_is_said(run: dict[str, Any], text: str) -> None:
+    assert how_far_trained(RunManifest(model="m", **run)) == text

@@ -91,7 +91,7 @@ def test_forget_names_what_was_made_of_the_data(tmp_path: Path, tuneloop: Tunelo
     status, out, _ = tuneloop("data", "forget", "a", "--match", r"parcel [12],", "--regex", "--yes", "--json")
     done = json.loads(out)
     assert (status, done["removed"], len(done["rows"]), done["was"] == done["id"]) == (0, 2, 2, False)
-    assert [one["kind"] for one in done["descendants"]] == ["data set", "run"]
+    assert [item["kind"] for item in done["descendants"]] == ["data set", "run"]
 
 
 def test_forget_needs_a_pattern_that_is_one(tmp_path: Path, tuneloop: Tuneloop) -> None:

@@ -140,13 +140,13 @@ def test_a_strangers_run_is_read_within_limits_or_refused(
     name, change = CASES[case]
     kept = {folder: (tmp_path / folder).rename(tmp_path / f"whole-{folder}") for folder in ("run", "artifact")}
     commands = ARTIFACT_COMMANDS if case.startswith("artifact") else COMMANDS
-    for command, words in commands.items():
+    for command, sentence in commands.items():
         for folder, source in kept.items():
             shutil.rmtree(tmp_path / folder, ignore_errors=True)
             shutil.copytree(source, tmp_path / folder)
             if (source / name).exists():
                 change(tmp_path / folder / name)
-        done = cli(*words, "--json")
+        done = cli(*sentence, "--json")
         print(case, command, done.returncode, (done.stdout + done.stderr)[-300:])
         assert done.returncode in (0, 1, 2, 3), (command, done)
         assert OUTSIDE not in done.stdout + done.stderr, command

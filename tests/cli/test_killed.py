@@ -32,10 +32,10 @@ def work(tmp_path: Path) -> Path:
     return folder
 
 
-def killed(folder: Path, environment: dict[str, str], *words: str, missing: tuple[str, ...] = ()) -> None:
+def killed(folder: Path, environment: dict[str, str], *text: str, missing: tuple[str, ...] = ()) -> None:
     """Kill a command again and again; `missing`: files that may be left out of the comparison."""
     paths = os.pathsep.join(map(str, (ROOT / "tests", ROOT / "tests" / "helpers")))
-    command = [sys.executable, str(PROGRAM), str(folder), str(MOMENTS), *words]
+    command = [sys.executable, str(PROGRAM), str(folder), str(MOMENTS), *text]
     environment = {**environment, "PYTHONPATH": paths}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=MOMENTS * HANG)
     assert done.returncode == 0, done.stderr

@@ -32,9 +32,9 @@ def asked(record: type[Any], *arguments: str) -> Any:
         found.append((options, output()))
 
     command.__annotations__ = {"options": record, "return": None}
-    one = typer.Typer()
-    one.command()(expanded(command))
-    result = typer.testing.CliRunner().invoke(one, list(arguments))
+    item = typer.Typer()
+    item.command()(expanded(command))
+    result = typer.testing.CliRunner().invoke(item, list(arguments))
     assert result.exit_code == 0, result.output
     return found[0]
 
@@ -109,11 +109,11 @@ def test_a_result_is_printed_as_one_object_or_as_text_and_gives_the_status() -> 
         return Result({"size": size, "text": lines}, lines, status=3)
 
     command.__annotations__ |= {"lines": str, "size": int, "return": Result}
-    one = typer.Typer()
-    one.command()(expanded(command))
+    item = typer.Typer()
+    item.command()(expanded(command))
 
     def run(*arguments: str) -> tuple[int, str]:
-        result = typer.testing.CliRunner().invoke(one, list(arguments))
+        result = typer.testing.CliRunner().invoke(item, list(arguments))
         return result.exit_code, result.output
 
     assert run() == (3, "a\nb\n")

@@ -121,10 +121,10 @@ def test_general_rows_mixed_into_a_data_set_take_their_time(tmp_path: Path, cli_
     ],
     ids=" ".join,
 )
-def test_bad_input_is_a_clear_error(arguments: list[str], words: list[str], cli_environment: dict[str, str]) -> None:
+def test_bad_input_is_a_clear_error(arguments: list[str], text: list[str], cli_environment: dict[str, str]) -> None:
     status, _, err = run(arguments, cli_environment)
     assert status == 2
     assert "Traceback" not in err
     assert err.startswith("Error: ")
-    for word in words:
+    for word in text:
         assert word in err

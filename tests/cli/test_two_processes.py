@@ -31,20 +31,20 @@ BUSY = (
 )  # what a refusal says of the other one
 
 
-def both(folder: Path, environment: dict[str, str], *words: str) -> None:
+def both(folder: Path, environment: dict[str, str], *text: str) -> None:
     """Give a command twice; each is done or refused in a sentence, and what is left is what one of them leaves."""
     paths = os.pathsep.join(map(str, (ROOT / "tests", ROOT / "tests" / "helpers")))
-    command = [sys.executable, str(PROGRAM), str(folder), str(TIMES), *words]
+    command = [sys.executable, str(PROGRAM), str(folder), str(TIMES), *text]
     done = subprocess.run(
         command, capture_output=True, text=True, env={**environment, "PYTHONPATH": paths}, timeout=TIMES * HANG
     )
     assert done.returncode == 0, done.stderr
-    print(words[0], done.stdout)
+    print(text[0], done.stdout)
     for line in map(json.loads, done.stdout.splitlines()):
         assert line["statuses"] in ([line["status"]] * 2, [line["status"], 2]) and line["status"] in (0, 1), line
         assert not line["traceback"] and not line["wrong"] and not line["more"] and not line["tmp"], line
         assert len(line["refusals"]) == (2 in line["statuses"]), line
-        assert all(any(word in each for word in BUSY) for each in line["refusals"]), line
+        assert all(any(word in item for word in BUSY) for item in line["refusals"]), line
 
 
 def cases(folder: Path) -> None:
@@ -182,8 +182,8 @@ def test_register(work: Path, make_artifact: Any, cli_environment: dict[str, str
 @pytest.mark.nightly
 def test_ab_start(work: Path, cli_environment: dict[str, str]) -> None:
     fill(work)
-    words = ("--store", "serve", "--model", "m", "--candidate", "b", "--champion", "a", "-q")
-    both(work, cli_environment, "ab", "start", "first", *words)
+    text = ("--store", "serve", "--model", "m", "--candidate", "b", "--champion", "a", "-q")
+    both(work, cli_environment, "ab", "start", "first", *text)
 
 
 @pytest.mark.nightly

@@ -30,23 +30,21 @@ CHEAP = [
 ]  # a few whose help and errors are read without a reader
 
 
-def started(
-    *words: str, environment: dict[str, str], unread: str, folder: Path, **more: Any
-) -> subprocess.Popen[bytes]:
+def started(*text: str, environment: dict[str, str], unread: str, folder: Path, **more: Any) -> subprocess.Popen[bytes]:
     """A command whose stdout, stderr or both are pipes that nobody reads."""
     reading, writing = os.pipe()
     os.close(reading)
     there = {name: writing if name in unread else subprocess.PIPE for name in ("stdout", "stderr")}
     try:
-        command = [sys.executable, *more.pop("options", ()), "-m", "tuneloop", *words]
+        command = [sys.executable, *more.pop("options", ()), "-m", "tuneloop", *text]
         environment = {name: value for name, value in environment.items() if name != "PYTHONUNBUFFERED"}
         return subprocess.Popen(command, cwd=folder, env=environment, **there, **more)
     finally:
         os.close(writing)
 
 
-def ended(*words: str, **more: Any) -> tuple[int, str, str]:
-    process = started(*words, **more)
+def ended(*text: str, **more: Any) -> tuple[int, str, str]:
+    process = started(*text, **more)
     out, err = process.communicate(timeout=HANG)
     return process.returncode, (out or b"").decode(), (err or b"").decode()
 
@@ -54,7 +52,7 @@ def ended(*words: str, **more: Any) -> tuple[int, str, str]:
 @pytest.fixture
 def rows(tmp_path: Path) -> str:
     file = tmp_path / "rows.jsonl"
-    words = [
+    text = [
         "amber",
         "basil",
         "cedar",
@@ -73,7 +71,7 @@ def rows(tmp_path: Path) -> str:
         "pearl",
     ]
     lines = [
-        {"text": " ".join(words[(i * k + k * k) % 16] for k in range(2, 9)) + f" {i}", "label": words[i % 2]}
+        {"text": " ".join(text[(i * k + k * k) % 16] for k in range(2, 9)) + f" {i}", "label": text[i % 2]}
         for i in range(60)
     ]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -85,8 +83,8 @@ def test_what_writes_is_finished(
     rows: str, tiny_llama: Path, cli_environment: dict[str, str], tmp_path: Path, unread: str
 ) -> None:
     given: dict[str, Any] = {"environment": cli_environment, "folder": tmp_path, "unread": unread}
-    words = ("prepare", rows, "-o", "data", "--model", str(tiny_llama), "duplicates.near=false")
-    status, out, err = ended(*words, *(["--json"] if "stdout" in unread else []), **given)
+    text = ("prepare", rows, "-o", "data", "--model", str(tiny_llama), "duplicates.near=false")
+    status, out, err = ended(*text, *(["--json"] if "stdout" in unread else []), **given)
     assert status == 0 and (tmp_path / "data" / "dataset.json").is_file(), err
     assert (tmp_path / "data" / "report.html").is_file() and "Traceback" not in out + err
 
@@ -95,8 +93,8 @@ def test_what_writes_is_finished(
 def test_a_shell_that_looks_at_one_line_gets_a_whole_data_set(
     end: str, rows: str, tiny_llama: Path, cli_environment: dict[str, str], tmp_path: Path
 ) -> None:
-    words = f"{sys.executable} -m tuneloop prepare {rows} -o data --model {tiny_llama} duplicates.near=false"
-    line = f"{words} {end}; echo ${{PIPESTATUS[0]}}"
+    text = f"{sys.executable} -m tuneloop prepare {rows} -o data --model {tiny_llama} duplicates.near=false"
+    line = f"{text} {end}; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(
         ["bash", "-c", line], cwd=tmp_path, env=cli_environment, capture_output=True, text=True, check=False
     )
@@ -119,12 +117,12 @@ def test_a_command_has_the_status_that_it_has_with_a_reader(
     _agrees(name, "nowhere", environment=cli_environment, folder=tmp_path)
 
 
-def _agrees(*words: str, environment: dict[str, str], folder: Path) -> None:
-    read = ended(*words, environment=environment, folder=folder, unread="")
+def _agrees(*text: str, environment: dict[str, str], folder: Path) -> None:
+    read = ended(*text, environment=environment, folder=folder, unread="")
     for unread in ("stdout", "stderr", "stdout stderr"):
-        status, out, err = ended(*words, environment=environment, folder=folder, unread=unread)
+        status, out, err = ended(*text, environment=environment, folder=folder, unread=unread)
         assert status == read[0] and "Traceback" not in out + err and "BrokenPipe" not in out + err
-    status, _, err = ended(*words, environment=environment, folder=folder, unread="stdout", options=["-u"])
+    status, _, err = ended(*text, environment=environment, folder=folder, unread="stdout", options=["-u"])
     assert status == read[0] and "Traceback" not in err
 
 
@@ -143,13 +141,13 @@ def test_training_is_finished(rows: str, tiny_llama: Path, cli_environment: dict
 
 def test_what_only_prints_ends(cli_environment: dict[str, str], tmp_path: Path) -> None:
     with live(tmp_path / "serve") as (address, _):
-        words = ("top", "--url", address, "--every", "0.2")
-        assert ended(*words, environment=cli_environment, folder=tmp_path, unread="stdout")[0] == UNREAD
+        text = ("top", "--url", address, "--every", "0.2")
+        assert ended(*text, environment=cli_environment, folder=tmp_path, unread="stdout")[0] == UNREAD
 
 
 def test_a_server_goes_on_without_a_reader(tiny_llama: Path, cli_environment: dict[str, str], tmp_path: Path) -> None:
-    words = ("serve", str(tiny_llama), "port=0", "folder=serve", "log.lines=json", "--json")
-    process = started(*words, environment=cli_environment, folder=tmp_path, unread="stderr")
+    text = ("serve", str(tiny_llama), "port=0", "folder=serve", "log.lines=json", "--json")
+    process = started(*text, environment=cli_environment, folder=tmp_path, unread="stderr")
     assert process.stdout is not None
     address = json.loads(process.stdout.readline())["address"]
     process.stdout.close()

@@ -126,8 +126,8 @@ def test_memory_that_is_used_is_counted_and_comes_back(gpu: Gpu) -> None:
     "words", ["CUDA out of memory.", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`",
               "cuDNN error: CUDNN_STATUS_ALLOC_FAILED", "DefaultCPUAllocator: can't allocate memory"],
 )  # fmt: skip
-def test_memory_that_ran_out_is_known_in_all_its_words(words: str) -> None:
-    assert device.is_out_of_memory(RuntimeError(words))
+def test_memory_that_ran_out_is_known_in_all_its_words(text: str) -> None:
+    assert device.is_out_of_memory(RuntimeError(text))
     assert not device.is_out_of_memory(RuntimeError("shapes do not match"))
 
 

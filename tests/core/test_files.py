@@ -248,7 +248,7 @@ def test_an_interrupted_write_leaves_nothing_beside(tmp_path: Path, monkeypatch:
 def test_written_files_have_the_usual_permissions_and_those_in_a_private_folder_are_private(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
     write_text(tmp_path / "new" / "ours", "x")
-    assert [stat.S_IMODE(each.stat().st_mode) for each in tmp_path.rglob("*")] == [0o700, 0o600]
+    assert [stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")] == [0o700, 0o600]
     tmp_path.chmod(0o755)
     (tmp_path / "plain").write_text("x")
     write_text(tmp_path / "ours", "x")
@@ -444,9 +444,9 @@ def test_a_manifest_names_files_within_its_folder_only(tmp_path: Path) -> None:
 
 def test_a_refusal_names_the_option_that_moves_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TUNELOOP_CACHE", str(tmp_path / "cache"))
-    for place, option in (("cache/models/x", "TUNELOOP_CACHE=FOLDER"), ("runs/x", "output_dir=FOLDER")):
-        with pytest.raises(UserError) as caught, user_errors_of_the_disk(tmp_path / place):
-            raise OSError(errno.EROFS, "Read-only file system", str(tmp_path / place))
+    for path, option in (("cache/models/x", "TUNELOOP_CACHE=FOLDER"), ("runs/x", "output_dir=FOLDER")):
+        with pytest.raises(UserError) as caught, user_errors_of_the_disk(tmp_path / path):
+            raise OSError(errno.EROFS, "Read-only file system", str(tmp_path / path))
         assert option in caught.value.next_step
 
 

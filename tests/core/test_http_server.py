@@ -215,9 +215,9 @@ def test_far_more_idle_connections_than_files_keep_nobody_out() -> None:
         assert is_answered(kept)
         used = cpu_seconds(process.pid)
         idle = [stack.enter_context(connected(port)) for _ in range(400)]
-        for number, each in enumerate(idle):  # silent, in the midst of a head, and of a body
+        for number, item in enumerate(idle):  # silent, in the midst of a head, and of a body
             with contextlib.suppress(ConnectionError):
-                each.sendall((b"", b"GET / HT", POST + b"x")[number % 3])
+                item.sendall((b"", b"GET / HT", POST + b"x")[number % 3])
         for _ in range(3):
             with connected(port) as client:
                 assert is_answered(client)
@@ -225,7 +225,7 @@ def test_far_more_idle_connections_than_files_keep_nobody_out() -> None:
             assert len(list(Path(f"/proc/{process.pid}/fd").iterdir())) < 120
             time.sleep(0.5)
         assert cpu_seconds(process.pid) - used < 2 * slowness()
-        ends = [rest(each) for each in idle]  # closed, the last of them when they were silent for too long
+        ends = [rest(entry) for entry in idle]  # closed, the last of them when they were silent for too long
         assert all(not end or b" 408 " in end for end in ends)
         deadline = time.monotonic() + 30 * slowness()
         assert process.stdout is not None
@@ -240,8 +240,8 @@ def test_when_all_connections_are_busy_a_further_one_is_refused_and_later_served
     with running(20.0, files=100) as (port, _), contextlib.ExitStack() as stack:
         wait = GET.replace(b"/", b"/wait", 1)
         busy = [stack.enter_context(connected(port)) for _ in range(60)]
-        for each in busy:
-            each.sendall(wait)
+        for item in busy:
+            item.sendall(wait)
         refused = 0
         for _ in range(60):
             client = stack.enter_context(connected(port))
@@ -250,7 +250,7 @@ def test_when_all_connections_are_busy_a_further_one_is_refused_and_later_served
             with contextlib.suppress(TimeoutError, ConnectionError):
                 refused += b" 503 " in client.recv(4096)
         assert refused > 20
-        assert all(is_answered(each, b"") for each in busy)
+        assert all(is_answered(entry, b"") for entry in busy)
         with connected(port) as client:  # those that were answered give way
             assert is_answered(client)
 

@@ -158,8 +158,8 @@ def test_nothing_is_fetched() -> None:
 
     with HTTPServer(("127.0.0.1", 0), Page) as server:
         Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        place = f"http://127.0.0.1:{server.server_port}/s.json"
-        for schema in ({"$ref": place}, {"$id": place, "$ref": "other.json"}, {"$dynamicRef": f"{place}#a"}):
+        path = f"http://127.0.0.1:{server.server_port}/s.json"
+        for schema in ({"$ref": path}, {"$id": path, "$ref": "other.json"}, {"$dynamicRef": f"{path}#a"}):
             with pytest.raises(Exception, match="etriev"):
                 breach_of(schema, 5)
         server.shutdown()

@@ -110,9 +110,9 @@ def test_rows_are_read_from_a_store_and_fetched_once(url: str, tmp_path: Path, m
     assert found == ["a", "b"]
     monkeypatch.setattr(Store, "get", lambda *_: pytest.fail("fetched again"))
     assert len(find_files([url])) == 1
-    for place, said in ((f"{url}/none.jsonl", "No such file"), (f"{url}/picture.png", "can be read")):
+    for path, said in ((f"{url}/none.jsonl", "No such file"), (f"{url}/picture.png", "can be read")):
         with pytest.raises(UserError, match=said):
-            find_files([place])
+            find_files([path])
 
 
 def a_run(folder: Path) -> Path:
@@ -139,7 +139,7 @@ def test_s3_keeps_a_folder_and_shows_what_others_write_there(s3: Any, tmp_path: 
     assert store.push(here, only="checkpoints") == 0 and store.pull(there) == 2
     assert (there / "checkpoints" / "step-1.pt").read_bytes() == (here / "checkpoints" / "step-1.pt").read_bytes()
     store.remove(["run.json"])
-    kept = [each["Key"] for each in s3.list_objects_v2(Bucket=s3_stand_in.BUCKET)["Contents"]]
+    kept = [item["Key"] for item in s3.list_objects_v2(Bucket=s3_stand_in.BUCKET)["Contents"]]
     assert kept == ["runs/x/checkpoints/step-1.pt"]
 
 
@@ -147,7 +147,7 @@ def test_what_s3_itself_refuses_is_said(s3: Any, tmp_path: Path, monkeypatch: py
     file, url = tmp_path / "a.txt", f"s3://{s3_stand_in.BUCKET}/x"
     file.write_text("a")
 
-    def refused(place: str) -> set[str]:
+    def refused(path: str) -> set[str]:
         """What listing, writing and reading come to."""
         found = set()
         asks: list[Callable[[Store], Any]] = [
@@ -155,8 +155,8 @@ def test_what_s3_itself_refuses_is_said(s3: Any, tmp_path: Path, monkeypatch: py
         ]  # fmt: skip
         for ask in asks:
             with pytest.raises(UserError) as caught:
-                ask(open_store(place))
-            assert caught.value.where.startswith(place) and caught.value.next_step
+                ask(open_store(path))
+            assert caught.value.where.startswith(path) and caught.value.next_step
             found.add(caught.value.what)
         return found
 
@@ -194,7 +194,7 @@ def test_google_keeps_a_folder_and_shows_what_others_write_there(gcs: Any, tmp_p
     assert store.push(here, only="checkpoints") == 0 and store.pull(there) == 2
     assert (there / "checkpoints" / "step-1.pt").read_bytes() == (here / "checkpoints" / "step-1.pt").read_bytes()
     store.remove(["run.json"])
-    assert [each.name for each in bucket.list_blobs()] == ["runs/x/checkpoints/step-1.pt"]
+    assert [blob.name for blob in bucket.list_blobs()] == ["runs/x/checkpoints/step-1.pt"]
     with pytest.raises(UserError, match="no such file"):
         store.get("run.json", tmp_path / "run.json")
 
@@ -222,7 +222,7 @@ def test_what_google_refuses_is_said_without_a_traceback(
     gcs_stand_in.refuse_all(monkeypatch, status, message)
     with pytest.raises(UserError, match=said):
         open_store(f"gs://{gcs_stand_in.BUCKET}/x").sizes()
-    assert not [each for each in caplog.records if each.name.startswith("gcsfs")]
+    assert not [record for record in caplog.records if record.name.startswith("gcsfs")]
 
 
 @pytest.mark.parametrize(

@@ -66,10 +66,8 @@ def project(tmp_path: Path) -> Path:
 def test_a_killed_process_leaves_no_child(code: str, count: int, project: Path) -> None:
     if code == LLAMACPP:
         pytest.importorskip("llama_cpp_py_sync")
-    words = ["improve", str(project), "--watch", "--every", "1h"]
-    parent = subprocess.Popen(
-        [sys.executable, "-c", code, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    text = ["improve", str(project), "--watch", "--every", "1h"]
+    parent = subprocess.Popen([sys.executable, "-c", code, *text], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         assert wait_for(lambda: len(children_of(parent.pid)) == count)
         time.sleep(1.0)  # they are at work

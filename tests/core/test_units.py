@@ -8,8 +8,8 @@ from tuneloop.core.units import counted, exactly, hours_expected, span_words, ve
 
 
 @pytest.mark.parametrize(("number", "words"), [(0, "0 steps"), (1, "1 step"), (2, "2 steps"), (1234, "1,234 steps")])
-def test_one_thing_is_no_several(number: int, words: str) -> None:
-    assert counted(number, "step") == words
+def test_one_thing_is_no_several(number: int, text: str) -> None:
+    assert counted(number, "step") == text
 
 
 def test_a_span_of_hours_stands_only_where_it_says_more() -> None:
@@ -22,7 +22,7 @@ def test_counts_and_their_verbs_are_right_in_the_singular() -> None:
     units = ["day", "copy", "pass", "batch", "epoch", "query", "key", "test row"]
     assert [counted(1, unit) for unit in units] == [f"1 {unit}" for unit in units]
     several = ["days", "copies", "passes", "batches", "epochs", "queries", "keys", "test rows"]
-    assert [counted(2, unit) for unit in units] == [f"2 {words}" for words in several]
+    assert [counted(2, unit) for unit in units] == [f"2 {text}" for text in several]
     assert [counted(0.6, "day"), counted(1234, "row"), counted(0, "row")] == ["1 day", "1,234 rows", "0 rows"]
     assert [exactly(1, "minute"), exactly(1.5, "hour"), exactly(3, "epoch")] == ["1 minute", "1.5 hours", "3 epochs"]
     assert [verb(n, "is", "are") for n in (0, 1, 2)] == ["are", "is", "are"]

@@ -14,7 +14,7 @@ from tuneloop.core.files import read_json, read_jsonl
 @pytest.fixture
 def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    words = [
+    text = [
         "apple",
         "bridge",
         "candle",
@@ -29,7 +29,7 @@ def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ]
     lines = [
         {
-            "prompt": f"Tell me of the {words[i % 11]} and the {words[(i * 5 + 1) % 11]} number {i * 37}",
+            "prompt": f"Tell me of the {text[i % 11]} and the {text[(i * 5 + 1) % 11]} number {i * 37}",
             "completion": f"Yes, {i}.",
         }
         | ({} if i % 3 == 0 else {"origin": "human" if i % 3 == 1 else "model"})

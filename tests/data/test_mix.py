@@ -43,7 +43,7 @@ def row(text: str, answer: str = "yes", system: str = "") -> Row:
 
 
 def ids(sources: list[GeneralSizes], places: Any) -> list[str]:
-    return [sources[place.source].ids[place.row] for place in places]
+    return [sources[path.source].ids[path.row] for path in places]
 
 
 def mix(task: list[Row], sources: dict[str, list[Row]], *, test: list[Row] | None = None, seed: int = 0, **config: Any) -> Mixed:  # fmt: skip
@@ -119,20 +119,20 @@ def test_weights_divide_the_general_part() -> None:
     sources = [general("a", 500, 50), general("b", 500, 100)]
     plan = plan_mix(MixSize(300, 30_000), sources, MixConfig(weights=[3, 1]), 0)
     tokens = Counter[int]()
-    for place in plan.train:
-        tokens[place.source] += sources[place.source].tokens[place.row]
+    for path in plan.train:
+        tokens[path.source] += sources[path.source].tokens[path.row]
     assert tokens[0] / tokens.total() == pytest.approx(0.75, abs=0.02)
 
 
 def test_without_weights_the_sizes_count() -> None:
     plan = plan_mix(MixSize(100, 0), [general("a", 300), general("b", 100)], MixConfig(by="rows"), 0)
-    counts = Counter(place.source for place in plan.train)
+    counts = Counter(path.source for path in plan.train)
     assert counts[0] == pytest.approx(3 * counts[1], abs=2)
 
 
 def test_a_source_of_weight_zero_is_left_alone() -> None:
     plan = plan_mix(MixSize(100, 0), [general("a", 300), general("b", 300)], MixConfig(by="rows", weights=[0, 1]), 0)
-    assert {place.source for place in plan.train} == {1}
+    assert {path.source for path in plan.train} == {1}
 
 
 def test_the_others_fill_the_place_of_a_used_up_source() -> None:

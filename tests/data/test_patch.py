@@ -56,9 +56,9 @@ def test_another_patch_is_another_data_set_and_none_is_the_one_of_before(tmp_pat
     ("text", "what"),
     [('{"source": "s", "line": 1, "was": "a", "becomes": " "}', "empty"), ('{"source": "s"}', "line"), ("{", "JSON")],
 )
-def test_a_patch_that_is_damaged_is_refused(tmp_path: Path, text: str, what: str) -> None:
+def test_a_patch_that_is_damaged_is_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "patch.jsonl").write_text(text + "\n", encoding="utf-8")
-    with pytest.raises(UserError, match=what):
+    with pytest.raises(UserError, match=message):
         read_patch(tmp_path / "patch.jsonl")
     with pytest.raises(UserError):
         read_patch(tmp_path / "none.jsonl")

@@ -357,8 +357,10 @@ def test_copies_and_blank_lines_are_no_fault(tmp_path: Path) -> None:
         ([], "is empty"),
     ],
 )
-def test_nothing_usable_is_a_user_error_and_leaves_no_data_set(tmp_path: Path, records: list[Any], what: str) -> None:
-    with pytest.raises(UserError, match=what) as caught:
+def test_nothing_usable_is_a_user_error_and_leaves_no_data_set(
+    tmp_path: Path, records: list[Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
         run(tmp_path, records)
     assert 1 <= str(caught.value).count("\n") <= 2
     assert not (tmp_path / "out" / "dataset.json").exists() and not (tmp_path / "out" / "train.jsonl").exists()
@@ -460,8 +462,8 @@ def test_a_column_can_be_the_stratum_without_being_the_label(tmp_path: Path) -> 
 
 def test_a_check_of_its_own_says_what_prepare_said(tmp_path: Path) -> None:
     records = [{**r, "text": f"{r['text']} about {r['label']} matters"} for r in tickets(240)]
-    for place in range(0, 240, 20):
-        records[place]["label"] = "label_3"
+    for path in range(0, 240, 20):
+        records[path]["label"] = "label_3"
     dataset = run(tmp_path, records)
     said = {check["name"]: (check["level"], check["message"], check["rows"]) for check in dataset.manifest["checks"]}
     again = check_dataset(load_dataset(dataset.path), measure=measure)
@@ -645,7 +647,7 @@ def test_long_rows_are_cut_on_request_and_the_cut_is_reported(tmp_path: Path) ->
         ("best", 1, "it is rated higher"),
     ],
 )
-def test_a_copy_is_reported_with_the_row_that_stays_and_why(tmp_path: Path, keep: str, stays: int, why: str) -> None:
+def test_a_copy_is_reported_with_the_row_that_stays_and_why(tmp_path: Path, keep: str, stays: int, reason: str) -> None:
     text = "please tell me where the parcel with the blue ribbon is that I sent to my aunt in march"
     copies = [
         {"text": text, "label": "label_0", "created": "2025-01-01", "rating": 5},
@@ -656,8 +658,8 @@ def test_a_copy_is_reported_with_the_row_that_stays_and_why(tmp_path: Path, keep
     gone = {r["line"]: r["detail"] for r in read_jsonl(tmp_path / "out" / "rejects.jsonl")}
     assert set(gone) == {1, 2, 3} - {stays}
     for pair in read_jsonl(tmp_path / "out" / "duplicates.jsonl"):
-        assert (pair["kept_line"], pair["why"]) == (stays, why)
-        assert gone[pair["line"]].endswith("" if keep == "first" else f"; {why}")
+        assert (pair["kept_line"], pair["why"]) == (stays, reason)
+        assert gone[pair["line"]].endswith("" if keep == "first" else f"; {reason}")
 
 
 def test_among_equals_the_first_copy_stays_whatever_is_preferred(tmp_path: Path) -> None:

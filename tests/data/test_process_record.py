@@ -123,11 +123,11 @@ def run(folder: Path, records: list[Any], **config: Any) -> Dataset:
 
 
 def chat_of(number: int, exchanges: int) -> dict[str, Any]:
-    words = [f"w{number * 997 + i * 31:x}q{i * i * number:x}" for i in range(exchanges * 6)]
+    text = [f"w{number * 997 + i * 31:x}q{i * i * number:x}" for i in range(exchanges * 6)]
     turns = []
     for i in range(exchanges):
-        turns += [{"role": "user", "content": " ".join(words[6 * i : 6 * i + 3])}]
-        turns += [{"role": "assistant", "content": " ".join(words[6 * i + 3 : 6 * i + 6])}]
+        turns += [{"role": "user", "content": " ".join(text[6 * i : 6 * i + 3])}]
+        turns += [{"role": "assistant", "content": " ".join(text[6 * i + 3 : 6 * i + 6])}]
     return {"messages": turns}
 
 

@@ -56,8 +56,8 @@ def test_the_prompt_key_is_what_the_model_is_told_and_asked() -> None:
 
 
 def test_rows_without_a_user_turn_are_told_apart_by_their_text() -> None:
-    one, other = row(("assistant", "A story.")), row(("assistant", "Another story."))
-    assert prompt_key(one) != prompt_key(other) and prompt_key(one) == prompt_key(row(("assistant", "a  STORY.")))
+    item, other = row(("assistant", "A story.")), row(("assistant", "Another story."))
+    assert prompt_key(item) != prompt_key(other) and prompt_key(item) == prompt_key(row(("assistant", "a  STORY.")))
 
 
 @given(st.text())

@@ -124,5 +124,5 @@ def test_workers_end_when_the_process_that_started_them_is_killed(tmp_path: Path
 @pytest.mark.slow
 def test_a_local_ray_cluster_gives_the_same_results() -> None:
     pytest.importorskip("ray")
-    words = [f"word {n}" for n in range(30)]  # the function must be one that Ray's workers can import
-    assert list(ordered_map(keyed_hash, words, 7, workers=1, engine="ray")) == [keyed_hash(word, 7) for word in words]
+    text = [f"word {n}" for n in range(30)]  # the function must be one that Ray's workers can import
+    assert list(ordered_map(keyed_hash, text, 7, workers=1, engine="ray")) == [keyed_hash(word, 7) for word in text]

@@ -143,7 +143,7 @@ def test_a_classifier_s_adapter_is_served_as_it_was_evaluated(make_tuned: MakeTu
     assert cli("export", str(run), "--format", "adapter", "--out", "artifact", "--force").returncode == 0
     done = cli("deploy", "artifact", "--to", "kubernetes", "--hub", "a/b", "--priorities", "--dry-run", "--out", "mine")
     assert done.returncode == 0, done.stderr
-    resources = {each["kind"]: each for each in yaml.safe_load_all(Path("mine/service.yaml").read_text())}
+    resources = {item["kind"]: item for item in yaml.safe_load_all(Path("mine/service.yaml").read_text())}
     command = shlex.join(resources["Deployment"]["spec"]["template"]["spec"]["containers"][0]["command"])
     assert ("""--hf-overrides '{"head_dtype": "float32"}' --max-logprobs 128""" in command) == labels
     assert "--scheduling-policy priority" in command and "--tokenizer a/b" in command and "--max-loras 2" in command

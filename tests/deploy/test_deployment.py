@@ -93,4 +93,4 @@ def test_a_name_without_letters_is_refused() -> None:
 def test_the_job_is_found_in_ids_of_artifacts() -> None:
     ids = ("ticket-card-aaeae754", "ticket-card-merged-0123456789ab", "ticket-card-gguf-q4_k_m-0123456789ab",
            "ticket-card-gguf-lora-0123456789ab", "ticket-card", "demo")  # fmt: skip
-    assert [job_of(each) for each in ids] == ["ticket-card"] * 4 + ["", ""]
+    assert [job_of(id_) for id_ in ids] == ["ticket-card"] * 4 + ["", ""]

@@ -59,27 +59,27 @@ def place(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> py
 
 
 @pytest.fixture
-def service(place: pytest.MonkeyPatch) -> Iterator[Service]:
-    with serving(Service(jobs=[])) as one:
-        one.answer = lambda body: "late"
-        place.setenv("TOGETHER_BASE_URL", one.url.removesuffix("/v1"))  # as its client of today takes it
-        yield one
+def service(patch: pytest.MonkeyPatch) -> Iterator[Service]:
+    with serving(Service(jobs=[])) as item:
+        item.answer = lambda body: "late"
+        patch.setenv("TOGETHER_BASE_URL", item.url.removesuffix("/v1"))  # as its client of today takes it
+        yield item
 
 
 @pytest.fixture
-def fireworks(place: pytest.MonkeyPatch) -> Iterator[Fireworks]:
-    with serving(Fireworks()) as one:
-        assert isinstance(one, Fireworks)
-        one.answer = lambda body: "late"
-        place.setenv("FIREWORKS_BASE_URL", one.url.removesuffix("/v1"))
-        place.setenv("FIREWORKS_ACCOUNT_ID", ACCOUNT)
-        yield one
+def fireworks(patch: pytest.MonkeyPatch) -> Iterator[Fireworks]:
+    with serving(Fireworks()) as item:
+        assert isinstance(item, Fireworks)
+        item.answer = lambda body: "late"
+        patch.setenv("FIREWORKS_BASE_URL", item.url.removesuffix("/v1"))
+        patch.setenv("FIREWORKS_ACCOUNT_ID", ACCOUNT)
+        yield item
 
 
 def run(service: Service, *more: str, status: int = 0, on: str = "") -> dict[str, Any]:
     base = LLAMA if on == "fireworks" else BASE
-    words = ["run", "data", f"model={base}", f"output_dir={OUT}", "--on", on or service.url, *more]
-    assert main([*words, "--json", "--quiet"]) == status
+    text = ["run", "data", f"model={base}", f"output_dir={OUT}", "--on", on or service.url, *more]
+    assert main([*text, "--json", "--quiet"]) == status
     return {}
 
 
@@ -187,16 +187,16 @@ def test_a_refused_quota_starts_nothing_and_the_same_command_continues(
 
 @pytest.mark.parametrize("on", ["", "together", "fireworks"])
 def test_a_job_that_hangs_is_left_after_a_time_and_ended_by_max_minutes(
-    service: Service, fireworks: Fireworks, place: pytest.MonkeyPatch, on: str, capsys: Capture
+    service: Service, fireworks: Fireworks, patch: pytest.MonkeyPatch, on: str, capsys: Capture
 ) -> None:
     there = fireworks if on == "fireworks" else service
     there.ends = "RUNNING" if on == "fireworks" else "running"
-    place.setattr(hosted, "STILL", 0.05)
+    patch.setattr(hosted, "STILL", 0.05)
     run(there, "--yes", on=on, status=2)
     assert "nothing new" in "".join(capsys.readouterr())
     field = "state" if on == "fireworks" else "status"
     assert [job[field].casefold().removeprefix("job_state_") for job in there.jobs] == ["running"]
-    place.setattr(hosted, "STILL", 3600.0)
+    patch.setattr(hosted, "STILL", 3600.0)
     run(there, "max_minutes=0.0001", on=on, status=2)
     assert "max_minutes=0.0001" in "".join(capsys.readouterr())
     assert [job[field].casefold().removeprefix("job_state_")[:6] for job in there.jobs] == ["cancel"]
@@ -218,15 +218,15 @@ def test_together_s_own_price_decides_before_a_job_starts(service: Service, caps
 
 
 def test_a_limit_needs_no_table_where_the_service_names_its_price(
-    service: Service, place: pytest.MonkeyPatch, capsys: Capture
+    service: Service, patch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    words = ["run", "data", "model=acme/unlisted", f"output_dir={OUT}", "--on", "together", "--quiet", "--yes"]
+    text = ["run", "data", "model=acme/unlisted", f"output_dir={OUT}", "--on", "together", "--quiet", "--yes"]
     service.unchecked = 10**6
-    place.setattr("tuneloop.deploy.services.together.LOOKS", 3)
-    assert main([*words, "--max-usd", "1"]) == 2 and not service.jobs
+    patch.setattr("tuneloop.deploy.services.together.LOOKS", 3)
+    assert main([*text, "--max-usd", "1"]) == 2 and not service.jobs
     assert "nothing yet" in "".join(capsys.readouterr())
     service.unchecked, service.price = 1, 0.5
-    assert main([*words, "--max-usd", "1"]) == 0
+    assert main([*text, "--max-usd", "1"]) == 0
     assert len(service.jobs) == 1 and read_json(OUT / "hosted.json")["usd"] == 0.5
 
 
@@ -253,10 +253,10 @@ def test_a_job_that_fails_says_why_and_one_is_ended_by_cancel(service: Service, 
     service.ends = "failed"
     run(service, "--yes", status=2)
     assert "row 3 is bad" in capsys.readouterr().out and not (OUT / "eval.json").exists()
-    service.ends, words = "succeeded", ["run", "data", f"model={BASE}", "output_dir=runs/b", "--on", service.url]
+    service.ends, text = "succeeded", ["run", "data", f"model={BASE}", "output_dir=runs/b", "--on", service.url]
     service.faults = {r"GET /v1/fine_tuning/jobs/ftjob-2$": [(401, {}, "expired")]}
-    assert main([*words, "--yes", "--quiet"]) == 2
-    assert main([*words, "--cancel", "--quiet"]) == 0
+    assert main([*text, "--yes", "--quiet"]) == 2
+    assert main([*text, "--cancel", "--quiet"]) == 0
     assert service.jobs[0]["status"] == "cancelled" and read_json("runs/b/hosted.json")["state"] == "cancelled"
 
 
@@ -348,9 +348,9 @@ def test_a_job_at_fireworks_fails_with_its_reason_or_is_ended_by_cancel(firework
     run(fireworks, "--yes", on="fireworks", status=2)
     assert "row 3 is bad" in "".join(capsys.readouterr()) and not (OUT / "eval.json").exists()
     fireworks.faults = {r"GET .*/j2$": [(401, {}, "expired")]}
-    words = ["run", "data", f"model={LLAMA}", "output_dir=runs/b", "--on", "fireworks", "--quiet"]
-    assert main([*words, "--yes"]) == 2 and "export FIREWORKS_API_KEY" in capsys.readouterr().err
-    assert main([*words, "--cancel"]) == 0
+    text = ["run", "data", f"model={LLAMA}", "output_dir=runs/b", "--on", "fireworks", "--quiet"]
+    assert main([*text, "--yes"]) == 2 and "export FIREWORKS_API_KEY" in capsys.readouterr().err
+    assert main([*text, "--cancel"]) == 0
     assert fireworks.jobs[1]["state"] == "JOB_STATE_CANCELLING"
     assert read_json("runs/b/hosted.json")["state"] == "cancelled"
 
@@ -364,18 +364,18 @@ def test_a_job_at_fireworks_fails_with_its_reason_or_is_ended_by_cancel(firework
     ],
 )
 def test_what_fireworks_can_not_take_is_refused(
-    fireworks: Fireworks, place: pytest.MonkeyPatch, name: str, value: str, message: str, capsys: Capture
+    fireworks: Fireworks, patch: pytest.MonkeyPatch, name: str, value: str, message: str, capsys: Capture
 ) -> None:
-    place.setenv(name, value)
+    patch.setenv(name, value)
     run(fireworks, "--yes", on="fireworks", status=2)
     text = "".join(capsys.readouterr())
     assert message in text and KEY not in text and not fireworks.datasets
 
 
 def test_a_file_that_is_too_large_for_fireworks_is_not_sent(
-    fireworks: Fireworks, place: pytest.MonkeyPatch, capsys: Capture
+    fireworks: Fireworks, patch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    place.setattr("tuneloop.deploy.services.fireworks.LARGEST", 100)
+    patch.setattr("tuneloop.deploy.services.fireworks.LARGEST", 100)
     run(fireworks, "--yes", on="fireworks", status=2)
     assert "larger than Fireworks takes" in "".join(capsys.readouterr()) and not fireworks.calls
 
@@ -388,18 +388,18 @@ def test_a_file_that_is_too_large_for_fireworks_is_not_sent(
         (["data", f"model={BASE}", "--cancel"], "no job to end"),
     ],
 )
-def test_what_can_not_be_sent_is_refused(service: Service, words: list[str], message: str, capsys: Capture) -> None:
-    assert main(["run", *words, "--on", service.url, "--yes"]) == 2
+def test_what_can_not_be_sent_is_refused(service: Service, text: list[str], message: str, capsys: Capture) -> None:
+    assert main(["run", *text, "--on", service.url, "--yes"]) == 2
     assert message in capsys.readouterr().err
 
 
 def test_the_official_client_sends_the_same(service: Service) -> None:
     client = openai.OpenAI(base_url=service.url, api_key=KEY, max_retries=0)
     file = client.files.create(file=("train.jsonl", b'{"messages": []}\n'), purpose="fine-tune")
-    one = client.fine_tuning.jobs.create(model=BASE, training_file=file.id, metadata={"tuneloop": "k"}, seed=1)
+    item = client.fine_tuning.jobs.create(model=BASE, training_file=file.id, metadata={"tuneloop": "k"}, seed=1)
     assert service.files[file.id][1] == b'{"messages": []}\n'
-    assert client.fine_tuning.jobs.retrieve(one.id).status == "running"
-    assert client.fine_tuning.jobs.cancel(one.id).status == "cancelled"
+    assert client.fine_tuning.jobs.retrieve(item.id).status == "running"
+    assert client.fine_tuning.jobs.cancel(item.id).status == "cancelled"
 
 
 FIREWORKS = """
@@ -448,7 +448,9 @@ def test_fireworks_s_own_client_sends_the_same(fireworks: Fireworks) -> None:
         "['adapter_config.json', 'adapter_model.safetensors']", "[] []", "JOB_STATE_CANCELLING",
     ]  # fmt: skip
     assert theirs.bodies == fireworks.bodies and theirs.datasets.keys() == fireworks.datasets.keys()
-    assert all(theirs.datasets[name]["exampleCount"] == one["exampleCount"] for name, one in fireworks.datasets.items())
+    assert all(
+        theirs.datasets[name]["exampleCount"] == dataset["exampleCount"] for name, dataset in fireworks.datasets.items()
+    )
     assert {name: file for name, (_, file) in theirs.files.items()} == {
         name: file for name, (_, file) in fireworks.files.items()
     }

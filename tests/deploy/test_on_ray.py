@@ -266,9 +266,9 @@ def test_an_evaluation_by_actors_has_the_answers_of_one_process_though_one_is_ki
     monkeypatch.setattr(evaluate, "_actor", asker_or_die)
     far = evaluate_target(str(trained), options.model_copy(update={"out": "far", "on": "ray"}), ["limit=30"]).folder
     assert (trained / "killed").exists()
-    one, other = (read_record(EvaluationManifest, folder) for folder in (alone, far))
-    assert one.n == other.n == 30 and one.metrics.keys() == other.metrics.keys()
-    for name, metric in one.metrics.items():
+    item, other = (read_record(EvaluationManifest, folder) for folder in (alone, far))
+    assert item.n == other.n == 30 and item.metrics.keys() == other.metrics.keys()
+    for name, metric in item.metrics.items():
         # Rows stand in other batches, so that probabilities differ in their last digits; what is counted does not.
         assert other.metrics[name].value == pytest.approx(metric.value, rel=1e-5), name
     first, second = ([(r["id"], r["prediction"]) for r in read_jsonl(f / "samples.jsonl")] for f in (alone, far))

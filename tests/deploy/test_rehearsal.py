@@ -40,17 +40,17 @@ def artifact(make_artifact: Callable[[str], Path]) -> Path:
     return make_artifact("merged")
 
 
-def make(host: StandIn, place: str, value: Any) -> Any:
-    host.there[place] = value
+def make(host: StandIn, path: str, value: Any) -> Any:
+    host.there[path] = value
     return value
 
 
-def drop(host: StandIn, place: str) -> tuple[int, Any]:
-    return (200, {}) if host.there.pop(place, None) is not None else (404, {"message": "not there"})
+def drop(host: StandIn, path: str) -> tuple[int, Any]:
+    return (200, {}) if host.there.pop(path, None) is not None else (404, {"message": "not there"})
 
 
-def look(host: StandIn, place: str) -> Any:
-    return host.there.get(place) or (404, {"message": "not there"})
+def look(host: StandIn, path: str) -> Any:
+    return host.there.get(path) or (404, {"message": "not there"})
 
 
 # --- Hugging Face ----------------------------------------------------------------------------------
@@ -161,12 +161,12 @@ def together_rules(base: str) -> list[Rule]:
     catalogue = {"data": [{"id": "ml_base", "name": base, "baseModel": "", "baseModelId": "ml_base", "capabilities": [], "deploymentProfiles": [profile]}]}  # fmt: skip
 
     def parts(host: StandIn, found: Any, body: Any) -> Any:
-        each = [
+        item = [
             {"path": file["path"], "uploadId": "u",
              "parts": [{"partNumber": n + 1, "url": f"{host.url}/put/{file['path']}"} for n in range(file["numParts"])]}
             for file in body["files"]
         ]  # fmt: skip
-        return {"files": each}
+        return {"files": item}
 
     def deployed(host: StandIn, found: Any, body: Any) -> Any:
         return make(host, "deployments/dep_1", {"id": "dep_1", "name": body["name"], "model": body["model"]})
@@ -234,20 +234,20 @@ def test_together_s_own_command_puts_it_up_or_undoes_what_it_made(
 
 def runpod_made(host: StandIn, found: re.Match[str], body: Any) -> Any:
     """A template or an endpoint more, never the same again, as RunPod does it."""
-    number = sum(place.startswith(found[1]) for place in host.there) + 1
+    number = sum(path.startswith(found[1]) for path in host.there) + 1
     made = make(host, f"{found[1]}/{number}", {"id": f"{found[1]}-{number}", **body})
     return (504, {"message": "lost"}) if host.loses.pop(found[1], False) else made
 
 
 def runpod_removed(host: StandIn, found: re.Match[str], body: Any) -> Any:
-    used = {each["templateId"] for place, each in host.there.items() if place.startswith("endpoints/")}
+    used = {item["templateId"] for name, item in host.there.items() if name.startswith("endpoints/")}
     if found[2] in used:
         return 400, {"message": "the template is in use"}
     return drop(host, f"{found[1]}/{found[2].rpartition('-')[2]}")
 
 
 RUNPOD: list[Rule] = [
-    ("GET", "/(templates|endpoints)", lambda host, found, body: [each for place, each in host.there.items() if place.startswith(found[1])]),
+    ("GET", "/(templates|endpoints)", lambda host, found, body: [item for name, item in host.there.items() if name.startswith(found[1])]),
     ("POST", "/(templates|endpoints)", runpod_made),
     ("DELETE", r"/(templates|endpoints)/([\w-]+)", runpod_removed),
 ]  # fmt: skip
@@ -295,10 +295,10 @@ def test_runpod_gets_one_of_each_and_taking_it_down_leaves_nothing(
 )
 def test_replicate_gets_one_deployment(tmp_path: Path, refuses: dict[str, list[int]], loses: str, left: int) -> None:
     def made(host: StandIn, found: re.Match[str], body: Any) -> Any:
-        place = f"deployments/acme/{body['name']}"
-        if place in host.there:
+        path = f"deployments/acme/{body['name']}"
+        if path in host.there:
             return 422, {"detail": "there is one already"}
-        make(host, place, body)
+        make(host, path, body)
         return (504, {"detail": "lost"}) if host.loses.pop("deployments", False) else body
 
     rules: list[Rule] = [
@@ -325,7 +325,7 @@ def start_command(host: str, job: ServingJob) -> list[str]:
         service = yaml.safe_load(files["compose.yaml"])["services"]["engine"]
         return ["llama-server", *service["command"]]
     documents = list(yaml.safe_load_all(files["service.yaml"]))
-    pod = next(one for one in documents if one["kind"] == "Deployment")["spec"]["template"]["spec"]
+    pod = next(document for document in documents if document["kind"] == "Deployment")["spec"]["template"]["spec"]
     return list(pod["containers"][0]["command"])
 
 
@@ -350,10 +350,10 @@ def test_a_container_s_start_command_serves_the_model_to_the_official_client(hos
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     here = {f"/models/{job.file}": str(file), "0.0.0.0": "127.0.0.1", "8000": str(port)}  # the mount, and a free port
-    words = [here.get(word, word) for word in command[1:]]
-    assert shell(words)  # each is a text
+    text = [here.get(word, word) for word in command[1:]]
+    assert shell(text)  # each is a text
     server = subprocess.Popen(
-        [sys.executable, str(ROOT / "tests" / "helpers" / "llama_server.py"), *words],
+        [sys.executable, str(ROOT / "tests" / "helpers" / "llama_server.py"), *text],
         env={**os.environ, "LLAMA_API_KEY": "key"}, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
     )  # fmt: skip
     try:

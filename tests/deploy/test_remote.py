@@ -81,19 +81,19 @@ def test_a_price_that_rose_since_the_plan_is_said_and_stops_at_the_limit(
 
 
 def test_a_bucket_keeps_the_run_where_it_is_not_mounted(rows: Path, tiny_llama: Path, cli: Cli, tmp_path: Path) -> None:
-    for place in ("kubernetes", "slurm", "skypilot"):
-        arguments = ("--on", place, "--bucket", "s3://acme/", "--project", place, "--dry-run")
+    for name in ("kubernetes", "slurm", "skypilot"):
+        arguments = ("--on", name, "--bucket", "s3://acme/", "--project", name, "--dry-run")
         assert cli("run", str(rows), f"model={tiny_llama}", *arguments).returncode == 0
-        store = load_recipe(tmp_path / place / "recipe.yaml").store
-        text = "".join(path.read_text() for path in (tmp_path / place).iterdir() if path.is_file())
-        assert store == ("" if place == "skypilot" else "s3://acme/rows") and "tuneloop[all,s3]==" in text
+        store = load_recipe(tmp_path / name / "recipe.yaml").store
+        text = "".join(path.read_text() for path in (tmp_path / name).iterdir() if path.is_file())
+        assert store == ("" if name == "skypilot" else "s3://acme/rows") and "tuneloop[all,s3]==" in text
     assert "source: s3://acme/" in (tmp_path / "skypilot" / "sky.yaml").read_text()
 
 
 def test_a_place_s_price_is_one_of_its_own_providers(rows: Path, tiny_llama: Path, cli: Cli) -> None:
     said = {
-        place: cli("run", str(rows), f"model={tiny_llama}", "--on", place, "--project", place).stdout
-        for place in ("modal", "skypilot", "kubernetes")
+        name: cli("run", str(rows), f"model={tiny_llama}", "--on", name, "--project", name).stdout
+        for name in ("modal", "skypilot", "kubernetes")
     }
     assert "(Modal, 20" in said["modal"] and "Modal, 20" not in said["skypilot"], said
     assert "machines of your own" in said["kubernetes"] and "rented, $" in said["kubernetes"]

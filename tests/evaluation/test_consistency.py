@@ -53,10 +53,10 @@ def right(way: Way) -> Completion:
 
 
 def test_each_row_is_asked_as_it_is_and_in_other_words() -> None:
-    for each in ways_of(labelled(10), 5, labels=LABELS):
-        assert each[0].kind == AS_IT_IS and len({way.kind for way in each}) == len(each) == 5
-        assert len({way.row.messages[0]["content"] for way in each}) == 5
-        assert {way.row.answer for way in each} == {each[0].row.answer}
+    for item in ways_of(labelled(10), 5, labels=LABELS):
+        assert item[0].kind == AS_IT_IS and len({way.kind for way in item}) == len(item) == 5
+        assert len({way.row.messages[0]["content"] for way in item}) == 5
+        assert {way.row.answer for way in item} == {item[0].row.answer}
 
 
 def test_programs_are_not_reworded() -> None:

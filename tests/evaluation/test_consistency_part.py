@@ -59,15 +59,15 @@ def test_a_sample_is_asked_its_time_said_before_and_every_answer_kept(tmp_path: 
     assert said[0] == "consistency 10 rows are put in several ways: 30 questions, about 0.5 minutes"
     assert said[1].startswith("evaluate  Asked 3 ways") and any("worthless" in line for line in said)
     kept = read_jsonl(tmp_path / ANSWERS)
-    assert len(kept) == 30 and {each["answer"] for each in kept} == {"late"}
+    assert len(kept) == 30 and {item["answer"] for item in kept} == {"late"}
 
 
 @pytest.mark.parametrize(
     ("given", "asks", "why"), [(rows(4), refused, "prompts are too long"), (rows(4, "def f{}(x):"), asked, "programs")]
 )
 def test_what_stands_in_its_way_is_told_and_costs_nothing_else(
-    tmp_path: Path, given: list[Row], asks: Any, why: str
+    tmp_path: Path, given: list[Row], asks: Any, reason: str
 ) -> None:
     said: list[str] = []
     assert part_of(tmp_path, said, given, asks, "evaluate.consistency=3") == {}
-    assert said[-1].startswith("warn: consistency was not measured") and why in said[-1]
+    assert said[-1].startswith("warn: consistency was not measured") and reason in said[-1]

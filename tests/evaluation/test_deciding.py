@@ -76,8 +76,8 @@ def test_the_metric_that_decides_is_the_same_for_every_sample_of_a_data_set(tmp_
             measured=AnswerStats(label_rows={"": whole}),
         )  # fmt: skip
         assert found.primary == "macro_f1" and found.labels_used[""].references.keys() == set(labels)
-        words = verdict_in_words(decide({"tuned": found}, [], "tuned"), {"tuned": found})
-        assert '"flight" is 74 % of the rows' in " ".join(words)
+        text = verdict_in_words(decide({"tuned": found}, [], "tuned"), {"tuned": found})
+        assert '"flight" is 74 % of the rows' in " ".join(text)
         write(tmp_path / str(size), found, {"few-shot": found})
         assert load_evaluation(tmp_path / str(size)).primary == "macro_f1"
     alone = scored(few := ["flight"] * 5 + ["fare", "meal", "ground"], few)
@@ -92,8 +92,8 @@ def test_the_user_may_name_the_metric_that_decides(tmp_path: Path) -> None:
     tuned = scored(HAM, HAM, primary="accuracy")
     assert tuned.primary == "accuracy"
     few = scored(HAM, flipped(HAM, 0.3, 1), primary="accuracy")
-    found, words = verdict_of(tuned, few=few)
-    assert found.metric == "accuracy" and any("evaluate.primary" in word for word in words)
+    found, text = verdict_of(tuned, few=few)
+    assert found.metric == "accuracy" and any("evaluate.primary" in word for word in text)
     write(tmp_path, tuned, {"few-shot": few})
     assert load_evaluation(tmp_path).primary == "accuracy"  # also when it is read back to be compared
 

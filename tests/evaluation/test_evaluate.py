@@ -241,8 +241,8 @@ def test_losses_of_rows_give_perplexity_an_interval_and_a_comparison(tmp_path):
     rows, answers = cards(12)
     many = EvaluateConfig(bootstrap=2000)  # with few resamples no p-value is small enough for so many metrics
     losses = [[1.0 + i % 3 for i in range(12)], [0.5 + i % 3 / 3 for i in range(12)]]
-    measured = [[replace(a, loss=x, loss_tokens=10) for a, x in zip(answers, each, strict=True)] for each in losses]
-    a, b = (evaluate(rows, each, task="chat", labels=None, config=many, seed=0) for each in measured)
+    measured = [[replace(a, loss=x, loss_tokens=10) for a, x in zip(answers, loss, strict=True)] for loss in losses]
+    a, b = (evaluate(rows, item, task="chat", labels=None, config=many, seed=0) for item in measured)
     ppl = a.metrics["perplexity"]
     assert ppl.value == pytest.approx(math.exp(sum(losses[0]) / 120)) and ppl.low < ppl.value < ppl.high
     assert {c.metric: c.verdict for c in compare("a", a, "b", b)}["perplexity"] == "better"
@@ -304,5 +304,5 @@ def test_always_the_usual_value_is_a_constant_alternative_and_named_by_it():
         )
     }
     pairs = compare("majority class", scored["majority class"], "tuned", scored["tuned"])
-    words = verdict_in_words(decide(scored, pairs, "tuned"), scored)
-    assert 'always answering "a"' in words[0]
+    text = verdict_in_words(decide(scored, pairs, "tuned"), scored)
+    assert 'always answering "a"' in text[0]

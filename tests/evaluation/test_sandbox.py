@@ -90,8 +90,8 @@ OUTSIDE = [
 @pytest.mark.parametrize("layer", ["namespaces", "landlock", "audit"])
 @pytest.mark.parametrize("program", OUTSIDE)
 def test_nothing_outside_is_changed_by_any_layer_alone(program, layer, tmp_path):
-    words = {"namespaces": "own mount namespace", "landlock": "Landlock", "audit": "audit hook"}
-    needs(words[layer])
+    text = {"namespaces": "own mount namespace", "landlock": "Landlock", "audit": "audit hook"}
+    needs(text[layer])
     kept = tmp_path / "kept"
     kept.write_text("precious")
     outcome = run_program(program.format(path=str(kept)), QUICK, skip=without(layer))

@@ -43,37 +43,37 @@ def cards(queue_wrong: float, text: str, seed: int) -> ScoredAnswers:
 def test_better_needs_every_alternative() -> None:
     tuned, few = scored(HAM, flipped(HAM, 0.02, 1)), scored(HAM, flipped(HAM, 0.5, 2))
     majority = scored(HAM, ["ham"] * len(HAM))
-    found, words = verdict_of(tuned, few=few, majority=majority)
+    found, text = verdict_of(tuned, few=few, majority=majority)
     assert found.outcome == "better"
-    assert words[0].startswith('Better than few-shot and always answering "ham": macro-F1')
-    tie, words = verdict_of(tuned, few=few, majority=majority, tfidf=scored(HAM, flipped(HAM, 0.02, 1)))
+    assert text[0].startswith('Better than few-shot and always answering "ham": macro-F1')
+    tie, text = verdict_of(tuned, few=few, majority=majority, tfidf=scored(HAM, flipped(HAM, 0.02, 1)))
     assert tie.outcome == NOT_ENOUGH and tie.against == TFIDF
-    assert "It is better than few-shot" in words[0]
+    assert "It is better than few-shot" in text[0]
 
 
 def test_a_gain_in_the_queue_with_a_loss_in_the_text_is_mixed_and_says_both() -> None:
-    found, words = verdict_of(cards(0.05, "payment missing", 1), few=cards(0.6, "", 2))
+    found, text = verdict_of(cards(0.05, "payment missing", 1), few=cards(0.6, "", 2))
     assert found.outcome == "mixed"
     standing = found.standings[0]
     assert standing.gained["queue.accuracy"] > 0 and standing.lost["chrf"] < 0
-    assert words[0].startswith("Mixed against few-shot: it gained queue accuracy")
-    assert "but lost" in words[0] and "chrF (-" in words[0]
+    assert text[0].startswith("Mixed against few-shot: it gained queue accuracy")
+    assert "but lost" in text[0] and "chrF (-" in text[0]
 
 
 def test_a_loss_with_no_gain_is_worse_even_where_what_decides_is_undecided() -> None:
-    found, words = verdict_of(cards(0.3, "payment missing", 1), few=cards(0.3, "", 1))
+    found, text = verdict_of(cards(0.3, "payment missing", 1), few=cards(0.3, "", 1))
     assert found.outcome == "worse"
-    assert words[0].startswith("Worse than few-shot: it lost") and "chrF" in words[0]
+    assert text[0].startswith("Worse than few-shot: it lost") and "chrF" in text[0]
 
 
 def test_sixteen_rows_that_just_pass_are_promising_and_the_words_say_what_would_settle_it() -> None:
     labels = ["a", "b"] * 8
     few = ["a" if i < 12 else labels[i] for i in range(16)]  # 6 wrong
-    found, words = verdict_of(scored(labels, labels), few=scored(labels, few))
+    found, sentence = verdict_of(scored(labels, labels), few=scored(labels, few))
     assert found.standings[0].p == pytest.approx(0.03125)
     assert found.outcome == "promising"
-    assert words[0].startswith("Promising, not proven")
-    text = " ".join(words)
+    assert sentence[0].startswith("Promising, not proven")
+    text = " ".join(sentence)
     assert "on 16 test rows" in text and "weak evidence" in text and "at most 3 to 1" in text
     assert "It rests on 6 rows: tuned alone is right on 6, few-shot alone on 0" in text
     assert "80 % power" in text and found.standings[0].rows_needed == 33
@@ -92,7 +92,7 @@ def test_better_is_never_said_without_the_metric_that_decides_or_with_a_sure_los
     labels = ["ham" if i < share * n else "spam" for i in range(n)]
     few = scored(labels, flipped(labels, wrong_a, seed), bootstrap=200)
     tuned = scored(labels, flipped(labels, wrong_b, seed + 1), bootstrap=200)
-    found, words = verdict_of(tuned, few=few)
+    found, text = verdict_of(tuned, few=few)
     there = found.standings[0]
     if found.outcome in ("better", "promising"):
         assert tuned.primary in there.gained and not there.lost and there.gain > 0 and there.p_holm < 0.05
@@ -108,7 +108,7 @@ def test_better_is_never_said_without_the_metric_that_decides_or_with_a_sure_los
         assert back.outcome == seen
     assert back.standings[0].gain == pytest.approx(-there.gain)
     for label in found.never:
-        assert label in words[0] or len(found.never) == len(set(labels)) - 1
+        assert label in text[0] or len(found.never) == len(set(labels)) - 1
 
 
 @settings(max_examples=15)
@@ -116,14 +116,14 @@ def test_better_is_never_said_without_the_metric_that_decides_or_with_a_sure_los
 def test_a_further_alternative_never_makes_a_gain_that_was_none(seed: int, wrong: list[float]) -> None:
     labels = ["a", "b"] * 30
     tuned, few, tfidf = (scored(labels, flipped(labels, w, seed + i), bootstrap=200) for i, w in enumerate(wrong))
-    one, _ = verdict_of(tuned, few=few)
+    item, _ = verdict_of(tuned, few=few)
     two, _ = verdict_of(tuned, few=few, tfidf=tfidf)
     worst_of_two = min((s.outcome for s in two.standings), key=FROM_WORST.index)
     assert two.outcome == worst_of_two
     if two.outcome in ("better", "promising"):
-        assert one.metric in one.standings[0].gained
+        assert item.metric in item.standings[0].gained
     # A loss may become unsure with a further alternative: Holm asks more of each of several comparisons.
-    before, now = one.standings[0], next(s for s in two.standings if s.against == one.standings[0].against)
+    before, now = item.standings[0], next(s for s in two.standings if s.against == item.standings[0].against)
     assert set(now.lost) <= set(before.lost) and set(now.gained) <= set(before.gained)
 
 
@@ -152,9 +152,9 @@ def test_macro_f1_finds_nothing_in_a_handful_of_rows() -> None:
 
 def test_a_few_rows_that_differ_are_said_to_prove_nothing_and_the_better_one_is_still_recommended() -> None:
     labels = ["ham"] * 55 + ["spam"] * 5
-    found, words = verdict_of(scored(labels, ["ham"] * 60), tfidf=scored(labels, labels))
+    found, sentence = verdict_of(scored(labels, ["ham"] * 60), tfidf=scored(labels, labels))
     assert found.outcome == NOT_ENOUGH and found.standings[0].apart == 5
-    text = " ".join(words)
+    text = " ".join(sentence)
     assert "is ahead, though these rows can't prove it" in text and "ties" not in text
     assert "The two differ on 5 rows only" in text and "about 48 more test rows" in text  # 9 that differ, of 108
 
@@ -174,11 +174,11 @@ def test_intervals_and_p_values_of_a_verdict_agree_and_say_what_they_are_correct
             assert (c.p < 0.05) == (c.low > 0 or c.high < 0), c
             assert (c.p_holm < 0.05) == (c.low_holm > 0 or c.high_holm < 0), c
             assert c.low_holm <= c.low <= c.delta <= c.high <= c.high_holm, c
-    found, words = verdict_of(tuned, **others)
+    found, text = verdict_of(tuned, **others)
     assert found.weakest is not None and found.weakest.tests == 4
-    assert "both corrected for 4 comparisons (Holm)" in words[0]
-    alone, words = verdict_of(tuned, few=others["few-shot 3"])
-    assert alone.weakest is not None and alone.weakest.tests == 1 and "corrected" not in words[0]
+    assert "both corrected for 4 comparisons (Holm)" in text[0]
+    alone, text = verdict_of(tuned, few=others["few-shot 3"])
+    assert alone.weakest is not None and alone.weakest.tests == 1 and "corrected" not in text[0]
 
 
 def test_always_one_label_against_a_model_that_is_never_right_is_surely_better_by_macro_f1() -> None:
@@ -193,8 +193,8 @@ def test_always_one_label_against_a_model_that_is_never_right_is_surely_better_b
 
 def test_a_model_that_answers_nearly_all_rows_alike_is_described_by_its_answer() -> None:
     labels = ["flight"] * 34 + ["airline", "number", "restriction", "both", "fare", "ground"]
-    _, words = verdict_of(scored(labels, ["flight"] * 39 + ["airline"]), tfidf=scored(labels, labels))
-    assert 'it answers "flight" to 39 of the 40 rows' in words[0] and "never gives" not in words[0]
+    _, text = verdict_of(scored(labels, ["flight"] * 39 + ["airline"]), tfidf=scored(labels, labels))
+    assert 'it answers "flight" to 39 of the 40 rows' in text[0] and "never gives" not in text[0]
 
 
 def test_a_run_that_ties_the_most_frequent_label_says_so_in_the_title_and_boasts_of_no_prompt() -> None:
@@ -203,10 +203,10 @@ def test_a_run_that_ties_the_most_frequent_label_says_so_in_the_title_and_boasts
     always, few = scored(labels, ["flight"] * 24, primary="accuracy"), scored(labels, ["a"] * 24, primary="accuracy")
     tfidf = scored(labels, ["flight"] * 19 + ["a", "b", "c", "d", "flight"], primary="accuracy")
     everyone = {"few-shot": few, MAJORITY: always, "tf-idf + logistic regression": tfidf}
-    found, words = verdict_of(tuned, **everyone)
+    found, text = verdict_of(tuned, **everyone)
     assert found.against == "tf-idf + logistic regression" and found.best_of("constant").gain == 0
-    assert 'and no better than always answering "flight" (79.2 %)' in words[0]
-    assert "It is better than" not in words[0]
+    assert 'and no better than always answering "flight" (79.2 %)' in text[0]
+    assert "It is better than" not in text[0]
 
 
 def test_a_model_that_finds_the_rare_label_is_better_than_always_the_other(tmp_path: Path) -> None:

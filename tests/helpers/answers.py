@@ -13,9 +13,9 @@ from tuneloop.cli.main import GROUPS
 
 def command_of(arguments: Sequence[str]) -> str:
     """The words of the command that arguments call; "" where there is none."""
-    words = [GROUPS[arguments[0]], *arguments] if arguments and arguments[0] in GROUPS else [*arguments]
+    text = [GROUPS[arguments[0]], *arguments] if arguments and arguments[0] in GROUPS else [*arguments]
     for number in (2, 1):
-        if (name := " ".join(words[:number])) in {*ANSWERS, *SAME}:
+        if (name := " ".join(text[:number])) in {*ANSWERS, *SAME}:
             return name
     return ""
 
@@ -40,7 +40,7 @@ def check_answer(arguments: Sequence[str], status: int, out: str) -> None:
     assert (status == 2) == ("error" in record and len(record) == 1), (status, list(record))
     problems = [error for error in validator(command).iter_errors(record)]
     assert not problems, [
-        f"{'.'.join(map(str, each.absolute_path))}: {each.message[:300]}"
+        f"{'.'.join(map(str, item.absolute_path))}: {item.message[:300]}"
         for problem in problems
-        for each in problem.context or [problem]
+        for item in problem.context or [problem]
     ]

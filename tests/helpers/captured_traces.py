@@ -138,7 +138,7 @@ def openai_cases(url: str) -> dict[str, Callable[[], Any]]:
         {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PICTURE}"}}]}]  # fmt: skip
     texts: Any = [
         SYSTEM,
-        {"role": "user", "content": [{"type": "text", "text": each} for each in ("Weather ", "in Paris?")]},
+        {"role": "user", "content": [{"type": "text", "text": name} for name in ("Weather ", "in Paris?")]},
     ]
     stream: Any = {"stream": True, "stream_options": {"include_usage": True}}
     return {
@@ -168,7 +168,7 @@ def anthropic_cases(url: str) -> dict[str, Callable[[], Any]]:
     picture: Any = [
         {"role": "user", "content": [{"type": "text", "text": "What is it?"}, {"type": "image", "source": source}]}
     ]
-    texts: Any = [{"role": "user", "content": [{"type": "text", "text": each} for each in ("Weather ", "in Paris?")]}]
+    texts: Any = [{"role": "user", "content": [{"type": "text", "text": name} for name in ("Weather ", "in Paris?")]}]
     create, turns = client.messages.create, [QUESTION]
 
     def helper() -> None:
@@ -208,15 +208,15 @@ def main() -> None:
     logs.add_log_record_processor(BatchLogRecordProcessor(OTLPLogExporter(f"{url}/v1/logs")))
     trace.set_tracer_provider(spans)
     set_logger_provider(logs)
-    place, _, kind = MODULES[name].partition(":")
-    getattr(importlib.import_module(place), kind)().instrument()
+    path, _, kind = MODULES[name].partition(":")
+    getattr(importlib.import_module(path), kind)().instrument()
     cases = anthropic_cases(url) if "anthropic" in name else openai_cases(url)
     for case, ask in cases.items():
         with trace.get_tracer("app").start_as_current_span(case, attributes={"session.id": case, "user.id": "anna"}):
             ask()
     logs.shutdown()
     spans.shutdown()
-    package = place.replace("_", "-").replace(".", "-")
+    package = path.replace("_", "-").replace(".", "-")
     of = f"{name} {mode.lower()}".strip()
     with gzip.open(FILE, "at", compresslevel=9) as file:
         for kind, message in sent:

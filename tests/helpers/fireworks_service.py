@@ -42,8 +42,8 @@ class Fireworks(Service):
         query = {k: v[0] for k, v in parse_qs(parts.query).items()}
         if parts.path == "/inference/v1/chat/completions":
             asked = json.loads(body)["model"]
-            names = {f"{each['baseModel']}#{each['name']}" for each in self.deployments}
-            if asked not in names | {"#".join(each) for each in self.loaded.items()}:
+            names = {f"{deployment['baseModel']}#{deployment['name']}" for deployment in self.deployments}
+            if asked not in names | {"#".join(item) for item in self.loaded.items()}:
                 return 404, _error(5, "Model not found, inaccessible, and/or not deployed")
             return 200, self._answered(json.loads(body))
         if parts.path.startswith("/signed/"):  # of the store, which takes no key
@@ -61,7 +61,7 @@ class Fireworks(Service):
         if verb == "getDownloadEndpoint":
             files = ("adapter_config.json", "adapter_model.safetensors")
             root = self.url.removesuffix("/v1")
-            return 200, {"filenameToSignedUrls": {each: f"{root}/signed/{each}?sig=1" for each in files}}
+            return 200, {"filenameToSignedUrls": {file: f"{root}/signed/{file}?sig=1" for file in files}}
         model = f"accounts/{ACCOUNT}/models/{name}"
         refs = [{"deployment": self.loaded[model], "state": "DEPLOYED"}] if model in self.loaded else []
         return 200, {"name": model, "state": "READY", "deployedModelRefs": refs}
@@ -76,8 +76,8 @@ class Fireworks(Service):
             self.datasets[name] = {
                 **order["dataset"], "name": f"accounts/{ACCOUNT}/datasets/{name}", "state": "UPLOADING", "status": {},
             }  # fmt: skip
-        one = self.datasets.get(name)
-        if one is None:
+        item = self.datasets.get(name)
+        if item is None:
             return 404, _error(5, f"dataset {name} not found")
         if verb == "upload":
             parts = {
@@ -87,9 +87,9 @@ class Fireworks(Service):
             self.add_file(name, parts["file"].get_payload(decode=True), filename=parts["file"].get_filename())
             return 200, self.files[name][0]
         if method == "GET" and name in self.files:
-            one["looks"] = one.get("looks", 0) + 1
-            one["state"] = "READY" if one["looks"] > 1 else "UPLOADING"
-        return 200, one
+            item["looks"] = item.get("looks", 0) + 1
+            item["state"] = "READY" if item["looks"] > 1 else "UPLOADING"
+        return 200, item
 
     def _job(self, method: str, name: str | None, verb: str, body: bytes, query: dict[str, str]) -> tuple[int, Any]:
         if name is None and method == "POST":
@@ -97,10 +97,10 @@ class Fireworks(Service):
             self.bodies.append(order)
             if unknown := order.keys() - FIELDS:
                 return 400, _error(3, f"unknown fields {unknown}")
-            for each in ("dataset", "evaluationDataset"):
-                place = order.get(each, "").rpartition("/")[2]
-                if each in order and self.datasets.get(place, {}).get("state") != "READY":
-                    return 400, _error(9, f"{each} {place} is not ready")
+            for item in ("dataset", "evaluationDataset"):
+                path = order.get(item, "").rpartition("/")[2]
+                if item in order and self.datasets.get(path, {}).get("state") != "READY":
+                    return 400, _error(9, f"{item} {path} is not ready")
             job = {
                 **order, "name": f"accounts/{ACCOUNT}/supervisedFineTuningJobs/j{len(self.jobs) + 1}",
                 "outputModel": f"accounts/{ACCOUNT}/models/{order['outputModel']}", "state": "JOB_STATE_CREATING",
@@ -113,7 +113,7 @@ class Fireworks(Service):
             first = int(query.get("pageToken", 0))
             more = {"nextPageToken": str(first + self.most)} if first + self.most < len(self.jobs) else {}
             return 200, {"supervisedFineTuningJobs": self.jobs[first : first + self.most], **more}
-        job = next((each for each in self.jobs if each["name"].endswith(f"/{name}")), None)
+        job = next((job for job in self.jobs if job["name"].endswith(f"/{name}")), None)
         if job is None:
             return 404, _error(5, f"job {name} not found")
         if verb == "cancel":

@@ -97,8 +97,8 @@ def mutated(valid: bytes, form: str, rng: random.Random) -> bytes:
             return b"a: " + b"[" * 3000
     if form == "jsonl":
         lines = valid.splitlines()
-        place = rng.randrange(len(lines))
-        lines[place] = _dumped(_changed(json.loads(lines[place]), rng)).encode("utf-8", "surrogatepass")
+        path = rng.randrange(len(lines))
+        lines[path] = _dumped(_changed(json.loads(lines[path]), rng)).encode("utf-8", "surrogatepass")
         return b"\n".join(lines)
     return _dumped(_changed(json.loads(valid), rng)).encode("utf-8", "surrogatepass")
 
@@ -121,16 +121,16 @@ def _one_change(value: Any, rng: random.Random) -> Any:
         return odd_value(rng)
     if isinstance(value, list):
         changed = list(value)
-        place = rng.randrange(len(changed))
+        path = rng.randrange(len(changed))
         kind = rng.random()
         if kind < 0.1:
-            del changed[place]
+            del changed[path]
         elif kind < 0.2:
-            changed.insert(place, odd_value(rng))
+            changed.insert(path, odd_value(rng))
         elif kind < 0.25:
             changed = changed * rng.choice((2, 50))
         else:
-            changed[place] = _one_change(changed[place], rng)
+            changed[path] = _one_change(changed[path], rng)
         return changed
     fields = dict(value)
     key = rng.choice(list(fields))

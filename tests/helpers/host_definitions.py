@@ -61,11 +61,11 @@ def make() -> None:
     import httpx
 
     for package in PACKAGES:
-        place = FOLDER / package
-        if not (place / ".ready").is_file():
-            subprocess.run([sys.executable, "-m", "venv", place], check=True)
-            subprocess.run([place / "bin" / "pip", "install", "--quiet", package], check=True)
-            (place / ".ready").touch()
+        path = FOLDER / package
+        if not (path / ".ready").is_file():
+            subprocess.run([sys.executable, "-m", "venv", path], check=True)
+            subprocess.run([path / "bin" / "pip", "install", "--quiet", package], check=True)
+            (path / ".ready").touch()
     (FOLDER / "schemas").mkdir(exist_ok=True)
     for name, (url, digest) in SCHEMAS.items():
         if not (FOLDER / "schemas" / name).is_file():

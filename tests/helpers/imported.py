@@ -32,7 +32,7 @@ def brought(folder: Path, format: str, records: Sequence[Any], name: str = "x.js
     """The summary of an import of lines into the store of a folder."""
     file = folder / name
     file.parent.mkdir(parents=True, exist_ok=True)
-    lines = (each if isinstance(each, bytes) else json.dumps(each).encode() for each in records)
+    lines = (record if isinstance(record, bytes) else json.dumps(record).encode() for record in records)
     file.write_bytes(b"".join(line + b"\n" for line in lines))
     source = TraceSource(FORMATS[format], [str(file)], Redactor(PersonalConfig()), **options)
     return import_traces(source, folder / "serve")
@@ -57,7 +57,7 @@ def attribute(key: str, value: Any) -> dict[str, Any]:
     kind = {bool: "boolValue", int: "intValue", float: "doubleValue", str: "stringValue"}.get(type(value))
     if kind:
         return {"key": key, "value": {kind: str(value) if kind == "intValue" else value}}
-    return {"key": key, "value": {"arrayValue": {"values": [attribute("", each)["value"] for each in value]}}}
+    return {"key": key, "value": {"arrayValue": {"values": [attribute("", item)["value"] for item in value]}}}
 
 
 def span(id_: str, attributes: dict[str, Any], parent: str = "", events: Any = (), **changes: Any) -> dict[str, Any]:
@@ -65,8 +65,8 @@ def span(id_: str, attributes: dict[str, Any], parent: str = "", events: Any = (
     return {
         "traceId": "a" * 32, "spanId": id_ * 16, "parentSpanId": parent * 16, "name": "chat gpt",
         "startTimeUnixNano": str(START), "endTimeUnixNano": str(START + 1_000_000_000),
-        "attributes": [attribute(*each) for each in attributes.items()],
-        "events": [{"name": name, "attributes": [attribute(*each) for each in of.items()]} for name, of in events],
+        "attributes": [attribute(*item) for item in attributes.items()],
+        "events": [{"name": name, "attributes": [attribute(*item) for item in of.items()]} for name, of in events],
         **changes,
     }  # fmt: skip
 

@@ -21,7 +21,7 @@ def values_of(schema: Mapping[str, Any], root: Mapping[str, Any]) -> st.SearchSt
     if "const" in schema or "enum" in schema:
         return st.sampled_from(schema.get("enum") or [schema["const"]])
     if "properties" not in schema and (alternatives := schema.get("anyOf") or schema.get("oneOf")):
-        return st.one_of([values_of(each, root) for each in alternatives])
+        return st.one_of([values_of(alternative, root) for alternative in alternatives])
     kind = schema.get("type")
     if kind == "object":
         fields = {name: values_of(part, root) for name, part in schema.get("properties", {}).items()}
@@ -67,7 +67,7 @@ def samples(kind: Any, depth: int = 0) -> list[Any]:
     if origin is typing.Literal:
         return list(arguments)
     if origin in (typing.Union, types.UnionType):
-        return [value for each in arguments for value in samples(each, depth)]
+        return [value for argument in arguments for value in samples(argument, depth)]
     if typing_extensions.is_typeddict(kind):
         return _objects(kind, depth)
     if origin in (dict, Mapping) or "Mapping" in str(origin):

@@ -95,11 +95,11 @@ def main(folder: Path, seed: int) -> dict[str, Any]:
     results = [json.loads(line) for line in (batch / OUTPUT).read_text().splitlines()]
     times = Counter(row.prompt[0]["content"] for row in rows)
     return {
-        "kills": kills, "results": len({each["custom_id"] for each in results}), "rows": len(rows),
+        "kills": kills, "results": len({result["custom_id"] for result in results}), "rows": len(rows),
         "repeated": sum(number > 1 for number in times.values()), "missing": LINES - len(times),
         "errors": sum(row.error is not None for row in rows), "usd": round(usd * 1e6),
-        "same": {row.id for row in rows} == {each["response"]["request_id"] for each in results},
-        "keys": sorted({key for each in results for key in each}),
+        "same": {row.id for row in rows} == {result["response"]["request_id"] for result in results},
+        "keys": sorted({key for result in results for key in result}),
     }  # fmt: skip
 
 

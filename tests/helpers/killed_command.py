@@ -56,16 +56,16 @@ def run(arguments: list[str], folder: Path, die_before: int) -> tuple[int, int]:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), count
 
 
-def main_of(words: list[str]) -> Callable[[], int]:
+def main_of(text: list[str]) -> Callable[[], int]:
     """The command that words stand for; `call NAME`: a function of `killed_jobs`."""
-    if words[0] == "call":
+    if text[0] == "call":
         import killed_jobs
 
-        function: Callable[[], int] = getattr(killed_jobs, words[1])
+        function: Callable[[], int] = getattr(killed_jobs, text[1])
         return function
     from tuneloop.cli.main import main
 
-    return lambda: main(words)
+    return lambda: main(text)
 
 
 def count_writes(die_before: int, pipe: int) -> None:
@@ -109,31 +109,31 @@ def values(folder: Path) -> dict[str, Any]:
             continue
         data = path.read_bytes()
         if data.startswith(b"SQLite format 3\0"):
-            found |= {f"{name}:{place}": value for place, value in rows_of(path)}
+            found |= {f"{name}:{path}": value for path, value in rows_of(path)}
             continue
         try:
             whole = [json.loads(line) for line in ([data] if path.suffix == ".json" else data.splitlines())]
         except ValueError:
             whole = [hashlib.sha256(data).hexdigest()]
-        found |= {f"{name}:{place}": value for place, value in parts(whole, "")}
+        found |= {f"{name}:{path}": value for path, value in parts(whole, "")}
     return found
 
 
-def parts(value: Any, place: str) -> Iterator[tuple[str, Any]]:
+def parts(value: Any, path: str) -> Iterator[tuple[str, Any]]:
     """The plain values in a JSON value."""
     if isinstance(value, dict | list) and value:
-        for key, each in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from parts(each, f"{place}/{key}")
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from parts(item, f"{path}/{key}")
     else:
-        yield place, value
+        yield path, value
 
 
-def is_time(place: str) -> bool:
+def is_time(path: str) -> bool:
     """Whether a value says how long something took, how fast or with how much memory, or a sentence may: two runs may
     agree on it by chance."""
-    if "words" in place or place.endswith("_gib"):
+    if "words" in path or path.endswith("_gib"):
         return True
-    name = place.rpartition("/")[2]
+    name = path.rpartition("/")[2]
     return any(measure in name for measure in ("second", "minutes", "speed")) or name.endswith(("_ms", "usd", "_usd"))
 
 
@@ -149,34 +149,40 @@ def rows_of(path: Path) -> Iterator[tuple[str, Any]]:
 
 def main(folder: Path, moments: int, arguments: list[str]) -> None:
     def fresh(name: str) -> Path:
-        place = folder.with_name(f"{folder.name}-{name}")
-        shutil.rmtree(place, ignore_errors=True)
-        place = Path(shutil.copytree(folder, place))
-        place.with_suffix(".log").unlink(missing_ok=True)
-        return place
+        path = folder.with_name(f"{folder.name}-{name}")
+        shutil.rmtree(path, ignore_errors=True)
+        path = Path(shutil.copytree(folder, path))
+        path.with_suffix(".log").unlink(missing_ok=True)
+        return path
 
     wholes = []
     for name in ("first", "second"):
-        place = fresh(name)
-        status, total = run(arguments, place, 0)
+        key = fresh(name)
+        status, total = run(arguments, key, 0)
         time.sleep(1)  # times in whole seconds are not the same in both by chance
-        assert status in (0, 1), place.with_suffix(".log").read_text()
-        wholes.append(values(place))
+        assert status in (0, 1), key.with_suffix(".log").read_text()
+        wholes.append(values(key))
     first, second = wholes
-    steady = {place for place in first.keys() & second.keys() if first[place] == second[place] and not is_time(place)}
-    loose = {place.partition(":")[0] for place in first.keys() | second.keys()} - {p.partition(":")[0] for p in steady}
+    steady = {
+        location
+        for location in first.keys() & second.keys()
+        if first[location] == second[location] and not is_time(location)
+    }
+    loose = {location.partition(":")[0] for location in first.keys() | second.keys()} - {
+        p.partition(":")[0] for p in steady
+    }
     print(json.dumps({"writes": total, "compared": len(steady), "not_compared": sorted(loose)}), flush=True)
     for number in range(moments):
         moment = 1 + number * (total - 1) // max(moments - 1, 1)
-        place = fresh("killed")
-        killed, _ = run(arguments, place, moment)
-        again, _ = run(arguments, place, 0)
-        left = values(place)
-        wrong = sorted(each for each in steady if left.get(each, "missing") != first[each])
+        key = fresh("killed")
+        killed, _ = run(arguments, key, moment)
+        again, _ = run(arguments, key, 0)
+        left = values(key)
+        wrong = sorted(item for item in steady if left.get(item, "missing") != first[item])
         more = sorted(
-            {each.partition(":")[0] for each in left} - {p.partition(":")[0] for p in first.keys() | second.keys()}
+            {item.partition(":")[0] for item in left} - {p.partition(":")[0] for p in first.keys() | second.keys()}
         )
-        halves = len([path for path in place.rglob("*.tmp")])
+        halves = len([path for path in key.rglob("*.tmp")])
         print(
             json.dumps(
                 {
@@ -191,7 +197,7 @@ def main(folder: Path, moments: int, arguments: list[str]) -> None:
             flush=True,
         )
         if not (killed == -9 and again == status) or wrong or more:
-            print(place.with_suffix(".log").read_text()[-600:], file=sys.stderr)
+            print(key.with_suffix(".log").read_text()[-600:], file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from tuneloop.serving.store import database
 from tuneloop.serving.store.store import connect
 
 
-def killed_at(number: int, place: str) -> bool:
+def killed_at(number: int, path: str) -> bool:
     """Upgrade in a child, which dies before so many statements and renames; whether it did not get to its end."""
     if not (child := os.fork()):
         calls = 0
@@ -41,19 +41,19 @@ def killed_at(number: int, place: str) -> bool:
             kind.execute = counted(kind.execute)  # type: ignore[method-assign]
         database.PostgresDatabase.script = counted(database.PostgresDatabase.script)  # type: ignore[method-assign]
         os.replace = counted(os.replace)
-        connect(place, steps=LATER).close()
+        connect(path, steps=LATER).close()
         os._exit(0)
     return os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
 
 
-def attempt(place: str, number: int) -> str:
+def attempt(directory: str, number: int) -> str:
     """What a kill has left, and whether the next command finds all rows in the latest form."""
-    killed = killed_at(number, place)
-    with contextlib.closing(database.open_sqlite(Path(place) / "store.db", 5.0)) as raw:
+    killed = killed_at(number, directory)
+    with contextlib.closing(database.open_sqlite(Path(directory) / "store.db", 5.0)) as raw:
         left = raw.version()
-    with contextlib.closing(connect(place, steps=LATER)) as store:
+    with contextlib.closing(connect(directory, steps=LATER)) as store:
         whole = rows(store) == BEFORE
-    backups = [path.name for path in Path(place).glob("*.backup*")]
+    backups = [path.name for path in Path(directory).glob("*.backup*")]
     return f"{'killed' if killed else 'ended'} {left} {whole} {backups}"
 
 
@@ -65,15 +65,15 @@ def attempt_in_postgres(url: str, number: int) -> str:
 
 
 if __name__ == "__main__":
-    place = sys.argv[1]
-    known = place if "://" in place else str(shutil.copytree(place, f"{place}-known"))
+    folder = sys.argv[1]
+    known = folder if "://" in folder else str(shutil.copytree(folder, f"{folder}-known"))
     with contextlib.closing(connect(known)) as store:
         BEFORE = rows(store)
     for number in count(1):
-        if "://" in place:
-            line = attempt_in_postgres(place, number)
+        if "://" in folder:
+            line = attempt_in_postgres(folder, number)
         else:
-            line = attempt(str(shutil.copytree(place, f"{place}-{number}")), number)
+            line = attempt(str(shutil.copytree(folder, f"{folder}-{number}")), number)
         print(line, flush=True)
         if line.startswith("ended"):
             break

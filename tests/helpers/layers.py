@@ -67,10 +67,10 @@ def reached(begin: tuple[tuple[Path, str], ...]) -> frozenset[str]:
     seen: set[tuple[Path, str]] = set()
     left = [*begin]
     while left:
-        place = left.pop()
-        if place not in seen:
-            seen.add(place)
-            uses, calls = used(*place)
+        path = left.pop()
+        if path not in seen:
+            seen.add(path)
+            uses, calls = used(*path)
             names |= uses
             left += calls
     return frozenset(names)
@@ -100,22 +100,22 @@ def definitions(file: Path) -> dict[str, set[str]]:
     of: dict[str, set[str]] = {}
     for node in body:
         uses = set()
-        for each in ast.walk(node):
-            if isinstance(each, ast.Name):
-                uses.add(above.get(each.id, each.id))
-            elif isinstance(each, ast.Attribute) and isinstance(each.value, ast.Name) and each.value.id in above:
-                uses.add(f"{above[each.value.id]}.{each.attr}")
-            elif isinstance(each, ast.Call) and ast.unparse(each.func) == "pytest.importorskip":
-                uses.update(str(one.value) for one in ast.walk(each.args[0]) if isinstance(one, ast.Constant))
+        for item in ast.walk(node):
+            if isinstance(item, ast.Name):
+                uses.add(above.get(item.id, item.id))
+            elif isinstance(item, ast.Attribute) and isinstance(item.value, ast.Name) and item.value.id in above:
+                uses.add(f"{above[item.value.id]}.{item.attr}")
+            elif isinstance(item, ast.Call) and ast.unparse(item.func) == "pytest.importorskip":
+                uses.update(str(entry.value) for entry in ast.walk(item.args[0]) if isinstance(entry, ast.Constant))
             else:
-                uses.update(full for _, full in imported(each))
+                uses.update(full for _, full in imported(item))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             of.setdefault(node.name, set()).update(uses)
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
-                for each in ast.walk(target):
-                    if isinstance(each, ast.Name):
-                        of.setdefault(each.id, set()).update(uses)
+                for item in ast.walk(target):
+                    if isinstance(item, ast.Name):
+                        of.setdefault(item.id, set()).update(uses)
     return of
 
 
@@ -139,9 +139,9 @@ def loads_torch(file: Path) -> bool:
 def at_the_top(file: Path) -> tuple[set[str], set[Path]]:
     """The libraries and the files of this repository that the top of a file imports."""
     names: set[str] = set()
-    for module, origin, what in TOP_IMPORT.findall(file.read_text(encoding="utf-8")):
-        names |= {module} if module else {origin, *(f"{origin}.{name}" for name in re.findall(r"\w+", what))}
-    files = {one for name in names if (one := file_of(name)) is not None}
+    for module, origin, message in TOP_IMPORT.findall(file.read_text(encoding="utf-8")):
+        names |= {module} if module else {origin, *(f"{origin}.{name}" for name in re.findall(r"\w+", message))}
+    files = {item for name in names if (item := file_of(name)) is not None}
     return {name.split(".")[0] for name in names}, files
 
 
@@ -159,8 +159,8 @@ def imported(node: ast.AST) -> Iterator[tuple[str, str]]:
 def file_of(module: str) -> Path | None:
     """The file of a module of this repository; None: it is of a library."""
     for folder in FOLDERS:
-        place = folder.joinpath(*module.split("."))
-        for file in (place.with_suffix(".py"), place / "__init__.py") if module else ():
+        path = folder.joinpath(*module.split("."))
+        for file in (path.with_suffix(".py"), path / "__init__.py") if module else ():
             if file.is_file():
                 return file
     return None

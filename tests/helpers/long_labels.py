@@ -66,7 +66,7 @@ def some_checks(dataset: Dataset, *, against: Any = None) -> list[Check]:
     if against is not None:
         message = f"{len(against)} rows: {against[0].messages[0]['content']}"
         found.append({"name": "drift", "level": "error", "message": message, "rows": 1, "remedy": "get more", "examples": []})  # fmt: skip
-    return [Check(**each) for each in found]
+    return [Check(**match) for match in found]
 
 
 def fits(out: str) -> bool:

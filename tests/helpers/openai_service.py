@@ -189,29 +189,29 @@ class Service:
             steps = [{"train/global_step": i, "train/loss": 1.0 / i, "train/epoch": 0.1} for i in (1, 2, 3)]
             return 200, {"metrics": [*steps, {"eval/global_step": 3, "eval/loss": 0.5}]}
         found = re.fullmatch(r"/(fine_tuning/jobs|fine-tunes)/([^/]+)(/cancel)?", path)
-        one = next((each for each in self.jobs if found and each["id"] == found[2]), None)
-        if found is None or one is None:
+        item = next((entry for entry in self.jobs if found and entry["id"] == found[2]), None)
+        if found is None or item is None:
             return None
         if found[3]:
-            one["status"] = "cancelled"
-        elif one["status"] in ("queued", "running"):
-            one["looks"] += 1
+            item["status"] = "cancelled"
+        elif item["status"] in ("queued", "running"):
+            item["looks"] += 1
             theirs = {"succeeded": "completed", "failed": "error"} if found[1] == "fine-tunes" else {}
-            one["status"] = theirs.get(self.ends, self.ends) if one["looks"] > 1 else "running"
-            if one["status"] in ("succeeded", "completed"):
-                one |= {
+            item["status"] = theirs.get(self.ends, self.ends) if item["looks"] > 1 else "running"
+            if item["status"] in ("succeeded", "completed"):
+                item |= {
                     "fine_tuned_model": MODEL,
                     "model_output_name": MODEL,
                     "trained_tokens": 999,
                     "token_count": 999,
                     "total_price": int(self.price * 1e9),
                 }
-            elif one["status"] != "running":
-                one |= {
+            elif item["status"] != "running":
+                item |= {
                     "error": {"message": "row 3 is bad"},
                     "events": [{"type": "job_error", "message": "row 3 is bad"}],
                 }
-        return 200, one
+        return 200, item
 
     def _page(self, items: list[dict[str, Any]], query: dict[str, str]) -> tuple[int, Page]:
         first = 0
@@ -262,10 +262,10 @@ def _streamed(answer: dict[str, Any]) -> bytes:
         {"delta": choice["message"], "finish_reason": None},
         {"delta": {}, "finish_reason": choice["finish_reason"]},
     ]
-    chunks = [{**head, "choices": [{"index": 0, **each}], "usage": None} for each in deltas]
+    chunks = [{**head, "choices": [{"index": 0, **delta}], "usage": None} for delta in deltas]
     return b"".join(
-        b"data: %b\n\n" % each
-        for each in (*(json.dumps(chunk).encode() for chunk in (*chunks, {**head, "choices": []})), b"[DONE]")
+        b"data: %b\n\n" % item
+        for item in (*(json.dumps(chunk).encode() for chunk in (*chunks, {**head, "choices": []})), b"[DONE]")
     )
 
 
@@ -287,8 +287,8 @@ def serving(service: Service) -> Iterator[Service]:
             fault = next(
                 (
                     answers.pop(0)
-                    for what, answers in service.faults.items()
-                    if answers and re.search(what, service.calls[-1])
+                    for name, answers in service.faults.items()
+                    if answers and re.search(name, service.calls[-1])
                 ),
                 None,
             )

@@ -50,13 +50,13 @@ class Postgres:
     port: int
     _process: subprocess.Popen[bytes] | None = None
 
-    def begin(self, *words: str) -> subprocess.Popen[bytes]:
+    def begin(self, *text: str) -> subprocess.Popen[bytes]:
         """Begin one of its programs, as its user."""
         user = {"user": "postgres", "group": "postgres", "extra_groups": []} if os.getuid() == 0 else {}
         environment = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"}
         with (self.folder / "log").open("ab") as log:
-            words = (str(self.bin / words[0]), *words[1:])
-            return subprocess.Popen(words, cwd=self.folder, env=environment, stdout=log, stderr=log, **user)  # type: ignore[call-overload,no-any-return]
+            text = (str(self.bin / text[0]), *text[1:])
+            return subprocess.Popen(text, cwd=self.folder, env=environment, stdout=log, stderr=log, **user)  # type: ignore[call-overload,no-any-return]
 
     def start(self) -> None:
         """Start it, and wait until it takes connections."""
@@ -66,8 +66,8 @@ class Postgres:
             "max_connections": "50",
             "fsync": "off",  # tests kill it, and none cuts the power
         }
-        words = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
-        self._process = self.begin("postgres", "-D", str(self.folder / "data"), "-p", str(self.port), *words)
+        text = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
+        self._process = self.begin("postgres", "-D", str(self.folder / "data"), "-p", str(self.port), *text)
         until = time.monotonic() + HANG
         while self.begin("pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)).wait():
             assert self._process.poll() is None and time.monotonic() < until, (self.folder / "log").read_text()

@@ -50,10 +50,10 @@ class RealVllm:
     def start(self) -> RealVllm:
         """Start it, and wait until it answers."""
         script = str(Path(PYTHON).with_name("vllm"))
-        words = [PYTHON, script, "serve", str(self.base), "--host", "127.0.0.1", "--port", str(self.port)]
+        text = [PYTHON, script, "serve", str(self.base), "--host", "127.0.0.1", "--port", str(self.port)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*words, *self.arguments],
+                [*text, *self.arguments],
                 env={**os.environ, **VARIABLES, **self.variables}, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         until = time.monotonic() + READY_WITHIN
@@ -84,10 +84,10 @@ class RealVllm:
     def processes(self, name: str) -> list[int]:
         """Ids of its processes that have a word in their name, as `EngineCore`, which computes."""
         found = []
-        for place in Path("/proc").glob("[0-9]*"):
+        for path in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                if os.getpgid(int(place.name)) == self.process.pid and name in (place / "cmdline").read_text():
-                    found.append(int(place.name))
+                if os.getpgid(int(path.name)) == self.process.pid and name in (path / "cmdline").read_text():
+                    found.append(int(path.name))
         return found
 
     def metric(self, name: str) -> float:

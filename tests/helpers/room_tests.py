@@ -99,7 +99,7 @@ def pytest_sessionfinish() -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say what was left out, and why."""
-    for reason, names in filter(lambda each: each[1], left_out.items()):
+    for reason, names in filter(lambda item: item[1], left_out.items()):
         files = Counter(name.split("::")[0] for name in names)
-        words = ", ".join(f"{file} {count}" for file, count in sorted(files.items()))
-        terminalreporter.write_line(f"left out, {reason}: {len(names)} ({words})")
+        text = ", ".join(f"{file} {count}" for file, count in sorted(files.items()))
+        terminalreporter.write_line(f"left out, {reason}: {len(names)} ({text})")

@@ -65,9 +65,9 @@ def forget_connections() -> None:
     s3fs.S3FileSystem.clear_instance_cache()
 
 
-def _tell(what: str, value: str = "") -> None:
+def _tell(message: str, value: str = "") -> None:
     request = urllib.request.Request(
-        f"{os.environ['AWS_ENDPOINT_URL']}/moto-api/{what}",
+        f"{os.environ['AWS_ENDPOINT_URL']}/moto-api/{message}",
         value.encode(),
         {"Content-Type": "text/plain"},
         method="POST",

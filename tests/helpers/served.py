@@ -113,7 +113,7 @@ def vllm_server() -> RealVllm:
 
     folder, base = Path(tempfile.mkdtemp(prefix="vllm-")), Path(resolve("smollm2-135m"))
     adapters = [write_adapter(base, folder / str(seed), seed, strength=0.15) for seed in (1, 2)]
-    modules = [f"{hash_of_adapter(each)}={each}" for each in adapters]
+    modules = [f"{hash_of_adapter(adapter)}={adapter}" for adapter in adapters]
     more = ("--dtype", "float32", "--lora-modules", *modules)
     server = RealVllm(base, folder / "log.txt", *more, variables={"VLLM_SERVER_DEV_MODE": "1"}).start()
     server.adapters = adapters

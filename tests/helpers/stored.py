@@ -46,8 +46,8 @@ def write(folder: Path) -> None:
     """Write what this version stores."""
     serve, run = folder / "serve", folder / "run"
     batch = serve / "batch" / "batches" / f"batch_{1:032x}"
-    for each in (batch, run):
-        each.mkdir(parents=True)
+    for item in (batch, run):
+        item.mkdir(parents=True)
     store = connect(serve, create=True)
     insert(store, map(request, range(1, 9)))
     for number in (1, 2):
@@ -59,9 +59,9 @@ def write(folder: Path) -> None:
     store.close()
     with gzip.GzipFile(serve / "store.db.gz", "wb", mtime=0) as file:
         file.write((serve / "store.db").read_bytes())
-    for each in serve.glob("store.db*"):
-        if each.suffix != ".gz":
-            each.unlink()
+    for item in serve.glob("store.db*"):
+        if item.suffix != ".gz":
+            item.unlink()
     (serve / FILES[0]).write_bytes(line_of(request(9)))
     key = ApiKey(id="0a1b2c3d", name="shop", sha256="0" * 64, created=f"{DAY}T20:00:00.000Z")
     write_record(serve / KeyFile.file, KeyFile(keys=[key]))

@@ -43,12 +43,12 @@ def tickets(n: int, seed: int = 0, start: int = 0) -> list[Row]:
 
 def essays(n: int, answer: str = "The {} of {} can be seen from the old bridge in the evening.") -> list[Row]:
     rng = random.Random(0)
-    words = [word for some in WORDS.values() for word in some]
+    text = [word for some in WORDS.values() for word in some]
     return [
         row(
             i,
-            f"Write a line about {rng.randrange(10**6)} {rng.choice(words)}s in a town.",
-            answer.format(rng.choice(words), rng.choice(words)),
+            f"Write a line about {rng.randrange(10**6)} {rng.choice(text)}s in a town.",
+            answer.format(rng.choice(text), rng.choice(text)),
         )
         for i in range(n)
     ]

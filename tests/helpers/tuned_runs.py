@@ -51,13 +51,13 @@ def make_tuned(
         source.write_text("".join(json.dumps(record) + "\n" for record in records or tickets()), encoding="utf-8")
         config = PrepareConfig(**{"sources": [str(source)], "split": {"val": 0.0, "test": 0.1}} | (data or {}))
 
-        def write(place: Path) -> None:
+        def write(path: Path) -> None:
             dataset = prepare_dataset(
-                config, name=name, seed=0, out=place / "dataset", measure=lambda row: TokenCount(40, 4)
+                config, name=name, seed=0, out=path / "dataset", measure=lambda row: TokenCount(40, 4)
             )
-            shutil.copytree(place / "dataset", folder / "dataset")
+            shutil.copytree(path / "dataset", folder / "dataset")
             write_task(RunContext(load_run_recipe(folder, []), folder), dataset)
-            shutil.copytree(folder, place / "run")
+            shutil.copytree(folder, path / "run")
 
         of = content_hash([source.read_text(encoding="utf-8"), repr(config), name, repr(sorted(run.items()))])[:16]
         made = made_once(tmp_path_factory, f"tuned-{of}", write)

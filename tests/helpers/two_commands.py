@@ -30,31 +30,31 @@ def both(arguments: list[str], folder: Path, pause: float) -> list[int]:
 
 def main(folder: Path, times: int, arguments: list[str]) -> None:
     def fresh(name: str) -> Path:
-        place = folder.with_name(f"{folder.name}-{name}")
-        shutil.rmtree(place, ignore_errors=True)
-        place.with_suffix(".log").unlink(missing_ok=True)
-        return Path(shutil.copytree(folder, place))
+        path = folder.with_name(f"{folder.name}-{name}")
+        shutil.rmtree(path, ignore_errors=True)
+        path.with_suffix(".log").unlink(missing_ok=True)
+        return Path(shutil.copytree(folder, path))
 
     wholes = []
     for name in ("first", "second"):
-        place = fresh(name)
-        status, _ = run(arguments, place, 0)
+        location = fresh(name)
+        status, _ = run(arguments, location, 0)
         time.sleep(1)  # times in whole seconds are not the same in both by chance
-        wholes.append(values(place))
+        wholes.append(values(location))
     first, second = wholes
-    steady = {each for each in first.keys() & second.keys() if first[each] == second[each] and not is_time(each)}
-    names = {each.partition(":")[0] for each in first.keys() | second.keys()}
+    steady = {key for key in first.keys() & second.keys() if first[key] == second[key] and not is_time(key)}
+    names = {key.partition(":")[0] for key in first.keys() | second.keys()}
     for number in range(times):
-        place = fresh("both")
-        statuses = both(arguments, place, 0.004 * 4**number)
-        log = place.with_suffix(".log").read_text()
-        left = values(place)
+        location = fresh("both")
+        statuses = both(arguments, location, 0.004 * 4**number)
+        log = location.with_suffix(".log").read_text()
+        left = values(location)
         line = {
             "status": status, "statuses": sorted(statuses), "traceback": "Traceback" in log,
-            "refusals": sorted({each[7:] for each in log.splitlines() if each.startswith("Error: ")}),
-            "wrong": sorted(each for each in steady if left.get(each, "missing") != first[each])[:5],
-            "more": sorted({each.partition(":")[0] for each in left} - names),
-            "tmp": len([path for path in place.rglob("*.tmp")]),
+            "refusals": sorted({line[7:] for line in log.splitlines() if line.startswith("Error: ")}),
+            "wrong": sorted(item for item in steady if left.get(item, "missing") != first[item])[:5],
+            "more": sorted({item.partition(":")[0] for item in left} - names),
+            "tmp": len([path for path in location.rglob("*.tmp")]),
         }  # fmt: skip
         print(json.dumps(line), flush=True)
 

@@ -125,12 +125,12 @@ class StandIn:
             body = await asked.json()
             if not self.lets_load:
                 return error(404, "Not Found")
-            name, place = body["lora_name"], body["lora_path"]
-            if not (name and place) or name in self.names:
+            name, path = body["lora_name"], body["lora_path"]
+            if not (name and path) or name in self.names:
                 return error(400, f"The lora adapter '{name}' has already been loaded.", "InvalidUserInput")
-            if not Path(place).is_dir():
-                return error(404, f"Loading lora {name} failed: No adapter found for {place}", "NotFoundError")
-            self.names[name] = Path(place)
+            if not Path(path).is_dir():
+                return error(404, f"Loading lora {name} failed: No adapter found for {path}", "NotFoundError")
+            self.names[name] = Path(path)
             return JSONResponse("Success")
 
         async def unload(asked: Asked) -> Any:
@@ -244,9 +244,9 @@ class StandIn:
                     )
                     if last.logprobs is not None and not chat:
                         choice["logprobs"] = {
-                            "tokens": [f"token_id:{each.id}" for each in last.logprobs],
-                            "token_logprobs": [each.logprob for each in last.logprobs],
-                            "top_logprobs": [{f"token_id:{i}": p for i, p in each.top} for each in last.logprobs],
+                            "tokens": [f"token_id:{logprob.id}" for logprob in last.logprobs],
+                            "token_logprobs": [logprob.logprob for logprob in last.logprobs],
+                            "top_logprobs": [{f"token_id:{i}": p for i, p in logprob.top} for logprob in last.logprobs],
                         }
                 yield f"data: {json.dumps({'choices': [choice]})}\n\n"
                 if last is not None:

@@ -35,29 +35,29 @@ def called(of: str) -> dict[str, Any]:
 
 def compare(of: str, requests: list[StoredRequest]) -> None:
     """Each request against what was sent and answered."""
-    by_case = {str(one.conversation): one for one in requests}
+    by_case = {str(request.conversation): request for request in requests}
     assert len(by_case) == len(requests) and by_case.keys() == CASES | (
         {"stream-helper"} if "anthropic" in of else {"two"}
     )
     call = called(of)
-    for case, one in by_case.items():
+    for case, item in by_case.items():
         turns = [SYSTEM, QUESTION]
         if case == "result":
             turns += [{"role": "assistant", "content": "", "tool_calls": [call]}]
             turns += [{"role": "tool", "content": "rain", "tool_call_id": call["id"]}]
         lost = LOST.get(of, {}).get(case) == "prompt" or case == "picture"
-        assert one.prompt == ([] if lost else turns), (of, case)
+        assert item.prompt == ([] if lost else turns), (of, case)
         wants = case in ("tool", "stream-tool")
-        assert one.completion == ({"role": "assistant", "content": "", "tool_calls": [call]} if wants else "Rainy."), (
+        assert item.completion == ({"role": "assistant", "content": "", "tool_calls": [call]} if wants else "Rainy."), (
             of,
             case,
         )
-        assert one.finish == ("tool_calls" if wants else "stop") and one.model in ("gpt", "claude"), (of, case)
+        assert item.finish == ("tool_calls" if wants else "stop") and item.model in ("gpt", "claude"), (of, case)
         streams = of == "anthropic" and case.startswith("stream")  # this instrumentation adds the first event's token
-        assert (one.prompt_tokens, one.completion_tokens) == (12, 4 if streams else 3), (of, case)
+        assert (item.prompt_tokens, item.completion_tokens) == (12, 4 if streams else 3), (of, case)
         tools = [{"type": "function", "function": WEATHER}] if "tool" in case or case == "result" else []
-        assert one.tools == ([] if of in NO_TOOLS else tools), (of, case)
-        assert one.user and one.total_ms
+        assert item.tools == ([] if of in NO_TOOLS else tools), (of, case)
+        assert item.user and item.total_ms
 
 
 @pytest.mark.parametrize("of", PACKAGES)
@@ -67,9 +67,9 @@ def test_what_was_sent_is_what_is_stored_and_what_is_lost_has_a_line(tmp_path: P
     compare(of, requests)
     lines = faults(summary)
     lacking = {(fault["reason"], fault["request"]) for fault in lines if "request" in fault}
-    silent = {one.id for one in requests if not one.prompt}
-    assert lacking == {("without_prompt", each) for each in silent} | {
-        ("further_answers", one.id) for one in requests if one.conversation == "two"
+    silent = {request.id for request in requests if not request.prompt}
+    assert lacking == {("without_prompt", item) for item in silent} | {
+        ("further_answers", request.id) for request in requests if request.conversation == "two"
     }
     again = [fault["reason"] for fault in lines if "request" not in fault]
     assert again == ["same_call"] * (9 if "anthropic" in of else 0), "Anthropic's client sends spans of its own"
@@ -80,9 +80,9 @@ def test_a_server_that_gets_the_same_stores_the_same(tmp_path: Path, of: str) ->
     with live(tmp_path / "serve", keys={"open_rights": ["traces", "users"]}) as (address, _):
         for line in LINES:
             if line["of"] == of:
-                place = f"{address}/v1/{'logs' if line['kind'] == 'logs' else 'traces'}"
+                path = f"{address}/v1/{'logs' if line['kind'] == 'logs' else 'traces'}"
                 body = json.dumps(line["message"]).encode()
-                with urlopen(Request(place, data=body, headers={"Content-Type": "application/json"})) as reply:
+                with urlopen(Request(path, data=body, headers={"Content-Type": "application/json"})) as reply:
                     assert reply.status == 200
     with opened(tmp_path / "serve") as store:
         compare(of, list(read_requests(store)))

@@ -68,9 +68,9 @@ def test_spans_as_json_are_stored_once_with_what_the_spans_around_them_say(serve
     body = json.dumps(message(span("c", {**TODAY, "gen_ai.input.messages": text}, "b"), around)).encode()
     assert [sent(server, body) for _ in range(2)] == [(200, b"{}")] * 2
     assert sent(server, gzip.compress(body), **{"Content-Encoding": "gzip"})[0] == 200
-    (one,) = requests_of(server, "c1")
-    assert one.prompt[0]["content"] == "mail <EMAIL>" and one.completion == "Rainy."
-    assert str(one.user).startswith("u-") and (one.key, one.voice, one.train) == ("app", None, None)
+    (item,) = requests_of(server, "c1")
+    assert item.prompt[0]["content"] == "mail <EMAIL>" and item.completion == "Rainy."
+    assert str(item.user).startswith("u-") and (item.key, item.voice, item.train) == ("app", None, None)
 
 
 def test_a_key_needs_the_right_and_says_whose_word_counts_and_what_may_be_learned(server: Any) -> None:
@@ -78,8 +78,8 @@ def test_a_key_needs_the_right_and_says_whose_word_counts_and_what_may_be_learne
     assert sent(server, body, "chat")[0] == 403 and sent(server, body, "nobody")[0] == 401
     assert requests_of(server, "c2") == []
     assert sent(server, body, "private")[0] == 200
-    (one,) = requests_of(server, "c2")
-    assert (one.key, one.voice, one.train) == ("private", "key:private", "no")
+    (item,) = requests_of(server, "c2")
+    assert (item.key, item.voice, item.train) == ("private", "key:private", "no")
 
 
 def test_bodies_that_are_too_large_packed_too_well_cut_or_something_else(server: Any) -> None:
@@ -120,8 +120,8 @@ def test_the_official_exporter_sends_protobuf(server: Any) -> None:
     with provider.get_tracer("app").start_as_current_span("chat gpt", attributes={**TODAY, "session.id": "c4"}):
         pass
     provider.shutdown()
-    (one,) = requests_of(server, "c4")
-    assert one.prompt[0]["content"] == "Weather in Paris?" and one.prompt_tokens == 12
+    (item,) = requests_of(server, "c4")
+    assert item.prompt[0]["content"] == "Weather in Paris?" and item.prompt_tokens == 12
 
 
 def test_protobuf_is_read_and_answered_as_such(server: Any) -> None:
@@ -130,14 +130,14 @@ def test_protobuf_is_read_and_answered_as_such(server: Any) -> None:
     )
     from google.protobuf.json_format import ParseDict
 
-    one = span("9", {**TODAY, "session.id": "c5"}, parentSpanId="")
+    item = span("9", {**TODAY, "session.id": "c5"}, parentSpanId="")
     ids = {"traceId": "qqqqqqqqqqqqqqqqqqqqqg==", "spanId": "mZmZmZmZmZk="}  # base64, as protobuf's own JSON has bytes
-    body = ParseDict(message({**one, **ids}), messages.ExportTraceServiceRequest()).SerializeToString()
+    body = ParseDict(message({**item, **ids}), messages.ExportTraceServiceRequest()).SerializeToString()
     kind = "application/x-protobuf"
     status, reply = sent(server, body, kind=kind)
     assert status == 200 and messages.ExportTraceServiceResponse.FromString(reply).partial_success.rejected_spans == 0
     assert len(requests_of(server, "c5")) == 1
-    assert sent(server, json.dumps(message(one)).encode())[0] == 200
+    assert sent(server, json.dumps(message(item)).encode())[0] == 200
     assert sent(server, b"\xff\xff", kind=kind)[0] == 400
 
 

@@ -29,12 +29,12 @@ Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 def test_a_row_becomes_a_request_with_all_that_it_says(tmp_path: Path) -> None:
     summary = brought(tmp_path, "jsonl", [row(1, finish_reason="max_tokens", prompt_version="support/4")])
-    ((one,), _) = stored(tmp_path)
+    ((item,), _) = stored(tmp_path)
     assert (summary.requests, summary.records, summary.left_out, summary.rejects) == (1, 1, {}, "")
-    assert one.prompt == [{"role": "user", "content": "question 1"}] and one.completion == "answer 1"
-    assert (one.model, one.conversation, one.release, one.finish) == ("gpt", "s1", "support/4", "length")
-    assert (one.prompt_tokens, one.completion_tokens, one.usd, one.total_ms) == (7, 3, 0.001, 900.0)
-    assert one.time == utc(NOON + 1) and one.tier == "import" and one.id[14] == "7"
+    assert item.prompt == [{"role": "user", "content": "question 1"}] and item.completion == "answer 1"
+    assert (item.model, item.conversation, item.release, item.finish) == ("gpt", "s1", "support/4", "length")
+    assert (item.prompt_tokens, item.completion_tokens, item.usd, item.total_ms) == (7, 3, 0.001, 900.0)
+    assert item.time == utc(NOON + 1) and item.tier == "import" and item.id[14] == "7"
     assert summary.without == ["ttft_ms"]
 
 
@@ -43,17 +43,17 @@ def test_the_same_import_again_adds_nothing_and_requests_are_in_the_order_of_the
     first, again = (brought(tmp_path, "jsonl", rows) for _ in range(2))
     assert (first.requests, first.feedback, again.requests, again.feedback, again.known) == (4, 4, 0, 0, 8)
     requests, feedback = stored(tmp_path)
-    assert [one.prompt[0]["content"] for one in requests] == [f"question {n}" for n in (1, 3, 5, 9)]
-    assert {one.request for one in feedback} == {one.id for one in requests}
-    assert {(one.kind, one.value, one.source) for one in feedback} == {("thumbs", True, "file")}
+    assert [request.prompt[0]["content"] for request in requests] == [f"question {n}" for n in (1, 3, 5, 9)]
+    assert {item.request for item in feedback} == {request.id for request in requests}
+    assert {(item.kind, item.value, item.source) for item in feedback} == {("thumbs", True, "file")}
 
 
 def test_personal_data_and_names_of_users_stay_outside(tmp_path: Path) -> None:
     secret = "write to anna.smith@example.com or call +1 202 555 0143"
     brought(tmp_path, "jsonl", [row(1, user="anna.smith@example.com", answer=secret, comment=secret)])
-    ((one,), (comment,)) = stored(tmp_path)
-    assert one.completion == "write to <EMAIL> or call <PHONE>" == comment.value
-    assert one.user is not None and one.user == comment.user and one.user.startswith("u-")
+    ((item,), (comment,)) = stored(tmp_path)
+    assert item.completion == "write to <EMAIL> or call <PHONE>" == comment.value
+    assert item.user is not None and item.user == comment.user and item.user.startswith("u-")
     whole = b"".join(path.read_bytes() for path in (tmp_path / "serve").rglob("*") if path.is_file())
     assert b"anna" not in whole and b"555 0143" not in whole
 
@@ -84,7 +84,11 @@ def test_what_is_wrong_with_a_row_is_said_by_its_line_and_costs_no_other(tmp_pat
     assert summary.incomplete == {"without_prompt": 2, "without_answer": 1}
     requests, feedback = stored(tmp_path)
     assert len(requests) == summary.requests and not feedback
-    assert {one.prompt[0]["content"] for one in requests if one.prompt} >= {"question 1", "question 6", "question 8"}
+    assert {request.prompt[0]["content"] for request in requests if request.prompt} >= {
+        "question 1",
+        "question 6",
+        "question 8",
+    }
 
 
 def test_a_source_of_another_format_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
@@ -102,10 +106,10 @@ class Killed(BaseException):
 
 
 def test_a_source_that_is_not_there_makes_no_store(tmp_path: Path) -> None:
-    for name, what in (("gone.jsonl", "No such file"), ("fifo", "Not a regular file")):
+    for name, message in (("gone.jsonl", "No such file"), ("fifo", "Not a regular file")):
         if name == "fifo":
             os.mkfifo(tmp_path / name)
-        with pytest.raises(UserError, match=what):
+        with pytest.raises(UserError, match=message):
             import_traces(TraceSource(FORMATS["jsonl"], [str(tmp_path / name)], dict), tmp_path / "serve")
         assert not (tmp_path / "serve").exists()
 
@@ -168,9 +172,9 @@ def test_an_import_that_is_killed_while_it_stores_is_completed_by_the_same_comma
 
 
 def test_ids_follow_from_those_of_the_source_and_sort_by_time() -> None:
-    one = request_id("t", "a", NOON)
-    assert one == request_id("t", "a", NOON) != request_id("t", "b", NOON)
-    assert one[14] == "7" and one[19] in "89ab" and one < request_id("t", "a", NOON + 1)
+    item = request_id("t", "a", NOON)
+    assert item == request_id("t", "a", NOON) != request_id("t", "b", NOON)
+    assert item[14] == "7" and item[19] in "89ab" and item < request_id("t", "a", NOON + 1)
     theirs = "0198d125-43c1-791f-8717-7b32b6dcc4dd"
     assert request_id("t", theirs, NOON) == theirs
 
@@ -199,7 +203,7 @@ def test_rows_of_litellm_with_and_without_texts_and_of_failures(tmp_path: Path) 
         {**base, "request_id": "d", "call_type": "aembedding"},
     ]
     summary = brought(tmp_path, "litellm", rows)
-    by_text = {one.prompt[0]["content"] if one.prompt else one.error or "": one for one in stored(tmp_path)[0]}
+    by_text = {item.prompt[0]["content"] if item.prompt else item.error or "": item for item in stored(tmp_path)[0]}
     called = by_text["hi"]
     assert isinstance(called.completion, dict) and called.completion["tool_calls"][0]["function"]["name"] == "find"
     assert (called.ttft_ms, called.total_ms, called.finish, called.usd) == (200.0, 1000.0, "tool_calls", 0.002)
@@ -208,34 +212,41 @@ def test_rows_of_litellm_with_and_without_texts_and_of_failures(tmp_path: Path) 
 
 
 def test_rows_of_tensorzero_are_joined_with_the_calls_of_models_and_feedback_of_their_tables(tmp_path: Path) -> None:
-    one, episode = "0198d125-43c1-791f-8717-7b32b6dcc4dd", "0198d125-43c0-7a00-8717-000000000001"
+    item, episode = "0198d125-43c1-791f-8717-7b32b6dcc4dd", "0198d125-43c0-7a00-8717-000000000001"
     inference = {
-        "id": one, "function_name": "answer", "variant_name": "v2", "episode_id": episode, "processing_time_ms": 800,
+        "id": item, "function_name": "answer", "variant_name": "v2", "episode_id": episode, "processing_time_ms": 800,
         "input": json.dumps({"system": {"tone": "kind"}, "messages": [
             {"role": "user", "content": [{"type": "text", "value": "hello"}]}]}),
         "output": json.dumps([{"type": "thought", "text": "hm"}, {"type": "text", "text": "hi"}]),
         "tags": {"user_id": "u"},
     }  # fmt: skip
     models = [
-        {"id": f"m{n}", "inference_id": one, "model_name": "gpt", "input_tokens": 10, "output_tokens": n, "ttft_ms": 50}
+        {
+            "id": f"m{n}",
+            "inference_id": item,
+            "model_name": "gpt",
+            "input_tokens": 10,
+            "output_tokens": n,
+            "ttft_ms": 50,
+        }
         for n in (2, 3)
     ]
     feedback = [
-        {"id": "f1", "target_id": one, "metric_name": "solved", "value": True, "tags": {}},
-        {"id": "f1", "target_id": one, "metric_name": "score", "value": 0.5, "tags": {}},
+        {"id": "f1", "target_id": item, "metric_name": "solved", "value": True, "tags": {}},
+        {"id": "f1", "target_id": item, "metric_name": "score", "value": 0.5, "tags": {}},
         {"id": "f2", "target_id": episode, "target_type": "episode", "value": "thanks"},
-        {"id": "f3", "inference_id": one, "value": json.dumps([{"type": "text", "text": "hi there"}])},
+        {"id": "f3", "inference_id": item, "value": json.dumps([{"type": "text", "text": "hi there"}])},
         {"id": "f4", "target_id": "gone", "metric_name": "solved", "value": True},
     ]
     summary = brought(tmp_path, "tensorzero", [*feedback, *models, inference])
     ((request,), said) = stored(tmp_path)
-    assert request.id == one and request.conversation == episode and request.release == "answer/v2"
+    assert request.id == item and request.conversation == episode and request.release == "answer/v2"
     assert [turn["role"] for turn in request.prompt] == ["system", "user"]
     assert request.completion == {"role": "assistant", "content": "hi", "reasoning_content": "hm"}
     assert (request.model, request.prompt_tokens, request.completion_tokens) == ("gpt", 20, 5)
-    values = {each.kind: (each.request, each.conversation, each.value) for each in said}
-    assert values["solved"] == (one, None, True) and values["score"] == (one, None, 0.5)
-    assert values["comment"] == (None, episode, "thanks") and values["correction"] == (one, None, "hi there")
+    values = {entry.kind: (entry.request, entry.conversation, entry.value) for entry in said}
+    assert values["solved"] == (item, None, True) and values["score"] == (item, None, 0.5)
+    assert values["comment"] == (None, episode, "thanks") and values["correction"] == (item, None, "hi there")
     assert summary.left_out == {"no_target": 1}
 
 
@@ -251,10 +262,10 @@ def test_rows_of_helicone_with_their_scores(tmp_path: Path) -> None:
     brought(
         tmp_path, "helicone", [record, {**record, "request_id": "h2", "response_status": 500, "response_body": None}]
     )
-    (one, failed), said = stored(tmp_path)
-    one, failed = sorted((one, failed), key=lambda each: each.error or "")
-    assert one.prompt[0] == {"role": "system", "content": "Be kind."} and one.completion == "hello"
-    assert (one.conversation, one.total_ms, one.ttft_ms, one.finish) == ("s7", 2000.0, 120.0, "stop")
+    (item, failed), said = stored(tmp_path)
+    item, failed = sorted((item, failed), key=lambda entry: entry.error or "")
+    assert item.prompt[0] == {"role": "system", "content": "Be kind."} and item.completion == "hello"
+    assert (item.conversation, item.total_ms, item.ttft_ms, item.finish) == ("s7", 2000.0, 120.0, "stop")
     assert failed.error == "status 500" and {(e.kind, e.value) for e in said} == {("thumbs", False), ("polite", True)}
 
 
@@ -266,8 +277,8 @@ def test_a_csv_of_helicone_has_the_response_s_id_and_quotes_that_were_doubled_tw
     }  # fmt: skip
     rows = (",".join('"' + cell.replace('"', '""') + '"' for cell in row).encode() for row in (cells, cells.values()))
     summary = brought(tmp_path, "helicone", list(rows), "output.csv")
-    ((one,), _) = stored(tmp_path)
-    assert one.prompt == [{"role": "user", "content": 'say "hi"'}] and (one.total_ms, one.usd) == (850.0, 0.01)
+    ((item,), _) = stored(tmp_path)
+    assert item.prompt == [{"role": "user", "content": 'say "hi"'}] and (item.total_ms, item.usd) == (850.0, 0.01)
     assert summary.incomplete == {"without_answer": 1}
 
 
@@ -287,15 +298,19 @@ def test_stored_completions_responses_and_batches_of_openai(tmp_path: Path) -> N
              "response": {"status_code": 200, "body": {**completion, "id": "chatcmpl-2", "metadata": None}}}  # fmt: skip
     summary = brought(tmp_path, "openai", [{"object": "list", "data": [completion, response]}, batch])
     requests, said = stored(tmp_path)
-    assert summary.requests == 3 and sorted(str(one.completion) for one in requests) == ["first", "first", "second"]
-    by_question = {one.prompt[-1]["content"]: one for one in requests}
+    assert summary.requests == 3 and sorted(str(request.completion) for request in requests) == [
+        "first",
+        "first",
+        "second",
+    ]
+    by_question = {request.prompt[-1]["content"]: request for request in requests}
     assert by_question["two"].prompt[0]["content"] == "Be kind." and by_question["two"].prompt_tokens == 5
-    assert by_question.keys() == {"one", "two", "three"} and [each.value for each in said] == [True]
+    assert by_question.keys() == {"one", "two", "three"} and [item.value for item in said] == [True]
 
 
 def test_the_command_says_what_came_what_did_not_and_what_is_next(cli: Cli, tmp_path: Path) -> None:
     lines = [row(1), {**row(2), "time": None}]
-    (tmp_path / "log.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     done = cli("import", "jsonl", "log.jsonl", "--store", "new/store.db")
     assert done.returncode == 0 and (tmp_path / "new" / "store.db").is_file()
     assert "stored    1 request" in done.stdout and "left out  1: no time" in done.stdout
@@ -310,7 +325,7 @@ def test_the_command_says_what_came_what_did_not_and_what_is_next(cli: Cli, tmp_
 @pytest.mark.slow
 def test_costs_collect_and_monitor_work_on_imported_requests(cli: Cli, tmp_path: Path) -> None:
     rows = [row(n, user=f"u{n}", thumbs=n % 2 == 0, answer=f"the answer {n}") for n in range(200)]
-    (tmp_path / "log.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(item) + "\n" for item in rows))
     assert cli("import", "jsonl", "log.jsonl").returncode == 0
     costs = json.loads(cli("costs", "-f", "serve", "--json").stdout)
     assert costs["total"]["requests"] == 200 and costs["total"]["usd"] == pytest.approx(0.2)

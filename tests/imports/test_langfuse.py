@@ -51,14 +51,19 @@ def test_a_trace_with_observations_and_scores_gives_calls_that_know_their_user(t
     }  # fmt: skip
     summary = brought(tmp_path, "langfuse", [record])
     requests, said = stored(tmp_path)
-    by_name = {one.prompt[0]["content"].split()[-1]: one for one in requests}
+    by_name = {asked_request.prompt[0]["content"].split()[-1]: asked_request for asked_request in requests}
     assert by_name.keys() == {"g1", "g2", "inner"} and summary.left_out == {"wraps_call": 1}
-    one = by_name["g1"]
-    assert (one.conversation, one.release, one.model, one.usd) == ("s1", "support/4", "gpt-4o", 0.003)
-    assert (one.prompt_tokens, one.completion_tokens, one.ttft_ms, one.total_ms) == (11, 5, 250.0, 1000.0)
-    assert len({each.user for each in requests}) == 1 and str(one.user).startswith("u-")
-    assert {(each.kind, each.value, each.request) for each in said} == {
-        ("thumbs", True, one.id), ("comment", "nice", one.id), ("hallucination", 0.2, by_name["g2"].id)
+    request = by_name["g1"]
+    assert (request.conversation, request.release, request.model, request.usd) == ("s1", "support/4", "gpt-4o", 0.003)
+    assert (request.prompt_tokens, request.completion_tokens, request.ttft_ms, request.total_ms) == (
+        11,
+        5,
+        250.0,
+        1000.0,
+    )
+    assert len({asked_request.user for asked_request in requests}) == 1 and str(request.user).startswith("u-")
+    assert {(item.kind, item.value, item.request) for item in said} == {
+        ("thumbs", True, request.id), ("comment", "nice", request.id), ("hallucination", 0.2, by_name["g2"].id)
     }  # fmt: skip  # what is said of the trace is said of its last answer
 
 
@@ -73,7 +78,7 @@ def test_errors_texts_as_json_strings_and_blob_exports_in_snake_case(tmp_path: P
     ]  # fmt: skip
     summary = brought(tmp_path, "langfuse", records)
     requests, _ = stored(tmp_path)
-    failed, snake = sorted(requests, key=lambda one: one.model == "gpt")
+    failed, snake = sorted(requests, key=lambda request: request.model == "gpt")
     assert failed.error == "no quota" and failed.completion is None
     assert (snake.prompt[0]["content"], snake.usd, snake.prompt_tokens) == ("hi", 0.5, 2)
     assert [(line["reason"], line["detail"]) for line in faults(summary)] == [("no_call", "other")]
@@ -89,7 +94,7 @@ class Langfuse(Quiet):
 
     def do_GET(self) -> None:
         url = urlsplit(self.path)
-        path, query = url.path.removeprefix("/api/public"), {key: each[0] for key, each in parse_qs(url.query).items()}
+        path, query = url.path.removeprefix("/api/public"), {key: item[0] for key, item in parse_qs(url.query).items()}
         Langfuse.requests.append(path)
         if self.headers.get("Authorization") != f"Basic {base64.b64encode(b'pk:sk').decode()}":
             self.answer(401, {})
@@ -148,9 +153,9 @@ def test_a_project_is_read_through_limits_outages_and_cut_answers(address: str, 
     Langfuse.new, Langfuse.troubles = new, ["cut", "down", "limit"]
     summary = from_service(address, tmp_path)
     requests, said = stored(tmp_path)
-    assert {one.prompt[0]["content"].split()[-1] for one in requests} == {f"g{n}" for n in range(1, 6)}
-    assert {one.conversation for one in requests} == {"s1"} and len({one.user for one in requests}) == 1
-    assert [(each.kind, each.value, each.source) for each in said] == [("rating", 4, "langfuse.annotation")] * new
+    assert {request.prompt[0]["content"].split()[-1] for request in requests} == {f"g{n}" for n in range(1, 6)}
+    assert {request.conversation for request in requests} == {"s1"} and len({request.user for request in requests}) == 1
+    assert [(item.kind, item.value, item.source) for item in said] == [("rating", 4, "langfuse.annotation")] * new
     assert summary.requests == 5 and (new or summary.repeated > 0)  # a page that moved gives rows again
     assert from_service(address, tmp_path).requests == 0
 

@@ -56,12 +56,17 @@ def test_traces_come_from_the_database_with_users_sessions_tokens_and_assessment
     summary = import_traces(source, tmp_path / "serve")
     requests, said = stored(tmp_path)
     assert summary.requests == 3 and summary.left_out == {"no_call": 1}
-    by_answer = {str(one.completion): one for one in requests}
-    one = by_answer["On its way."]
-    assert (one.model, one.prompt_tokens, one.completion_tokens, one.conversation) == ("gpt", 9, 4, "s1")
-    assert one.prompt == [{"role": "user", "content": "Where is it?"}] and str(one.user).startswith("u-")
+    by_answer = {str(asked_request.completion): asked_request for asked_request in requests}
+    request = by_answer["On its way."]
+    assert (request.model, request.prompt_tokens, request.completion_tokens, request.conversation) == (
+        "gpt",
+        9,
+        4,
+        "s1",
+    )
+    assert request.prompt == [{"role": "user", "content": "Where is it?"}] and str(request.user).startswith("u-")
     assert by_answer["None"].error is not None and by_answer["None"].prompt[0]["content"] == "plain text"
-    assert {(each.kind, each.value) for each in said if each.request == one.id} == {
+    assert {(item.kind, item.value) for item in said if item.request == request.id} == {
         ("thumbs", True), ("comment", "quick"), ("correction", "It comes today.")
     }  # fmt: skip
     assert import_traces(source, tmp_path / "serve").requests == 0

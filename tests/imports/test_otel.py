@@ -38,11 +38,11 @@ SHAPES: dict[str, tuple[dict[str, Any], list[Any]]] = {
 def test_each_shape_of_a_span_is_the_same_request(tmp_path: Path, shape: str) -> None:
     attributes, events = SHAPES[shape]
     summary = brought(tmp_path, "otel", [message(span("b", attributes, events=events))])
-    ((one,), _) = stored(tmp_path)
+    ((item,), _) = stored(tmp_path)
     assert summary.incomplete == {}, faults(summary)
-    assert [(turn["role"], turn["content"]) for turn in one.prompt] == [("user", "Weather in Paris?")]
-    assert (one.completion, one.model, one.prompt_tokens, one.completion_tokens) == ("Rainy.", "gpt", 12, 3)
-    assert one.total_ms == 1000.0 and one.time == "2026-09-21T14:13:20.000Z"
+    assert [(turn["role"], turn["content"]) for turn in item.prompt] == [("user", "Weather in Paris?")]
+    assert (item.completion, item.model, item.prompt_tokens, item.completion_tokens) == ("Rainy.", "gpt", 12, 3)
+    assert item.total_ms == 1000.0 and item.time == "2026-09-21T14:13:20.000Z"
 
 
 def test_calls_of_tools_with_their_results_system_instructions_and_definitions(tmp_path: Path) -> None:
@@ -63,12 +63,12 @@ def test_calls_of_tools_with_their_results_system_instructions_and_definitions(t
         "gen_ai.tool.definitions": json.dumps([{"type": "function", "name": "weather", "parameters": {}}]),
     }  # fmt: skip
     brought(tmp_path, "otel", [message(span("b", attributes))])
-    ((one,), _) = stored(tmp_path)
-    assert [turn["role"] for turn in one.prompt] == ["system", "user", "assistant", "tool"]
-    assert one.prompt[3] == {"role": "tool", "content": "rain", "tool_call_id": "c1"}
-    assert isinstance(one.completion, dict) and one.completion["reasoning_content"] == "again"
-    assert json.loads(one.completion["tool_calls"][0]["function"]["arguments"]) == {"at": "Lyon"}
-    assert one.tools[0]["function"]["name"] == "weather"
+    ((item,), _) = stored(tmp_path)
+    assert [turn["role"] for turn in item.prompt] == ["system", "user", "assistant", "tool"]
+    assert item.prompt[3] == {"role": "tool", "content": "rain", "tool_call_id": "c1"}
+    assert isinstance(item.completion, dict) and item.completion["reasoning_content"] == "again"
+    assert json.loads(item.completion["tool_calls"][0]["function"]["arguments"]) == {"at": "Lyon"}
+    assert item.tools[0]["function"]["name"] == "weather"
 
 
 def test_spans_out_of_order_over_several_files_inherit_user_session_and_prompt(tmp_path: Path) -> None:
@@ -83,7 +83,9 @@ def test_spans_out_of_order_over_several_files_inherit_user_session_and_prompt(t
     )
     brought(tmp_path, "otel", lines)
     requests, ((score),) = stored(tmp_path)
-    assert {(one.conversation, one.release, str(one.user)[:2]) for one in requests} == {("s1", "support/2", "u-")}
+    assert {(request.conversation, request.release, str(request.user)[:2]) for request in requests} == {
+        ("s1", "support/2", "u-")
+    }
     assert len(requests) == 2 and (score.kind, score.value, score.source) == ("relevance", 0.9, "otel")
 
 
@@ -94,7 +96,7 @@ def test_failures_texts_that_were_not_kept_and_traces_without_a_call(tmp_path: P
         {"resourceSpans": "none"},
     ]
     summary = brought(tmp_path, "otel", lines)
-    failed, silent = sorted(stored(tmp_path)[0], key=lambda one: one.error is None)
+    failed, silent = sorted(stored(tmp_path)[0], key=lambda item: item.error is None)
     assert failed.error == "rate limited" and silent.completion is None and silent.prompt == []
     assert summary.left_out == {"no_call": 1, "wrong_type": 1}
     assert summary.incomplete == {"without_prompt": 2, "without_answer": 1}

@@ -99,7 +99,7 @@ def test_a_server_that_is_killed_takes_its_controller_along(project):
 
 def test_a_server_begins_and_ends_with_its_controller(project, make_tuned, cli_environment):
     run = make_tuned([{"prompt": f"Say {i}", "completion": "All is well."} for i in range(20)])
-    words = [
+    text = [
         "serve",
         f"adapters.queue={run}",
         f"improve.project={project}",
@@ -107,7 +107,7 @@ def test_a_server_begins_and_ends_with_its_controller(project, make_tuned, cli_e
         "port=0",
     ]
     server = subprocess.Popen(
-        [sys.executable, "-m", "tuneloop", *words], stderr=subprocess.PIPE, text=True, env=cli_environment
+        [sys.executable, "-m", "tuneloop", *text], stderr=subprocess.PIPE, text=True, env=cli_environment
     )
     said = []
     for line in server.stderr:

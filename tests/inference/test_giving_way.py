@@ -69,7 +69,7 @@ def test_an_answer_is_the_same_whether_it_gives_way_or_not(make: Any, files: Fil
                 assert gave_way.token_ids == at_once.token_ids
                 assert gave_way.prompt_tokens == at_once.prompt_tokens
                 if at_once.logprobs is not None and gave_way.logprobs is not None:
-                    assert [each.id for each in gave_way.logprobs] == [each.id for each in at_once.logprobs]
+                    assert [logprob.id for logprob in gave_way.logprobs] == [logprob.id for logprob in at_once.logprobs]
 
     served.run(make(files, (0, 1)), work)
 
@@ -157,9 +157,9 @@ def test_all_of_it_is_done_though_somebody_is_always_being_answered(make: Any, f
         first, second = engine.adapters
         batch = [
             asyncio.ensure_future(
-                complete(engine, Request(messages=SHORT, adapter=each, max_new_tokens=3, gives_way=True))
+                complete(engine, Request(messages=SHORT, adapter=item, max_new_tokens=3, gives_way=True))
             )
-            for each in (first, second, BASE)
+            for item in (first, second, BASE)
         ]
         over = False
 
@@ -172,6 +172,6 @@ def test_all_of_it_is_done_though_somebody_is_always_being_answered(make: Any, f
         done = await asyncio.wait_for(asyncio.gather(*batch), 60)
         over = True
         await asyncio.gather(*busy_ones)
-        assert all(each.completion_tokens == 3 for each in done), time.monotonic() - began
+        assert all(item.completion_tokens == 3 for item in done), time.monotonic() - began
 
     served.run(make(files, (0, 1)), work)

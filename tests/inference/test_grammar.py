@@ -86,13 +86,13 @@ def test_rows_with_and_without_a_schema_share_a_batch_and_do_not_notice(model: M
         engine.step()
     while engine.pending:
         engine.step()
-    said = [(each.text, each.token_ids, each.finish) for each in alone]
+    said = [(item.text, item.token_ids, item.finish) for item in alone]
     together = [ticket.completion for ticket in tickets]
-    assert [(each.text, each.token_ids, each.finish) for each in together if each is not None] == said
-    assert [each.finish for each in alone] == ["stop", "length", "stop", "length", "stop"]
+    assert [(item.text, item.token_ids, item.finish) for item in together if item is not None] == said
+    assert [item.finish for item in alone] == ["stop", "length", "stop", "length", "stop"]
     assert json.loads(alone[4].text) in (True, False) and len(alone[4].logprobs or ()) == alone[4].completion_tokens
     by_target = LocalTarget.of(model).complete(requests)
-    assert [(each.text, each.token_ids, each.finish) for each in by_target] == said, (
+    assert [(item.text, item.token_ids, item.finish) for item in by_target] == said, (
         "a target answers as the engine does"
     )
 
@@ -100,8 +100,8 @@ def test_rows_with_and_without_a_schema_share_a_batch_and_do_not_notice(model: M
 def test_drawn_answers_all_fit(model: Model) -> None:
     wild = [asked(model, "x", schema=TICKET, sampling=Sampling(temperature=3.0, seed=seed)) for seed in range(12)]
     found = list(answers_of(Engine(model), wild))
-    assert all(not check_fit(TICKET, each.text).result() for each in found if each.finish == "stop")
-    assert len({each.text for each in found}) > 6 and sum(each.finish == "stop" for each in found) > 6
+    assert all(not check_fit(TICKET, match.text).result() for match in found if match.finish == "stop")
+    assert len({match.text for match in found}) > 6 and sum(match.finish == "stop" for match in found) > 6
 
 
 def test_what_cannot_be_held_is_refused_by_name(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,7 +80,7 @@ def cold(make: Make, files: Files) -> dict[Any, Completion]:
                 found[who, turns, "choice"] = await complete(engine, request(engine, alone, turns, choices=LABELS))
 
         served.run(engine, ask)
-    assert not any(each.error for each in found.values())
+    assert not any(match.error for match in found.values())
     assert len({found[who, 0].token_ids for who in WHO}) == 3, "the adapters must make a difference"
     return found
 
@@ -111,7 +111,7 @@ def test_adapters_that_are_asked_at_once_do_not_mix(make: Make, files: Files, co
     async def work(engine: ServingEngine) -> None:
         asked = list(itertools.product(WHO, range(2))) * 3
         found = await asyncio.gather(*(complete(engine, request(engine, who, turns)) for who, turns in asked))
-        assert [each.token_ids for each in found] == [cold[key].token_ids for key in asked]
+        assert [match.token_ids for match in found] == [cold[key].token_ids for key in asked]
 
     served.run(make(files, (0, 1), 3), work)
 

@@ -83,8 +83,8 @@ def test_quanta_write_alongside_answers_of_their_own_adapter_only() -> None:
         turns.row("a", 4)
         turns.come("a")
         turns._rest_until = 100.0
-        one, two, three = [await begun(turns, "a") for _ in range(3)]
-        assert one.done() and two.done() and not three.done()
+        item, two, three = [await begun(turns, "a") for _ in range(3)]
+        assert item.done() and two.done() and not three.done()
         turns.end("a", 0.0, reads=False)
         await three
         turns.come("b")  # now two adapters are asked for

@@ -177,8 +177,8 @@ def test_those_who_only_write_say_that_they_cannot_score() -> None:
     ("name", "words"),
     [("runs/nothing/here", "nothing"), ("http://localhost:1", "name of a model"), ("FOLDER/supprt", "did you mean")],
 )
-def test_what_is_not_there_is_told_in_a_sentence(name: str, words: str, tmp_path: Path) -> None:
+def test_what_is_not_there_is_told_in_a_sentence(name: str, text: str, tmp_path: Path) -> None:
     (tmp_path / "support").mkdir()
     with pytest.raises(UserError) as error:
         open_target(name.replace("FOLDER", str(tmp_path))).load()
-    assert words in f"{error.value.what} {error.value.where} {error.value.next_step}"
+    assert text in f"{error.value.what} {error.value.where} {error.value.next_step}"

@@ -36,8 +36,13 @@ def next_steps(text: str) -> list[list[str]]:
 
 def test_the_list_says_when_each_model_stops_and_copies_nothing(service: Service, capsys: Capture) -> None:
     text = said(capsys, "migrate", "openai", "--base-url", service.url, "--list")
-    for words in (MODEL, "3 passes", "1 checkpoint", "stops 2027-01-14" if "stops " in text else "stopped 2027-01-14"):
-        assert words in text
+    for sentence in (
+        MODEL,
+        "3 passes",
+        "1 checkpoint",
+        "stops 2027-01-14" if "stops " in text else "stopped 2027-01-14",
+    ):
+        assert sentence in text
     assert "no new ones from 2027-01-06" in text and "developers.openai.com" in text
     assert "1 job, 3 files, 0 batches, 7 stored completions" in text and "costs nothing" in text
     assert not Path("openai").exists() and not any("content" in call for call in service.calls)
@@ -136,13 +141,13 @@ def test_what_is_printed_can_be_run_for_each_shape_of_job(service: Service, caps
     for command in commands:
         said(capsys, *command, *(["--yes"] if command[0] == "migrate" else []))
     standards = {Path(command[command.index("--out") + 1]) for command in commands if command[0] == "migrate"}
-    assert len(standards) == len(commands) / 2 and all((place / "suite.yaml").is_file() for place in standards)
+    assert len(standards) == len(commands) / 2 and all((standard / "suite.yaml").is_file() for standard in standards)
 
 
 def test_each_model_has_a_data_set_of_its_own() -> None:
     models = ["ft:b:o:tickets:A1", "ft:b:o:tickets:B2", "ft:b:o:Tickets/:C", "ft:b:o:tickets-:c", "ft:b:o::D", "mine"]
     jobs = [HostedJob(id=f"ftjob-{n}", status="succeeded", base="b", model=model) for n, model in enumerate(models)]
-    names = [data_name(each, jobs) for each in jobs]
+    names = [data_name(item, jobs) for item in jobs]
     assert names[:2] == ["tickets-a1", "tickets-b2"] and len(set(names)) == len(names)
     assert data_name(jobs[0], jobs[:1]) == "tickets"
 

@@ -93,7 +93,7 @@ def test_nothing_of_a_stored_completion_is_thinned_out(service: Service) -> None
         "temperature": 0.2, "seed": 7, "tool_choice": "required",
     }  # fmt: skip
     raw = read_jsonl(OUT / "completions.raw.jsonl")
-    assert [each["completion"] for each in raw] == service.completions
+    assert [item["completion"] for item in raw] == service.completions
     assert raw[2]["messages"] == service.turns["parts"]
     assert found.traffic[0].requests == 5, "a request with two answers is one"
     reasons = " ".join(gap.why for gap in found.missing)
@@ -162,9 +162,9 @@ def test_a_job_with_odd_values_is_listed_all_the_same(service: Service) -> None:
         {"id": MODEL, "shutdown_date": 1},
         {"id": service.jobs[0]["model"], "shutdown_date": "2027/01/14"},
     ]
-    (one,) = copied(service).jobs
-    assert (one.created, one.hyperparameters, one.result_files, one.trained_tokens) == ("", {}, [], None)
-    assert one.stops == "2027-01-14" and "notice" in one.stops_by, "a date that is none does not count"
+    (item,) = copied(service).jobs
+    assert (item.created, item.hyperparameters, item.result_files, item.trained_tokens) == ("", {}, [], None)
+    assert item.stops == "2027-01-14" and "notice" in item.stops_by, "a date that is none does not count"
 
 
 def test_a_file_whose_size_differs_is_named(service: Service) -> None:
@@ -174,11 +174,11 @@ def test_a_file_whose_size_differs_is_named(service: Service) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("place", by_day(["content", "chatcmpl-4/messages"], ["chatcmpl-4/messages"]))
-def test_a_killed_copy_continues_to_the_same_files(service: Service, place: str, tmp_path: Path) -> None:
+def test_a_killed_copy_continues_to_the_same_files(service: Service, folder: str, tmp_path: Path) -> None:
     service.most, reached, over = 3, threading.Event(), threading.Event()
 
     def hold(path: str) -> None:
-        if place in path and not reached.is_set():
+        if folder in path and not reached.is_set():
             reached.set()
             over.wait(HANG)
 
@@ -203,11 +203,11 @@ def test_a_killed_copy_continues_to_the_same_files(service: Service, place: str,
         ({"fine_tuning/jobs": [(404, {}, "no such page")]}, "--base-url"),
     ],
 )
-def test_a_service_that_lists_no_jobs_is_refused(service: Service, faults: dict[str, Any], words: str) -> None:
+def test_a_service_that_lists_no_jobs_is_refused(service: Service, faults: dict[str, Any], text: str) -> None:
     service.faults = faults
     with pytest.raises(UserError) as refused:
         look(service.url, KEY, OUT)
-    assert words in str(refused.value) and not OUT.exists()
+    assert text in str(refused.value) and not OUT.exists()
 
 
 def test_a_wrong_key_and_a_folder_of_other_things_are_refused(service: Service) -> None:

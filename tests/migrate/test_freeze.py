@@ -36,8 +36,8 @@ def test_the_price_is_that_of_fine_tunes_or_yours_and_a_limit_holds(service: Ser
     assert plan.budget.most_usd == pytest.approx(0.3e-6 * plan.budget.prompt_tokens + 1.2e-6 * 60 * 256, rel=0.01)
     own = plan_freezing(endpoint(service, usd_per_million_input=100.0), dataset, copy=Path("openai"), most_usd=0)
     assert own.budget.usd is not None and own.budget.usd > 50 * plan.budget.usd and "your price" in own.budget.words
-    for model, limit, words in ((MODEL, 0.0001, "may cost more"), ("mine", 1.0, "No price is known")):
-        with pytest.raises(UserError, match=words):
+    for model, limit, text in ((MODEL, 0.0001, "may cost more"), ("mine", 1.0, "No price is known")):
+        with pytest.raises(UserError, match=text):
             plan_freezing(endpoint(service, model), dataset, copy=Path("openai"), most_usd=limit)
     assert not any(call.startswith("POST") for call in service.calls)
 

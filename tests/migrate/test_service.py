@@ -35,11 +35,11 @@ def jobs_of(stand_in: StandIn) -> list[str]:
 
 def test_the_official_client_takes_the_stand_in_for_openai(service: StandIn) -> None:
     client = openai.OpenAI(base_url=service.url, api_key=KEY, max_retries=0)
-    (one,) = client.fine_tuning.jobs.list()
-    assert (one.fine_tuned_model, one.hyperparameters.n_epochs) == (MODEL, 3)
-    assert len(list(client.fine_tuning.jobs.list_events(one.id, limit=10))) == 30
-    assert next(iter(client.fine_tuning.jobs.checkpoints.list(one.id))).step_number == 90
-    assert {model.id: model.shutdown_date for model in client.models.list()} == {MODEL: None, one.model: "2027-01-14"}
+    (item,) = client.fine_tuning.jobs.list()
+    assert (item.fine_tuned_model, item.hyperparameters.n_epochs) == (MODEL, 3)
+    assert len(list(client.fine_tuning.jobs.list_events(item.id, limit=10))) == 30
+    assert next(iter(client.fine_tuning.jobs.checkpoints.list(item.id))).step_number == 90
+    assert {model.id: model.shutdown_date for model in client.models.list()} == {MODEL: None, item.model: "2027-01-14"}
     assert [file.id for file in client.files.list()][:2] == ["file-train", "file-val"]
     assert client.files.content("file-train").read() == service.files["file-train"][1]
     stored = list(client.chat.completions.list())
@@ -59,7 +59,7 @@ def test_a_list_that_grows_and_shrinks_meanwhile_is_read_once_each(service: Stan
     def change(path: str) -> None:
         if "after=ftjob-9" in path and service.jobs[0]["id"] == "ftjob-0":
             service.jobs.insert(0, job("ftjob-new"))
-            service.jobs = [each for each in service.jobs if each["id"] not in ("ftjob-9", "ftjob-20")]
+            service.jobs = [item for item in service.jobs if item["id"] not in ("ftjob-9", "ftjob-20")]
 
     service.before = change
     assert jobs_of(service) == [f"ftjob-{i}" for i in range(10)] + ["ftjob-new"] + [
@@ -73,7 +73,7 @@ def test_a_list_that_turns_in_a_circle_ends(service: StandIn) -> None:
         jobs_of(service)
     service.lists["/broken"] = [{"object": "fine_tuning.job"}]
     with pytest.raises(Broken, match="no list of objects"):
-        with_service(service, lambda each: each.items("/broken"))
+        with_service(service, lambda item: item.items("/broken"))
 
 
 def test_the_service_s_wait_is_kept_and_a_spent_quota_is_not_waited_for(service: StandIn) -> None:
@@ -88,19 +88,19 @@ def test_the_service_s_wait_is_kept_and_a_spent_quota_is_not_waited_for(service:
 
 
 def test_a_file_that_breaks_off_is_fetched_again_and_is_whole_or_not_there(service: StandIn, tmp_path: Path) -> None:
-    place, sizes = tmp_path / "x" / "train.jsonl", list[int]()
+    path, sizes = tmp_path / "x" / "train.jsonl", list[int]()
 
-    def fetch(each: Service) -> Any:
-        return each.download(place_of("files", "file-train", "content"), place, sizes.append)
+    def fetch(service: Service) -> Any:
+        return service.download(place_of("files", "file-train", "content"), path, sizes.append)
 
     service.faults = {"content": ["cut", "cut"]}
     with_service(service, fetch)
-    assert place.read_bytes() == service.files["file-train"][1] and sum(sizes) == place.stat().st_size
-    place.unlink()
+    assert path.read_bytes() == service.files["file-train"][1] and sum(sizes) == path.stat().st_size
+    path.unlink()
     service.faults = {"content": ["cut"] * 20}
     with pytest.raises(Broken):
         with_service(service, fetch)
-    assert list(place.parent.iterdir()) == []
+    assert list(path.parent.iterdir()) == []
 
 
 @pytest.mark.parametrize(("url", "key"), [("ftp://x", KEY), ("api.openai.com/v1", KEY), ("http://x/v1", "sk-\n1")])

@@ -34,7 +34,7 @@ def shapes(kind: Any) -> list[Any]:
     if origin is Literal:
         return list(within)
     if origin in (Union, types.UnionType):
-        return [value for each in within for value in shapes(each)]
+        return [value for item in within for value in shapes(item)]
     if origin is list:
         return [shapes(within[0]), []]
     if origin is dict:
@@ -61,8 +61,8 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     if not isinstance(value, dict | list):
         yield path, value
-    for name, each in inner:
-        yield from leaves(each, path if isinstance(value, list) else f"{path}.{name}")
+    for name, item in inner:
+        yield from leaves(item, path if isinstance(value, list) else f"{path}.{name}")
 
 
 @pytest.fixture
@@ -86,10 +86,10 @@ def typed(service: Service) -> Service:
     for number, facts in enumerate(objects(FileObject, id=lambda n: f"file-o{n}", bytes=9)):
         service.files[f"file-o{number}"] = (facts, b'{"a": 1}\n')
     service.completions = objects(ChatCompletion, id=lambda n: f"chatcmpl-t{n}", model=MODEL)
-    for each in service.completions[:-1]:  # the last one may be without an answer
-        each["choices"] = each["choices"] or service.completions[0]["choices"]
+    for completion in service.completions[:-1]:  # the last one may be without an answer
+        completion["choices"] = completion["choices"] or service.completions[0]["choices"]
     turns = objects(ChatCompletionStoreMessage, id=lambda n: f"m-{n}")
-    service.turns = {each["id"]: turns for each in service.completions}
+    service.turns = {entry["id"]: turns for entry in service.completions}
     return service
 
 
@@ -115,8 +115,8 @@ def test_every_object_and_value_of_the_official_types_is_copied_as_it_is(typed: 
     for name, (facts, _) in typed.files.items():
         assert name in there or any(gap.what == f"file {name} ({facts['purpose']})" for gap in found.missing), facts
     raw = read_jsonl(OUT / "completions.raw.jsonl")
-    assert [each["completion"] for each in raw] == typed.completions
-    assert all(each["messages"] == typed.turns[each["completion"]["id"]] for each in raw)
+    assert [item["completion"] for item in raw] == typed.completions
+    assert all(item["messages"] == typed.turns[item["completion"]["id"]] for item in raw)
 
 
 SAYS_NOTHING = {"id", "object", "index", "usage", "choices", "message", "system_fingerprint"}
@@ -125,7 +125,7 @@ SAYS_NOTHING = {"id", "object", "index", "usage", "choices", "message", "system_
 def test_each_field_and_value_of_an_answer_is_in_its_row_or_named_as_missing(typed: Service) -> None:
     found = copied(typed)
     rows, reasons = read_jsonl(OUT / "completions.jsonl"), " ".join(gap.why for gap in found.missing)
-    choices = [choice for each in typed.completions for choice in each["choices"]]
+    choices = [choice for completion in typed.completions for choice in completion["choices"]]
     assert [row["finish_reason"] for row in rows] == [choice["finish_reason"] for choice in choices]
     levels = [*typed.completions, *choices, *(choice["message"] for choice in choices), *typed.turns["chatcmpl-t0"]]
     for level in levels:
@@ -148,9 +148,9 @@ def test_what_the_types_do_not_know_is_kept_and_counted(service: Service) -> Non
         "method": {"type": "distillation", "distillation": {"hyperparameters": {"k": 1}}},
     }
     service.add_file("file-new", b"{}\n", "skills")
-    one, two = service.completions[:2]
-    one["choices"][0] |= {"finish_reason": "exhausted", "confidence": 0.5}
-    one["thoughts"] = {"tokens": 3}
+    item, two = service.completions[:2]
+    item["choices"][0] |= {"finish_reason": "exhausted", "confidence": 0.5}
+    item["thoughts"] = {"tokens": 3}
     service.turns[two["id"]] = [
         {"id": "x", "role": "user", "content": [{"type": "hologram", "hologram": "x"}], "mood": "sad"}
     ]
@@ -158,7 +158,7 @@ def test_what_the_types_do_not_know_is_kept_and_counted(service: Service) -> Non
     assert (found.jobs[0].status, found.jobs[0].method) == ("hibernating", "distillation")
     assert found.jobs[0].hyperparameters == {"n_epochs": 3, "batch_size": 1, "learning_rate_multiplier": 1.8}
     assert any(file.kind == "skills" for file in found.files.values())
-    assert read_jsonl(OUT / "completions.raw.jsonl")[0]["completion"] == one
+    assert read_jsonl(OUT / "completions.raw.jsonl")[0]["completion"] == item
     counted = {gap.why: gap.what for gap in found.missing}
     for lost in (
         "finish_reason exhausted",
@@ -167,7 +167,10 @@ def test_what_the_types_do_not_know_is_kept_and_counted(service: Service) -> Non
         "type hologram",
         "mood of a message",
     ):
-        assert any(lost in why and what == "1 stored completion" for why, what in counted.items()), (lost, counted)
+        assert any(lost in name and message == "1 stored completion" for name, message in counted.items()), (
+            lost,
+            counted,
+        )
 
 
 def test_the_stand_in_gives_what_the_types_allow(service: Service) -> None:
@@ -179,8 +182,8 @@ def test_the_stand_in_gives_what_the_types_allow(service: Service) -> None:
     for path, kind in of.items():
         status, page = service.reply("GET", f"/v1{path}?limit=100", b"")
         assert status == 200 and page["data"], path
-        for each in page["data"]:
-            kind.model_validate(each, strict=True)
+        for item in page["data"]:
+            kind.model_validate(item, strict=True)
     ChatCompletion.model_validate(
         service.reply(
             "POST", "/v1/chat/completions", b'{"model": "m", "logprobs": true, "messages": [{"content": "x"}]}'

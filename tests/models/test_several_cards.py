@@ -87,8 +87,8 @@ def test_layers_on_two_cards_answer_as_on_one(kind: str, tiny_llama: Path, tmp_p
                 names = [""]
             assert model.is_sharded == several and bool(gpu.on_card[1]) == several
             found.append(answers(model, names))
-    one, two = found
-    for key, value in one.items():
+    item, two = found
+    for key, value in item.items():
         assert two[key] == (pytest.approx(value, rel=1e-4) if key in ("choose", "exact", "fits") else value), key
 
 

@@ -310,9 +310,9 @@ def test_a_base_in_a_folder_of_another_machine_is_refused_with_what_to_give(tmp_
 
 
 def test_the_template_next_to_an_adapter_is_used(tmp_path: Path) -> None:
-    def write(folder: Path, words: int, **settings: str) -> Path:
+    def write(folder: Path, text: int, **settings: str) -> Path:
         folder.mkdir()
-        vocabulary = {"<|im_end|>": 0, **{f"w{i}": i + 1 for i in range(words)}}
+        vocabulary = {"<|im_end|>": 0, **{f"w{i}": i + 1 for i in range(text)}}
         Tokenizer(WordLevel(vocabulary, unk_token="w0")).save(str(folder / "tokenizer.json"))
         (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>", **settings}))
         return folder

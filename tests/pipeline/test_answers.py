@@ -23,14 +23,14 @@ CHOICE = EvaluateConfig()
 SHORT = EvaluateConfig(max_new_tokens=3)
 
 
-def row(number: int, split: str, *, words: int = 4, label: str | None = None, task: str = "classification") -> Row:
+def row(number: int, split: str, *, text: int = 4, label: str | None = None, task: str = "classification") -> Row:
     name = label or LABELS[number % 3]
     answer = name if task == "classification" else f"{name}, said {number} times"
     return Row(
         id=f"{split}-{number}",
         messages=[
             {"role": "system", "content": "Sort the ticket."},
-            {"role": "user", "content": f"{split} {number} " + "box " * words},
+            {"role": "user", "content": f"{split} {number} " + "box " * text},
             {"role": "assistant", "content": answer},
         ],
         label=name if task == "classification" else None,
@@ -72,8 +72,8 @@ def test_choices_come_from_the_labels_and_free_answers_elsewhere() -> None:
 
 def test_rows_with_several_labels_are_answered_freely_unless_choice_is_asked_for() -> None:
     several = dataset()
-    for number, one in enumerate(several.test):
-        one.meta["labels"] = LABELS[: 1 + number % 2]
+    for number, item in enumerate(several.test):
+        item.meta["labels"] = LABELS[: 1 + number % 2]
     assert not uses_choice(several, EvaluateConfig())
     assert uses_choice(several, EvaluateConfig(answer="choice"))
 
@@ -104,7 +104,7 @@ def test_calibration_subtracts_what_a_row_without_content_scores(model: Any) -> 
 
 def test_a_row_without_content_has_no_preference_after_calibration(model: Any) -> None:
     blank = dataclasses.replace(
-        row(0, "test", words=0),
+        row(0, "test", text=0),
         messages=[{"role": "user", "content": CONTENT_FREE}, {"role": "assistant", "content": "refund"}],
     )
     scores = (
@@ -175,7 +175,7 @@ def test_examples_come_from_the_training_split(model: Any) -> None:
 
 @pytest.mark.parametrize("context", [100, 150, 250, 400])
 def test_examples_prompt_and_answer_fit_the_context(model: Any, context: int) -> None:
-    data = dataset("generation", [row(i, "train", words=10 * i, task="generation") for i in range(8)])
+    data = dataset("generation", [row(i, "train", text=10 * i, task="generation") for i in range(8)])
     small = with_context(model, context)
     examples, warning = few_shot_examples(small, data, data.test, BaselinesConfig(few_shot=8), SHORT, 0)
     assert len(examples) < 8

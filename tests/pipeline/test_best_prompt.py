@@ -45,7 +45,7 @@ def test_the_prompt_with_the_best_validation_rows_is_taken_and_named(recipe: Rec
     job, dataset = prepared(recipe)
     chosen = with_best_prompt(job, recipe, dataset)
     choice = read_record(PromptChoice, job.folder / "baselines")
-    tried = {(each.prompt, each.examples): each.value for each in choice.tried}
+    tried = {(item.prompt, item.examples): item.value for item in choice.tried}
     assert set(tried) == {(recipe.baselines.prompt, n) for n in (4, 2, 8)} | {(None, 4)}
     best = choice.tried[0]
     assert best.value == max(tried.values()) and choice.metric == "accuracy" and choice.rows == 6

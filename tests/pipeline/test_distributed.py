@@ -51,13 +51,13 @@ def test_two_processes_evaluate_as_one_does(make_tuned: Callable[..., Path], mon
     assert main([*asked, "--out", "one"]) == 0
     monkeypatch.setenv("PYTHONPATH", str(Path(distributed.__file__).parents[2]))
     assert distributed.start_processes(2, [sys.executable, "-c", NOTED, *asked, "--out", "two"]) == 0
-    one, two = (read_json(Path(name, "eval.json")) for name in ("one", "two"))
-    assert answers("two") == answers("one") and len(answers("two")) == one["n"] > 10
-    for name, score in one["metrics"].items():  # batches of another size add in another order
+    item, two = (read_json(Path(name, "eval.json")) for name in ("one", "two"))
+    assert answers("two") == answers("one") and len(answers("two")) == item["n"] > 10
+    for name, score in item["metrics"].items():  # batches of another size add in another order
         assert two["metrics"][name] == pytest.approx(score, rel=1e-6)
     for model in ("base", "tuned"):
-        assert two["forgetting"][model]["loss"] == pytest.approx(one["forgetting"][model]["loss"], rel=1e-3)
-    assert one["forgetting"]["base"]["loss"] != one["forgetting"]["tuned"]["loss"]
+        assert two["forgetting"][model]["loss"] == pytest.approx(item["forgetting"][model]["loss"], rel=1e-3)
+    assert item["forgetting"]["base"]["loss"] != item["forgetting"]["tuned"]["loss"]
     parts = {path.name for path in Path().glob("?-*-*")}
     assert parts == {
         f"{i}-{part}" for i in range(2) for part in ("score-tuned", "complete-tuned", "fits-tuned", "fits-base")

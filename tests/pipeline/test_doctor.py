@@ -13,9 +13,9 @@ from tuneloop.pipeline import doctor
 
 
 def card(root: Path, number: int, model: str) -> None:
-    place = root / "proc/driver/nvidia/gpus" / f"0000:0{number}:00.0"
-    place.mkdir(parents=True)
-    (place / "information").write_text(f"Model: \t\t {model}\nIRQ:   \t\t 16\nVideo BIOS: \t 96.00\n")
+    path = root / "proc/driver/nvidia/gpus" / f"0000:0{number}:00.0"
+    path.mkdir(parents=True)
+    (path / "information").write_text(f"Model: \t\t {model}\nIRQ:   \t\t 16\nVideo BIOS: \t 96.00\n")
 
 
 def test_cards_are_known_by_their_drivers_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

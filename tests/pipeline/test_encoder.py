@@ -34,8 +34,10 @@ PLACES = ["in Berlin", "in Oslo", "today", "again", "since Monday", "at work", "
           "twice", "in the shop", "abroad", "by phone", "in March", "on Sunday", "for a week"]  # fmt: skip
 
 
-def rows_of(number: int, seed: int = 0, words: dict[str, list[str]] = WORDS) -> list[dict[str, Any]]:
-    every = [{"text": f"{text} {place}", "label": name} for name in words for text in words[name] for place in PLACES]
+def rows_of(number: int, seed: int = 0, sentence: dict[str, list[str]] = WORDS) -> list[dict[str, Any]]:
+    every = [
+        {"text": f"{text} {path}", "label": name} for name in sentence for text in sentence[name] for path in PLACES
+    ]
     random.Random(seed).shuffle(every)
     return every[:number]
 
@@ -86,7 +88,7 @@ def test_the_same_command_repeats_no_stage(run: Path, capsys: pytest.CaptureFixt
 
 
 def test_labels_and_probabilities_of_predict_are_those_of_the_evaluation(run: Path, tmp_path: Path) -> None:
-    samples = {each["id"]: each for each in read_jsonl(run / "samples.jsonl")}
+    samples = {item["id"]: item for item in read_jsonl(run / "samples.jsonl")}
     rows = read_jsonl(run / "dataset" / "test.jsonl")
     texts = write(tmp_path / "texts.jsonl", [{"text": row["messages"][-2]["content"]} for row in rows])
     assert main(["predict", str(run), texts, "--out", str(tmp_path / "out.csv"), "--top", "3", "--quiet"]) == 0
@@ -102,7 +104,7 @@ def test_an_answer_does_not_depend_on_what_it_is_computed_with(run: Path) -> Non
     classifier = open_classifier(run)
     ids = classifier.encoder.ids(["my card is lost", "a " * 300, "", "password " * 40])
     together = classifier.log_probabilities(ids)
-    alone = np.concatenate([classifier.log_probabilities([each]) for each in ids])
+    alone = np.concatenate([classifier.log_probabilities([id_]) for id_ in ids])
     assert np.exp(together) == pytest.approx(np.exp(alone), abs=1e-6)
 
 
@@ -116,7 +118,7 @@ def test_any_file_of_rows_is_evaluated_and_two_evaluations_are_compared(
     assert read_json(tmp_path / "a" / "eval.json")["n"] == 40
     capsys.readouterr()
     assert main(["compare", "a", "b", "--json"]) == 0
-    assert all(each["delta"] == 0 for each in json.loads(capsys.readouterr().out)["comparisons"])
+    assert all(load["delta"] == 0 for load in json.loads(capsys.readouterr().out)["comparisons"])
 
 
 def test_training_rows_with_the_text_of_a_test_row_are_not_used(
@@ -144,14 +146,14 @@ def test_training_rows_with_the_text_of_a_test_row_are_not_used(
 def test_a_server_gives_the_labels_and_probabilities_of_the_evaluation(
     run: Path, tmp_path: Path, cli_environment: dict[str, str]
 ) -> None:
-    samples = {each["id"]: each for each in read_jsonl(run / "samples.jsonl")}
+    samples = {entry["id"]: entry for entry in read_jsonl(run / "samples.jsonl")}
     rows = read_jsonl(run / "dataset" / "test.jsonl")
     texts = [row["messages"][-2]["content"] for row in rows]
     with running(str(run), folder=tmp_path / "serve", environment=cli_environment) as (address, _):
         reply = httpx.post(f"{address}/v1/classify", json={"input": texts, "top": 3}).json()
         name = reply["model"]
-        one = {"model": name, "messages": [{"role": "user", "content": texts[0]}]}
-        chat = httpx.post(f"{address}/v1/chat/completions", json=one).json()
+        item = {"model": name, "messages": [{"role": "user", "content": texts[0]}]}
+        chat = httpx.post(f"{address}/v1/chat/completions", json=item).json()
         with ThreadPoolExecutor(8) as pool:  # they share forward passes in another way
             bodies = ({"input": [text], "model": name} for text in texts[:16])
             alone = list(pool.map(lambda body: httpx.post(f"{address}/v1/classify", json=body).json(), bodies))
@@ -169,18 +171,18 @@ def test_a_batch_answers_rows_as_predict_does(run: Path, tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "texts.jsonl", [{"text": "my card is lost"}, {"text": "i need a loan"}])
     assert main(["batch", "texts.jsonl", "--model", str(run), "-o", "out.jsonl", "--quiet"]) == 0
-    bodies = [each["response"]["body"] for each in read_jsonl(tmp_path / "out.jsonl")]
+    bodies = [item["response"]["body"] for item in read_jsonl(tmp_path / "out.jsonl")]
     assert [body["choices"][0]["message"]["content"] for body in bodies] == ["card", "loan"]
 
 
 def test_rows_with_several_labels_get_each_label_that_is_likely(
     tmp_path: Path, cli_environment: dict[str, str]
 ) -> None:
-    one = rows_of(200)
+    item = rows_of(200)
     other = rows_of(200, seed=1)
     rows = [
         {"text": f"{a['text']}, and {b['text']}", "labels": sorted({a["label"], b["label"]})}
-        for a, b in zip(one, other, strict=True)
+        for a, b in zip(item, other, strict=True)
     ]
     run = trained(tmp_path, rows, "data.duplicates.near=false", "data.split.test=0.2")
     manifest = read_json(run / "encoder" / "encoder.json")
@@ -228,7 +230,7 @@ def test_an_exported_onnx_file_gives_the_probabilities_of_the_evaluation(
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.enable_truncation(manifest["max_tokens"])
     tokenizer.enable_padding()
-    samples = {each["id"]: each for each in read_jsonl(run / "samples.jsonl")}
+    samples = {item["id"]: item for item in read_jsonl(run / "samples.jsonl")}
     rows = read_jsonl(run / "dataset" / "test.jsonl")
     texts = tokenizer.encode_batch([row["messages"][-2]["content"] for row in rows])
     ids, mask = (np.array([getattr(text, name) for text in texts]) for name in ("ids", "attention_mask"))
@@ -256,8 +258,8 @@ def test_a_cascade_of_the_encoder_and_a_larger_model_is_judged_by_its_confidence
     assert main(["evaluate", str(run), "--data", data, "--out", str(small), "--quiet"]) == 0
     large.mkdir()
     (large / "eval.json").write_bytes((small / "eval.json").read_bytes())
-    samples = [each | {"prediction": each["label"], "predicted_label": each["label"]}
-               for each in read_jsonl(small / "samples.jsonl")]  # fmt: skip
+    samples = [item | {"prediction": item["label"], "predicted_label": item["label"]}
+               for item in read_jsonl(small / "samples.jsonl")]  # fmt: skip
     write(large / "samples.jsonl", samples)
     out = tmp_path / "cascade.json"
     assert main(["route", "cascade", str(small), str(large), "--cost", "1,10", "--out", str(out), "--quiet"]) == 0
@@ -308,7 +310,7 @@ def test_labels_that_are_sentences_come_back_as_they_are(tmp_path: Path) -> None
     rows = [row | {"label": sentences[row["label"]]} for row in rows_of(120)]
     run = trained(tmp_path, rows, "data.duplicates.near=false")
     assert set(read_json(run / "encoder" / "encoder.json")["labels"]) == set(sentences.values())
-    assert {each["prediction"] for each in read_jsonl(run / "samples.jsonl")} <= set(sentences.values())
+    assert {item["prediction"] for item in read_jsonl(run / "samples.jsonl")} <= set(sentences.values())
 
 
 def test_an_empty_text_gets_a_label_or_a_reason(run: Path, tmp_path: Path) -> None:
@@ -337,7 +339,7 @@ def test_one_label_alone_is_refused_in_a_sentence(tmp_path: Path, capsys: pytest
     ],
 )
 def test_what_an_encoder_can_not_do_is_refused(
-    command: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: list[str], text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "rows.jsonl", rows_of(60))
@@ -346,7 +348,7 @@ def test_what_an_encoder_can_not_do_is_refused(
         for n, row in enumerate(rows_of(60))
     ]
     write(tmp_path / "texts.jsonl", long)
-    assert words in refused(capsys, *command, "--quiet")
+    assert text in refused(capsys, *command, "--quiet")
 
 
 def test_few_shot_and_forms_of_language_models_are_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -149,12 +149,12 @@ def test_references_may_be_a_split_a_data_set_or_a_splits_file(here: Path, capsy
     capsys.readouterr()
     rows = [json.loads(line) for line in Path("ds/test.jsonl").read_text().splitlines()]
     write("p.jsonl", [{"id": row["id"], "prediction": row["label"]} for row in rows])
-    for place in (
+    for path in (
         ("--dataset", "ds", "--references", "test"),
         ("--references", "ds"),
         ("--references", "ds/test.jsonl"),
     ):
-        found = printed(capsys, "evaluate", "--predictions", "p.jsonl", *place, "--out", "out")
+        found = printed(capsys, "evaluate", "--predictions", "p.jsonl", *path, "--out", "out")
         assert (found["n"], found["metrics"]["accuracy"]["value"]) == (len(rows), 1.0)
 
 
@@ -302,7 +302,7 @@ def test_an_endpoint_is_asked_several_ways(here: Path, server: Any, capsys: pyte
     assert "m has the same answer in 100.0 %" in part["words"][0]
     assert any(line in (Path(found["path"]) / "report.html").read_text() for line in part["words"])
     kept = [json.loads(line) for line in (Path(found["path"]) / "consistency.jsonl").read_text().splitlines()]
-    assert len(kept) == 30 and {each["kind"] for each in kept} == set(part["asked"])
+    assert len(kept) == 30 and {item["kind"] for item in kept} == set(part["asked"])
 
 
 def test_a_file_of_answers_is_not_asked_in_other_words(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,8 +33,8 @@ MakeTuned = Callable[..., Path]
 
 
 def tickets(n: int) -> list[dict[str, Any]]:
-    words = ["where is it", "it is broken", "thank you"]
-    return [{"text": f"{words[i % 3]}, order {i * 37}", "label": ["late", "lost", "thanks"][i % 3]} for i in range(n)]
+    text = ["where is it", "it is broken", "thank you"]
+    return [{"text": f"{text[i % 3]}, order {i * 37}", "label": ["late", "lost", "thanks"][i % 3]} for i in range(n)]
 
 
 pytestmark = pytest.mark.skipif(not installed(), reason="llama-cpp-py-sync is not installed")
@@ -98,8 +98,8 @@ def test_a_merged_model_in_fp8_says_how_far_it_is_from_the_run_and_that_no_vllm_
 
 def test_answers_that_differ_part_where_the_run_says_by_how_much(make_tuned: MakeTuned) -> None:
     rows = [
-        {"prompt": f"{each['text']}?", "completion": f"it is {each['label']}: {n}"}
-        for n, each in enumerate(tickets(60))
+        {"prompt": f"{ticket['text']}?", "completion": f"it is {ticket['label']}: {n}"}
+        for n, ticket in enumerate(tickets(60))
     ]
     run = make_tuned(rows)
     job = RunContext(load_run_recipe(run, []), run)
@@ -144,7 +144,9 @@ def test_what_a_killed_export_left_goes_with_a_later_one(tmp_path: Path, monkeyp
 
 
 def test_structured_answers_are_asked_under_their_schema_and_texts_have_a_perplexity(make_tuned: MakeTuned) -> None:
-    rows = [{"prompt": f"{each['text']}?", "completion": json.dumps({"queue": each["label"]})} for each in tickets(60)]
+    rows = [
+        {"prompt": f"{ticket['text']}?", "completion": json.dumps({"queue": ticket["label"]})} for ticket in tickets(60)
+    ]
     run = make_tuned(rows)
     schema = {"type": "object", "properties": {"queue": {"enum": ["late", "lost", "thanks"]}}, "required": ["queue"]}
     write_json(run / "schema.json", schema)
@@ -153,7 +155,7 @@ def test_structured_answers_are_asked_under_their_schema_and_texts_have_a_perple
     artifact = export_run(run, "gguf", weights=WeightOptions(quant="f32"))
     manifest = read_record(ArtifactManifest, artifact.folder)
     assert manifest.evaluation is not None and "perplexity" in manifest.evaluation.metrics
-    pair = next(each for each in manifest.evaluation.comparisons if each.metric == "perplexity")
+    pair = next(comparison for comparison in manifest.evaluation.comparisons if comparison.metric == "perplexity")
     assert abs(pair.delta) < 0.02 * manifest.evaluation.metrics["perplexity"].value, "as the run itself"
     assert manifest.structured is not None and manifest.structured.n == manifest.evaluation.n
     assert manifest.structured.share == 0, "a model of noise writes JSON under a schema only"
@@ -166,7 +168,7 @@ def test_all_commands_ask_llamacpp_for_it(make_tuned: MakeTuned) -> None:
     assert not read_record(ArtifactManifest, folder).measured
     rows: list[Any] = [{"text": record["text"]} for record in tickets(6)]
     ours, theirs = list(predict(str(run), rows)), list(predict(str(folder), rows))
-    assert [each.label for each in theirs] == [each.label for each in ours] and all(each.label for each in theirs)
+    assert [their.label for their in theirs] == [our.label for our in ours] and all(their.label for their in theirs)
     top = next(iter(predict(str(folder), rows[:1], top=3)))
     assert top.probabilities is not None and sum(top.probabilities.values()) == pytest.approx(1)
     chat = open_chat(str(folder))
@@ -229,12 +231,12 @@ def test_the_gate_judges_the_artifact_and_not_only_its_run(make_tuned: MakeTuned
     run = tmp_path / "runs" / "run"
     evaluate_target(str(run))
     folder = export_run(run, "gguf", weights=WeightOptions(quant="q8_0")).folder
-    place = Path(evaluation_place(str(folder)))
-    assert place.resolve() == run / "evals" / folder.name
+    path = Path(evaluation_place(str(folder)))
+    assert path.resolve() == run / "evals" / folder.name
     suite = tmp_path / "suite.yaml"
     suite.write_text("name: strict\nmetrics: [{metric: accuracy, at_least: 0.999}]\n")
     assert main(["gate", str(folder), "--against", str(run), "--suite", str(suite), "-q"]) in (1, 3)
-    assert (place / "gate.json").is_file() and not (run / "gate.json").is_file()
+    assert (path / "gate.json").is_file() and not (run / "gate.json").is_file()
     with pytest.raises(UserError, match="The gate"):
         export_run(run, "gguf", weights=WeightOptions(quant="q8_0"))
     forced = export_run(run, "gguf", weights=WeightOptions(quant="q8_0"), force=True)

@@ -50,10 +50,10 @@ def test_labels_through_a_server_are_those_of_the_run_s_evaluation(
     by_folder = reported(capsys, "evaluate", "--endpoint", url, "--model", str(run), *options, "--out", "folder")
     assert by_folder["endpoint"].startswith(url) and by_folder["name"] == "tuned"
     assert by_folder["costs"]["tuned"]["requests"] == len(ours) and not stand_in.names, "unloaded behind it"
-    for one, other in zip(ours, samples(by_folder["path"]), strict=True):
-        assert one["prediction"] == other["prediction"] and other["completion"]["finish"] == "choice"
+    for our, other in zip(ours, samples(by_folder["path"]), strict=True):
+        assert our["prediction"] == other["prediction"] and other["completion"]["finish"] == "choice"
         assert other["completion"]["adapter"] == hash_of_adapter(run / "adapter")
-        probabilities = [each["completion"]["label_probability"] for each in (one, other)]
+        probabilities = [item["completion"]["label_probability"] for item in (our, other)]
         assert probabilities[0] == pytest.approx(probabilities[1], abs=0.01)
     base = reported(
         capsys, "evaluate", url, "-m", MODEL, "--base", str(run), "evaluate.answer=choice", *options, "--out", "base"
@@ -82,9 +82,9 @@ def test_rows_are_predicted_with_labels_and_probabilities(
     Path("in.jsonl").write_text('{"text": "cafÃ© was late"}\n{"text": "thank you"}\n{"text": ""}\n')
     ours = reported(capsys, "predict", str(run), "in.jsonl", status=1)["predictions"]
     theirs = reported(capsys, "predict", url, "in.jsonl", "-m", str(run), "--no-cache", status=1)["predictions"]
-    for one, other in zip(ours, theirs, strict=True):
-        assert {**one, "probability": None} == {**other, "probability": None}
-        assert one["probability"] == pytest.approx(other["probability"], abs=0.01)
+    for our, other in zip(ours, theirs, strict=True):
+        assert {**our, "probability": None} == {**other, "probability": None}
+        assert our["probability"] == pytest.approx(other["probability"], abs=0.01)
     named = ("predict", url, "in.jsonl", "-m", MODEL, "--base", str(tiny_llama), "--task", str(run), "--top", "2")
     assert main([*named, "-q"]) == 2
     assert "only as far as its answer needs it" in capsys.readouterr().err

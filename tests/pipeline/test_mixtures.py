@@ -37,16 +37,16 @@ SIZES = {
 def folder(request: pytest.FixtureRequest, tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random mixture with the tiny Llama's tokenizer, and a file of rows next to it."""
     config, more = FAMILIES[request.param]
-    place = tmp_path_factory.mktemp("mixture") / request.param
+    path = tmp_path_factory.mktemp("mixture") / request.param
     torch.manual_seed(0)
-    transformers.AutoModelForCausalLM.from_config(config(**SIZES, **more)).save_pretrained(place)
+    transformers.AutoModelForCausalLM.from_config(config(**SIZES, **more)).save_pretrained(path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(tiny_llama / name, place)
+        shutil.copy(tiny_llama / name, path)
     rows = [
         {"text": f"The {thing} of order {i} is late", "label": thing} for i in range(20) for thing in ("box", "bill")
     ]
-    (place.parent / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return place
+    (path.parent / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return path
 
 
 @pytest.fixture(scope="module")

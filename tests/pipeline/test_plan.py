@@ -16,7 +16,7 @@ from tuneloop.pipeline.plan import plan_line
         (25, "72 steps, which see all rows 3 times, and 7 validations of 25 rows: 3.0 minutes (2.4 to 3.6)"),
     ],
 )
-def test_the_line_names_validations_only_where_there_are_some(rows: int, words: str) -> None:
+def test_the_line_names_validations_only_where_there_are_some(rows: int, text: str) -> None:
     plan: dict[str, Any] = {
         "time": {"hours": 0.05, "low": 0.04, "high": 0.06},
         "cost": {"usd": 0.0025, "usd_per_hour": 0.05},
@@ -27,4 +27,4 @@ def test_the_line_names_validations_only_where_there_are_some(rows: int, words: 
         "steps": 72,
         "rows": {"words": "all rows 3 times"},
     }
-    assert words in plan_line(plan)
+    assert text in plan_line(plan)

@@ -96,7 +96,7 @@ def test_a_run_and_its_exports_read_the_tokens_that_were_trained(
             assert isinstance(shown, Request) and shown.ids == rendered.ids[:asked], name
         with reporting(progress=lambda *a, **k: None):
             answers.append([answer.label for answer in asker.answers(raw[:5])])
-    assert set(answers[0]) <= {"late", "lost", "thanks"} and all(each == answers[0] for each in answers)
+    assert set(answers[0]) <= {"late", "lost", "thanks"} and all(answer == answers[0] for answer in answers)
 
 
 def test_a_template_that_was_changed_since_gives_way_to_the_one_that_was_trained(make_tuned: MakeTuned) -> None:

@@ -40,10 +40,10 @@ COUNT = 60
 def write_examples(path: Path) -> Path:
     with path.open("w") as file:
         for i in range(COUNT):
-            thing, place = THINGS[i % 10], PLACES[(i * 7 + i // 10) % 10]
-            text = f"Case {i}: the {thing} sent to {place} on day {i * 13 % 29}, {ASKED[i % 3]} {i * 37 % 101}?"
+            thing, folder = THINGS[i % 10], PLACES[(i * 7 + i // 10) % 10]
+            text = f"Case {i}: the {thing} sent to {folder} on day {i * 13 % 29}, {ASKED[i % 3]} {i * 37 % 101}?"
             label = ["late", "refund", "praise"][i % 3]
-            file.write(json.dumps({"text": text, "label": label, "note": f"{thing} in {place}"}) + "\n")
+            file.write(json.dumps({"text": text, "label": label, "note": f"{thing} in {folder}"}) + "\n")
         file.write("not json\n")
     return path
 
@@ -55,12 +55,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def recipe_values(place: Path, model: Path, out: str, **more: Any) -> dict[str, Any]:
+def recipe_values(path: Path, model: Path, out: str, **more: Any) -> dict[str, Any]:
     return {
         "name": "cases",
         "model": str(model),
-        "output_dir": str(place / out),
-        "data": {"sources": [str(place / "cases.jsonl")]},
+        "output_dir": str(path / out),
+        "data": {"sources": [str(path / "cases.jsonl")]},
         "train": {"epochs": 2, "learning_rate": 0.01, "rank": 4},
         "evaluate": {"bootstrap": 200},
         "track": {"report_to": "none"},
@@ -85,38 +85,38 @@ def run_in(values: dict[str, Any], *overrides: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def classified(place: Path, tiny_llama: Path, cli_environment: dict[str, str]) -> dict[str, Any]:
+def classified(path: Path, tiny_llama: Path, cli_environment: dict[str, str]) -> dict[str, Any]:
     """A finished classification job, by the command line with `--json`: its values, folder, output."""
     import yaml
 
-    values = recipe_values(place, tiny_llama, "classified")
-    (place / "classified.yaml").write_text(yaml.safe_dump(values))
+    values = recipe_values(path, tiny_llama, "classified")
+    (path / "classified.yaml").write_text(yaml.safe_dump(values))
     done = subprocess.run(
         [sys.executable, "-m", "tuneloop", "run", "classified.yaml", "--json"],
-        cwd=place, env=cli_environment, capture_output=True, text=True, timeout=HANG,
+        cwd=path, env=cli_environment, capture_output=True, text=True, timeout=HANG,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    return {"values": values, "folder": place / "classified", "stdout": done.stdout, "stderr": done.stderr}
+    return {"values": values, "folder": path / "classified", "stdout": done.stdout, "stderr": done.stderr}
 
 
 @pytest.fixture(scope="module")
-def generated(place: Path, tiny_llama: Path) -> dict[str, Any]:
+def generated(path: Path, tiny_llama: Path) -> dict[str, Any]:
     """A finished generation job with a scored field."""
     values = recipe_values(
-        place, tiny_llama, "generated",
+        path, tiny_llama, "generated",
         evaluate={"fields": {"label": r"Label:\s*(\w+)"}, "max_new_tokens": 12, "bootstrap": 200},
     )  # fmt: skip
     values["data"] |= GENERATION
     said = run_in(values)
-    return {"values": values, "folder": place / "generated", "said": said}
+    return {"values": values, "folder": path / "generated", "said": said}
 
 
 @pytest.fixture(scope="module")
-def limited_run(place: Path, tiny_llama: Path) -> Path:
+def limited_run(path: Path, tiny_llama: Path) -> Path:
     """A finished job with a limit on its time, and a tracker."""
-    values = recipe_values(place, tiny_llama, "limited", max_minutes=2, track={"report_to": "tensorboard"})
+    values = recipe_values(path, tiny_llama, "limited", max_minutes=2, track={"report_to": "tensorboard"})
     run_in(values)
-    return place / "limited"
+    return path / "limited"
 
 
 @pytest.fixture
@@ -352,13 +352,13 @@ def test_a_prepared_data_set_has_a_default_folder_too(tmp_path: Path) -> None:
     assert found[0] != found[1] and found[1] == default_folder(recipe)
 
 
-def test_other_data_make_another_default_folder(place: Path, tiny_llama: Path, tmp_path: Path) -> None:
-    values = recipe_values(place, tiny_llama, "x") | {"output_dir": None}
+def test_other_data_make_another_default_folder(path: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    values = recipe_values(path, tiny_llama, "x") | {"output_dir": None}
     first = default_folder(make_recipe(values))
     assert first == default_folder(make_recipe(values, ["evaluate.limit=5", "plan.usd_per_hour=3"]))
     assert first != default_folder(make_recipe(values, ["epochs=9"]))
     other = tmp_path / "cases.jsonl"
-    other.write_text((place / "cases.jsonl").read_text().replace("Oslo", "Rome"))
+    other.write_text((path / "cases.jsonl").read_text().replace("Oslo", "Rome"))
     assert first != default_folder(make_recipe(values, [f"data.sources={other}"]))
 
 
@@ -366,9 +366,9 @@ def test_other_data_make_another_default_folder(place: Path, tiny_llama: Path, t
 
 
 def test_killed_while_training_held_against_others_and_gone_on_with(
-    place: Path, tiny_llama: Path, tmp_path: Path, cli_environment: dict[str, str], capsys: pytest.CaptureFixture[str]
+    path: Path, tiny_llama: Path, tmp_path: Path, cli_environment: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = [str(place / "cases.jsonl"), f"model={tiny_llama}", "epochs=12", "train.rank=4",
+    settings = [str(path / "cases.jsonl"), f"model={tiny_llama}", "epochs=12", "train.rank=4",
                 "train.checkpoint_seconds=0", "train.patience=99", "train.learning_rate=0.001"]  # fmt: skip
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert main(["train", *settings, "--out", str(whole), "-q"]) == 0
@@ -389,10 +389,10 @@ def test_killed_while_training_held_against_others_and_gone_on_with(
     assert not (cut / "run.json").exists() and list((cut / "checkpoints").glob("step-*.pt"))
     assert main(["train", *settings, "--out", str(cut)]) == 0
     assert "continued from the checkpoint at step" in capsys.readouterr().err
-    one, other = read_json(whole / "run.json"), read_json(cut / "run.json")
+    item, other = read_json(whole / "run.json"), read_json(cut / "run.json")
     assert other["resumed_at"] > 0
     for key in ("steps", "best_step", "best_val_loss", "first_val_loss", "adapter_hash", "tokens"):
-        assert one[key] == other[key], key
+        assert item[key] == other[key], key
     losses = [
         [
             (r["step"], r.get("loss"), r.get("val_loss"))
@@ -429,12 +429,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_prepare_plan_and_train_alone(
-    place: Path, tiny_llama: Path, here: Path, capsys: pytest.CaptureFixture[str]
+    path: Path, tiny_llama: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = str(tiny_llama)
-    data = one_object(capsys, "prepare", str(place / "cases.jsonl"), "-m", model, "split.test=0.2", "-o", "set")
+    data = one_object(capsys, "prepare", str(path / "cases.jsonl"), "-m", model, "split.test=0.2", "-o", "set")
     assert data["path"] == "set" and data["counts"]["test"] == pytest.approx(COUNT / 5, abs=2)
-    assert one_object(capsys, "prepare", str(place / "cases.jsonl"), "-m", model, "split.test=0.2", "-o", "set") == data
+    assert one_object(capsys, "prepare", str(path / "cases.jsonl"), "-m", model, "split.test=0.2", "-o", "set") == data
     plan = one_object(capsys, "plan", "set", "-m", model, "epochs=1", "-o", "plans")
     assert plan["fits"] and plan == read_json(here / "plans" / "plan.json")
     run = one_object(capsys, "train", "set", "-m", model, "epochs=1", "-o", "run")
@@ -460,9 +460,9 @@ def test_a_job_that_begins_with_a_prepared_data_set(
 
 
 def test_prepare_shows_what_is_learned(
-    place: Path, tiny_llama: Path, here: Path, capsys: pytest.CaptureFixture[str]
+    path: Path, tiny_llama: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["prepare", str(place / "cases.jsonl"), "-m", str(tiny_llama), "--show", "2", "-q"]) == 0
+    assert main(["prepare", str(path / "cases.jsonl"), "-m", str(tiny_llama), "--show", "2", "-q"]) == 0
     out = capsys.readouterr().out
     assert len(re.findall(r"\[\[(late|refund|praise)<\|eot_id\|>\]\]", out)) == 2
     assert (here / "datasets" / "cases" / "dataset.json").is_file()
@@ -516,9 +516,9 @@ def test_report_alone(copied: dict[str, Any], capsys: pytest.CaptureFixture[str]
 
 
 def test_init_writes_a_recipe_that_runs_as_it_is(
-    place: Path, tiny_llama: Path, here: Path, capsys: pytest.CaptureFixture[str]
+    path: Path, tiny_llama: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = one_object(capsys, "init", str(place / "cases.jsonl"), "-o", "my.yaml")
+    found = one_object(capsys, "init", str(path / "cases.jsonl"), "-o", "my.yaml")
     assert found["format"] == "text_label"
     one_object(capsys, "prepare", "my.yaml", "-m", str(tiny_llama), "-o", "set")
     assert read_json(here / "set" / "dataset.json")["task"] == "classification"
@@ -537,7 +537,7 @@ def test_schema_and_doctor(here: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 @pytest.mark.parametrize("job", ["classified", "generated"])
 def test_a_finished_run_is_asked_as_it_was_trained_and_evaluated(
-    job: str, place: Path, request: pytest.FixtureRequest
+    job: str, path: Path, request: pytest.FixtureRequest
 ) -> None:
     from tuneloop.data.dataset import load_dataset
     from tuneloop.data.task import TaskPrompt
@@ -549,7 +549,7 @@ def test_a_finished_run_is_asked_as_it_was_trained_and_evaluated(
     opened, dataset = open_with_task(str(folder)), load_dataset(folder / "dataset")
     target = opened.local
     assert target is not None
-    lines = (place / "cases.jsonl").read_text().splitlines()
+    lines = (path / "cases.jsonl").read_text().splitlines()
 
     def raw(row: Any) -> dict[str, Any]:
         record = json.loads(lines[row.meta["line"] - 1])

@@ -52,12 +52,12 @@ def test_a_sample_tells_rows_and_tokens_within_its_error(name: str, here: Path, 
     asked = recipe(tiny_llama, write(here / name))
     truth = prepare_stage(RunContext(asked, here / "whole")).manifest["splits"]["train"]
     said: list[str] = []
-    with reporting(say=said.append), sampled.sampled_data(asked) as (dataset, words):
+    with reporting(say=said.append), sampled.sampled_data(asked) as (dataset, text):
         counted = dataset.manifest["splits"]["train"]
         assert Path(dataset.path).is_dir()
     assert not Path(dataset.path).exists(), "a sample is no data set to train on"
-    error = int(words.split("within ")[1].split("%")[0]) / 100
-    assert 0.01 <= error < 0.2 and words in said[-1]
+    error = int(text.split("within ")[1].split("%")[0]) / 100
+    assert 0.01 <= error < 0.2 and text in said[-1]
     for found, true in (
         (counted["rows"], truth["rows"]),
         (counted["tokens"]["total"], truth["tokens"]["total"]),

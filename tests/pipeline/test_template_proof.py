@@ -101,13 +101,13 @@ def test_a_sound_template_has_no_finding_and_shows_what_is_trained(make: Make) -
     ],
 )  # fmt: skip
 def test_what_goes_wrong_is_named_with_its_row(
-    make: Make, change: tuple[str, str], conversations: Any, name: str, level: str, blocks: bool, words: str
+    make: Make, change: tuple[str, str], conversations: Any, name: str, level: str, blocks: bool, text: str
 ) -> None:
     folder = make(PLAIN.replace(*change), {"bos_token": "<|im_start|>"} if name == "bos" else None)
     finding = findings(folder, *conversations)[name]
     assert (
         (finding.level, finding.blocks) == (level, blocks)
-        and words in finding.message
+        and text in finding.message
         and (finding.remedy or level == "ok")
     )
 

@@ -59,9 +59,9 @@ def test_a_limited_run_asks_fewer_rows_and_trains_less_and_says_what_a_full_one_
     assert trained["seconds"] < 1.5 * 60 * found["train_minutes"] + 5
     assert trained["total_steps"] < found["full_run"]["steps"]
     assert any(f"{asked} of {found['all_test_rows']} test rows are used" in line for line in said)
-    words = " ".join(found["words"])
-    assert trained["seen"] in words and "max_minutes=null" in words
-    assert words.split(" ", 1)[0] == "This" and found["words"][0] in (folder / "report.html").read_text()
+    text = " ".join(found["words"])
+    assert trained["seen"] in text and "max_minutes=null" in text
+    assert text.split(" ", 1)[0] == "This" and found["words"][0] in (folder / "report.html").read_text()
     config = read_yaml(folder / "config.yaml")
     assert (config["evaluate"]["limit"], config["train"]["max_minutes"]) == (asked, found["train_minutes"])
 

@@ -78,7 +78,7 @@ def test_without_time_a_few_rows_are_all_and_are_a_sample_of_that_size_and_it_is
     assert found.rows == LEAST < FIRST
     assert set(asked[0]) == {row.id for row in sample_rows(dataset.test, LEAST, seed=job.recipe.seed)}
     assert len({tuple(ids) for ids in asked}) == 1, "every prompt is asked the same rows"
-    assert all(len(each.completions) == LEAST for each in found.answers.values())
+    assert all(len(answer.completions) == LEAST for answer in found.answers.values())
     zero = found.answers["zero-shot calibrated"].seconds
     assert 0 < zero < expected[0] < 4 * zero
 

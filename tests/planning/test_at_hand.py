@@ -248,9 +248,9 @@ def test_layers_that_are_kept_take_their_memory_and_save_their_time() -> None:
         return loop_job(ModelShape.from_config(LLAMA_3_1_8B), ONE_ROW, **more, **settings)
 
     none, half, all_again = job(), job(grad_ckpt=True, kept_layers=16), job(grad_ckpt=True)
-    least, between, most = (memory_of(each).peak for each in (all_again, half, none))
+    least, between, most = (memory_of(item).peak for item in (all_again, half, none))
     assert between == pytest.approx((least + most) / 2, rel=0.05)
-    slow, middle, fast = (1 / speed_of(each).tokens_per_second for each in (all_again, half, none))
+    slow, middle, fast = (1 / speed_of(item).tokens_per_second for item in (all_again, half, none))
     assert middle == pytest.approx((slow + fast) / 2, rel=0.01) and fast < 0.85 * slow
 
 

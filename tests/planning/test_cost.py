@@ -168,9 +168,9 @@ def test_impossible_numbers_are_refused(hours: float, low: float, high: float, e
 @given(st.floats(0.01, 500), st.floats(1, 3), st.integers(1, 64), st.sampled_from(["on-demand", "spot", "reserved"]))
 def test_the_range_is_ordered_and_more_gpus_never_cost_less(hours: float, wide: float, gpus: int, tier: str) -> None:
     price = replace(PRICE, tier=tier)  # type: ignore[arg-type]
-    one, more = (cost_of(hours, hours / wide, hours * wide, n, price) for n in (gpus, gpus + 1))
-    assert one.low <= one.p50 <= one.p90 and one.usd > 0
-    assert more.usd >= one.usd
+    item, more = (cost_of(hours, hours / wide, hours * wide, n, price) for n in (gpus, gpus + 1))
+    assert item.low <= item.p50 <= item.p90 and item.usd > 0
+    assert more.usd >= item.usd
 
 
 def test_the_spread_is_that_of_the_given_percentiles() -> None:
@@ -223,10 +223,10 @@ def test_hours_times_their_price_is_what_the_bill_shows_and_every_part_says_how_
 
 
 def test_what_several_runs_cost_stands_beside_one_run_and_nowhere_else() -> None:
-    one = cost_of(2, 1.5, 2.5, 1, PRICE, efforts=ONE_RUN)
+    item = cost_of(2, 1.5, 2.5, 1, PRICE, efforts=ONE_RUN)
     three = cost_of(2, 1.5, 2.5, 1, PRICE, efforts=replace(ONE_RUN, runs=3, setup_hours=0.5, evaluation_hours=0.5))
-    assert one.until_kept == pytest.approx(three.breakdown) and three.until_kept is None
-    assert "--runs 3 --setup-hours 0.5 --evaluation-hours 0.5" in cost_lines(PlannedCost(**one.to_json()))[-1]
+    assert item.until_kept == pytest.approx(three.breakdown) and three.until_kept is None
+    assert "--runs 3 --setup-hours 0.5 --evaluation-hours 0.5" in cost_lines(PlannedCost(**item.to_json()))[-1]
     assert not any("--runs" in line for line in cost_lines(PlannedCost(**three.to_json())))
 
 

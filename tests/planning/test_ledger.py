@@ -100,9 +100,9 @@ def test_the_speed_of_a_run_here_is_what_the_table_goes_by() -> None:
     by_formula = plan()["by_formula"]["tokens_per_second"]
     record_run(plan(), 2.0, 1.0, tokens_per_second=3 * by_formula)
     for job in (job_here(), job_here("smollm2-360m"), job_here(method="full")):  # its own kind first, else any run here
-        speed, words = learned_speed(job, read_ledger())
+        speed, text = learned_speed(job, read_ledger())
         assert speed.tokens_per_second == pytest.approx(3 * speed_of(job).tokens_per_second, rel=1e-3)
-        assert "1 run" in words
+        assert "1 run" in text
     elsewhere = job_here(machine="cpu: another, 64 cores")
     assert learned_speed(elsewhere, read_ledger())[0] == speed_of(elsewhere)
 

@@ -35,10 +35,10 @@ def test_what_is_not_a_product_costs_bandwidth_and_narrow_layers_time() -> None:
 
 def test_cards_that_can_not_read_each_other_s_memory_gain_less_from_company() -> None:
     def gain(gpu: str, gpus: int, **settings: Any) -> float:
-        one = speed_of(job("llama-3.2-1b", gpu, method="full", seq_len=512)).tokens_per_second
+        item = speed_of(job("llama-3.2-1b", gpu, method="full", seq_len=512)).tokens_per_second
         return (
             speed_of(job("llama-3.2-1b", gpu, method="full", seq_len=512, gpus=gpus, **settings)).tokens_per_second
-            / one
+            / item
         )
 
     for settings in ({"sharding": "ddp"}, {"sharding": "fsdp"}):

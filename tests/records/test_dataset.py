@@ -61,10 +61,10 @@ def test_a_wrong_value_is_named(
 ) -> None:
     broken = json.loads(json.dumps(manifest))
     *parents, last = path
-    place = broken
+    folder = broken
     for parent in parents:
-        place = place[parent]
-    place[last] = value
+        folder = folder[parent]
+    folder[last] = value
     (tmp_path / "dataset.json").write_text(json.dumps(broken))
     with pytest.raises(UserError, match=f"The file is damaged: {named}"):
         read_manifest(tmp_path)

@@ -18,10 +18,10 @@ from tuneloop.records.evaluation import split_place
     ],
 )  # fmt: skip
 def test_folders_and_names_may_hold_colons(
-    place: str, folder: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    path: str, folder: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for made in ("run", "a:b"):
         Path(made).mkdir()
         (Path(made) / "eval.json").write_text("{}")
-    assert split_place(place) == (Path(folder), name)
+    assert split_place(path) == (Path(folder), name)

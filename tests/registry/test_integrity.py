@@ -53,13 +53,13 @@ def test_an_artifact_is_intact_wherever_it_lies(artifact: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["changed", "missing", "added"])
-def test_what_became_of_the_files_is_named(what: str, artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_became_of_the_files_is_named(message: str, artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights, name = artifact / "adapter_model.safetensors", "adapter_model.safetensors"
-    if what == "changed":
+    if message == "changed":
         data = bytearray(weights.read_bytes())
         data[-1] ^= 1
         weights.write_bytes(data)
-    elif what == "missing":
+    elif message == "missing":
         weights.unlink()
     else:
         name = "code/model.py"
@@ -67,19 +67,19 @@ def test_what_became_of_the_files_is_named(what: str, artifact: Path, capsys: py
         (artifact / name).write_text("import os")
     assert main(["models", "verify", str(artifact), "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
-    assert found[what] == [name] and found["intact"] is False
-    assert not any(found[other] for other in {"changed", "missing", "added"} - {what})
+    assert found[message] == [name] and found["intact"] is False
+    assert not any(found[other] for other in {"changed", "missing", "added"} - {message})
     assert main(["models", "verify", str(artifact)]) == 1
     out = capsys.readouterr().out
     assert name in out and "NOT intact" in out
     with pytest.raises(UserError, match="not as it was exported") as error:
         read_intact(artifact)
-    assert f"{what}: {name}" in error.value.where
+    assert f"{message}: {name}" in error.value.where
 
 
 def test_a_folder_without_an_artifact_is_refused(capsys: pytest.CaptureFixture[str], make_run: MakeRun) -> None:
-    for place in ("nowhere", str(make_run())):
-        assert main(["models", "verify", place]) == 2
+    for path in ("nowhere", str(make_run())):
+        assert main(["models", "verify", path]) == 2
         err = capsys.readouterr().err
         assert "There is no artifact here" in err and len(err.strip().splitlines()) <= 3
 

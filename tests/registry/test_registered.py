@@ -27,8 +27,8 @@ def two_runs(make_tuned: MakeTuned, monkeypatch: pytest.MonkeyPatch, tmp_path: P
     for name in ("MLFLOW_REGISTRY_URI", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TUNELOOP_CACHE", str(tmp_path / "cache"))
-    words = ["where is it", "it is broken", "thank you"]
-    rows = [{"text": f"{words[i % 3]}, order {i * 37}", "label": ["late", "lost", "thanks"][i % 3]} for i in range(80)]
+    text = ["where is it", "it is broken", "thank you"]
+    rows = [{"text": f"{text[i % 3]}, order {i * 37}", "label": ["late", "lost", "thanks"][i % 3]} for i in range(80)]
     data = {"split": {"val": 0.0, "test": 0.5}}
     for number, name in enumerate(("first", "second")):
         run = make_tuned(rows, data, name=f"runs/{name}", targets=["all-linear", "attention"][number])
@@ -52,7 +52,7 @@ def test_a_release_is_named_wherever_a_model_is(two_runs: list[str], capsys: pyt
         ok("models", "promote", "support")
     model = ok("models", "support")["models"][0]
     assert model["aliases"] == {"candidate": "2", "champion": "2", "previous": "1"}
-    assert [each["gate"]["status"] for each in model["history"] if each["action"] == "promote"] == ["pass", "pass"]
+    assert [item["gate"]["status"] for item in model["history"] if item["action"] == "promote"] == ["pass", "pass"]
 
     rows = f"{two_runs[1]}/dataset"
     named = ok("evaluate", "support@champion", "--dataset", rows, "--out", "by-name")["metrics"]["accuracy"]

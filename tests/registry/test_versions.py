@@ -443,7 +443,7 @@ def test_a_registry_of_an_earlier_mlflow_is_brought_up_to_date(tmp_path: Path, c
     engine = utils.create_sqlalchemy_engine(f"sqlite:///{file.resolve()}")
     Base.metadata.create_all(engine)
     config = utils._get_alembic_config(str(engine.url))
-    revisions = [each.revision for each in ScriptDirectory.from_config(config).walk_revisions()]
+    revisions = [revision.revision for revision in ScriptDirectory.from_config(config).walk_revisions()]
     with engine.begin() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, revisions[5])

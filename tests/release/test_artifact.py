@@ -175,11 +175,11 @@ def test_what_a_killed_export_left_is_no_artifact_and_does_not_disturb(make_run:
 
 
 @pytest.mark.parametrize("what", ["file", "folder", "artifact"])
-def test_a_place_with_something_else_in_it_is_left_alone(what: str, make_run: MakeRun, tmp_path: Path) -> None:
+def test_a_place_with_something_else_in_it_is_left_alone(message: str, make_run: MakeRun, tmp_path: Path) -> None:
     run, out = make_run(), tmp_path / "out"
-    if what == "file":
+    if message == "file":
         out.write_text("mine")
-    elif what == "folder":
+    elif message == "folder":
         out.mkdir()
         (out / "notes.txt").write_text("mine")
     else:

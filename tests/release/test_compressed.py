@@ -93,7 +93,7 @@ def test_large_models_are_written_in_parts_that_an_index_names(
     out = written("fp8", tiny_llama, adapter, tmp_path / "parts")
     places = json.loads((out / "model.safetensors.index.json").read_text())["weight_map"]
     assert len(set(places.values())) > 2 and set(places) == set(whole)
-    parts = {name: load_file(out / place)[name] for name, place in places.items()}
+    parts = {name: load_file(out / path)[name] for name, path in places.items()}
     assert all(torch.equal(parts[name].view(torch.uint8), whole[name].view(torch.uint8)) for name in whole)
     assert sorted(file.name for file in out.glob("*.safetensors")) == sorted(set(places.values()))
 

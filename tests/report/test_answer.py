@@ -68,10 +68,10 @@ def answer(run: Path) -> Answer:
     ],
 )
 def test_the_verdict_has_at_most_six_words(
-    make_run: MakeRun, outcome: Outcome, against: str, kind: str, gain: float, words: str
+    make_run: MakeRun, outcome: Outcome, against: str, kind: str, gain: float, text: str
 ) -> None:
     found = answer(run_with(make_run(), standing(outcome, against, kind, gain)))
-    assert found.verdict == words and len(words.split()) <= 6
+    assert found.verdict == text and len(text.split()) <= 6
     assert f" {'over' if gain > 0 else 'against'} {against} " in found.statistics
 
 

@@ -294,11 +294,11 @@ def test_the_command_prints_tables_and_refuses_others(evaluated: Callable[..., P
     [("not enough evidence", "The one slice is not significantly worse"), ("worse", "adjusted for the one slice")],
 )
 def test_one_slice_and_one_row_are_spoken_of_in_the_singular(
-    evaluated: Callable[..., Path], verdict: str, words: str
+    evaluated: Callable[..., Path], verdict: str, text: str
 ) -> None:
     slices = [{**breakdown(["label_00", "label_01"])["slices"][0], "verdict": verdict}]
     page = text_of(render_evaluation(evaluated(slices=slices, n=1)))
-    assert words in page and "1 slices" not in page and "1 rows" not in page
+    assert text in page and "1 slices" not in page and "1 rows" not in page
 
 
 def test_the_table_of_a_page_names_the_verdict_of_the_headline(evaluated: Callable[..., Path]) -> None:

@@ -138,7 +138,7 @@ def test_a_promise_is_kept_only_inside_its_range(make_run: Callable[..., Path]) 
     (run / "run.json").write_text(json.dumps(record))
     missed = {p.name: (p.inside, p.words) for p in f.promises(f.read_run(run))}
     assert {inside for inside, _ in missed.values()} == {False}
-    assert all(words.startswith("took") and ("more" in words or "as much" in words) for _, words in missed.values())
+    assert all(text.startswith("took") and ("more" in text or "as much" in text) for _, text in missed.values())
 
 
 @pytest.mark.parametrize(
@@ -150,8 +150,8 @@ def test_a_promise_is_kept_only_inside_its_range(make_run: Callable[..., Path]) 
         (31.0, "took 3.1 times as much"),
     ],
 )
-def test_a_missed_prediction_says_in_which_direction(actual: float, words: str) -> None:
-    assert w.off_words(actual, 8.0, 13.0, 10.0) == words
+def test_a_missed_prediction_says_in_which_direction(actual: float, text: str) -> None:
+    assert w.off_words(actual, 8.0, 13.0, 10.0) == text
     assert w.off_words(actual, None, None, 10.0) == w.off_words(None, 8.0, 13.0, 10.0) == ""
 
 

@@ -114,9 +114,12 @@ def test_a_learning_rate_is_held_against_the_default_of_its_method() -> None:
 
 
 def test_settings_in_which_runs_differ() -> None:
-    one = {"version": 1, "train": {"rank": 8, "epochs": 1.0}, "output_dir": "a"}
+    item = {"version": 1, "train": {"rank": 8, "epochs": 1.0}, "output_dir": "a"}
     other = {"version": 1, "train": {"rank": 16, "epochs": 1.0, "kl": 0.1}, "output_dir": "b"}
-    assert differing_settings([one, other, one]) == [("train.rank", ["8", "16", "8"]), ("train.kl", ["–", "0.1", "–"])]
+    assert differing_settings([item, other, item]) == [
+        ("train.rank", ["8", "16", "8"]),
+        ("train.kl", ["–", "0.1", "–"]),
+    ]
 
 
 def test_settings_stand_on_the_page_with_all_of_them_folded(make_run: MakeRun) -> None:
@@ -158,17 +161,17 @@ def test_a_damaged_gate_does_not_break_the_page(make_run: MakeRun, gate: object)
 
 
 def test_a_comparison_of_runs_shows_what_differs_and_their_losses(make_run: MakeRun, tmp_path: Path) -> None:
-    one = make_run("classification")
+    item = make_run("classification")
     other = make_run("generation")
     folder = tmp_path / "compared"
     folder.mkdir()
-    found = json.loads((one / "eval.json").read_text())
-    (folder / "eval.json").write_text(json.dumps(found | {"name": "b", "runs": {"a": str(one), "b": str(other)}}))
+    found = json.loads((item / "eval.json").read_text())
+    (folder / "eval.json").write_text(json.dumps(found | {"name": "b", "runs": {"a": str(item), "b": str(other)}}))
     page = write_page(folder).read_text()
     part = page[page.index('id="differ"') :]
     assert "banking77" in part and "tickets" in part and "shape1" in part
     assert re.findall(r'href="#(\w+)"', page)[:3] == ["comparison", "differ", "overlay"]
-    (folder / "eval.json").write_text(json.dumps(found | {"runs": {"a": str(one), "b": str(tmp_path / "gone")}}))
+    (folder / "eval.json").write_text(json.dumps(found | {"runs": {"a": str(item), "b": str(tmp_path / "gone")}}))
     assert 'id="differ"' not in write_page(folder).read_text(), "a run that is gone is left out"
 
 

@@ -45,11 +45,11 @@ def folder(tmp_path: Path) -> Callable[..., Path]:
             "metrics": {"accuracy": {"value": 0.5, "low": 0.4, "high": 0.6}},
             "baselines": {name: {"accuracy": {"value": 0.3 + i / 10}} for i, name in enumerate(names)}, "words": ["It is better."], **more,
         }  # fmt: skip
-        place = tmp_path / "evaluation"
-        place.mkdir(exist_ok=True)
-        (place / "eval.json").write_text(json.dumps(evaluation))
-        (place / "samples.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-        return place
+        path = tmp_path / "evaluation"
+        path.mkdir(exist_ok=True)
+        (path / "eval.json").write_text(json.dumps(evaluation))
+        (path / "samples.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+        return path
 
     return write
 
@@ -71,10 +71,10 @@ def test_the_first_rows_hold_every_label_disagreements_in_both_directions_and_ne
 ) -> None:
     part = s.samples_part(read_run(folder(many())))
     assert len(part["shown"]) == s.PAGE
-    why = " | ".join(one["why"] for one in part["shown"])
-    assert "tuned is wrong" in why and "few-shot right" in why and "few-shot wrong" in why
-    assert {one["reference"] for one in part["shown"]} == {"card lost", "card stolen", "refund", "other"}
-    assert any(one["why"].startswith("tuned is right (confidence 0.5") for one in part["shown"]), "a near miss"
+    reason = " | ".join(item["why"] for item in part["shown"])
+    assert "tuned is wrong" in reason and "few-shot right" in reason and "few-shot wrong" in reason
+    assert {item["reference"] for item in part["shown"]} == {"card lost", "card stolen", "refund", "other"}
+    assert any(item["why"].startswith("tuned is right (confidence 0.5") for item in part["shown"]), "a near miss"
     assert part["wrong"] == 30 and part["total"] == 300
 
 
@@ -137,7 +137,7 @@ def test_texts_without_labels_are_ordered_by_who_is_nearer_to_the_reference(fold
     apart = {"few-shot": {"metric": "rougeL", "better": 1, "worse": 1, "rows": [
         {"id": "g5", "score": 0.1, "other": 0.9}, {"id": "g30", "score": 0.8, "other": 0.2}]}}  # fmt: skip
     part = s.samples_part(read_run(folder(rows, task="generation", primary="rougeL", disagreements=apart)))
-    assert [one["prompt"] for one in part["shown"][:2]] == ["p5", "p30"]
+    assert [item["prompt"] for item in part["shown"][:2]] == ["p5", "p30"]
     assert part["shown"][0]["why"] == "ROUGE-L 0.10 against 0.90 of few-shot"
     assert part["judged"] is False and part["ranked"] == "ROUGE-L"
 
@@ -153,7 +153,7 @@ def test_answers_that_a_field_decides_are_right_or_wrong_and_its_values_take_tur
     part = s.samples_part(
         read_run(folder(rows, task="generation", primary="queue.accuracy", disagreements={}, settings=settings))
     )
-    whys = Counter(one["why"] for one in part["shown"])
+    whys = Counter(item["why"] for item in part["shown"])
     assert whys["queue: tuned is wrong, few-shot right"] and whys["queue: tuned is right, few-shot wrong"]
     assert whys["queue: tuned is wrong, as the others shown are"], "errors are shown too, not only gains"
     assert part["judged"] and part["wrong"] == 20 and part["labels"] == [("a", 20), ("b", 20)]
@@ -244,8 +244,8 @@ def test_marks_made_in_the_browser_are_those_of_the_first_page(folder: Callable[
     count = static.locator("#sample-list .answer.tuned .text").count()
     assert count == s.PAGE
     for i in range(count):
-        one, other = (p.locator("#sample-list .answer.tuned .text").nth(i) for p in (static, live))
-        assert one.text_content() == other.text_content()
-        marks = [[m.strip() for m in text.locator("mark").all_text_contents()] for text in (one, other)]
+        item, other = (p.locator("#sample-list .answer.tuned .text").nth(i) for p in (static, live))
+        assert item.text_content() == other.text_content()
+        marks = [[m.strip() for m in text.locator("mark").all_text_contents()] for text in (item, other)]
         assert marks[0] == marks[1]
     assert not errors

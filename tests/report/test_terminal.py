@@ -88,10 +88,10 @@ def test_samples_are_those_that_the_page_shows_first(make_run: Callable[..., Pat
     part = samples_part(read_run(run))
     text = " ".join(shown(run, 200).split())
     assert part["note"] in text
-    places = [text.find(" ".join(str(one["prompt"]).split())[:40]) for one in part["shown"][:5]]
+    places = [text.find(" ".join(str(entry["prompt"]).split())[:40]) for entry in part["shown"][:5]]
     assert -1 not in places and places == sorted(places)
-    for one in part["shown"][:5]:
-        assert " ".join(one["why"].split())[:30] in text
+    for item in part["shown"][:5]:
+        assert " ".join(item["why"].split())[:30] in text
 
 
 def test_long_label_names_are_never_broken(make_run: Callable[..., Path]) -> None:

@@ -35,14 +35,14 @@ async def order_of(admission: Admission, works: list[Work]) -> list[int]:
     """In which order works are let in, one at a time."""
     order: list[int] = []
 
-    async def one(i: int, each: Work) -> None:
-        found = await admission.enter(each)
+    async def one(i: int, item: Work) -> None:
+        found = await admission.enter(item)
         order.append(i)
         await asyncio.sleep(0)
         admission.leave(found, 1)
 
     held = await admission.enter(work())
-    tasks = [asyncio.create_task(one(i, each)) for i, each in enumerate(works)]
+    tasks = [asyncio.create_task(one(i, item)) for i, item in enumerate(works)]
     await asyncio.sleep(0)
     admission.leave(held, 1)
     await asyncio.gather(*tasks)
@@ -72,8 +72,8 @@ def test_a_request_that_has_waited_long_goes_before_new_urgent_ones() -> None:
         clock, order = Clock(), []
         admission = Admission(1, refuse=False, clock=clock)
 
-        async def one(name: str, each: Work) -> None:
-            found = await admission.enter(each)
+        async def one(name: str, item: Work) -> None:
+            found = await admission.enter(item)
             order.append(name)
             admission.leave(found, 1)
 
@@ -133,7 +133,7 @@ def test_the_queue_has_an_end() -> None:
         assert refused.value.code == "queue_full"
         admission.close()
         found = await asyncio.gather(*tasks, return_exceptions=True)
-        assert [each.status for each in found] == [503, 503]  # type: ignore[union-attr]
+        assert [match.status for match in found] == [503, 503]  # type: ignore[union-attr]
 
     asyncio.run(go())
 

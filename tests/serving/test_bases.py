@@ -82,10 +82,10 @@ def test_each_base_answers_as_it_does_alone_and_a_strange_name_as_neither(two_fi
     asked = Request(messages=TURNS, max_new_tokens=12)
 
     async def alone(file: Path) -> str:
-        one = engine(file)
-        await one.start()
-        answer = (await complete(one, asked)).text
-        await one.stop()
+        item = engine(file)
+        await item.start()
+        answer = (await complete(item, asked)).text
+        await item.stop()
         return answer
 
     async def together() -> tuple[list[str], dict[str, str]]:
@@ -97,7 +97,7 @@ def test_each_base_answers_as_it_does_alone_and_a_strange_name_as_neither(two_fi
             answers = await asyncio.gather(*(complete(both, Request(messages=TURNS, max_new_tokens=12, adapter=name)) for name in names_asked))  # fmt: skip
             assert answers[1].adapter == "b" * 64 and "no_adapter" in answers[3].error
             assert await both.render(TURNS, adapter="b" * 64) == await both.render(TURNS)
-            return [each.text for each in answers[:3]], names
+            return [answer.text for answer in answers[:3]], names
         finally:
             await both.stop()
 
@@ -150,15 +150,15 @@ def test_all_weights_that_were_trained_are_a_candidate_next_to_an_adapter(
             assert candidate.read is not None and deployment.left_out == {}
             names = [(deployment, served), (deployment, candidate), (alone, alone.models()["m"])]
             return [
-                (await complete(each.engine, Request(messages=TURNS, max_new_tokens=8, adapter=model.adapter))).text
-                for each, model in names
+                (await complete(entry.engine, Request(messages=TURNS, max_new_tokens=8, adapter=model.adapter))).text
+                for entry, model in names
             ]
         finally:
             await deployment.engine.stop()
             await alone.engine.stop()
 
-    one, candidate, alone = asyncio.run(answers())
-    assert one != candidate == alone
+    item, candidate, alone = asyncio.run(answers())
+    assert item != candidate == alone
 
 
 def test_a_server_starts_without_a_candidate_with_which_it_does_not(two_files: list[Path], tmp_path: Path) -> None:
@@ -194,13 +194,13 @@ def alive(pid: int) -> bool:
         return False
 
 
-def until(condition: Callable[[], Any], what: str) -> Any:
+def until(condition: Callable[[], Any], message: str) -> Any:
     end = time.monotonic() + HANG
     while time.monotonic() < end:
         if value := condition():
             return value
         time.sleep(0.05)
-    raise AssertionError(what)
+    raise AssertionError(message)
 
 
 def releases(address: str, users: int = 12) -> Counter[str]:
@@ -251,8 +251,8 @@ def test_two_files_are_the_arms_of_an_experiment_and_no_request_is_lost(
     assert not load.faults
     with opened(folder) as store:
         kept = list(read_requests(store))
-    assert len(kept) == len(load.found) + 3 * 12 and not any(each.error for each in kept)
-    assert {each.arm for each in kept if each.adapter} == {"candidate"}
+    assert len(kept) == len(load.found) + 3 * 12 and not any(item.error for item in kept)
+    assert {item.arm for item in kept if item.adapter} == {"candidate"}
 
 
 @pytest.mark.slow
@@ -299,8 +299,8 @@ def test_a_promotion_swaps_from_one_file_to_the_other_under_load(
     whole, other, lora = map(str, two_artifacts)
     folder = tmp_path / "serve"
 
-    def ok(*words: str) -> Any:
-        done = cli(*words, "--json")
+    def ok(*text: str) -> Any:
+        done = cli(*text, "--json")
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 

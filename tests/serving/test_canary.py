@@ -30,7 +30,7 @@ def files(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Files:
 
 def requests(adapter: str, **settings: Any) -> list[Request]:
     turns = [[{"role": "user", "content": text}] for text in TEXTS]
-    return [Request(messages=each, adapter=adapter, max_new_tokens=6, **settings) for each in turns]
+    return [Request(messages=turn, adapter=adapter, max_new_tokens=6, **settings) for turn in turns]
 
 
 async def evaluated(engine: ServingEngine, adapter: str, **settings: Any) -> list[CanaryRow]:

@@ -245,9 +245,9 @@ def test_llm_on_the_command_line(tuned: Server, tmp_path: Path) -> None:
         f"- {{model_id: mine, model_name: tickets, api_base: '{address}/v1', supports_schema: true}}\n"
     )
 
-    def llm(*words: str, tokens: int = TOKENS) -> str:
+    def llm(*text: str, tokens: int = TOKENS) -> str:
         done = subprocess.run(
-            [python, "-m", "llm", *words, "-m", "mine", "--key", "x", "-o", "max_tokens", str(tokens)],
+            [python, "-m", "llm", *text, "-m", "mine", "--key", "x", "-o", "max_tokens", str(tokens)],
             capture_output=True, text=True, timeout=HANG, check=False,
             env={**os.environ, "LLM_USER_PATH": str(tmp_path), "LLM_LOAD_PLUGINS": ""},
         )  # fmt: skip
@@ -351,20 +351,20 @@ def test_every_example_of_the_page_is_run() -> None:
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
 def test_the_page_s_example_gets_the_answer(name: str, tuned: Server, tmp_path: Path) -> None:
-    place, kind = tmp_path / "example", ENVIRONMENTS[name]
-    place.mkdir()
+    path, kind = tmp_path / "example", ENVIRONMENTS[name]
+    path.mkdir()
     blocks = [block.replace("http://127.0.0.1:8100", tuned[0]) for block in examples()[name]]
     if kind == "node":
-        (place / "ask.mjs").write_text(blocks[0])
-        command = [node_in(place), "ask.mjs"]
+        (path / "ask.mjs").write_text(blocks[0])
+        command = [node_in(path), "ask.mjs"]
     elif kind == "llm":
-        (place / "extra-openai-models.yaml").write_text(blocks[0])
+        (path / "extra-openai-models.yaml").write_text(blocks[0])
         command = [python_of("llm"), "-m", *shlex.split(blocks[1])]
     else:
         command = [python_of(kind), "-c", blocks[0]]
-    more = {"LLM_USER_PATH": str(place), "LLM_LOAD_PLUGINS": "", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    more = {"LLM_USER_PATH": str(path), "LLM_LOAD_PLUGINS": "", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=HANG, check=False, cwd=place, env={**os.environ, **more}
+        command, capture_output=True, text=True, timeout=HANG, check=False, cwd=path, env={**os.environ, **more}
     )
     assert done.returncode == 0, done.stderr
     turns = {"model": "tickets", "messages": CONVERSATIONS["plain"]}

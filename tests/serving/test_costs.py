@@ -174,7 +174,7 @@ def test_sums_by_day_are_those_of_the_requests_whoever_writes_and_erases(tmp_pat
             of_requests = store.execute(f"SELECT {columns}, {sums} FROM requests GROUP BY 1, 2, 3, 4").fetchall()
             kept = {row[:4]: row[4:] for row in store.execute("SELECT * FROM costs").fetchall()}
             assert kept.keys() == {row[:4] for row in of_requests}
-            return [row for row in of_requests if kept[row[:4]] != pytest.approx([each or 0 for each in row[4:]])]
+            return [row for row in of_requests if kept[row[:4]] != pytest.approx([item or 0 for item in row[4:]])]
 
         assert not differ()
         erase(store, "user=anna", find(store, "user=anna"))

@@ -35,7 +35,7 @@ def test_vectors_are_minilm_s_in_both_forms(tmp_path: Path) -> None:
         client = client_of(address)
         packed = client.embeddings.create(model="minilm", input=TEXTS)  # the client asks for base64
         plain = client.embeddings.create(model="minilm", input=TEXTS, encoding_format="float")
-        one = client.embeddings.create(model="minilm", input=TEXTS[0])
+        item = client.embeddings.create(model="minilm", input=TEXTS[0])
         raw = httpx.post(f"{address}/v1/embeddings", json={"input": TEXTS, "encoding_format": "base64"}).json()
         names = [model.id for model in client.models.list()]
         assert client.models.retrieve("minilm").id == "minilm"
@@ -44,12 +44,12 @@ def test_vectors_are_minilm_s_in_both_forms(tmp_path: Path) -> None:
     assert embed is not None
     vectors = embed(TEXTS)
     for found in (packed, plain):
-        assert [each.index for each in found.data] == [0, 1, 2] and found.model == "minilm"
-        assert np.array_equal(np.array([each.embedding for each in found.data], dtype=np.float32), vectors)
-    assert np.allclose(one.data[0].embedding, vectors[0], atol=1e-6) and len(one.data) == 1
+        assert [datum.index for datum in found.data] == [0, 1, 2] and found.model == "minilm"
+        assert np.array_equal(np.array([datum.embedding for datum in found.data], dtype=np.float32), vectors)
+    assert np.allclose(item.data[0].embedding, vectors[0], atol=1e-6) and len(item.data) == 1
     assert base64.b64decode(raw["data"][2]["embedding"]) == vectors[2].astype("<f4").tobytes()
     assert vectors[0] @ vectors[1] > 0.5 > vectors[0] @ vectors[2]
-    assert packed.usage.prompt_tokens == packed.usage.total_tokens == 21 and one.usage.prompt_tokens == 7
+    assert packed.usage.prompt_tokens == packed.usage.total_tokens == 21 and item.usage.prompt_tokens == 7
     assert names == ["stub", "minilm"]
 
 

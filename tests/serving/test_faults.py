@@ -51,9 +51,9 @@ def answered(address: str) -> float:
 def test_clients_that_send_slowly_hold_up_nobody(tmp_path: Path) -> None:
     body = json.dumps(CHAT).encode()
     with live(tmp_path) as (address, gateway), connections(address, 100) as slow:
-        for number, each in enumerate(slow):  # half of them stop in the header, half in the body
+        for number, item in enumerate(slow):  # half of them stop in the header, half in the body
             whole = head_of(address, len(body)) + body
-            each.sendall(whole[:20] if number % 2 else whole[:-5])
+            item.sendall(whole[:20] if number % 2 else whole[:-5])
         assert answered(address) < 5 * slowness()
         assert not gateway.admission.active and not gateway.admission.waiting
         slow[0].sendall(body[-5:])  # one of them comes to its end
@@ -65,8 +65,8 @@ def test_readers_that_do_not_read_hold_up_nobody(tmp_path: Path) -> None:
     body = json.dumps({**CHAT, "stream": True, "max_tokens": 1000}).encode()
     with live(tmp_path, engine) as (address, gateway):
         with connections(address, 4) as deaf:
-            for each in deaf:
-                each.sendall(head_of(address, len(body)) + body)
+            for item in deaf:
+                item.sendall(head_of(address, len(body)) + body)
             until(lambda: len(engine.asked) == 4)
             reply = httpx.post(f"{address}{PATH}", json={**CHAT, "max_tokens": 1}, timeout=HANG)
             assert reply.status_code == 200
@@ -88,15 +88,15 @@ def test_a_thousand_connections_are_answered(tmp_path: Path) -> None:
             ),
             connections(address, 1000) as many,
         ):
-            for each in many:
-                each.sendall(head_of(address, len(body)) + body)
-            for each in many:
-                assert each.recv(4096).startswith(b"HTTP/1.1 200")
+            for item in many:
+                item.sendall(head_of(address, len(body)) + body)
+            for item in many:
+                assert item.recv(4096).startswith(b"HTTP/1.1 200")
             until(lambda: gateway.store.counts.stored == 1000)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     with opened(tmp_path) as store:
-        assert len({each.id for each in read_requests(store)}) == 1000
+        assert len({request.id for request in read_requests(store)}) == 1000
 
 
 class Hanging(StubEngine):
@@ -160,8 +160,8 @@ def test_a_clock_that_jumps_changes_no_answer(tmp_path: Path, monkeypatch: pytes
         assert gateway.admission.tally.refused == 0
     with opened(tmp_path) as store:
         found = list(read_requests(store))
-    assert len({each.id for each in found}) == 5 and all(each.error is None for each in found)
-    assert all((each.total_ms or 0) < 60_000 * slowness() for each in found)
+    assert len({match.id for match in found}) == 5 and all(match.error is None for match in found)
+    assert all((match.total_ms or 0) < 60_000 * slowness() for match in found)
 
 
 def test_two_servers_do_not_share_a_folder(tmp_path: Path, tiny_llama: Path) -> None:

@@ -34,7 +34,7 @@ def successor(make_tuned: MakeTuned) -> Path:
 
 def test_a_source_names_a_server_and_its_model() -> None:
     assert hosted(f"https://api.openai.com/v1#{OLD}") == ("https://api.openai.com/v1", OLD)
-    assert [hosted(each) for each in ("runs/a#b", "https://x/v1", "https://x/v1#", "NAME@champion")] == [None] * 4
+    assert [hosted(name) for name in ("runs/a#b", "https://x/v1", "https://x/v1#", "NAME@champion")] == [None] * 4
 
 
 def test_both_models_answer_by_their_names_and_prices(successor: Path, tmp_path: Path) -> None:
@@ -54,7 +54,10 @@ def test_both_models_answer_by_their_names_and_prices(successor: Path, tmp_path:
     assert theirs == "Hello there." != ours
     assert len(engine.asked) == 1, "the other one was answered here"
     with opened(front) as store:
-        usd = {each.model: (each.usd, each.prompt_tokens, each.completion_tokens) for each in read_requests(store)}
+        usd = {
+            request.model: (request.usd, request.prompt_tokens, request.completion_tokens)
+            for request in read_requests(store)
+        }
     price, read, written = usd["hosted"]
     assert price == pytest.approx((100 * read + 1000 * written) / 1e6) and written == 3
     price, read, written = usd[OLD]
@@ -101,7 +104,7 @@ def test_a_hosted_model_is_an_arm_of_an_experiment(successor: Path, tmp_path: Pa
                 assert deployment.left_out == {}
                 models = [deployment.models()[OLD], deployment.candidate_models()["try"]]
                 requests = [Request(messages=TURNS, max_new_tokens=4, adapter=model.adapter) for model in models]
-                return [(await complete(deployment.engine, each)).text for each in requests]
+                return [(await complete(deployment.engine, request)).text for request in requests]
             finally:
                 await deployment.engine.stop()
 

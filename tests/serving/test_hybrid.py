@@ -47,10 +47,10 @@ def test_flex_and_batches_give_way_where_the_engine_can(tmp_path: Path, engine: 
         for tier in ("flex", "default"):
             assert httpx.post(f"{address}/v1/chat/completions", json={**CHAT, "service_tier": tier}).status_code == 200
         can = isinstance(engine, Giving)
-        assert [each.gives_way for each in engine.asked] == [can, False]
+        assert [item.gives_way for item in engine.asked] == [can, False]
         assert gateway.admission.tally.accepted == (1 if can else 2)
         assert answer_batch(address, 2)["request_counts"]["completed"] == 2
-        assert [each.gives_way for each in engine.asked[2:]] == [can, can]
+        assert [item.gives_way for item in engine.asked[2:]] == [can, can]
 
 
 def test_flex_takes_no_place_of_those_who_wait(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_what_would_be_late_is_answered_as_flex_where_its_key_says_so(tmp_path: 
             "strict": Limits(deadline_ms=250),
             "patient": Limits(deadline_ms=250, late="flex", rpm=2),
         }
-        keys = {name: add_key(gateway.keyring.folder, name, each)[0] for name, each in limits.items()}
+        keys = {name: add_key(gateway.keyring.folder, name, limit)[0] for name, limit in limits.items()}
 
         def ask(name: str, **more: Any) -> Any:
             headers = {"Authorization": f"Bearer {keys[name]}"}
@@ -118,5 +118,5 @@ def test_what_would_be_late_is_answered_as_flex_where_its_key_says_so(tmp_path: 
             in httpx.get(f"{address}/metrics", headers={"Authorization": f"Bearer {keys['strict']}"}).text
         )
     with opened(tmp_path) as store:
-        found = [(each.key, each.tier, each.error is None) for each in read_requests(store)]
+        found = [(request.key, request.tier, request.error is None) for request in read_requests(store)]
     assert [tier for key, tier, ok in found if key == "patient" and ok] == ["flex", "default"]

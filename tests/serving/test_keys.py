@@ -133,8 +133,8 @@ def test_once_there_was_a_key_nothing_that_becomes_of_the_file_opens_the_server(
     if running:
         assert ring.check(key)
     change(tmp_path / FILE)
-    for each in (ring, Keyring(tmp_path)):
-        assert each.needed and each.check(key) is None and not each.used and each.named("anna") is None
+    for item in (ring, Keyring(tmp_path)):
+        assert item.needed and item.check(key) is None and not item.used and item.named("anna") is None
 
 
 def test_keys_stay_needed_when_the_last_one_is_revoked_until_the_server_is_opened(tmp_path: Path) -> None:
@@ -229,6 +229,6 @@ def test_a_process_that_is_killed_while_it_writes_keys_damages_none(tmp_path: Pa
         writing.communicate()
         ring = Keyring(tmp_path)
         assert ring.check(key) and ring.needed
-        for each in read_keys(tmp_path):
-            if each.revoked is None and each.name != "first":
-                revoke_key(tmp_path, each.id)
+        for item in read_keys(tmp_path):
+            if item.revoked is None and item.name != "first":
+                revoke_key(tmp_path, item.id)

@@ -82,7 +82,7 @@ def test_what_is_left_is_said_as_openai_says_it() -> None:
     ledger = Ledger(clock=clock)
     anna = key(rpm=4, tpm=1000)
     assert ledger.headers(None) == ledger.headers(key(budget_usd=1.0)) == {}
-    full = {f"x-ratelimit-{each}" for each in ("limit-tokens", "remaining-tokens", "reset-tokens")}
+    full = {f"x-ratelimit-{name}" for name in ("limit-tokens", "remaining-tokens", "reset-tokens")}
     assert set(ledger.headers(key(tpm=5))) == full
     for _ in range(3):
         ledger.reserve(anna, 200, 0)

@@ -82,7 +82,7 @@ def test_one_that_fails_is_left_out_and_comes_back_after_its_canary() -> None:
     async def work(pool: EnginePool) -> None:
         a.down = a.wrong = True
         found = await asyncio.gather(*(complete(pool, request(1000 * i)) for i in range(12)))
-        assert {each.text for each in found} == {"Hello there."}  # asked again elsewhere, nobody notices
+        assert {match.text for match in found} == {"Hello there."}  # asked again elsewhere, nobody notices
         assert len(b.asked) == 12 and pool.members[0].out and pool.members[0].faults == 1
         a.down = False
         await asyncio.sleep(0.1)
@@ -209,7 +209,7 @@ def test_one_that_hangs_is_left_out_what_it_had_is_asked_elsewhere_and_it_comes_
     async def work(addresses: list[str], processes: list[Any]) -> None:
         settings = [EndpointSettings(address) for address in addresses]
         with reporting(say=lines.append):
-            pool = EnginePool([EndpointEngine(Served("stub"), [], each) for each in settings], prove, every=0.2)
+            pool = EnginePool([EndpointEngine(Served("stub"), [], setting) for setting in settings], prove, every=0.2)
             await pool.start()
             try:
                 first, second = pool.members
@@ -220,7 +220,7 @@ def test_one_that_hangs_is_left_out_what_it_had_is_asked_elsewhere_and_it_comes_
                 began = time.monotonic()
                 later = await asyncio.gather(*(complete(pool, Request(messages=turns)) for _ in range(6)))
                 assert time.monotonic() - began < 6 * slowness() and first.out == "it does not answer"
-                assert {each.text for each in later} == {("word " * 20).strip()}
+                assert {item.text for item in later} == {("word " * 20).strip()}
                 ends = [[update async for update in stream][-1].completion for stream in streams]
                 assert sorted(end.error for end in ends if end) == ["", "", *["engine: it does not answer"] * 2]
                 assert list(await pool._first(lambda engine: engine.tokenize("a b"))) == [0, 1]

@@ -32,9 +32,9 @@ QUESTIONS = {"cards": ["card", "chip", "pin", "cash"], "parcels": ["parcel", "st
 @pytest.fixture
 def runs(make_tuned: MakeTuned) -> list[str]:
     rng, found = random.Random(0), []
-    for task, words in QUESTIONS.items():
+    for task, question in QUESTIONS.items():
         records = [
-            {"text": f"my {rng.choice(words)} {rng.randrange(10**6)} and the {rng.choice(words)} again", "label": "ab"[i % 2]}
+            {"text": f"my {rng.choice(question)} {rng.randrange(10**6)} and the {rng.choice(question)} again", "label": "ab"[i % 2]}
             for i in range(80)
         ]  # fmt: skip
         options = {"split": {"val": 0.2, "test": 0.2}, "duplicates": {"near": False}}

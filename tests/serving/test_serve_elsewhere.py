@@ -102,7 +102,7 @@ def test_a_login_in_a_url_is_sent_and_stands_nowhere(
     monkeypatch.setattr(Gateway, "caller", noting)
     monkeypatch.setenv("OPENAI_API_KEY", "another")  # the login goes before it
     with live(tmp_path / "a") as (address, _), live(tmp_path / "b") as (other, _):
-        urls = [each.replace("://", "://anna:s3%20cret@") + "/v1" for each in (address, other)]
+        urls = [item.replace("://", "://anna:s3%20cret@") + "/v1" for item in (address, other)]
         config = serve_config(urls, [f"folder={tmp_path / 'front'}"])
 
         async def work(gateway: Gateway) -> str:

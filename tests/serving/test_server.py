@@ -213,8 +213,8 @@ def test_unmodified_clients_get_what_predict_gives(
     answers = make_tuned(ANSWERS, data=FIELDS, name="answers", dora=True)
     texts = [f"where is parcel {i}" for i in range(4)]
     records = [{"subject": f"s{i}", "body": f"where is parcel {i}"} for i in range(4)]
-    labels = [each.label for each in predict(tickets, [{"text": text} for text in texts])]
-    written = [each.text for each in predict(answers, records)]
+    labels = [entry.label for entry in predict(tickets, [{"text": text} for text in texts])]
+    written = [entry.text for entry in predict(answers, records)]
     folder = tmp_path / "served"
     with running(str(tickets), str(answers), folder=folder, environment=cli_environment) as (address, _):
         client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
@@ -226,7 +226,7 @@ def test_unmodified_clients_get_what_predict_gives(
 
         assert [ask("tickets", text).choices[0].message.content for text in texts] == labels
         got = [ask("answers", json.dumps(record)) for record in records]
-        assert [each.choices[0].message.content for each in got] == written
+        assert [entry.choices[0].message.content for entry in got] == written
         events = list(ask("answers", json.dumps(records[0]), stream=True, stream_options={"include_usage": True}))
         assert "".join(e.choices[0].delta.content or "" for e in events if e.choices) == written[0]
         assert events[-1].usage == got[0].usage
@@ -245,11 +245,11 @@ def test_unmodified_clients_get_what_predict_gives(
             body = json.dumps({"model": "tickets", "input": texts})
             done = subprocess.run([curl, "-sf", f"{address}/v1/classify", "-d", body], capture_output=True, check=True)
             found = json.loads(done.stdout)["data"]
-            assert [each["label"] for each in found] == labels
-            for each in found:
-                assert set(each["probabilities"]) == set(json.loads(done.stdout)["labels"])
-                assert sum(each["probabilities"].values()) == pytest.approx(1)
-                assert each["probabilities"][each["label"]] == pytest.approx(each["probability"], abs=1e-6)
+            assert [match["label"] for match in found] == labels
+            for item in found:
+                assert set(item["probabilities"]) == set(json.loads(done.stdout)["labels"])
+                assert sum(item["probabilities"].values()) == pytest.approx(1)
+                assert item["probabilities"][item["label"]] == pytest.approx(item["probability"], abs=1e-6)
         refused = subprocess.run(
             [sys.executable, "-m", "tuneloop", "serve", str(tickets), "port=0", f"folder={folder}"],
             capture_output=True, text=True, env=cli_environment, timeout=HANG, check=False,
@@ -257,8 +257,8 @@ def test_unmodified_clients_get_what_predict_gives(
         assert refused.returncode == 2 and "Another tuneloop process" in refused.stderr
     with opened(folder) as store:
         kept = list(read_requests(store))
-    assert {each.adapter for each in kept if each.error is None} > {None} or len(kept) >= 14
-    assert all(each.prompt for each in kept)
+    assert {entry.adapter for entry in kept if entry.error is None} > {None} or len(kept) >= 14
+    assert all(entry.prompt for entry in kept)
 
 
 def test_settings_name_what_is_served(tmp_path: Path) -> None:
@@ -299,19 +299,19 @@ def test_a_server_without_prices_does_not_start_with_a_budget_nor_with_damaged_k
     from tuneloop.serving.keys import Limits, add_key
 
     add_key(tmp_path, "anna", Limits(budget_usd=1.0))
-    words = ["serve", str(tiny_llama), "port=0", f"folder={tmp_path}", "-q"]
-    assert main(words) == 2
+    text = ["serve", str(tiny_llama), "port=0", f"folder={tmp_path}", "-q"]
+    assert main(text) == 2
     said = capsys.readouterr().err
     assert "budget of anna" in said and "prices.input" in said and "Traceback" not in said
     (tmp_path / "keys.json").write_text("{}")
-    assert main(words) == 2 and "keys.json" in capsys.readouterr().err
+    assert main(text) == 2 and "keys.json" in capsys.readouterr().err
 
 
 def test_a_real_server_forgets_neither_its_keys_nor_whose_address_it_is(
     tiny_llama: Path, tmp_path: Path, cli_environment: dict[str, str]
 ) -> None:
-    def keys(*words: str) -> str:
-        command = [sys.executable, "-m", "tuneloop", "keys", *words, "-f", str(tmp_path)]
+    def keys(*text: str) -> str:
+        command = [sys.executable, "-m", "tuneloop", "keys", *text, "-f", str(tmp_path)]
         return subprocess.run(command, env=cli_environment, check=True, capture_output=True, text=True).stdout.strip()
 
     settings = str(tiny_llama), "feedback.per_minute=1", "prices.output=1"
@@ -322,7 +322,7 @@ def test_a_real_server_forgets_neither_its_keys_nor_whose_address_it_is(
         sent = [
             httpx.post(f"{address}/v1/feedback", json=about, headers={"X-Forwarded-For": f"10.0.0.{i}"}) for i in (1, 2)
         ]
-        assert [one.status_code for one in sent] == [200, 429], "it is known by its own address alone"
+        assert [item.status_code for item in sent] == [200, 429], "it is known by its own address alone"
         first, poor = keys("add", "first"), keys("add", "poor", "--budget-usd", "0.5")  # the server has prices
         headers = {"Authorization": f"Bearer {first}"}
         assert httpx.post(url, json=chat, headers=headers, timeout=HANG).status_code == 200
@@ -333,7 +333,7 @@ def test_a_real_server_forgets_neither_its_keys_nor_whose_address_it_is(
     shutil.rmtree(tmp_path / ".keys")  # the store knows of the request that came with a key
     with running(*settings, folder=tmp_path, environment=cli_environment) as (address, _):
         url = f"{address}/v1/chat/completions"
-        assert {httpx.post(url, json=chat, headers=each).status_code for each in ({}, headers)} == {401}
+        assert {httpx.post(url, json=chat, headers=item).status_code for item in ({}, headers)} == {401}
         keys("open", "--yes")
         time.sleep(0.1)
         assert httpx.post(url, json=chat, timeout=HANG).status_code == 200
@@ -392,7 +392,7 @@ def test_a_server_keeps_its_store_in_postgres(
         assert json.loads(child.stdout)["total"]["requests"] == 3
         assert PASSWORD not in Path(f"/proc/{process.pid}/cmdline").read_text()
     with opened(url) as store:
-        assert [each.user for each in read_requests(store)] == ["anna"] * 3
+        assert [request.user for request in read_requests(store)] == ["anna"] * 3
     assert not (folder / "store.db").exists()
     assert not any(PASSWORD in held.read_text() for held in folder.rglob("*") if held.is_file())
     with pytest.raises(UserError, match="Not a URL"):
@@ -406,8 +406,8 @@ def test_personal_data_do_not_reach_the_store_unless_that_is_wanted(monkeypatch:
     with pytest.raises(UserError, match="TUNELOOP_SECRET"):
         redactor_of("pseudonyms")
     monkeypatch.setenv("TUNELOOP_SECRET", "a long secret of the house")
-    one, again = (redactor_of("pseudonyms")("I am bo@example.com") for _ in range(2))
-    assert one == again and "bo@example.com" not in one and "@" in one
+    item, again = (redactor_of("pseudonyms")("I am bo@example.com") for _ in range(2))
+    assert item == again and "bo@example.com" not in item and "@" in item
 
 
 def test_a_terminal_is_shown_a_key_for_the_first_use_and_nothing_else_is(

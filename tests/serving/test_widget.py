@@ -40,7 +40,7 @@ def shop() -> Iterator[Any]:
 
 def said(folder: Path) -> list[tuple[str, Any, str | None, str | None]]:
     with opened(folder) as store:
-        return [(one.kind, one.value, one.user, one.request or one.conversation) for one in read_feedback(store)]
+        return [(item.kind, item.value, item.user, item.request or item.conversation) for item in read_feedback(store)]
 
 
 @pytest.mark.browser

@@ -112,8 +112,8 @@ def test_a_reference_that_takes_too_long_leaves_out_steps(slower: float, least: 
     state = state_of()
     state.planned_speed = 20.0
     config = TrainConfig(max_minutes=600 / 60)
-    each = slower / 20.0 / FORWARD_SPEED
-    assert least <= steps_in_time(state, STEPS, rows, config, 16 * 20 * each, each, referenced=16) <= most
+    item = slower / 20.0 / FORWARD_SPEED
+    assert least <= steps_in_time(state, STEPS, rows, config, 16 * 20 * item, item, referenced=16) <= most
 
 
 @pytest.mark.parametrize("loss", ["dpo", "kto"])
@@ -411,8 +411,8 @@ def test_the_share_of_the_data_is_said_in_words(tiny_llama: Path, tmp_path: Path
 @pytest.mark.parametrize(
     "share, words", [(0.1, "a tenth of"), (0.5, "half"), (0.34, "a third of"), (0.07, "7 % of"), (0.001, "1 % of")]
 )
-def test_a_share_of_the_speed_is_said_in_words(share: float, words: str) -> None:
-    assert speed_words(share) == words
+def test_a_share_of_the_speed_is_said_in_words(share: float, text: str) -> None:
+    assert speed_words(share) == text
 
 
 @pytest.mark.parametrize(

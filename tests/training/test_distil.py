@@ -63,7 +63,7 @@ def expected(student: Model, teacher: Model, rows: list[Any], temperature: float
     for row in rows:
         learned = torch.tensor(row.mask[1:]) > 0
         own, theirs = logits(student, row)[learned], logits(teacher, row)[learned]
-        log_p, log_q = (F.log_softmax(each / temperature, -1) for each in (theirs, own))
+        log_p, log_q = (F.log_softmax(item / temperature, -1) for item in (theirs, own))
         soft = temperature**2 * (log_p.exp() * (log_p - log_q)).sum()
         hard = F.cross_entropy(own, torch.tensor(row.ids[1:])[learned], reduction="sum")
         total += float((1 - HARD) * soft + HARD * hard)
@@ -209,9 +209,9 @@ def test_a_teacher_of_other_tokens_teaches_by_sorted_probabilities(
         of_teacher = logits(master, made.theirs)[torch.tensor(made.theirs.mask[1:]) > 0]
         targets = torch.tensor(made.ids[1:])[torch.tensor(made.mask[1:]) > 0]
         total += HARD * float(F.cross_entropy(of_student, targets, reduction="sum"))
-        for place, known in enumerate(made.aligned):
+        for path, known in enumerate(made.aligned):
             if known >= 0:
-                p, q = (torch.softmax(each / 2.0, -1).sort().values for each in (of_teacher[known], of_student[place]))
+                p, q = (torch.softmax(item / 2.0, -1).sort().values for item in (of_teacher[known], of_student[path]))
                 total += (1 - HARD) * 4.0 * float((p - q).abs().sum())
     assert batch_loss(student, rows, 1.0, config).item() == pytest.approx(total, rel=1e-4)
 

@@ -121,11 +121,11 @@ def by_two(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory, cli_envir
         jobs.append(job)
     script = folder / "job.py"
     script.write_text(SCRIPT.format(tests=str(Path(__file__).parent), model=str(tiny_llama)))
-    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    path = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     started = [
         subprocess.Popen(
             [sys.executable, str(script), json.dumps(jobs)], text=True, stderr=subprocess.PIPE,
-            env={**cli_environment, **place, "RANK": str(i), "LOCAL_RANK": str(i)},
+            env={**cli_environment, **path, "RANK": str(i), "LOCAL_RANK": str(i)},
         )
         for i in range(2)
     ]  # fmt: skip
@@ -143,10 +143,10 @@ def figures(folder: Path) -> list[float]:
 @pytest.mark.parametrize("method", by_day(COMPUTED, 3))
 def test_two_processes_have_the_losses_of_one(method: str, by_two: Path, tiny_llama: Path, tmp_path: Path) -> None:
     here(tiny_llama, job_of(method, tmp_path))
-    one, two = figures(tmp_path), figures(by_two / method)
-    assert len(one) > 10 and two == pytest.approx(one, rel=3e-2 if "bf16" in method else 2e-3, abs=1e-5)
+    item, two = figures(tmp_path), figures(by_two / method)
+    assert len(item) > 10 and two == pytest.approx(item, rel=3e-2 if "bf16" in method else 2e-3, abs=1e-5)
     if method == "lora":  # each process may have the whole base
-        assert figures(by_two / "replicated") == pytest.approx(one, rel=2e-3, abs=1e-5)
+        assert figures(by_two / "replicated") == pytest.approx(item, rel=2e-3, abs=1e-5)
 
 
 @pytest.mark.slow
@@ -163,8 +163,8 @@ def test_a_run_goes_on_with_another_number_of_processes(
         check_checkpoints(job, first)
         here(tiny_llama, job)
     cut, near = Path(job["out"]), 3e-2 if "bf16" in method else 2e-3
-    one, two = figures(tmp_path), figures(cut)
-    assert len(one) == len(two) and two == pytest.approx(one, rel=near, abs=1e-5)
+    item, two = figures(tmp_path), figures(cut)
+    assert len(item) == len(two) and two == pytest.approx(item, rel=near, abs=1e-5)
     model = load_model(str(tiny_llama), dtype="float32")
     load_trained(model, cut)
     rows = make_rows(model.template, 8, offset=100)

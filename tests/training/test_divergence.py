@@ -22,7 +22,7 @@ VALUES = json.loads(Path(teacher_values.FILE).read_text())
 def expected(kind: str, mix: float, student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """By the definitions, in double precision, with autograd's gradient."""
     z = student.double().requires_grad_()
-    p, q = (torch.softmax(each / temperature, -1) for each in (teacher.double(), z))
+    p, q = (torch.softmax(item / temperature, -1) for item in (teacher.double(), z))
 
     def kl(x: Tensor, y: Tensor) -> Tensor:
         return (x * (x / y).log()).sum(-1)
@@ -101,7 +101,7 @@ def test_the_universal_distance_of_few_stored_tokens_is_that_of_sorted_ones_and_
     ids, logp, log_tail = top_of(teacher.clone(), 5, 1.0)
     top = TopProbabilities(ids, logp.exp(), log_tail.exp())
     value, gradient = of_top("universal", 0.5, student, top, 1.0)
-    p, q = (torch.softmax(each, -1).sort(-1, descending=True).values for each in (teacher, student))
+    p, q = (torch.softmax(item, -1).sort(-1, descending=True).values for item in (teacher, student))
     rest = (p[:, 5:].sum(-1) - q[:, 5:].sum(-1)).abs()
     torch.testing.assert_close(value, (p[:, :5] - q[:, :5]).abs().sum(-1) + rest)
     fall = 1e-3 * gradient.square().sum(-1)

@@ -45,8 +45,8 @@ def test_layers_are_compiled_once_and_the_base_goes_around_what_is_compiled(tiny
             around = decoder.documents(*batches[0])  # type: ignore[operator,union-attr]
     finally:
         Documents.attend = attend  # type: ignore[method-assign]
-    for one, other in zip(plain, found, strict=True):
-        torch.testing.assert_close(one, other)
+    for item, other in zip(plain, found, strict=True):
+        torch.testing.assert_close(item, other)
     torch.testing.assert_close(base, around)
     assert not torch.allclose(base, plain[0], atol=1e-3)
     assert 0 < graphs[0] == graphs[-1] <= 8, "rows of other lengths are computed by what is compiled already"

@@ -131,10 +131,10 @@ def test_layers_are_computed_again_when_a_single_row_does_not_fit(
 def test_packed_rows_have_the_loss_and_gradient_of_padded_ones(tiny_llama: Path, tmp_path: Path) -> None:
     padded, _ = run(tiny_llama, tmp_path / "padded", changed(epochs=1))
     packed, _ = run(tiny_llama, tmp_path / "packed", changed(epochs=1, packing=True))
-    one, two = (
+    item, two = (
         [r["loss"] for r in read_jsonl(tmp_path / n / "metrics.jsonl") if "loss" in r] for n in ("padded", "packed")
     )
-    assert two == pytest.approx(one, rel=1e-4)
+    assert two == pytest.approx(item, rel=1e-4)
     assert packed.best_val_loss == pytest.approx(padded.best_val_loss, rel=1e-4)
 
 
@@ -142,10 +142,10 @@ def test_a_packed_row_never_sees_another_one(tiny_model: Any) -> None:
     rows = make_rows(tiny_model.template, 3)
     other = Rendered([(i + 7) % 1000 for i in rows[0].ids], rows[0].mask)
     with torch.no_grad():
-        one, two = (supervised_states(tiny_model, batch, packed=True) for batch in (rows, [other, *rows[1:]]))
-    behind = one.rows_N > 0
-    torch.testing.assert_close(one.hidden_NC[behind], two.hidden_NC[behind], atol=0, rtol=0)
-    assert not torch.equal(one.hidden_NC[~behind], two.hidden_NC[~behind])
+        item, two = (supervised_states(tiny_model, batch, packed=True) for batch in (rows, [other, *rows[1:]]))
+    behind = item.rows_N > 0
+    torch.testing.assert_close(item.hidden_NC[behind], two.hidden_NC[behind], atol=0, rtol=0)
+    assert not torch.equal(item.hidden_NC[~behind], two.hidden_NC[~behind])
 
 
 @pytest.mark.parametrize(
@@ -206,26 +206,26 @@ def test_adamw_gives_the_bits_and_states_of_torchs_own() -> None:
         ours = [torch.nn.Parameter(t.clone()) for t in start]
         groups = [{"params": ours[:2], "ratio": 1.0}, {"params": ours[2:], "ratio": 10.0}]
         made.append((ours, kind(groups, **settings, **extra)))  # type: ignore[operator]
-    for place in range(5):
+    for path in range(5):
         drawn = [torch.randn(t.shape, generator=generator) for t in start]
         for parameters, optimizer in made:
             for group in optimizer.param_groups:
-                group["lr"] = 1e-2 * group["ratio"] / (place + 1)
+                group["lr"] = 1e-2 * group["ratio"] / (path + 1)
             for p, gradient in zip(parameters, drawn, strict=True):
                 p.grad = (
-                    gradient.clone() if place or p is not parameters[1] else None
+                    gradient.clone() if path or p is not parameters[1] else None
                 )  # one learns later than the others
             optimizer.step()
             optimizer.zero_grad()
             assert all(p.grad is None for p in parameters)
-        if place == 2:  # each goes on from the other's states
+        if path == 2:  # each goes on from the other's states
             states = [optimizer.state_dict() for _, optimizer in made]
             for (_, optimizer), state in zip(made, states[::-1], strict=True):
                 optimizer.load_state_dict({**optimizer.state_dict(), "state": state["state"]})
-    for one, two in zip(made[0][0], made[1][0], strict=True):
-        assert torch.equal(one, two)
-    one, two = (optimizer.state_dict()["state"] for _, optimizer in made)
-    assert not [(i, name) for i in two for name in two[i] if not torch.equal(one[i][name], two[i][name])]
+    for item, two in zip(made[0][0], made[1][0], strict=True):
+        assert torch.equal(item, two)
+    item, two = (optimizer.state_dict()["state"] for _, optimizer in made)
+    assert not [(i, name) for i in two for name in two[i] if not torch.equal(item[i][name], two[i][name])]
 
 
 @given(

@@ -45,8 +45,8 @@ def test_probabilities_taken_while_writing_are_those_of_a_pass(smollm2: Path, tm
     store_probabilities(teacher.model, rows, passed)
     for row in rows:
         ours, theirs = (np.zeros((sum(map(bool, row.mask)), about.vocabulary), np.float32) for _ in range(2))
-        for whole, each in ((ours, store.top), (theirs, passed)):
-            top = each.read([row_key(row)])
+        for whole, item in ((ours, store.top), (theirs, passed)):
+            top = item.read([row_key(row)])
             np.put_along_axis(whole, top.ids_NK.numpy(), top.p_NK.numpy(), 1)
         assert np.abs(ours - theirs).max() < 0.03, "bf16 in another order of sums"
     before = store.top.count

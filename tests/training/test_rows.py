@@ -38,11 +38,11 @@ def learned(model: Model, rendered: Rendered) -> str:
         ("all", "<|begin_of_text|>"),
     ],
 )
-def test_train_on_says_which_tokens_are_learned(tiny_model: Model, what: Any, text: str) -> None:
-    (rendered,) = training_rows([row(TALK)], tiny_model.template, TrainConfig(train_on=what))
+def test_train_on_says_which_tokens_are_learned(tiny_model: Model, message: Any, text: str) -> None:
+    (rendered,) = training_rows([row(TALK)], tiny_model.template, TrainConfig(train_on=message))
     assert isinstance(rendered, Rendered)
     found = learned(tiny_model, rendered)
-    if what == "all":
+    if message == "all":
         assert found.startswith(text) and "One?" in found and sum(rendered.mask) == len(rendered.ids)
     else:
         assert found == text
@@ -108,10 +108,10 @@ def test_a_turn_of_half_the_weight_counts_half_in_the_loss(tiny_model: Any) -> N
 
     def row(*weights: float) -> Any:
         turns: list[Any] = []
-        for place, weight in enumerate(weights):
+        for path, weight in enumerate(weights):
             turns += [
-                {"role": "user", "content": f"Letter {place}?"},
-                {"role": "assistant", "content": ["red", "blue drawer"][place], "weight": weight},
+                {"role": "user", "content": f"Letter {path}?"},
+                {"role": "assistant", "content": ["red", "blue drawer"][path], "weight": weight},
             ]
         return tiny_model.template.render(turns)
 

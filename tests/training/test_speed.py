@@ -17,8 +17,8 @@ from tuneloop.training.speed import FEW_TOKENS, MOST, SUSTAINED, measure_speed, 
 
 
 def test_a_shared_prompt_counts_once_only_where_it_is_computed_once(tiny_model: Model) -> None:
-    def shape(words: int, **settings: Any) -> tuple[tuple[int, int, int], list[int]]:
-        turns: Any = [{"role": "user", "content": "word " * words}, {"role": "assistant", "content": "red"}]
+    def shape(text: int, **settings: Any) -> tuple[tuple[int, int, int], list[int]]:
+        turns: Any = [{"role": "user", "content": "word " * text}, {"role": "assistant", "content": "red"}]
         config = TrainConfig(loss="dpo", **settings)
         rows = training_rows(
             [Row("0", turns, meta={"rejected": [{"role": "assistant", "content": "blue"}]})],

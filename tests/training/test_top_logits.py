@@ -20,7 +20,7 @@ ONE, TWO = Rendered([1, 2, 3, 4], [0, 0, 1, 1]), Rendered([1, 2, 9], [0, 0, 1])
 def packed(count: int, seed: int = 0, about: TeacherLogits = ABOUT) -> tuple[np.ndarray, torch.Tensor]:
     logits = torch.randn(count, about.vocabulary, generator=torch.Generator().manual_seed(seed)) * 4
     found = top_of(logits, about.top, about.temperature)
-    return pack(*(each.numpy() for each in found)), logits
+    return pack(*(match.numpy() for match in found)), logits
 
 
 @pytest.mark.parametrize(("vocabulary", "top"), [(128256, 128), (49152, 128), (400, 64), (100, 99), (9, 1)])
@@ -40,7 +40,7 @@ def test_positions_come_back(vocabulary: int, top: int) -> None:
 def test_a_certain_teacher_stays_certain() -> None:
     logits = torch.zeros(1, 500)
     logits[0, 7] = 80.0
-    found = [each.numpy() for each in top_of(logits, 8, 1.0)]
+    found = [item.numpy() for item in top_of(logits, 8, 1.0)]
     ids, p, tail = unpack(pack(*found))
     assert p[0, list(ids[0]).index(7)] == pytest.approx(1.0, abs=1e-6) and tail[0] < 1e-6
 

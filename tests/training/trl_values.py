@@ -25,9 +25,9 @@ WORDS = 60  # t4 to t59 are words, before them pad, bos, eos, unknown
 def fill(parameters: Any, scale: float) -> None:
     """Numbers that are the same on every machine and version."""
     with torch.no_grad():
-        for place, parameter in enumerate(parameters):
+        for path, parameter in enumerate(parameters):
             steps = torch.arange(parameter.numel(), dtype=torch.float64)
-            parameter.copy_((torch.sin(steps * 0.37 + place) * scale).view_as(parameter))
+            parameter.copy_((torch.sin(steps * 0.37 + path) * scale).view_as(parameter))
 
 
 def base(folder: Path) -> Any:
@@ -47,8 +47,8 @@ def rows() -> list[tuple[str, str, str, bool]]:
     """(prompt, answer, other answer, thumb) as words."""
     made = []
     for i in range(4):
-        words = [f"t{4 + (7 * i + 5 * j) % (WORDS - 4)}" for j in range(14)]
-        made.append((" ".join(words[: 4 + i]), " ".join(words[6 : 9 + i]), " ".join(words[10:13]), i % 2 == 0))
+        text = [f"t{4 + (7 * i + 5 * j) % (WORDS - 4)}" for j in range(14)]
+        made.append((" ".join(text[: 4 + i]), " ".join(text[6 : 9 + i]), " ".join(text[10:13]), i % 2 == 0))
     return made
 
 

@@ -44,13 +44,13 @@ class Shop:
 
     def tuneloop(self, *commands: list[str]) -> None:
         """Give commands one after the other in one process."""
-        words = [[*command, "-q"] for command in commands]
-        subprocess.run([sys.executable, "-c", SEVERAL, json.dumps(words)], cwd=self.folder, env=self.environment, timeout=HANG,
+        sentence = [[*command, "-q"] for command in commands]
+        subprocess.run([sys.executable, "-c", SEVERAL, json.dumps(sentence)], cwd=self.folder, env=self.environment, timeout=HANG,
                        check=True, stdout=subprocess.DEVNULL)  # fmt: skip
 
-    def process(self, *words: str) -> tuple[subprocess.Popen[bytes], str]:
+    def process(self, *sentence: str) -> tuple[subprocess.Popen[bytes], str]:
         """Start a process; returns it and the address that it says."""
-        process = subprocess.Popen([sys.executable, "-m", "tuneloop", *words, "--json"], cwd=self.folder, env=self.environment,
+        process = subprocess.Popen([sys.executable, "-m", "tuneloop", *sentence, "--json"], cwd=self.folder, env=self.environment,
                                    stdout=subprocess.PIPE)  # fmt: skip
         assert process.stdout is not None
         return process, json.loads(process.stdout.readline())["address"]
@@ -111,8 +111,11 @@ def shop(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, cli_environ
             "prices.input=0.05",
             "prices.output=0.2",
         )
-        for name, words in {"pages": ("ui", ".", "port=0"), "server": ("serve", "tickets@champion", *settings)}.items():
-            process, address = made.process(*words)
+        for name, sentence in {
+            "pages": ("ui", ".", "port=0"),
+            "server": ("serve", "tickets@champion", *settings),
+        }.items():
+            process, address = made.process(*sentence)
             processes.append(process)
             setattr(made, name, address.rstrip("/"))
         made.customers(0, 60, "wallet crypto token")
@@ -137,9 +140,9 @@ def page(browser: Any, shop: Shop) -> Iterator[Any]:
     assert not errors
 
 
-def says(page: Any, words: str) -> None:
+def says(page: Any, sentence: str) -> None:
     """Wait for what a page says of the last action."""
-    page.wait_for_selector(f".said:has-text('{words}')", timeout=60_000)
+    page.wait_for_selector(f".said:has-text('{sentence}')", timeout=60_000)
 
 
 def test_an_alarm_is_seen_its_requests_are_read_and_five_answers_are_corrected(page: Any, shop: Shop) -> None:

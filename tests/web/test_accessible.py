@@ -75,8 +75,8 @@ def address(tmp_path_factory: pytest.TempPathFactory, cli_environment: dict[str,
         for week in range(6):
             add_event(connection, EVENT, "m", plain(report(week, week == 5)), at=at(7 * week + 7))
     ab.check(store, at=at(2))
-    words = [sys.executable, "-m", "tuneloop", "ui", str(folder), "port=0", "--json"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, env={**cli_environment, TOKEN: SECRET}) as process:
+    text = [sys.executable, "-m", "tuneloop", "ui", str(folder), "port=0", "--json"]
+    with subprocess.Popen(text, stdout=subprocess.PIPE, env={**cli_environment, TOKEN: SECRET}) as process:
         assert process.stdout is not None
         yield str(json.loads(process.stdout.readline())["address"]).partition("?")[0]
         process.kill()
@@ -169,7 +169,7 @@ def test_all_of_a_page_is_reached_by_keyboard_and_the_focus_is_seen(page: Any, a
             reached[last] = now[1]
             assert now[1], f"{path}: the focus is not seen: {now[2]}"
             page.keyboard.press("Tab")
-        missing = [html for place, html in wanted.items() if place not in reached]
+        missing = [html for name, html in wanted.items() if name not in reached]
         assert not missing, f"{path}: {missing[:5]}"
 
 

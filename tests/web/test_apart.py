@@ -60,9 +60,9 @@ def test_a_page_is_the_same_wherever_it_is_built(folder: Path, work: apart.PageW
     key = re.findall(r'href="/runs/([0-9a-f]{12})"', here.get("/runs").text)[0]
     titled = [page.path for page in PAGES if page.title]
     for path in (*titled, f"/runs/{key}", "/traffic?q=question", "/traffic/r000001", "/runs/000000000000", "/nothing"):
-        one, other = here.get(path), there.get(path)
-        texts = [re.sub(r'name="token" value="\w+"|\d+ (second|minute)s?', "", page.text) for page in (one, other)]
-        assert one.status_code == other.status_code and texts[0] == texts[1], path
+        item, other = here.get(path), there.get(path)
+        texts = [re.sub(r'name="token" value="\w+"|\d+ (second|minute)s?', "", page.text) for page in (item, other)]
+        assert item.status_code == other.status_code and texts[0] == texts[1], path
 
 
 def test_a_page_that_takes_too_long_is_ended_and_the_next_one_is_built(

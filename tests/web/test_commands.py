@@ -31,15 +31,15 @@ def test_one_that_takes_long_continues(tmp_path: Path) -> None:
 
 def test_a_reading_is_made_again_when_its_stamp_changes(tmp_path: Path) -> None:
     connect(tmp_path / "serve", create=True).close()
-    words = ["ab", "show", "--store", str(tmp_path / "serve")]
-    first = c.reading(words, tmp_path, 1, wait=60)
+    text = ["ab", "show", "--store", str(tmp_path / "serve")]
+    first = c.reading(text, tmp_path, 1, wait=60)
     assert first.record == {"experiments": []} and not first.busy
-    assert c.reading(words, tmp_path, 1) == first
+    assert c.reading(text, tmp_path, 1) == first
     begin = time.monotonic()
-    again = c.reading(words, tmp_path, 2, wait=0.0)
+    again = c.reading(text, tmp_path, 2, wait=0.0)
     assert time.monotonic() - begin < 0.2, "a page never waits for it"
     assert again.busy and again.record == first.record, "what was read last is shown meanwhile"
-    assert c.reading(words, tmp_path, 2, wait=60).stamp == 2
+    assert c.reading(text, tmp_path, 2, wait=60).stamp == 2
 
 
 def test_a_fault_is_a_reading_too(tmp_path: Path) -> None:

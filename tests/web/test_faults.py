@@ -81,8 +81,8 @@ def test_a_store_that_fails_while_it_is_shown_is_a_sentence_and_comes_back(
         insert(store, [thumb(1, 1, True)])
     pages, file = pages_of(tmp_path), tmp_path / "serve" / "store.db"
     before = {path: pages.get(path) for path in STORED}
-    for each in file.parent.glob("store.db*"):
-        shutil.copy(each, tmp_path / f"whole{each.name}")
+    for item in file.parent.glob("store.db*"):
+        shutil.copy(item, tmp_path / f"whole{item.name}")
     with fault(file):
         for path in STORED:
             answer = pages.client.get(path)
@@ -91,10 +91,10 @@ def test_a_store_that_fails_while_it_is_shown_is_a_sentence_and_comes_back(
         home = pages.get("/")
         assert "In production" in home
         assert "problem" in home or fault is locked
-    for each in file.parent.glob("store.db*"):
-        each.unlink()
-    for each in tmp_path.glob("wholestore.db*"):
-        shutil.copy(each, file.parent / each.name.removeprefix("whole"))
+    for item in file.parent.glob("store.db*"):
+        item.unlink()
+    for item in tmp_path.glob("wholestore.db*"):
+        shutil.copy(item, file.parent / item.name.removeprefix("whole"))
     assert "r000001" in pages.get("/traffic/r000001")
 
 

@@ -31,8 +31,8 @@ def served(tmp_path: Path, cli_environment: dict[str, str]) -> Iterator[Callable
     processes: list[subprocess.Popen[bytes]] = []
 
     def start(port: int = 0) -> tuple[subprocess.Popen[bytes], str]:
-        words = [sys.executable, "-m", "tuneloop", "ui", str(tmp_path), f"port={port}", "--json"]
-        process = subprocess.Popen(words, stdout=subprocess.PIPE, env={**cli_environment, TOKEN: SECRET})
+        text = [sys.executable, "-m", "tuneloop", "ui", str(tmp_path), f"port={port}", "--json"]
+        process = subprocess.Popen(text, stdout=subprocess.PIPE, env={**cli_environment, TOKEN: SECRET})
         processes.append(process)
         assert process.stdout is not None
         return process, json.loads(process.stdout.readline())["address"].partition("?")[0]

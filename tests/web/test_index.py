@@ -32,7 +32,7 @@ def test_what_comes_and_goes_is_seen_and_what_stays_is_not_read_again(
     assert {found.path.name for found in look.all("run")} == {"a", "b", "c"}
     read: list[str] = []
     scan = os.scandir
-    monkeypatch.setattr(os, "scandir", lambda place: read.append(Path(str(place)).name) or scan(place))
+    monkeypatch.setattr(os, "scandir", lambda path: read.append(Path(str(path)).name) or scan(path))
     assert len(look.all("run")) == 3 and not read
     shutil.rmtree(tmp_path / "runs" / "b")
     write_run(tmp_path / "runs" / "d", done=False)
@@ -42,8 +42,8 @@ def test_what_comes_and_goes_is_seen_and_what_stays_is_not_read_again(
 
 def test_each_kind_is_known_by_its_files_and_inner_folders_are_left_out(tmp_path: Path) -> None:
     write_run(tmp_path / "run")
-    for place in ("run/checkpoints", "run/adapter", "data", "serve", "artifacts/x"):
-        (tmp_path / place).mkdir(parents=True)
+    for name in ("run/checkpoints", "run/adapter", "data", "serve", "artifacts/x"):
+        (tmp_path / name).mkdir(parents=True)
     for file in ("run/checkpoints/run.json", "data/dataset.json", "serve/store.db", "artifacts/x/artifact.json"):
         (tmp_path / file).write_text("{}", encoding="utf-8")
     (tmp_path / "mlflow.db").touch()
@@ -70,15 +70,15 @@ def test_a_server_is_known_before_the_folders_after_it_were_read(
     (tmp_path / "serve" / "store.db").touch()
     folders, read, gate = Index((tmp_path,), patience=0.0), Index._read, threading.Event()
 
-    def slow(self: Index, place: str) -> object:
-        assert "run0" not in place or gate.wait(HANG)
-        return read(self, place)
+    def slow(self: Index, path: str) -> object:
+        assert "run0" not in path or gate.wait(HANG)
+        return read(self, path)
 
     monkeypatch.setattr(Index, "_read", slow)
     try:
         until = time.monotonic() + HANG
         while not (found := folders.all("server")) and time.monotonic() < until:
             time.sleep(0.01)
-        assert [one.path.name for one in found] == ["serve"] and folders.reading
+        assert [match.path.name for match in found] == ["serve"] and folders.reading
     finally:
         gate.set()

@@ -42,7 +42,7 @@ def ids(store: Path, **wanted: str) -> list[int]:
     with opened(store) as connection:
         while True:
             page = s.search(connection, s.filter_of(wanted), cursor)
-            numbers += [int(one.request.id[1:]) for one in page.rows]
+            numbers += [int(row.request.id[1:]) for row in page.rows]
             if not (cursor := page.cursor):
                 return numbers
 

@@ -47,8 +47,8 @@ def test_it_serves_until_it_is_ended_and_loads_no_torch(tmp_path: Path, cli_envi
 sys.modules["torch"] = None
 from tuneloop.cli.main import main
 sys.exit(main(sys.argv[1:]))"""
-    words = [sys.executable, "-c", code, "ui", str(tmp_path), "port=0", "--json"]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, env=cli_environment)
+    text = [sys.executable, "-c", code, "ui", str(tmp_path), "port=0", "--json"]
+    process = subprocess.Popen(text, stdout=subprocess.PIPE, env=cli_environment)
     try:
         assert process.stdout is not None
         said = json.loads(process.stdout.readline())
@@ -94,8 +94,8 @@ for page in app.PAGES:
         late = {name for name in set(sys.modules) - before if name.startswith(("tuneloop", "numpy"))}
         assert not late, (page.path, late)
 assert "numpy" not in sys.modules"""
-    words = [sys.executable, "-c", code, str(tmp_path)]
-    subprocess.run(words, env=cli_environment, check=True, timeout=HANG)
+    text = [sys.executable, "-c", code, str(tmp_path)]
+    subprocess.run(text, env=cli_environment, check=True, timeout=HANG)
 
 
 def test_pages_for_the_disk_link_only_each_other_and_hold_no_text_where_none_are_wanted(

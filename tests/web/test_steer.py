@@ -51,9 +51,9 @@ def test_resuming_gives_the_same_command_in_the_folder_where_the_run_was_started
     assert line in page and "Resume now" in page and "Stop now" not in page
     answer = client.post(f"/runs/{found.key}", data={"action": "resume", "token": client.token})
     assert answer.status_code == 303 and answer.headers["location"].startswith(f"/runs/{found.key}?said=")
-    ((folder, words, place, _),) = started
-    assert (folder, place) == (found.path, tmp_path)
-    assert words == ("run", "runs/one/config.yaml", "output_dir=runs/one")
+    ((folder, text, path, _),) = started
+    assert (folder, path) == (found.path, tmp_path)
+    assert text == ("run", "runs/one/config.yaml", "output_dir=runs/one")
     assert "ana: resume" in client.get(f"/runs/{found.key}").text
 
 
@@ -85,9 +85,9 @@ def test_a_clone_shows_its_command_before_it_starts(
     ],
 )
 def test_a_clone_stays_within_the_folders(
-    stopped: tuple[Sources, Found], name: str, changes: list[str], what: str
+    stopped: tuple[Sources, Found], name: str, changes: list[str], message: str
 ) -> None:
-    with pytest.raises(UserError, match=what):
+    with pytest.raises(UserError, match=message):
         steer.clone_command(*stopped, name, changes)
 
 

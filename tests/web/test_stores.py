@@ -31,9 +31,9 @@ def test_the_first_one_or_that_of_the_address_by_a_key_that_is_no_path(tmp_path:
             insert(store, [request(1, 1)])
         (tmp_path / name / "state.json").write_text("{half")
     sources = make_sources([str(tmp_path)], [], read_only=False)
-    place = str(tmp_path / "b")
-    chosen = shown_store(asked(f"store={store_key(place)}"), sources)
-    assert chosen.place == place and len(chosen.others) == 2 and chosen.state.base == ""
+    path = str(tmp_path / "b")
+    chosen = shown_store(asked(f"store={store_key(path)}"), sources)
+    assert chosen.place == path and len(chosen.others) == 2 and chosen.state.base == ""
     for wrong in ("store=/etc", "store=zzz"):
         with pytest.raises(UserError, match="not there any more"):
             shown_store(asked(wrong), sources)
@@ -77,17 +77,17 @@ def test_a_store_in_postgres_has_the_pages_of_a_file_and_shows_no_password(  # t
         for records in (read_requests(store), read_feedback(store), read_decisions(store)):
             insert(other, [*records])
     shown: dict[str, list[str]] = {}
-    for name, place in places.items():
-        pages = pages_of(tmp_path / name, stores=(place,))
-        own = {"serve/store.db": "STORE", store_name(place): "STORE", store_key(place): "KEY", pages.token: "TOKEN"}
+    for name, folder in places.items():
+        pages = pages_of(tmp_path / name, stores=(folder,))
+        own = {"serve/store.db": "STORE", store_name(folder): "STORE", store_key(folder): "KEY", pages.token: "TOKEN"}
         for path in PAGES:
             html = pages.get(path).replace("<wbr>", "").replace("&#39;", "")
             assert "unspeakable" not in html
             for word in sorted(own, key=len, reverse=True):
                 html = html.replace(str(escape(word)), own[word])
             shown.setdefault(name, []).append(re.sub(r'name="once" value="[^"]*"', "", html))
-    for path, one, other_one in zip(PAGES, shown["file"], shown["postgres"], strict=True):
-        assert one == other_one, path
+    for path, item, other_one in zip(PAGES, shown["file"], shown["postgres"], strict=True):
+        assert item == other_one, path
     assert "The label is stored" in pages.send("/traffic/r000009", {"kind": "label", "value": "billing", "seen": "~"})
     assert "Continues at" in pages.send("/experiments/new", {"step": "decide", "seen": "1"})
     assert "unspeakable" not in pages.get("/experiments/new")

@@ -26,7 +26,7 @@ def test_a_row_is_added_once_and_the_suite_reads_it(suite: Path) -> None:
     assert add_to_suite(suite, row) and not add_to_suite(suite, row)
     assert add_to_suite(suite, {**row, "request": "r2"})
     assert suite.read_text().startswith(TEXT.rstrip())
-    assert [one.request for one in load_suite(suite).must_pass] == ["", "r1", "r2"]
+    assert [item.request for item in load_suite(suite).must_pass] == ["", "r1", "r2"]
 
 
 def test_a_suite_with_a_file_of_its_own_keeps_it(suite: Path) -> None:

@@ -57,9 +57,9 @@ class ServingMachine:
 def usd_per_million_tokens(usd_per_hour: float, tokens_per_second: float, utilisation: float) -> float:
     """Dollars for 1 million tokens on a machine paid by the hour. Raises UserError: a number that can't be."""
     if not (tokens_per_second > 0 and 0 < utilisation <= 1 and usd_per_hour >= 0):
-        what = "Tokens a second are above 0, utilisation lies above 0 and at most at 1, dollars are not negative"
+        message = "Tokens a second are above 0, utilisation lies above 0 and at most at 1, dollars are not negative"
         where = f"{tokens_per_second:g} tokens/s, utilisation {utilisation:g}, ${usd_per_hour:g} an hour"
-        raise UserError(what, where=where, next_step="check the three numbers")
+        raise UserError(message, where=where, next_step="check the three numbers")
     return usd_per_hour * MILLION / (3600 * tokens_per_second * utilisation)
 
 
@@ -142,14 +142,15 @@ class Alternative:
 def break_even(baseline: Alternative, option: Alternative, queries_per_day: float | None) -> Payback:
     """When `option` has paid for itself. Raises UserError: no volume or baseline prompt: a saving would be a guess."""
     if not queries_per_day or not baseline.prompt_tokens:
-        what = "A saving needs a baseline prompt and a volume"
+        message = "A saving needs a baseline prompt and a volume"
         step = "give both: how many tokens a query takes today, and how many queries there are a day"
-        raise UserError(what, where="--baseline-prompt-tokens, --queries-per-day", next_step=step)
-    for each in (baseline, option):
+        raise UserError(message, where="--baseline-prompt-tokens, --queries-per-day", next_step=step)
+    for alternative in (baseline, option):
         values = (
-            ("queries a day", queries_per_day), ("prompt tokens", each.prompt_tokens),
-            ("answer tokens", each.answer_tokens), ("price", each.rate.input), ("price", each.rate.output),
-            ("upfront dollars", each.upfront_usd), ("monthly dollars", each.monthly_usd),
+            ("queries a day", queries_per_day), ("prompt tokens", alternative.prompt_tokens),
+            ("answer tokens", alternative.answer_tokens), ("price", alternative.rate.input),
+            ("price", alternative.rate.output),
+            ("upfront dollars", alternative.upfront_usd), ("monthly dollars", alternative.monthly_usd),
         )  # fmt: skip
         for name, value in values:
             if not math.isfinite(value) or value < 0:
@@ -157,14 +158,14 @@ def break_even(baseline: Alternative, option: Alternative, queries_per_day: floa
     saved = baseline.usd_per_query - option.usd_per_query
     monthly = baseline.usd_per_month(queries_per_day) - option.usd_per_month(queries_per_day)
     upfront = option.upfront_usd - baseline.upfront_usd
-    days, why = 0.0, ""
+    days, reason = 0.0, ""
     if upfront > 0 or monthly < 0:
         if monthly <= 0:
-            why = "a query costs no less" if saved <= 0 else "what is paid monthly eats what queries save"
-            return Payback(usd_per_query_saved=saved, usd_per_month_saved=monthly, queries=None, days=None, why=why)
+            reason = "a query costs no less" if saved <= 0 else "what is paid monthly eats what queries save"
+            return Payback(usd_per_query_saved=saved, usd_per_month_saved=monthly, queries=None, days=None, why=reason)
         days = upfront / (monthly / DAYS_A_MONTH)
     queries = days * queries_per_day
-    return Payback(usd_per_query_saved=saved, usd_per_month_saved=monthly, queries=queries, days=days, why=why)
+    return Payback(usd_per_query_saved=saved, usd_per_month_saved=monthly, queries=queries, days=days, why=reason)
 
 
 @dataclass(frozen=True)
@@ -380,14 +381,14 @@ def token_lines(question: AdviceInput, prices: PriceTable, prompt_tokens: float)
     for hosted in prices.hosted(question.model):
         rate = TokenRate(hosted.input, hosted.output)
         usd = rate.usd_per_query(prompt_tokens, answer) / (prompt_tokens + answer) * 1e6
-        what, basis = f"{hosted.provider}, hosted", f"{hosted.date}, {hosted.source}"
-        lines.append(TokenPrice(what=what, usd_per_million=usd, basis=basis))
+        title, basis = f"{hosted.provider}, hosted", f"{hosted.date}, {hosted.source}"
+        lines.append(TokenPrice(what=title, usd_per_million=usd, basis=basis))
     if machine := serving(question, prices, prompt_tokens, answer, "on-demand"):
         basis = f"about {machine.engine.tokens_per_second:,.0f} tokens/s (roofline); {machine.engine.source}"
         for share in (1.0, UTILISATION, 0.05):
-            what = f"own {machine.gpus} x {machine.card.name}, {share:.0%} busy"
+            title = f"own {machine.gpus} x {machine.card.name}, {share:.0%} busy"
             usd = machine.engine.usd_per_million(share)
-            lines.append(TokenPrice(what=what, usd_per_million=usd, basis=basis))
+            lines.append(TokenPrice(what=title, usd_per_million=usd, basis=basis))
     return lines
 
 

@@ -216,7 +216,7 @@ def _facts_of_evaluation(path: Path, metric: str) -> dict[str, Any]:
 def read_baselines(folder: Path, metric: str = "") -> BaselineResults:
     """What `baselines.json` and its evaluations say: the base model and the cheap alternatives."""
     listed = read_record(BaselinesManifest, folder)
-    manifests = {name: read_record(EvaluationManifest, inside(folder, place)) for name, place in listed.systems.items()}
+    manifests = {name: read_record(EvaluationManifest, inside(folder, path)) for name, path in listed.systems.items()}
     n = max((manifest.n for manifest in manifests.values()), default=0)
     metrics = {name: manifest.metrics for name, manifest in manifests.items()}
     metric = metric or next(filter(None, map(_decided_by, manifests.values())), "")
@@ -227,7 +227,7 @@ def leaderboard(measured: BaselineResults) -> list[MeasuredSystem]:
     """The systems from the base model to the tuned one, with gains over the best prompt and what queries cost."""
     best, sign = measured.prompt, -1 if lower_is_better(measured.metric) else 1
     order = {"zero-shot": 0, "few-shot": 1, **dict.fromkeys(CHEAP, 2), "tuned": 3}
-    place = {r.name: next((n for part, n in order.items() if part in r.name), 3) for r in measured.results}
+    ranks = {r.name: next((n for part, n in order.items() if part in r.name), 3) for r in measured.results}
 
     def system(r: SystemResult) -> MeasuredSystem:
         values: dict[str, Any] = {
@@ -240,19 +240,19 @@ def leaderboard(measured: BaselineResults) -> list[MeasuredSystem]:
         }  # fmt: skip
         return MeasuredSystem(**values)
 
-    return [system(r) for r in sorted(measured.results, key=lambda r: place[r.name])]
+    return [system(r) for r in sorted(measured.results, key=lambda r: ranks[r.name])]
 
 
 def combined_facts(files: Sequence[str]) -> dict[str, Any]:
     """Facts for the rules from `distillation.json`, `merge.json`, `router.json` and `cascade.json`, or folders that
     hold them. Raises UserError: there is none, or it is damaged."""
     merged: dict[str, Any] = {}
-    for place in map(Path, files):
-        paths = [place] if place.is_file() and place.name in READERS else [place / name for name in READERS]
+    for source in map(Path, files):
+        paths = [source] if source.is_file() and source.name in READERS else [source / name for name in READERS]
         if not (paths := [path for path in paths if path.is_file()]):
             *names, last = READERS
-            what, step = "Nothing was measured of merging, routing or distilling here", ", ".join(names)
-            raise UserError(what, where=str(place), next_step=f"name a folder that holds {step} or {last}")
+            message, step = "Nothing was measured of merging, routing or distilling here", ", ".join(names)
+            raise UserError(message, where=str(source), next_step=f"name a folder that holds {step} or {last}")
         for path in paths:
             kind, facts = READERS[path.name]
             merged |= facts(as_record(kind, read_json(path), str(path)))
@@ -271,17 +271,17 @@ def _distilled(record: Any) -> dict[str, Any]:
     if (results := record.results) is None:
         return {}
     reached = f"{results.metric} {_on(results.student, results.n)}, its teacher {results.teacher:.3f}"
-    words = f"A student was distilled: {reached}"
+    sentence = f"A student was distilled: {reached}"
     if results.kept is not None:
-        words += f" ({_share(results.kept)} of it kept)"
+        sentence += f" ({_share(results.kept)} of it kept)"
     student, teacher = results.student_cost, results.teacher_cost
     if student is not None and teacher is not None:
-        words += f", at {teacher.rows_per_second / student.rows_per_second:.0%} of the teacher's time for an answer"
+        sentence += f", at {teacher.rows_per_second / student.rows_per_second:.0%} of the teacher's time for an answer"
     over = results.over_control
     if over is None:
-        return {"distilled_words": words + "."}
-    words += f". Tuned on the same rows without a teacher it has {results.control:.3f}."
-    return {"distilled_words": words, "distilled_helps": by_interval(over.low, over.high) == "better"}
+        return {"distilled_words": sentence + "."}
+    sentence += f". Tuned on the same rows without a teacher it has {results.control:.3f}."
+    return {"distilled_words": sentence, "distilled_helps": by_interval(over.low, over.high) == "better"}
 
 
 def _merged(record: Any) -> dict[str, Any]:
@@ -290,31 +290,31 @@ def _merged(record: Any) -> dict[str, Any]:
         return {}
     worst = min(shares, key=lambda task: shares[task].value)
     adapters = f"{counted(len(record.sources), 'adapter')} {verb(len(record.sources), 'was', 'were')}"
-    words = f"{adapters} merged by {record.method} into one of rank {record.rank}"
-    words += f"; the worst task, {worst}, keeps {_share(shares[worst])} of its expert's gain."
-    return {"merged_words": words, "merged_routed": ", ".join(record.routed), "merged_all": not record.routed}
+    sentence = f"{adapters} merged by {record.method} into one of rank {record.rank}"
+    sentence += f"; the worst task, {worst}, keeps {_share(shares[worst])} of its expert's gain."
+    return {"merged_words": sentence, "merged_routed": ", ".join(record.routed), "merged_all": not record.routed}
 
 
 def _routed(record: Any) -> dict[str, Any]:
     results = record.results
     if results is None or not results.singles:
         return {}
-    best, quality = max(results.singles[:-1], key=lambda one: one.quality), results.quality
+    best, quality = max(results.singles[:-1], key=lambda single: single.quality), results.quality
     bounds = f"[{quality.low:.3f}, {quality.high:.3f}] on {counted(results.n, 'test row')}"
-    words = (
+    sentence = (
         f"A router has {quality.value:.3f} {bounds} at a mean cost of {results.cost:g}; "
         f"the best single model, {best.name}, has {best.quality:.3f} at {best.cost:g}."
     )
-    return {"routed_words": words, "routed_exclusive": record.exclusive}
+    return {"routed_words": sentence, "routed_exclusive": record.exclusive}
 
 
 def _cascade(record: Any) -> dict[str, Any]:
     over, cost = record.over_large, f"{record.cost / record.costs[1]:.0%} of the large model's cost"
-    words = (
+    sentence = (
         f"A cascade of {record.small} and {record.large} has {_on(record.quality.value, record.n)} at {cost}; "
         f"the difference to it is {over.value:+.3f} [{over.low:+.3f}, {over.high:+.3f}]."
     )
-    return {"cascade_words": words, "cascade_pays": record.cost < record.costs[1] and not over.high < 0}
+    return {"cascade_words": sentence, "cascade_pays": record.cost < record.costs[1] and not over.high < 0}
 
 
 READERS: dict[str, tuple[type[Record], Callable[[Any], dict[str, Any]]]] = {

@@ -212,8 +212,8 @@ def _method(question: AdviceInput, trained: Mapping[str, Machine]) -> tuple[str,
     for method in (method.name for method in methods() if not method.footprint.all_weights):
         usd = _expected_usd(trained, method)
         if usd is not None and usd <= question.budget_usd:
-            words = {"usual_method": title_of(usual), "usual_usd": usd_words(usual_usd)}
-            return method, {"affordable_method": method, "affordable_usd": usd_words(usd), **words}
+            extra = {"usual_method": title_of(usual), "usual_usd": usd_words(usual_usd)}
+            return method, {"affordable_method": method, "affordable_usd": usd_words(usd), **extra}
     return usual, {}
 
 
@@ -274,7 +274,7 @@ def facts_of(
         prompt = prompt if enough else None  # what another model falls short of says nothing about this one
     best_prompt = max((r.value for r in (prompt, other_model) if r), default=-1.0)
     leads = classical.value > best_prompt if classical else None
-    words = _classifier_words(classical, measured) if classical and measured else ""
+    summary = _classifier_words(classical, measured) if classical and measured else ""
     days = against.days if against else None
     payback = None if days is None else "under a day" if days < 1 else counted(days, "day")
     verdict = measured.verdict if measured and tuned else ""
@@ -295,7 +295,7 @@ def facts_of(
         **_system_facts("stand_in", other_model, scale), **_system_facts("prompt", prompt, scale),
         **_system_facts("classical", classical, scale), "classical_leads": leads,
         "classical_right": classical.right if classical and measured and measured.n else None,
-        "classical_words": words, "classical_aside": f" {words}: beat that first." if words else "",
+        "classical_words": summary, "classical_aside": f" {summary}: beat that first." if summary else "",
         "tuned": tuned.value if tuned else None, "classical_ties": ties,
         "tuned_verdict": ("better" if verdict == "better" else "not better") if verdict else None,
         "pays_back": (against.days is not None and against.days <= question.months * 365 / 12) if against else None,

@@ -75,16 +75,16 @@ class JobStatus(BaseModel):
     report: str = ""
 
 
-def start_job(folder: Path, words: Sequence[str], place: Path, environment: dict[str, str]) -> Job:
+def start_job(folder: Path, arguments: Sequence[str], cwd: Path, environment: dict[str, str]) -> Job:
     """Start `tuneloop WORDS --json` for the run in a folder, or give the job that works in it already.
 
     Args:
-        place: the folder in which it is started.
+        cwd: the folder in which it is started.
     """
     if is_file(folder / Job.file, below=folder) and lives(job := read_record(Job, folder, below=folder), folder):
         return job
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "tuneloop", *words, "--json"]
+    command = [sys.executable, "-m", "tuneloop", *arguments, "--json"]
     variables = {key: value for key, value in environment.items() if key != PARENT} | {WORKS_ON: str(folder.resolve())}
     with (
         user_errors_of_the_disk(folder),
@@ -92,16 +92,10 @@ def start_job(folder: Path, words: Sequence[str], place: Path, environment: dict
         written(folder / LOG, below=folder) as log,
     ):
         process = subprocess.Popen(
-            command,
-            cwd=place,
-            env=variables,
-            stdin=subprocess.DEVNULL,
-            stdout=answer,
-            stderr=log,
-            start_new_session=True,
+            command, cwd=cwd, env=variables, stdin=subprocess.DEVNULL, stdout=answer, stderr=log, start_new_session=True
         )
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    job = Job(command=[*words], folder=str(place), pid=process.pid, born=_born(process.pid), started=started)
+    job = Job(command=[*arguments], folder=str(cwd), pid=process.pid, born=_born(process.pid), started=started)
     write_record(folder / Job.file, job)
     until = time.monotonic() + STARTS
     while process.poll() is None and not lives(job, folder) and time.monotonic() < until:

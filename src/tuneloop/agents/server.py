@@ -83,9 +83,9 @@ class Workbench:
         if measure:
             self._may_write()
         with self._answering():
-            words = [*self._source(data), *self._options(AdviseOptions, facts or {})]
-            words += ["--measure"] if measure else []
-            return await self._run(ctx, ["advise", *words], folder="" if self.allow_write or not data else "--out")
+            arguments = [*self._source(data), *self._options(AdviseOptions, facts or {})]
+            arguments += ["--measure"] if measure else []
+            return await self._run(ctx, ["advise", *arguments], folder="" if self.allow_write or not data else "--out")
 
     async def plan(
         self, ctx: Context, data: Name = "", model: Name = "", options: dict[str, Any] | None = None
@@ -108,8 +108,8 @@ class Workbench:
         self._may_write()
         with self._answering():
             places = [self._recipe(source) for source in sources]
-            words = [*places, *self.roots.settings(settings or {}), *self._places(out=out, model=model)]
-            return await self._run(ctx, ["prepare", *words])
+            arguments = [*places, *self.roots.settings(settings or {}), *self._places(out=out, model=model)]
+            return await self._run(ctx, ["prepare", *arguments])
 
     async def run(
         self,
@@ -127,13 +127,13 @@ class Workbench:
         """
         self._may_write()
         with self._answering():
-            words = [self._recipe(source), *self.roots.settings(settings or {})]
-            words += [f"model={self.roots.place(model, 'model')}"] if model else []
-            folder = out or await asyncio.to_thread(_folder, *words)
+            arguments = [self._recipe(source), *self.roots.settings(settings or {})]
+            arguments += [f"model={self.roots.place(model, 'model')}"] if model else []
+            folder = out or await asyncio.to_thread(_folder, *arguments)
             self.roots.place(folder, "folder of the run")
-            place = self.roots.base
-            call = ["run", *words, f"output_dir={folder}"]
-            await asyncio.to_thread(start_job, place / folder, call, place, self._environment())
+            base = self.roots.base
+            call = ["run", *arguments, f"output_dir={folder}"]
+            await asyncio.to_thread(start_job, base / folder, call, base, self._environment())
             return await self._follow(ctx, folder, wait_seconds)
 
     async def run_status(self, ctx: Context, folder: Name, wait_seconds: Wait = 0) -> JobStatus:
@@ -167,8 +167,8 @@ class Workbench:
         with self._answering():
             own_rows = (self.roots.base / target / "dataset").is_dir()  # else those that its recipe names
             target = self.roots.place(target, "target") if own_rows else self._recipe(target)
-            words = [target, *self.roots.settings(settings or {}), f"--split={split}"]
-            return await self._run(ctx, ["evaluate", *words, *self._places(dataset=dataset, data=data, out=out)])
+            arguments = [target, *self.roots.settings(settings or {}), f"--split={split}"]
+            return await self._run(ctx, ["evaluate", *arguments, *self._places(dataset=dataset, data=data, out=out)])
 
     async def compare(
         self, ctx: Context, systems: list[Name], references: Name = "", dataset: Name = "", out: Name = ""
@@ -176,11 +176,11 @@ class Workbench:
         """Compare evaluations of the same rows, each with the first one; FOLDER:NAME picks a baseline of a run."""
         with self._answering():
             places = [self.roots.place(system, "system") for system in systems]
-            predictions = any((self.roots.base / place).is_file() for place in places)
+            predictions = any((self.roots.base / path).is_file() for path in places)
             if len(systems) == 1 or predictions or out:
                 self._may_write()  # a page is written again, or what is measured is kept
-            words = [*places, *self._places(references=references, dataset=dataset, out=out)]
-            return await self._run(ctx, ["compare", *words], folder="" if self.allow_write else "--out")
+            arguments = [*places, *self._places(references=references, dataset=dataset, out=out)]
+            return await self._run(ctx, ["compare", *arguments], folder="" if self.allow_write else "--out")
 
     async def predict(
         self,
@@ -203,12 +203,10 @@ class Workbench:
             if rows and any(len(json.dumps(row)) > LONGEST_ROW for row in rows):
                 raise UserError("A row is too long", next_step=f"at most {LONGEST_ROW:,} characters; or a file")
             self.roots.place(target, "target")
-            place = self.roots.place(file, "file") or str(Path(scratch) / "rows.jsonl")
+            path = self.roots.place(file, "file") or str(Path(scratch) / "rows.jsonl")
             if rows:
-                write_jsonl(place, rows)
-            return await self._run(
-                ctx, ["predict", target, place, *self._places(out=out), f"--top={top}"], rows=scratch
-            )
+                write_jsonl(path, rows)
+            return await self._run(ctx, ["predict", target, path, *self._places(out=out), f"--top={top}"], rows=scratch)
 
     # --- resources -----------------------------------------------------------------------------
 
@@ -220,7 +218,9 @@ class Workbench:
                 names = [name for name in (*RECORDS, "report.html") if (path / name).is_file()]
                 if {"run.json", "job.json", "eval.json", "dataset.json", "advise.json"} & {*names}:
                     name = str(path.relative_to(root) if root == self.roots.base else path)
-                    found.append({"folder": name, "records": [f"tuneloop://record/{each}/{name}" for each in names]})
+                    found.append(
+                        {"folder": name, "records": [f"tuneloop://record/{record}/{name}" for record in names]}
+                    )
         return json.dumps({"folders": found}, indent=1)
 
     def record(self, name: str, folder: str) -> str:
@@ -267,21 +267,21 @@ class Workbench:
 
     def _places(self, **places: str) -> list[str]:
         """Options of a command from places, by their names."""
-        return [f"--{name}={self.roots.place(place, name)}" for name, place in places.items() if place]
+        return [f"--{name}={self.roots.place(path, name)}" for name, path in places.items() if path]
 
     def _options(self, kind: type[Config], values: Mapping[str, Any]) -> list[str]:
         """Options of a command from a mapping, by the names of the record's fields."""
         self.roots.settings(values, "options")
-        record, words = build_config(kind, values, where="options"), []
+        record, arguments = build_config(kind, values, where="options"), []
         for name in values:
-            mark = next((one for one in kind.model_fields[name].metadata if isinstance(one, Flag)), Flag())
-            long = next((one for one in mark.names if one.startswith("--")), f"--{name.replace('_', '-')}")
+            mark = next((item for item in kind.model_fields[name].metadata if isinstance(item, Flag)), Flag())
+            long = next((option for option in mark.names if option.startswith("--")), f"--{name.replace('_', '-')}")
             value, (yes, _, no) = getattr(record, name), long.partition("/")
             if isinstance(value, bool):
-                words += [yes] if value else [no] if no else []
+                arguments += [yes] if value else [no] if no else []
             elif value is not None:
-                words.append(f"{yes}={value}")
-        return words
+                arguments.append(f"{yes}={value}")
+        return arguments
 
     def _environment(self, *scratch: str) -> dict[str, str]:
         """Of a command: it ends with this server, names these folders alone, and a read-only one downloads nothing."""
@@ -289,7 +289,7 @@ class Workbench:
         environment = environment_of_child() | confining(AGENT, Roots((*self.roots.folders, *own)))
         return environment | ({} if self.allow_write else {"HF_HUB_OFFLINE": "1"})
 
-    async def _run(self, ctx: Context, words: Sequence[str], *, folder: str = "", rows: str = "") -> dict[str, Any]:
+    async def _run(self, ctx: Context, arguments: Sequence[str], *, folder: str = "", rows: str = "") -> dict[str, Any]:
         """What a command answers.
 
         Args:
@@ -300,12 +300,12 @@ class Workbench:
             ToolError: the command's error.
         """
         with tempfile.TemporaryDirectory() as scratch:
-            words = [*words, *([f"{folder}={scratch}/written"] if folder else [])]
+            arguments = [*arguments, *([f"{folder}={scratch}/written"] if folder else [])]
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
                 "tuneloop",
-                *words,
+                *arguments,
                 "--json",
                 cwd=self.roots.base,
                 env=self._environment(scratch, *([rows] if rows else [])),

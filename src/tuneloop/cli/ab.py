@@ -111,9 +111,9 @@ def _note(store: str, state: ExperimentState) -> str:
     """What to know of an experiment whose candidate the server does not serve; empty: it does, or says nothing."""
     from tuneloop.improve.experiment import left_out
 
-    why = "" if state.ended else left_out(store, state.design.name)
+    reason = "" if state.ended else left_out(store, state.design.name)
     step = f"tuneloop ab stop {state.design.name} --store {store}"
-    return f"no one meets the candidate, the server can't serve it: {why} ({step})" if why else ""
+    return f"no one meets the candidate, the server can't serve it: {reason} ({step})" if reason else ""
 
 
 def show(name: str = argument("[NAME]", "Name of the experiment; default: all.", ""), store: str = STORE) -> Result:
@@ -122,20 +122,20 @@ def show(name: str = argument("[NAME]", "Name of the experiment; default: all.",
 
     experiments = read_experiments(store)
     states = [find(experiments, name, store)] if name else list(experiments.values())
-    record = {"experiments": [{"name": one.design.name, **_as_json(one)} for one in states]}
-    notes = [f"note: {note}" for one in states if (note := _note(store, one))]
+    record = {"experiments": [{"name": state.design.name, **_as_json(state)} for state in states]}
+    notes = [f"note: {note}" for state in states if (note := _note(store, state))]
     return Result(record, [*_lines(states, every=bool(name)), *notes])
 
 
 def _lines(states: Sequence[ExperimentState], *, every: bool) -> Iterator[str]:
-    for one in states:
-        where = one.ended or (f"{one.share:.0%} of new users" if one.share else "shadow mode")
-        pair = f"{one.design.candidate} against {one.design.champion}"
-        yield f"{one.design.name}: {where}, {pair}, since {minute(one.started)}"
-        for verdict in one.verdicts if every else one.verdicts[-1:]:
+    for state in states:
+        where = state.ended or (f"{state.share:.0%} of new users" if state.share else "shadow mode")
+        pair = f"{state.design.candidate} against {state.design.champion}"
+        yield f"{state.design.name}: {where}, {pair}, since {minute(state.started)}"
+        for verdict in state.verdicts if every else state.verdicts[-1:]:
             yield f"  {minute(verdict.at)}  {verdict.outcome}: {verdict.sentence}"
-        if one.stopped:
-            yield f"  {minute(one.stopped)}  stopped by hand: {one.why or 'no reason was given'}"
+        if state.stopped:
+            yield f"  {minute(state.stopped)}  stopped by hand: {state.why or 'no reason was given'}"
     if not states:
         yield "There is no experiment yet: `tuneloop ab plan` says what one could show."
 
@@ -158,13 +158,15 @@ def replay(name: str = NAME, store: str = STORE) -> Result:
     from tuneloop.serving.store import decision_log
 
     decisions, log = again(store, name), decision_log(store)
-    same = all(one.same for one in decisions)
+    same = all(entry.same for entry in decisions)
     lines = []
-    for one in decisions:
-        word = "same" if one.same else "DIFFERS: its inputs were changed or erased" if one.follows else "DIFFERS"
-        lines.append(f"{word}  {minute(one.logged.at)}  {one.logged.outcome}: {one.logged.sentence}")
-        if not one.same:
-            lines.append(f"      now  {one.again.outcome}: {one.again.sentence}")
+    for decision in decisions:
+        word = (
+            "same" if decision.same else "DIFFERS: its inputs were changed or erased" if decision.follows else "DIFFERS"
+        )
+        lines.append(f"{word}  {minute(decision.logged.at)}  {decision.logged.outcome}: {decision.logged.sentence}")
+        if not decision.same:
+            lines.append(f"      now  {decision.again.outcome}: {decision.again.sentence}")
     record = {"decisions": decisions, "same": same, "log": log}
     return Result(record, [*lines, log.line], int(bool(log.fault) or not same))
 
@@ -200,11 +202,16 @@ def sample(
     """
     from tuneloop.improve.experiment import sample_of
 
-    requests = [one for one in sample_of(store, name) if not (open_only and one.checked)]
+    requests = [asked_request for asked_request in sample_of(store, name) if not (open_only and asked_request.checked)]
     table = plain_table("request", "user", "checked", "question")
-    for one in requests:
-        table.add_row(one.request, one.user, "yes" if one.checked else "no", " ".join(one.question.split())[:60])
-    users, done = len({one.user for one in requests}), sum(one.checked for one in requests)
+    for request in requests:
+        table.add_row(
+            request.request, request.user, "yes" if request.checked else "no", " ".join(request.question.split())[:60]
+        )
+    users, done = (
+        len({asked_request.user for asked_request in requests}),
+        sum(asked_request.checked for asked_request in requests),
+    )
     line = f"{counted(len(requests), 'request')} of {counted(users, 'user')} in the sample, {done:,} checked"
 
     def show_them(console: Any) -> None:

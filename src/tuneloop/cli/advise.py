@@ -79,8 +79,8 @@ def _ask() -> dict[str, Any]:
     """The questions, on stderr; Enter leaves a fact unknown."""
     typer.echo("Enter leaves a question open; what is not known decides nothing.", err=True)
     facts: dict[str, Any] = {}
-    for key, words, kind in QUESTIONS:
-        while text := typer.prompt(words, default="", show_default=False, err=True).strip():
+    for key, question, kind in QUESTIONS:
+        while text := typer.prompt(question, default="", show_default=False, err=True).strip():
             try:
                 facts[key] = _read(text, kind)
                 break
@@ -183,7 +183,7 @@ def _print_options(advice: Advice, console: Any, verbose: bool) -> None:
             table.add_row(a["name"], a["quality"], a["upfront"], a["query"], a["month"], a["total"], a["pays"])
         _print_table(console, table)
         for a in page["alternatives"]:
-            if any(words in a["note"] for words in ("no price by the token", "trained tokens")):
+            if any(phrase in a["note"] for phrase in ("no price by the token", "trained tokens")):
                 _say(console, f"{a['name']}: {a['note']}", "dim", "", "  ")
     if page["bills"] and verbose:
         table = _table("\nA month on rented machines", "serving", "bill", "always on", "batch", "busy")

@@ -47,8 +47,8 @@ def command(
     if result.is_dir() or (path.is_file() and result.exists() and result.samefile(path)):
         raise UserError("The result can't take that place", where=f"--out {result}", next_step="choose another name")
     refuse_other_place(parallel.on)
-    place = parallel.rows, parallel.on, parallel.actors
-    batch = BatchInput(path, result, asking.window, asking.hours, *place, asking.column, asking.system)
+    options = parallel.rows, parallel.on, parallel.actors
+    batch = BatchInput(path, result, asking.window, asking.hours, *options, asking.column, asking.system)
     config = serve_config([model], settings or [])
     with screen("answering"):
         counts = answer_batch(batch, config)

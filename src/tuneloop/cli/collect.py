@@ -119,9 +119,9 @@ def add(
     from tuneloop.improve.feedback import add as store_one
 
     values = {**feedback.model_dump(), "request": request, "value": _value(feedback.kind, feedback.value)}
-    one, new = store_one(store, values, personal=_personal(keep_personal))
-    line = f"{'stored' if new else 'known already'}: {one.kind} on {one.request or one.conversation}"
-    return Result({"id": one.id, "new": new, "feedback": one}, [line])
+    entry, new = store_one(store, values, personal=_personal(keep_personal))
+    line = f"{'stored' if new else 'known already'}: {entry.kind} on {entry.request or entry.conversation}"
+    return Result({"id": entry.id, "new": new, "feedback": entry}, [line])
 
 
 def _value(kind: str, text: str) -> Any:
@@ -151,8 +151,8 @@ def import_(
 def _imported(result: Imported, *, nothing: bool) -> Iterator[str]:
     yield f"added     {result.added:,}" + (f"; {result.known:,} were known already" if result.known else "")
     by_reason: dict[str, list[Mapping[str, Any]]] = {}
-    for one in result.refused:
-        by_reason.setdefault(str(one["reason"]), []).append(one)
+    for refusal in result.refused:
+        by_reason.setdefault(str(refusal["reason"]), []).append(refusal)
     for reason, (first, *others) in by_reason.items():
         more = f" and {len(others):,} more" if others else ""
         yield f"refused   {first['source']}:{first['line']}{more}: {reason}"
@@ -186,9 +186,9 @@ def show_feedback(
 
     summary = read(store, since=since, until=until)
     lines = [f"requests  {summary.requests:,}, of which {summary.rated:,} have feedback"]
-    for one in summary.kinds:
-        mean = "" if one.mean is None else f", {one.mean:.3f} good on average (0 to 1)"
-        lines.append(f"{one.kind:<9} {one.events:,} events, {one.current:,} hold{mean}")
+    for row in summary.kinds:
+        mean = "" if row.mean is None else f", {row.mean:.3f} good on average (0 to 1)"
+        lines.append(f"{row.kind:<9} {row.events:,} events, {row.current:,} hold{mean}")
     if summary.orphans:
         lines.append(f"orphans   {len(summary.orphans):,} on requests or conversations that are not known (yet)")
     for orphan in summary.orphans if orphans else []:

@@ -115,8 +115,8 @@ def command(
             assert judge is not None
             return _check_judge(judge, judging.check_judge)
         against = EvalOptions(dataset=answers.dataset, split=answers.split, data=answers.references)
-        result, words = _compare(evaluations or [], out, judge, against)
-    return _pasted(_decided(result, words, deciding), Path(result["path"]), pasted)
+        result, sentences = _compare(evaluations or [], out, judge, against)
+    return _pasted(_decided(result, sentences, deciding), Path(result["path"]), pasted)
 
 
 def _pasted(result: Result, folder: Path, pasted: PasteOptions) -> Result:
@@ -131,15 +131,15 @@ def _pasted(result: Result, folder: Path, pasted: PasteOptions) -> Result:
     return result
 
 
-def _decided(result: dict[str, Any], words: Sequence[str], deciding: RefereeOptions) -> Result:
+def _decided(result: dict[str, Any], sentences: Sequence[str], deciding: RefereeOptions) -> Result:
     """The comparison; with `--fail-if` its line for CI and exit status."""
     from tuneloop.evaluation.gate import not_worse
 
     folder = Path(result["path"])
     if not deciding.fail_if:
-        return Result(result, partial(_print, folder, words))
+        return Result(result, partial(_print, folder, sentences))
     ci = not_worse(read_record(EvaluationManifest, folder), deciding.margin)
-    lines = [ci.message, *words, f"{folder}/eval.json", f"{folder}/report.html"]
+    lines = [ci.message, *sentences, f"{folder}/eval.json", f"{folder}/report.html"]
     return Result({**result, "ci": vars(ci)}, lines[:1] if output().quiet else lines, EXITS[ci.status])
 
 
@@ -168,11 +168,11 @@ def _referee(places: list[str], out: str, deciding: RefereeOptions) -> Result:
     return Result({"place": places[0], **vars(power)}, lines)
 
 
-def _print(folder: Path, words: Sequence[str], console: Console) -> None:
+def _print(folder: Path, sentences: Sequence[str], console: Console) -> None:
     from tuneloop.report import print_comparison
 
     print_comparison(read_record(EvaluationManifest, folder), console)
-    for line in (*words, f"{folder}/eval.json", f"{folder}/report.html"):
+    for line in (*sentences, f"{folder}/eval.json", f"{folder}/report.html"):
         console.print(line, soft_wrap=True)
 
 

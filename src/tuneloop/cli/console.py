@@ -124,12 +124,12 @@ def split_arguments(arguments: Sequence[str] | None) -> tuple[list[str], list[st
     return [a for a in arguments or () if a not in settings], settings
 
 
-def one_place(source: str, settings: Sequence[str] | None, what: str = "place") -> tuple[str, list[str]]:
+def one_place(source: str, settings: Sequence[str] | None, kind: str = "place") -> tuple[str, list[str]]:
     """The one positional argument, or "", and the settings; a typer.BadParameter refuses a second one."""
     places, settings = split_arguments([source, *(settings or [])])
-    places = [place for place in places if place]
+    places = [argument for argument in places if argument]
     if len(places) > 1:
-        raise typer.BadParameter(f"{places[1]} is one {what} too many")
+        raise typer.BadParameter(f"{places[1]} is one {kind} too many")
     return "".join(places), settings
 
 
@@ -162,10 +162,10 @@ def report_error(error: BaseException, arguments: Sequence[str]) -> int:
     if error.settings and arguments[0] in _PREPARING:
         command = in_shell(["tuneloop", *arguments, *error.settings])
         error = UserError(error.what, where=error.where, next_step=command)
-    what, where, step = (masked(_PASSWORD.sub(r"\1@", each)) for each in (error.what, error.where, error.next_step))
-    print(f"Error: {UserError(what, where=where, next_step=step)}", file=sys.stderr)
+    message, where, step = (masked(_PASSWORD.sub(r"\1@", text)) for text in (error.what, error.where, error.next_step))
+    print(f"Error: {UserError(message, where=where, next_step=step)}", file=sys.stderr)
     if "--json" in arguments:
-        detail = {"what": what.removeprefix(UNEXPECTED), "where": where, "next": step}
+        detail = {"what": message.removeprefix(UNEXPECTED), "where": where, "next": step}
         print(json.dumps({"error": detail}, ensure_ascii=False))
     return 2
 
@@ -186,5 +186,5 @@ def _as_user_error(error: BaseException) -> UserError:
     if isinstance(error, MemoryError | RuntimeError) and is_out_of_memory(error):
         step = "set train.micro_batch_tokens=512 and a smaller data.max_length, then run the same command again"
         return UserError("Out of memory", next_step=step)
-    what = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-    return UserError(f"{UNEXPECTED}{what}", next_step="run again with --debug and report it")
+    message = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    return UserError(f"{UNEXPECTED}{message}", next_step="run again with --debug and report it")

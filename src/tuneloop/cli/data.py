@@ -79,8 +79,8 @@ def _prove(model: str, source: str, settings: Sequence[str]) -> Result:
         for finding in proof.findings:
             style = {"error": "bold red", "warn": "yellow"}.get(finding.level, "green")
             row = f" (row {finding.row})" if finding.row else ""
-            words = clean(f"  {finding.message}{row}")
-            table.add_row(Text(finding.level, style=style), Text.assemble((finding.name, "bold"), words))
+            message = clean(f"  {finding.message}{row}")
+            table.add_row(Text(finding.level, style=style), Text.assemble((finding.name, "bold"), message))
             if finding.remedy:
                 table.add_row("", Text(clean(finding.remedy), style="cyan"))
         console.print(table)
@@ -117,14 +117,14 @@ def _print_checks(name: str, checks: Sequence[Check], console: Console) -> None:
     table = plain_table("", "", show_header=False)
     for check in checks:
         style = {"error": "bold red", "warn": "yellow"}.get(check.level, "green")
-        words = clean(check.message)
-        table.add_row(Text(check.level, style=style), Text.assemble((check.name, "bold"), f"  {words}"))
+        message = clean(check.message)
+        table.add_row(Text(check.level, style=style), Text.assemble((check.name, "bold"), f"  {message}"))
         if check.level != "ok" and check.remedy:
             table.add_row("", Text(clean(check.remedy), style="cyan"))
             for example in check.examples:
                 if "text" in example:
-                    place = f"{Path(example['source']).name}:{example['line']}  "
-                    table.add_row("", Text(clean(place + example["text"]), style="dim"))
+                    location = f"{Path(example['source']).name}:{example['line']}  "
+                    table.add_row("", Text(clean(location + example["text"]), style="dim"))
     counts = {level: sum(check.level == level for check in checks) for level in LEVELS}
     console.print(table)
     console.print(f"\n{name}: {', '.join(f'{n} {level}' for level, n in counts.items() if n)}")
@@ -177,16 +177,16 @@ def _print_rows(diff: DatasetDiff, console: Console) -> None:
     table.add_row("same", f"{diff.same:,}", "")
     for name in ("added", "removed", "changed", "moved"):
         if counts := getattr(diff, name):
-            words = "the question stayed; what changed: " if name == "changed" else ""
-            parts = ", ".join(f"{n:,} {what}" for what, n in counts.items())
-            table.add_row(name, f"{sum(counts.values()):,}", Text(words + parts))
+            description = "the question stayed; what changed: " if name == "changed" else ""
+            parts = ", ".join(f"{n:,} {kind}" for kind, n in counts.items())
+            table.add_row(name, f"{sum(counts.values()):,}", Text(description + parts))
     console.print(table)
-    for move, words in (
+    for move, description in (
         ("test -> train", "of A's test rows are trained on in B: a model of B can't be measured on A's test"),
         ("train -> test", "of B's test rows were trained on in A: a model of A can't be measured on B's test"),
     ):
         if n := diff.moved.get(move, 0):
-            console.print(Text.assemble(("warn  ", "yellow"), f"{n:,} {words}"))
+            console.print(Text.assemble(("warn  ", "yellow"), f"{n:,} {description}"))
 
 
 def _print_labels(diff: DatasetDiff, console: Console) -> None:
@@ -251,8 +251,8 @@ def _table(first: str, *columns: str, left: bool = False) -> Any:
     table = plain_table(header_style="bold")
     table.add_column(first, no_wrap=not left, overflow="fold")
     for column in columns:
-        words = left or not column or column == "share"
-        table.add_column(column, justify="left" if words else "right", overflow="fold")
+        is_text = left or not column or column == "share"
+        table.add_column(column, justify="left" if is_text else "right", overflow="fold")
     return table
 
 

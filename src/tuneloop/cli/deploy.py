@@ -31,9 +31,9 @@ def command(
     from tuneloop.records.server import ServerState
     from tuneloop.registry import local_name
 
-    place = Path(options.to or "serve")
-    if (place / ServerState.file).is_file():
-        return _to_server(place, artifact, options.name)
+    server = Path(options.to or "serve")
+    if (server / ServerState.file).is_file():
+        return _to_server(server, artifact, options.name)
     with screen("checking the artifact"):
         project = plan_deployment(Path(local_name(artifact)), options)
         folder = write_project(project, Path(out or f"deploy/{project.job.name}-{project.host.name}"))

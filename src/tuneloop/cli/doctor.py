@@ -26,9 +26,9 @@ def command(
 
     with screen("looking at this machine"):
         findings = examine()
-    good = all(each.ok or not each.needed for each in findings)
-    marks = ["ok  " if each.ok else "MISS" if each.needed else "note" for each in findings]
-    lines = [f"{mark}  {each.name:<22} {each.detail}" for mark, each in zip(marks, findings, strict=True)]
+    good = all(finding.ok or not finding.needed for finding in findings)
+    marks = ["ok  " if finding.ok else "MISS" if finding.needed else "note" for finding in findings]
+    lines = [f"{mark}  {finding.name:<22} {finding.detail}" for mark, finding in zip(marks, findings, strict=True)]
     return Result({"ok": good, "findings": findings}, lines, int(not good))
 
 

@@ -33,23 +33,23 @@ def command(
     metrics are listed in docs/reference/metrics.md; a data set's task decides which of them are computed.
     Exit status 1: some requests to the endpoint have failed for good, or predictions and rows don't match one to one.
     """
-    place, settings = one_place(target, settings, "target")
+    source, settings = one_place(target, settings, "target")
     if options.examples not in ("balanced", "nearest"):
         raise typer.BadParameter("--examples is balanced or nearest")
     refuse_other_place(options.on)
     from tuneloop.inference import kind_of_name
     from tuneloop.pipeline.evaluate import evaluate_target, processes_to_start
 
-    if endpoint and place:
+    if endpoint and source:
         raise typer.BadParameter("One target at a time")
-    place = endpoint or place
-    if (kind_of_name(place) == "endpoint" or bool(endpoint)) != bool(model):
+    source = endpoint or source
+    if (kind_of_name(source) == "endpoint" or bool(endpoint)) != bool(model):
         raise typer.BadParameter("An endpoint's URL and --model NAME go together")
-    server = connection.endpoint(place, model) if model else None
-    if (status := processes_to_start(place, options, settings)) is not None:
+    server = connection.endpoint(source, model) if model else None
+    if (status := processes_to_start(source, options, settings)) is not None:
         raise typer.Exit(status)
     with screen("evaluating"):
-        made = evaluate_target(place, options, settings, endpoint=None if server is None else lambda _: server)
+        made = evaluate_target(source, options, settings, endpoint=None if server is None else lambda _: server)
     result = read_record(EvaluationManifest, made.folder)
     record = {"path": str(made.folder), **result.to_json()}
     return Result(record, _lines(result, made.folder), int(bool(made.failed)))

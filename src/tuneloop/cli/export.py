@@ -28,8 +28,8 @@ def command(
     from tuneloop.release import export_run
 
     with screen("exporting"):
-        place, key = (Path(path) if path else None for path in (out, sign))
-        artifact = export_run(Path(run), form, place, force=force, weights=weights, key=key)
+        folder, key = (Path(path) if path else None for path in (out, sign))
+        artifact = export_run(Path(run), form, folder, force=force, weights=weights, key=key)
     size = sum(entry["bytes"] for entry in artifact.manifest["files"].values()) / 1e6
     line = f"{artifact.folder}  ({artifact.manifest['format']}, {size:,.0f} MB)"
     return Result({"path": str(artifact.folder), **artifact.manifest}, [line])

@@ -91,19 +91,19 @@ def command(
     return Result(record, lambda console: _print_erasure(erasure, made, console, counted_again=measure is not None))
 
 
-def _is_store(place: str) -> bool:
+def _is_store(path: str) -> bool:
     """Whether a server's folder is named, or its store."""
     from tuneloop.records.server import ServerState
     from tuneloop.serving.store import is_database_url
 
-    if is_database_url(place):
+    if is_database_url(path):
         return True
-    files = (Path(place) / "store.db", Path(place) / ServerState.file)
-    if Path(place).suffix != ".db" and not any(file.is_file() for file in files):
+    files = (Path(path) / "store.db", Path(path) / ServerState.file)
+    if Path(path).suffix != ".db" and not any(file.is_file() for file in files):
         return False
     from tuneloop.serving.store import is_store
 
-    return is_store(place)
+    return is_store(path)
 
 
 def _confirmed(rows: SubjectRows) -> bool:
@@ -148,9 +148,9 @@ def _print_made(made: Sequence[Descendant], console: Console) -> None:
         return
     console.print()
     table = plain_table("made from it", "", header_style="bold")
-    for one in made:
-        table.add_row(one.kind, Text(f"{one.path}: {one.why}"))
-        table.add_row("", Text(one.advice, style="cyan"))
+    for descendant in made:
+        table.add_row(descendant.kind, Text(f"{descendant.path}: {descendant.why}"))
+        table.add_row("", Text(descendant.advice, style="cyan"))
     console.print(table)
 
 
@@ -159,8 +159,8 @@ def _print_erasure(erasure: Forgotten, made: Sequence[Descendant], console: Cons
     console.print(f"rewritten or deleted: {', '.join(erasure.files)}")
     for source, lines in erasure.subject.origins.items():
         numbers = ", ".join(map(str, lines[:MOST])) + (" …" if len(lines) > MOST else "")
-        words = "still holds them" if Path(source).is_file() else "is not there, but they were in it"
-        console.print(f"{source} {words}, at line {numbers}:", soft_wrap=True)
+        status = "still holds them" if Path(source).is_file() else "is not there, but they were in it"
+        console.print(f"{source} {status}, at line {numbers}:", soft_wrap=True)
         console.print("  delete them there, or the next `tuneloop prepare` brings them back", style="cyan")
     _print_made(made, console)
     if not counted_again:
@@ -168,12 +168,12 @@ def _print_erasure(erasure: Forgotten, made: Sequence[Descendant], console: Cons
         console.print(note, style="dim")
 
 
-def _from_store(place: str, match: str, more: ForgetOptions, *, dry_run: bool, yes: bool) -> Result:
+def _from_store(store: str, match: str, more: ForgetOptions, *, dry_run: bool, yes: bool) -> Result:
     """Erase from a server's store, or show by a receipt that it was done."""
     from tuneloop.serving.store import forget_requests, made_of_requests, proof_of, rebuild, store_folder, store_name
 
     if more.receipt:
-        stone = proof_of(place, match, more.receipt)
+        stone = proof_of(store, match, more.receipt)
         line = "No erasure has this receipt and this --match."
         if stone is not None:
             requests, feedback = stone.data["requests"], stone.data["feedback"]
@@ -181,28 +181,34 @@ def _from_store(place: str, match: str, more: ForgetOptions, *, dry_run: bool, y
             line = f"{stone.time}: {counted(requests, 'request')} and {feedback:,} feedback {were} erased"
         proof = {"proved": stone is not None, "erased": stone.to_json() if stone else None}
         return Result(proof, [line], int(stone is None))
-    subject, erasure = forget_requests(place, match, dry_run=True)
+    subject, erasure = forget_requests(store, match, dry_run=True)
     if (subject.anything or subject.begun) and not dry_run:
         if not yes and (output().as_json or not sys.stdin.isatty()):
             step = "say --yes, or --dry-run to look first"
-            raise UserError("This erases for good", where=store_name(place), next_step=step)
+            raise UserError("This erases for good", where=store_name(store), next_step=step)
         rows = f"{counted(len(subject.requests), 'request')}, {len(subject.feedback):,} feedback"
         question = f"Erase {rows} and {counted(subject.lines, 'line')} of files?"
         if yes or typer.confirm(question, err=True):
             with screen("erasing"):
-                subject, erasure = forget_requests(place, match, dry_run=False)
+                subject, erasure = forget_requests(store, match, dry_run=False)
     facts = {"requests": len(subject.requests), "feedback": len(subject.feedback), "lines": subject.lines}
-    folder = store_folder(place)
+    folder = store_folder(store)
     made = made_of_requests([more.root, folder], subject.requests, match)
-    inside = [one for one in made if leads_into(one.path, [folder])]
-    made = [one for one in made if one not in inside or one.kind in ("data set", "run", "artifact")]
+    inside = [descendant for descendant in made if leads_into(descendant.path, [folder])]
+    made = [
+        descendant
+        for descendant in made
+        if descendant not in inside or descendant.kind in ("data set", "run", "artifact")
+    ]
     again = rebuild(made if more.rebuild else inside, match, more.root) if erasure is not None else {}
     receipt = erasure.receipt if erasure else None
     record = {**facts, "erased": erasure is not None, "receipt": receipt, "descendants": made, "rebuilt": again}
 
     def text(console: Console) -> None:
-        what = f"{counted(facts['requests'], 'request')}, {facts['feedback']:,} feedback"
-        print_live(f"{what} and {counted(facts['lines'], 'line')} of the server's files{' erased' if erasure else ''}")
+        summary = f"{counted(facts['requests'], 'request')}, {facts['feedback']:,} feedback"
+        print_live(
+            f"{summary} and {counted(facts['lines'], 'line')} of the server's files{' erased' if erasure else ''}"
+        )
         if erasure:
             print_live(f"receipt {receipt}: keep it; with it --receipt shows what was erased. It is nowhere else.")
         _print_made(made, console)

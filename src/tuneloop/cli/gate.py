@@ -34,10 +34,10 @@ def command(
     """
     if init:
         return _init(candidate, against, suite or FIRST_SUITE)
-    for value, what in ((candidate, "CANDIDATE"), (against, "--against BASE"), (suite, "--suite FILE")):
-        if not value and not (margin and what.startswith("--suite")):
-            hint = "; `tuneloop gate --init RUN` writes a first suite" if what.startswith("--suite") else ""
-            raise typer.BadParameter(f"{what} is missing{hint}")
+    for value, option in ((candidate, "CANDIDATE"), (against, "--against BASE"), (suite, "--suite FILE")):
+        if not value and not (margin and option.startswith("--suite")):
+            hint = "; `tuneloop gate --init RUN` writes a first suite" if option.startswith("--suite") else ""
+            raise typer.BadParameter(f"{option} is missing{hint}")
     if margin and suite:
         raise typer.BadParameter("--suite or --margin: a suite has its own margins")
     from tuneloop.evaluation.gate import apply_suite, load_suite

@@ -30,9 +30,9 @@ def command(
     plan = work.load_project(project)
     if replay:
         events, log = work.replay(plan), decision_log(plan.store)
-        same = all(one.follows for one in events)
-        words = {True: "follows", False: "DIFFERS"}
-        lines = [f"{words[one.follows]}  {minute(one.time)}  {one.what}" for one in events]
+        same = all(event.follows for event in events)
+        labels = {True: "follows", False: "DIFFERS"}
+        lines = [f"{labels[event.follows]}  {minute(event.time)}  {event.what}" for event in events]
         lines += [] if events else ["Nothing was decided yet."]
         record = {"events": events, "same": same, "log": log}
         return Result(record, [*lines, log.line], int(bool(log.fault) or not same))

@@ -39,8 +39,8 @@ def command(
         why_not = "" if judging.no_judge or len(experts) < 2 else can_judge(experts)
         if judging.no_judge or why_not or len(experts) < 2:
             if settings.method == AUTO:
-                why = why_not or "leave --no-judge out"
-                raise typer.BadParameter(f"--method auto judges by each task's rows: {why}")
+                reason = why_not or "leave --no-judge out"
+                raise typer.BadParameter(f"--method auto judges by each task's rows: {reason}")
             if why_not:
                 say(f"task      not judged: {why_not}")
             record: MergeRecord | None = merge_runs(experts, settings, Path(out))
@@ -56,8 +56,8 @@ def command(
 def _lines(record: MergeRecord | None, deployment: TaskDeployment | None, out: str) -> Iterator[str]:
     from tuneloop.combine import unshown
 
-    for words in unshown(record.tasks) if record else ():
-        yield f"warn: {words}"
+    for warning in unshown(record.tasks) if record else ():
+        yield f"warn: {warning}"
     for route in deployment.routes if deployment else ():
         yield f"{route.task} -> {route.target}"
     for task in record.tasks if record else ():

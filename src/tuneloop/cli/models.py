@@ -49,7 +49,7 @@ def register(
     from tuneloop.registry import register_artifact
 
     with screen("registering"):
-        version = register_artifact(Path(artifact), name, run=Path(run) if run else None, why=why)
+        version = register_artifact(Path(artifact), name, run=Path(run) if run else None, reason=why)
     aliases = f" ({', '.join(version.aliases)})" if version.aliases else ""
     line = f"{name} version {version.version}{aliases}: {version.lineage.artifact}"
     return Result({"name": name, **version.model_dump()}, [line])
@@ -68,7 +68,7 @@ def promote(
     from tuneloop.registry import promote_version
 
     with screen("reading the registry"):
-        model = promote_version(name, version, force=force, why=why)
+        model = promote_version(name, version, force=force, reason=why)
     previous = model.aliases.get("previous")
     line = f"{name}@champion is version {model.aliases['champion']}" + (f", before {previous}" if previous else "")
     return Result({"name": name, "aliases": model.aliases, "event": model.history[-1].to_json()}, [line])
@@ -79,7 +79,7 @@ def rollback(name: str = NAME, why: str = WHY) -> Result:
     from tuneloop.registry import open_registry, rollback
 
     with screen("reading the registry"):
-        model = rollback(open_registry(), name, why=why)
+        model = rollback(open_registry(), name, reason=why)
     event = model.history[-1]
     line = f"{name}@champion is version {event.model_version} again, no longer {event.before['champion']}"
     return Result({"name": name, "aliases": model.aliases, "event": event.to_json()}, [line])
@@ -116,10 +116,10 @@ def verify(
     with screen("hashing"):
         artifact = local_name(artifact)
         check = verify(Path(artifact), Path(key) if key else None)
-    lines = [f"{what:<9} {name}" for what in ("changed", "missing", "added") for name in getattr(check, what)]
+    lines = [f"{kind:<9} {name}" for kind in ("changed", "missing", "added") for name in getattr(check, kind)]
     if check.signature != "none":
-        why = check.reason or {"unchecked": "give --key PUBLIC_KEY"}.get(check.signature, "")
-        lines.append(f"signature {check.signature}" + (f": {why}" if why else ""))
+        reason = check.reason or {"unchecked": "give --key PUBLIC_KEY"}.get(check.signature, "")
+        lines.append(f"signature {check.signature}" + (f": {reason}" if reason else ""))
     state = "intact" if check.intact else "NOT intact"
     lines.append(f"{artifact}  {state} ({counted(check.files, 'file')}, {check.id})")
     return Result({"path": artifact, "intact": check.intact, **vars(check)}, lines, int(not check.intact))
@@ -139,9 +139,9 @@ def reproduce(
     """
     from tuneloop.release import reproduce
 
-    place = Path(out) if out else None
+    folder = Path(out) if out else None
     with screen("reproducing"):
-        second = reproduce(target, place, check=check, tolerance=tolerance)
+        second = reproduce(target, folder, check=check, tolerance=tolerance)
     return Result(second.to_json(), [_reproduced(second)], int(second.verdict == "different"))
 
 
@@ -187,8 +187,8 @@ def _line(event: RegistryEvent) -> str:
     gate = "" if event.action == "rollback" else f"; gate {event.gate.status}{forced}"
     was = event.before.get("champion")
     came = f" after {was}" if was and event.action != "register" else ""
-    why = f": {event.why}" if event.why else ""
-    return f"{minute(event.when)}  {event.action} {event.model_version}{came} by {event.who}{gate}{why}"
+    reason = f": {event.why}" if event.why else ""
+    return f"{minute(event.when)}  {event.action} {event.model_version}{came} by {event.who}{gate}{reason}"
 
 
 commands = {

@@ -59,8 +59,8 @@ def command(
         report = monitor_store(store, reference, given(options), ask=target)
     lines = [*report.summary]
     if all_detectors:
-        lines += [f"  {one.sentence}" for one in report.detections if not one.alarm]
-        lines += [f"  {name}: left out, {why}" for name, why in report.skipped.items()]
+        lines += [f"  {detection.sentence}" for detection in report.detections if not detection.alarm]
+        lines += [f"  {name}: left out, {reason}" for name, reason in report.skipped.items()]
     elif report.skipped:
         lines.append(f"Not compared: {', '.join(report.skipped)} (--all says why).")
     return Result(report, lines, 1 if report.alarms else 0 if report.detections or report.canary_rounds else 3)

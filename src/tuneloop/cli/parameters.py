@@ -56,7 +56,7 @@ def count(text: str | float) -> int:
 
 
 def _names(text: str) -> list[str]:
-    return [name for each in text.split(",") if (name := each.strip())]
+    return [name for part in text.split(",") if (name := part.strip())]
 
 
 Parser = Callable[[Any], Any]
@@ -113,7 +113,7 @@ def expanded(command: Callable[..., Result | None]) -> Callable[..., None]:
         name, kind, default = parameter.name, hints[parameter.name], parameter.default
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             options = list(_options(kind))
-            records[name] = kind, [one.name for one in options]
+            records[name] = kind, [option.name for option in options]
             parameters += options
         elif isinstance(default, FieldInfo):
             defaults[name] = default.default
@@ -153,21 +153,21 @@ def built(name: str, part: Any, line: str = "") -> Any:
     """
     usual = part if callable(part) else getattr(part, "command", None)
     members = getattr(part, "commands", {})
-    one, app = None, typer.Typer(**_PLAIN)
+    command, app = None, typer.Typer(**_PLAIN)
     if usual is not None:
         app.command(name, cls=Command)(expanded(usual))
-        one = typer.main.get_command(app)
+        command = typer.main.get_command(app)
     if not members:
-        return one
+        return command
     line = line or (part.__doc__ or "").partition(": ")[2].capitalize()
     app = typer.Typer(name=name, help=line, cls=Group, no_args_is_help=True, **_PLAIN)
     app.callback()(lambda: None)
     group: Any = typer.main.get_command(app)
-    for each, member in members.items():
-        group.commands[each] = built(each, member)
-    group.usual = one
-    if one is not None:
-        one.members = group  # type: ignore[attr-defined]
+    for key, member in members.items():
+        group.commands[key] = built(key, member)
+    group.usual = command
+    if command is not None:
+        command.members = group  # type: ignore[attr-defined]
     return group
 
 
@@ -195,11 +195,11 @@ def _option(name: str, annotation: Any, info: FieldInfo, panel: str | None = Non
     if kind in (Union, types.UnionType):
         part = next(part for part in get_args(annotation) if part is not type(None))
         kind = get_origin(part) or part
-    mark = next((one for one in info.metadata if isinstance(one, Flag)), Flag())
-    long = any(each.startswith("--") for each in mark.names)
+    mark = next((item for item in info.metadata if isinstance(item, Flag)), Flag())
+    long = any(alias.startswith("--") for alias in mark.names)
     names = mark.names if long else (f"--{name.replace('_', '-')}", *mark.names)
     parser, metavar = PARSERS.get(kind, (None, "NAME" if kind is not bool else None))
-    bounds = [(key, getattr(one, key)) for one in info.metadata for key in BOUNDS if hasattr(one, key)]
+    bounds = [(key, getattr(item, key)) for item in info.metadata for key in BOUNDS if hasattr(item, key)]
     default, help = info.default, info.description or ""
     if mark.show and default not in (None, "", False, []) and not info.is_required():
         help += f" [default: {f'{default:g}' if isinstance(default, float) else default}]"
@@ -248,6 +248,6 @@ class Group(typer.core.TyperGroup):
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write the table of commands."""
-        lines = {name: (each.help or "").split("\n\n")[0] for name, each in self.commands.items()}
+        lines = {name: (command.help or "").split("\n\n")[0] for name, command in self.commands.items()}
         with formatter.section("Commands"):
             formatter.write_dl([(name, " ".join(line.split())) for name, line in lines.items()])

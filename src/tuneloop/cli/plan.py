@@ -90,8 +90,8 @@ def _serving(source: str, stated: dict[str, Any], context: int, concurrency: int
     wrong = [f"--{name.replace('_', '-')}" for name in stated if name not in ("gpu", "gpus")]
     if wrong or not model:
         step = "tuneloop plan --serve --model llama-3.1-8b --context 8192 --concurrency 16 --gpu l40s"
-        what = f"{wrong[0]} has no meaning with --serve" if wrong else "Serve what? No model is named"
-        raise UserError(what, where="plan --serve", next_step=step)
+        message = f"{wrong[0]} has no meaning with --serve" if wrong else "Serve what? No model is named"
+        raise UserError(message, where="plan --serve", next_step=step)
     name, shape, assumed = find_model(model)
     context = min(context, shape.context) if context == 8192 and shape.context else context
     machines = [find_gpu(stated["gpu"])] if "gpu" in stated else [*all_gpus().values(), this_cpu()]
@@ -108,9 +108,9 @@ def _training_settings(stated: dict[str, Any]) -> list[str]:
     names = {"method": "train.method", "rank": "train.rank", "prefix_tokens": "train.prefix_tokens"}
     for name in stated:
         if name not in names:
-            what = f"--{name.replace('_', '-')} is not an option of --calibrate, which trains on this machine"
+            message = f"--{name.replace('_', '-')} is not an option of --calibrate, which trains on this machine"
             step = "leave it out, or write a recipe's setting, as in train.micro_batch_tokens=512"
-            raise UserError(what, where="plan --calibrate", next_step=step)
+            raise UserError(message, where="plan --calibrate", next_step=step)
     return [f"{names[name]}={value}" for name, value in stated.items()]
 
 
@@ -136,16 +136,16 @@ def _history_lines(ledger: dict[str, Any]) -> Iterator[str]:
     yield f"{'when':<26}{'model':<16}{'method':<8}{'GiB said':>9}{'came':>8}{'minutes said':>14}{'came':>8}"
     for run in ledger["runs"]:
         predicted, actual = run["predicted_minutes"], run["actual_minutes"]
-        why = "machine was busy" if run["disturbed"] else "ended early"
-        minutes = f"{predicted:>14.1f}{actual:>8.1f}" if predicted and actual else f"{why:>22}"
+        reason = "machine was busy" if run["disturbed"] else "ended early"
+        minutes = f"{predicted:>14.1f}{actual:>8.1f}" if predicted and actual else f"{reason:>22}"
         gib = f"{run['predicted_gib']:>9.2f}{run['actual_gib']:>8.2f}"
         yield f"{run['date']:<26}{run['model'][:15]:<16}{run['method']:<8}{gib}{minutes}"
     if not ledger["memory"]["runs"]:
         yield "None of them was planned by today's formulas: no error is known yet, nothing is corrected."
-    for what in ("memory", "time"):
-        if ledger[what]["runs"]:
-            error = f"median error {ledger[what]['median_error']:.0%}, worst {ledger[what]['worst_error']:+.0%}"
-            yield f"{what}: {error} ({counted(ledger[what]['runs'], 'run')} planned by today's formulas)"
+    for quantity in ("memory", "time"):
+        if ledger[quantity]["runs"]:
+            error = f"median error {ledger[quantity]['median_error']:.0%}, worst {ledger[quantity]['worst_error']:+.0%}"
+            yield f"{quantity}: {error} ({counted(ledger[quantity]['runs'], 'run')} planned by today's formulas)"
 
 
 def _measured(plan: dict[str, Any]) -> Iterator[str]:

@@ -43,8 +43,8 @@ def fit(
     results = router.record.results
     if results is not None and 0 < options.max_cost < results.cost:
         cost = f"{results.cost:g} on average, more than --max-cost {options.max_cost:g}"
-        why = "which holds on the validation rows only; ask for less, or give more rows"
-        lines.append(f"warn: on the test rows an answer costs {cost}, {why}")
+        note = "which holds on the validation rows only; ask for less, or give more rows"
+        lines.append(f"warn: on the test rows an answer costs {cost}, {note}")
     return Result({"path": out, **router.record.to_json()}, lines)
 
 
@@ -75,26 +75,26 @@ def cascade(
     from tuneloop.combine import cascade_of, cascade_sentences
 
     try:
-        one, other = (float(part) for part in costs.split(","))
+        first, other = (float(part) for part in costs.split(","))
     except ValueError:
         raise typer.BadParameter(f"--cost takes two numbers with a comma between them: not {costs!r}") from None
-    record = cascade_of(small, large, (one, other), Path(out), max_cost)
+    record = cascade_of(small, large, (first, other), Path(out), max_cost)
     return Result({"path": out, **record.to_json()}, [*cascade_sentences(record), out])
 
 
 def _lines(router: Router, out: str) -> Iterator[str]:
     record = router.record
-    for one in record.candidates:
-        yield f"  {one.kind:<9} validation quality {one.quality:.3f}, log loss {one.loss:.3f}"
+    for candidate in record.candidates:
+        yield f"  {candidate.kind:<9} validation quality {candidate.quality:.3f}, log loss {candidate.loss:.3f}"
     if record.results is not None:
         yield from _result_lines(record, record.results)
     yield f"{out}  ({record.kind} on {record.features})"
 
 
 def _result_lines(record: RouterRecord, results: Any) -> Iterator[str]:
-    what, quality = "routed right" if record.exclusive else "mean outcome", results.quality
+    label, quality = "routed right" if record.exclusive else "mean outcome", results.quality
     value = f"{quality.value:.3f} [{quality.low:.3f}, {quality.high:.3f}]"
-    yield f"{what} {value} on {counted(results.n, 'test row')}, mean cost {results.cost:g}"
+    yield f"{label} {value} on {counted(results.n, 'test row')}, mean cost {results.cost:g}"
     for single in results.singles:
         yield f"  {single.name:<40} quality {single.quality:.3f}  cost {single.cost:g}"
     if gap := results.gap_recovered:

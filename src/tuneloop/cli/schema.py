@@ -111,14 +111,14 @@ def schema_of_answer(command: str) -> dict[str, Any]:
 
 def _schema(answer: str) -> dict[str, Any]:
     """The schema of one answer of the table."""
-    words = answer.split()
+    terms = answer.split()
     record: dict[str, Any] = {"type": "object", "properties": {}}
     if answer.startswith("@"):
-        record = schema_of(words.pop(0)[1:])
+        record = schema_of(terms.pop(0)[1:])
         if "$ref" in record:  # it holds itself
             record = {**record["$defs"][record["$ref"].rpartition("/")[2]], "$defs": record["$defs"]}
     properties, required = dict(record["properties"]), [*record.get("required", ())]
-    for word in words:
+    for word in terms:
         key, _, kind = word.rstrip("?~").partition(":")
         types = [TYPES[kind], *(["null"] if word.endswith("?") else [])] if kind else []
         properties[key] = {"type": types[0] if len(types) == 1 else types} if types else {}

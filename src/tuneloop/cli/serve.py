@@ -79,20 +79,20 @@ def _check(config: ServeConfig) -> Result:
     with screen("asking the test rows"):
         models = check_served(config)
     lines = []
-    for each in models:
-        if not each.n:
-            lines.append(f"{each.name}: there is no evaluation on test rows")
+    for model in models:
+        if not model.n:
+            lines.append(f"{model.name}: there is no evaluation on test rows")
             continue
-        rows = f"{each.same:,} of {counted(each.n, 'test row')} ({each.same / each.n:.1%})"
-        lines.append(f"{each.name}: {rows} are answered as in the evaluation")
-        if each.parted:
-            differ = f"  {each.ties} of {counted(each.parted, 'other one')} that were looked at part where"
-            gap = f"the largest gap is {each.largest_gap:.2g} nats"
+        rows = f"{model.same:,} of {counted(model.n, 'test row')} ({model.same / model.n:.1%})"
+        lines.append(f"{model.name}: {rows} are answered as in the evaluation")
+        if model.parted:
+            differ = f"  {model.ties} of {counted(model.parted, 'other one')} that were looked at part where"
+            gap = f"the largest gap is {model.largest_gap:.2g} nats"
             lines.append(f"{differ} the served model finds both tokens equally likely; {gap}")
-        lines += [f"  {got[:100]!r} instead of {expected[:100]!r}" for expected, got in each.examples]
-    record = {"models": [{**asdict(each), "share": each.same / each.n if each.n else None} for each in models]}
-    wrong = any(each.same < SAME * each.n and not each.are_ties for each in models)
-    return Result(record, lines, 1 if wrong else 0 if all(each.n for each in models) else 3)
+        lines += [f"  {got[:100]!r} instead of {expected[:100]!r}" for expected, got in model.examples]
+    record = {"models": [{**asdict(entry), "share": entry.same / entry.n if entry.n else None} for entry in models]}
+    wrong = any(entry.same < SAME * entry.n and not entry.are_ties for entry in models)
+    return Result(record, lines, 1 if wrong else 0 if all(entry.n for entry in models) else 3)
 
 
 # --- keys --------------------------------------------------------------------------------------
@@ -116,8 +116,8 @@ def keys(
         raise UserError(f"No such action {action!r:.40}", next_step=step)
     if action == "list":
         rows = read_keys(folder)
-        place = "" if folder == "serve" else f" -f {folder}"
-        hint = f"There is no key in {folder} yet: `tuneloop keys add NAME{place}` makes one."
+        folder_option = "" if folder == "serve" else f" -f {folder}"
+        hint = f"There is no key in {folder} yet: `tuneloop keys add NAME{folder_option}` makes one."
         return Result({"keys": [_public(key) for key in rows]}, map(_key_line, rows) if rows else [hint])
     if action == "open":
         if not yes:
@@ -153,7 +153,7 @@ def _key_line(key: ApiKey) -> str:
         text = ",".join(value) if isinstance(value, list) else f"{value:g}" if isinstance(value, float) else value
         return f"{name.replace('_', '-')} {text}"
 
-    limits = ", ".join(words(*each) for each in key.limits.model_dump(exclude_defaults=True).items())
+    limits = ", ".join(words(*pair) for pair in key.limits.model_dump(exclude_defaults=True).items())
     state = f"revoked {minute(key.revoked)}" if key.revoked else limits or "no limits"
     return f"{key.id}  {key.name:<20} made {minute(key.created)}  {state}"
 
@@ -212,8 +212,9 @@ def _top_lines(of: dict[str, Any]) -> Iterator[str]:
     for model, speed in of["models"].items():
         requests, tokens = speed["requests_per_second"], speed["tokens_per_second"]
         yield f"  {model:<20} {requests:,.1f} requests/s   {tokens:,.0f} tokens/s"
-    for each in of["batches"]:
-        yield f"  {each['id'][:20]:<20} {each['status']}: {each['completed'] + each['failed']:,} of {each['total']:,}"
+    for batch in of["batches"]:
+        done = batch["completed"] + batch["failed"]
+        yield f"  {batch['id'][:20]:<20} {batch['status']}: {done:,} of {batch['total']:,}"
 
 
 # --- costs -------------------------------------------------------------------------------------

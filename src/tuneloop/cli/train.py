@@ -34,7 +34,7 @@ def command(
     preflight: bool = switch("Show what would be trained, with two rows as the model sees them, and stop."),
     anyway: bool = switch("Train also where the time is too short for a result."),
     *,
-    place: RayOptions,
+    options: RayOptions,
 ) -> Result:
     """Train an adapter, or all weights, on a prepared data set.
 
@@ -47,14 +47,14 @@ def command(
     recipe = recipe_of(source, settings or [], model=model, out=out)
     if preflight:
         return _preflight(recipe)
-    refuse_other_place(place.on)
-    if not place.on and (status := shared_out(recipe)) is not None:
+    refuse_other_place(options.on)
+    if not options.on and (status := shared_out(recipe)) is not None:
         raise typer.Exit(status)
     with screen("running"):
-        if place.on:
+        if options.on:
             from tuneloop.deploy import run_on_ray
 
-            folder = run_on_ray(recipe, place, whole=False)
+            folder = run_on_ray(recipe, options, whole=False)
             run = read_record(RunManifest, folder)
         else:
             folder, run = train_alone(recipe, anyway=anyway)
@@ -117,7 +117,9 @@ def _print_sweep(manifest: SweepManifest, console: Console) -> None:
     from tuneloop.pipeline.sweep import words
 
     table = plain_table("settings", "passes", "validation loss", "minutes")
-    for trial in sorted(manifest.trials, key=lambda each: (-each.share, each.val_loss is None, each.val_loss or 0.0)):
+    for trial in sorted(
+        manifest.trials, key=lambda trial: (-trial.share, trial.val_loss is None, trial.val_loss or 0.0)
+    ):
         loss = "failed" if trial.val_loss is None else f"{trial.val_loss:.4f}"
         table.add_row(words(trial.settings), f"{trial.share:.0%}", loss, f"{trial.minutes:.1f}")
     console.print(table)

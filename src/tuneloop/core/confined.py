@@ -77,7 +77,7 @@ class Roots:
         """The folder where relative places start."""
         return self.start or self.folders[0]
 
-    def place(self, text: str, what: str = "path") -> str:
+    def place(self, text: str, subject: str = "path") -> str:
         """A place as it was written, once it is known to be within the folders; "" where none was given.
 
         A name of a model or a new file need not exist. A folder or pattern is refused for a link in it that leads out.
@@ -86,33 +86,33 @@ class Roots:
             UserError: it leads, or could lead, out of the folders.
         """
         if text.startswith("-"):
-            self._refuse(text, what, "it begins with -")
+            self._refuse(text, subject, "it begins with -")
         if "=" in text and not os.path.lexists(self.base / text):  # a command would take it for a setting
-            self._refuse(text, what, "it holds = and is no file")
-        self._check(text, what)
+            self._refuse(text, subject, "it holds = and is no file")
+        self._check(text, subject)
         return text
 
-    def _check(self, text: str, what: str) -> None:
+    def _check(self, text: str, subject: str) -> None:
         """Refuse a text, or one of several with commas, that leads out of the folders."""
         for part in dict.fromkeys((text, *map(str.strip, text.split(",")))):
             if problem := self._problem(part):
-                self._refuse(text, what, problem)
+                self._refuse(text, subject, problem)
 
-    def _refuse(self, text: str, what: str, problem: str) -> NoReturn:
+    def _refuse(self, text: str, subject: str, problem: str) -> NoReturn:
         allowed = ", ".join(map(str, self.folders))
         step = f"name a place within {allowed}; other folders are opened by tuneloop mcp --root FOLDER"
-        raise UserError(f"This {what} is refused: {problem}", where=text[:200], next_step=step)
+        raise UserError(f"This {subject} is refused: {problem}", where=text[:200], next_step=step)
 
-    def settings(self, values: Mapping[str, Any], what: str = "settings") -> list[str]:
+    def settings(self, values: Mapping[str, Any], subject: str = "settings") -> list[str]:
         """Nested settings as `key=value` words of a command, once all they name is known to be allowed.
 
         Raises:
             UserError: a place out of the folders, code, a key that is none, or too much text.
         """
         if len(repr(values)) > MOST_VALUES:
-            raise UserError(f"The {what} are too long", next_step="put long texts into a recipe file")
-        self.allow(values, what)
-        return [f"{key}={_as_yaml(value)}" for key, value in _flat(values, what)]
+            raise UserError(f"The {subject} are too long", next_step="put long texts into a recipe file")
+        self.allow(values, subject)
+        return [f"{key}={_as_yaml(value)}" for key, value in _flat(values, subject)]
 
     def check(self, record: BaseModel, prefix: str = "") -> None:
         """Check parsed settings: each text that is not a default is of a kind that may be chosen here; see `Holds`.
@@ -127,9 +127,9 @@ class Roots:
             elif value != info.get_default(call_default_factory=True):
                 kind = next((mark.kind for mark in info.metadata if isinstance(mark, Holds)), "")
                 if not kind and _may_hold_text(info.annotation) and (texts := [*_texts(value)]):
-                    what = f"{key} may name code or an address: it is not set by a page or an agent"
+                    message = f"{key} may name code or an address: it is not set by a page or an agent"
                     step = "a person who trusts the value runs the command in a terminal"
-                    raise UserError(what, where=texts[0][:200], next_step=step)
+                    raise UserError(message, where=texts[0][:200], next_step=step)
                 for text in _texts(value) if kind in ("place", "name") else ():
                     if kind == "name" and not _NAME.fullmatch(text):
                         _refuse_code(key, text)
@@ -137,7 +137,7 @@ class Roots:
                     if _CODE.search(text.strip()):
                         _refuse_code(key, text)
 
-    def allow(self, value: Any, what: str) -> None:
+    def allow(self, value: Any, subject: str) -> None:
         """Check each text in a value: it names no place out of the folders, and no code.
 
         Raises:
@@ -147,14 +147,16 @@ class Roots:
             value = [*value.keys(), *value.values()]
         if isinstance(value, list | tuple):
             for part in value:
-                self.allow(part, what)
+                self.allow(part, subject)
         elif isinstance(value, str):
             if _CODE.search(value.strip()):
-                _refuse_code(what, value)
+                _refuse_code(subject, value)
             if "\n" not in value and len(value) <= LONGEST:
-                self._check(value, f"value of {what}")
+                self._check(value, f"value of {subject}")
             elif value.startswith("/"):
-                raise UserError("A text that begins like a path is refused", where=what, next_step="begin it otherwise")
+                raise UserError(
+                    "A text that begins like a path is refused", where=subject, next_step="begin it otherwise"
+                )
 
     def _problem(self, text: str) -> str:
         """Why a place is refused; "": it is not."""
@@ -194,20 +196,20 @@ class Roots:
 def _links(folder: str) -> Iterator[str]:
     """The symbolic links below a folder; those to folders are not entered."""
     looked = 0
-    for place, folders, files in os.walk(folder):
+    for root, folders, files in os.walk(folder):
         looked += len(folders) + len(files)
-        yield from (path for name in (*folders, *files) if os.path.islink(path := os.path.join(place, name)))
+        yield from (path for name in (*folders, *files) if os.path.islink(path := os.path.join(root, name)))
         if looked > MOST_FILES:
             return
 
 
-def _flat(values: Mapping[str, Any], what: str, before: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(values: Mapping[str, Any], subject: str, before: str = "") -> Iterator[tuple[str, Any]]:
     """Nested settings by their dotted keys."""
     for key, value in values.items():
         if not _KEY.fullmatch(key):
-            raise UserError(f"No such key {key[:80]!r}", where=what, next_step="as in {'train': {'epochs': 2}}")
+            raise UserError(f"No such key {key[:80]!r}", where=subject, next_step="as in {'train': {'epochs': 2}}")
         if isinstance(value, Mapping) and value:
-            yield from _flat(value, what, f"{before}{key}.")
+            yield from _flat(value, subject, f"{before}{key}.")
         else:
             yield f"{before}{key}", value
 
@@ -217,9 +219,9 @@ def _as_yaml(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _refuse_code(what: str, value: str) -> NoReturn:
+def _refuse_code(subject: str, value: str) -> NoReturn:
     step = "a person who trusts the file runs the command in a terminal"
-    raise UserError("Code is not run for a page or an agent", where=f"{what}: {value[:200]}", next_step=step)
+    raise UserError("Code is not run for a page or an agent", where=f"{subject}: {value[:200]}", next_step=step)
 
 
 def _may_hold_text(annotation: Any) -> bool:
@@ -278,11 +280,11 @@ def confinement() -> Confinement | None:
     return Confinement(str(value["who"]), roots)
 
 
-def refuse_when_confined(what: str, where: str) -> None:
+def refuse_when_confined(message: str, where: str) -> None:
     """Refuse, by a UserError, what no page and no agent may do: run a file, open an address."""
     if (now := confinement()) is not None:
         step = "a person who trusts it runs the command in a terminal"
-        raise UserError(f"{what} for {now.who}", where=where[:200], next_step=step)
+        raise UserError(f"{message} for {now.who}", where=where[:200], next_step=step)
 
 
 def refuse_outside(path: Path) -> None:

@@ -275,7 +275,7 @@ NO_MEMORY = (
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, here or on a GPU."""
-    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in NO_MEMORY)
+    return isinstance(error, MemoryError) or any(phrase in str(error).lower() for phrase in NO_MEMORY)
 
 
 Group = Sequence[T]

@@ -13,13 +13,13 @@ class UserError(Exception):
     """Something the user can put right, printed as one to three lines without a traceback; the exit status is 2.
 
     Args:
-        what: the fault in one sentence; `where`: file, line or key that it concerns; `next_step`: what to do about it.
+        message: the fault in one sentence; `where`: file, line or key that it concerns; `next_step`: what to do.
         settings: `key=value` that, added to the same command, may be what is meant.
     """
 
-    def __init__(self, what: str, *, where: str = "", next_step: str = "", settings: Sequence[str] = ()) -> None:
-        super().__init__(what)
-        self.what, self.where, self.next_step, self.settings = what, where, next_step, tuple(settings)
+    def __init__(self, message: str, *, where: str = "", next_step: str = "", settings: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.what, self.where, self.next_step, self.settings = message, where, next_step, tuple(settings)
 
     def __str__(self) -> str:
         where = f"\n  where: {self.where}" if self.where else ""

@@ -115,14 +115,14 @@ def make_private(folder: Path, names: Sequence[str]) -> int:
     shared = folder.resolve() in (home(), Path(folder.anchor)) or folder.stat().st_mode & stat.S_ISVTX
     places = [] if shared else [folder]
     for name in names:
-        for place in folder.glob(name.rstrip("/")):
-            places += [place, *(place.rglob("*") if name.endswith("/") else ())]
+        for path in folder.glob(name.rstrip("/")):
+            places += [path, *(path.rglob("*") if name.endswith("/") else ())]
     changed = 0
-    for place in places:
+    for path in places:
         with contextlib.suppress(OSError):  # another user's, or deleted
-            mode = place.lstat().st_mode
+            mode = path.lstat().st_mode
             if not stat.S_ISLNK(mode) and mode & 0o077:
-                place.chmod(stat.S_IMODE(mode) & ~0o077)
+                path.chmod(stat.S_IMODE(mode) & ~0o077)
                 changed += 1
     return changed
 
@@ -249,15 +249,15 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def inside(folder: Path, name: str) -> Path:
     """A file or folder that a manifest, perhaps another person's, names; UserError: outside `folder`, by links too."""
-    place = folder / name
+    path = folder / name
     try:
-        within = leads_into(place, [folder]) and place.resolve() != folder.resolve()
+        within = leads_into(path, [folder]) and path.resolve() != folder.resolve()
     except (OSError, ValueError, RuntimeError):  # a name too long, a null byte, links in a circle
         within = False
     if not within:
-        what = f"A file outside its folder is named: {name!r:.200}"
-        raise UserError(what, where=str(folder), next_step="correct the name")
-    return place
+        message = f"A file outside its folder is named: {name!r:.200}"
+        raise UserError(message, where=str(folder), next_step="correct the name")
+    return path
 
 
 def nearest_path(path: Path | str) -> str:
@@ -286,10 +286,10 @@ def read_json(path: Path | str, *, below: Path | None = None) -> Any:
 def _unreadable(error: Exception, where: str) -> UserError:
     if isinstance(error, FileNotFoundError):
         return UserError("No such file", where=where, next_step="check the path")
-    what = f"Not valid JSON: {_odd_value(error)}"
+    message = f"Not valid JSON: {_odd_value(error)}"
     if isinstance(error, UnicodeDecodeError):
-        what = f"Not UTF-8: {error.reason}"
-    return UserError(what, where=where, next_step="delete the file and run its stage again")
+        message = f"Not UTF-8: {error.reason}"
+    return UserError(message, where=where, next_step="delete the file and run its stage again")
 
 
 def read_json_object(path: Path | str, *, below: Path | None = None) -> dict[str, Any]:
@@ -328,13 +328,13 @@ def drop_torn_line(file: Path) -> None:
         handle.truncate(start)
 
 
-def read_yaml(path: Path | str, what: str = "recipe", *, below: Path | None = None) -> dict[str, Any]:
+def read_yaml(path: Path | str, kind: str = "recipe", *, below: Path | None = None) -> dict[str, Any]:
     """Read a YAML mapping; UserError: the file is missing, is no YAML, or holds no mapping.
 
     Args:
-        what: it is meant to be, for messages; `below`: see `descriptor_of`.
+        kind: it is meant to be, for messages; `below`: see `descriptor_of`.
     """
-    path, recipe = Path(path), what == "recipe"
+    path, recipe = Path(path), kind == "recipe"
     where = str(path)
     try:
         value = parse_yaml(file_bytes(path, "yaml", below=below).decode("utf-8"))
@@ -342,20 +342,20 @@ def read_yaml(path: Path | str, what: str = "recipe", *, below: Path | None = No
         names = [other.name for other in path.parent.glob("*.y*ml")]
         step = "`tuneloop init FILE` writes one for your data" if recipe else "check the path"
         step = did_you_mean(path.name, names, step, shown=path.parent.joinpath)
-        raise UserError(f"No such {what}", where=where, next_step=step) from None
+        raise UserError(f"No such {kind}", where=where, next_step=step) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else where
         reason, step = getattr(error, "problem", None) or error, "correct that line (values with a colon need quotes)"
         raise UserError(f"Not valid YAML: {reason}", where=where, next_step=step) from None
     except OSError as error:
-        raise UserError(f"Can't read the {what}: {error.strerror}", where=where, next_step="check the path") from None
+        raise UserError(f"Can't read the {kind}: {error.strerror}", where=where, next_step="check the path") from None
     except (ValueError, RecursionError) as error:
         reason = _odd_value(error)
-        raise UserError(f"Can't read the {what}: {reason}", where=where, next_step="correct that value") from None
+        raise UserError(f"Can't read the {kind}: {reason}", where=where, next_step="correct that value") from None
     if not isinstance(value, dict):
         step = "`tuneloop init FILE` writes one for your examples" if recipe else "write it as `key: value` lines"
-        raise UserError(f"A {what} is a mapping of keys to values", where=where, next_step=step)
+        raise UserError(f"A {kind} is a mapping of keys to values", where=where, next_step=step)
     return value
 
 
@@ -392,8 +392,11 @@ def build_config(
         except yaml.YAMLError:
             value = raw
         except (ValueError, RecursionError) as error:
-            what, place = f"Can't read the value of {key}: {_odd_value(error)}", f"the command line: {raw[:40]} ..."
-            raise UserError(what, where=place, next_step=f"set {key}=... to a valid value") from None
+            message, location = (
+                f"Can't read the value of {key}: {_odd_value(error)}",
+                f"the command line: {raw[:40]} ...",
+            )
+            raise UserError(message, where=location, next_step=f"set {key}=... to a valid value") from None
         _set(tree, key, value, cls, "the command line")
     try:
         return cls.model_validate(tree, context=FROM_FILE)
@@ -487,8 +490,8 @@ def _config_error(cls: type[Config], error: ValidationError, where: str) -> User
         except ValueError:
             text = "a number of thousands of digits"
         text = f", got {text}" if len(text) <= 80 else f", got {text[:80]}... ({len(text):,} characters)"
-    what = f"Bad value for {key!r}: {message}{text}"
-    return UserError(what, where=where, next_step=f"set {key}=... to a valid value")
+    problem = f"Bad value for {key!r}: {message}{text}"
+    return UserError(problem, where=where, next_step=f"set {key}=... to a valid value")
 
 
 def sha256_file(path: Path | str) -> str:
@@ -522,9 +525,9 @@ def _locked_file(path: Path, waiting: Callable[[str], None] | None, instead: str
             holder = file.read().strip() or "unknown"
             file.close()
             if waiting is None:
-                what = f"Another tuneloop process ({holder}) is working in this folder"
+                message = f"Another tuneloop process ({holder}) is working in this folder"
                 step = f"wait for it, stop it, or choose another folder: {instead}"
-                raise UserError(what, where=str(path.parent), next_step=step)
+                raise UserError(message, where=str(path.parent), next_step=step)
             if not announced:
                 waiting(holder)
                 announced = True
@@ -555,7 +558,7 @@ def lock_folder(
         instead: what names another folder, for that error.
     """
     path = Path(folder) / ".lock"
-    made = [place for place in (path.parent, path.parent.parent) if not place.exists()]
+    made = [parent for parent in (path.parent, path.parent.parent) if not parent.exists()]
     with user_errors_of_the_disk(path):
         file = _locked_file(path, waiting, instead)
     try:
@@ -567,12 +570,12 @@ def lock_folder(
     except BaseException:
         with contextlib.suppress(OSError):  # the work may have removed the folder itself
             left = list(path.parent.iterdir()) if path.parent.exists() else []
-            if {place.name for place in left} <= {path.name, *minor}:
-                for place in left if made else ():
-                    place.unlink()
-                for place in made:
-                    if place.exists():
-                        place.rmdir()  # of a parent only if nothing else has come into it
+            if {location.name for location in left} <= {path.name, *minor}:
+                for entry in left if made else ():
+                    entry.unlink()
+                for entry in made:
+                    if entry.exists():
+                        entry.rmdir()  # of a parent only if nothing else has come into it
         raise
     finally:
         file.close()
@@ -626,12 +629,12 @@ def _system() -> tuple[Any, Any]:
 
 
 def _try_bytes(msvcrt: Any, descriptor: int) -> bool:
-    place = os.lseek(descriptor, 0, os.SEEK_CUR)
+    offset = os.lseek(descriptor, 0, os.SEEK_CUR)
     os.lseek(descriptor, FAR, os.SEEK_SET)
     try:
         msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
     except OSError:
         return False
     finally:
-        os.lseek(descriptor, place, os.SEEK_SET)
+        os.lseek(descriptor, offset, os.SEEK_SET)
     return True

@@ -255,7 +255,7 @@ def too_deep(raw: bytes, value: Any) -> bool:
         return False
     level = [value]
     for _ in range(MOST_DEPTH):
-        parts = (part for each in level for part in (each.values() if isinstance(each, dict) else each))
+        parts = (part for node in level for part in (node.values() if isinstance(node, dict) else node))
         level = [part for part in parts if isinstance(part, dict | list)]
     return bool(level)
 

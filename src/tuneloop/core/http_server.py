@@ -197,7 +197,7 @@ class GuardedServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Take connections one by one: asyncio's own loop takes thousands before one can see whether there is room."""
         self.servers = []
-        self._accepting = [asyncio.create_task(self._accept(each)) for each in sockets or []]
+        self._accepting = [asyncio.create_task(self._accept(listener)) for listener in sockets or []]
         self.started = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -212,9 +212,9 @@ class GuardedServer(uvicorn.Server):
             now = time.monotonic()
             with contextlib.suppress(OSError):
                 self._others = len(os.listdir("/dev/fd")) - len(self.server_state.connections)
-            for each in list(self.server_state.connections):
-                if isinstance(each, Connection):
-                    each.look(now, self.seconds)
+            for connection in list(self.server_state.connections):
+                if isinstance(connection, Connection):
+                    connection.look(now, self.seconds)
             if self._full and now - self._full > ROOM_AGAIN:
                 self._full = 0.0
                 say("listening  there is room for connections again")

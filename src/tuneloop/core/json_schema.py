@@ -75,9 +75,9 @@ def schema_problem(schema: Mapping[str, Any], *, any_keyword: bool = False) -> s
             for key, part in value.items():
                 characters += len(key)
                 if kind == "schema":
-                    why = "" if any_keyword else _keyword_problem(key, part, schema, level)
-                    if why := why or _pattern_problem(key, part):
-                        return why
+                    reason = "" if any_keyword else _keyword_problem(key, part, schema, level)
+                    if reason := reason or _pattern_problem(key, part):
+                        return reason
                     atoms += sum(map(written_out, _patterns(key, part)))
                 below = "names" if key in _NAMED else "literal" if key in _LITERAL else "schema"
                 waiting.append((part, level + 1, below if kind == "schema" else "schema" if kind == "names" else kind))
@@ -120,8 +120,8 @@ def _pattern_problem(key: str, value: Any) -> str:
     for pattern in _patterns(key, value):
         if written_out(pattern) > MOST_WRITTEN_OUT:
             return f"the pattern {pattern[:60]!r} has more than {MOST_WRITTEN_OUT:,} parts with its repeats written out"
-        if why := linear_problem(pattern):
-            return why
+        if reason := linear_problem(pattern):
+            return reason
     return ""
 
 
@@ -133,16 +133,16 @@ def _target(schema: Mapping[str, Any], reference: str) -> Any:
     """What a reference within a schema leads to (a JSON pointer, RFC 6901); None: nothing, or it leads elsewhere."""
     if reference != "#" and not reference.startswith("#/"):
         return None
-    place: Any = schema
+    node: Any = schema
     for part in reference[2:].split("/") if len(reference) > 2 else ():
         name = unquote(part).replace("~1", "/").replace("~0", "~")
-        if isinstance(place, dict):
-            place = place.get(name)
-        elif isinstance(place, list) and name.isdecimal() and len(name) < 6 and int(name) < len(place):
-            place = place[int(name)]
+        if isinstance(node, dict):
+            node = node.get(name)
+        elif isinstance(node, list) and name.isdecimal() and len(name) < 6 and int(name) < len(node):
+            node = node[int(name)]
         else:
             return None
-    return place if isinstance(place, dict | bool) else None
+    return node if isinstance(node, dict | bool) else None
 
 
 def _circle(schema: Mapping[str, Any], parts: list[Any]) -> str:
@@ -157,10 +157,10 @@ def _circle(schema: Mapping[str, Any], parts: list[Any]) -> str:
                 left[id(part)] = True
             elif id(part) not in left:
                 left[id(part)] = False
-                follows = [each for key in _IN_PLACE for each in part.get(key, ()) if isinstance(each, dict)]
+                follows = [child for key in _IN_PLACE for child in part.get(key, ()) if isinstance(child, dict)]
                 target = _target(schema, part["$ref"]) if "$ref" in part else None
                 follows += [target] if isinstance(target, dict) else []
-                waiting += [(part, True), *((each, False) for each in follows)]
+                waiting += [(part, True), *((child, False) for child in follows)]
             elif not left[id(part)]:
                 return "a part of the schema refers to itself without an object or list between"
     return ""

@@ -139,8 +139,8 @@ def cards(root: Path = Path("/")) -> list[str]:
 def git_commit() -> str | None:
     """Commit of the working tree that this folder is in, with `-dirty` when it has changes; None outside of one."""
 
-    def git(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(["git", *words], capture_output=True, text=True, timeout=5)
+    def git(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=5)
 
     try:
         commit, status = git("rev-parse", "HEAD"), git("status", "--porcelain", "-uno")

@@ -144,7 +144,7 @@ def open_store(url: str) -> Store:
 
 
 @contextmanager
-def _clear(place: str) -> Iterator[None]:
+def _clear(url: str) -> Iterator[None]:
     """Turn what a store raises into words for the user."""
     try:
         yield
@@ -157,10 +157,10 @@ def _clear(place: str) -> Iterator[None]:
             chain.append(f"{type(at).__name__} {at}")
             at = at.__cause__ or at.__context__
         text = " ".join(chain).lower()
-        refusal = _without_login(f"{chain[0]:.200}", place)
+        refusal = _without_login(f"{chain[0]:.200}", url)
         other = f"The object store refuses: {refusal}", "look at the bucket's rights and its region"
-        what, step = next(((what, step) for sign, what, step in _SIGNS if re.search(sign, text)), other)
-        raise UserError(what, where=place, next_step=step) from None
+        message, step = next(((problem, step) for sign, problem, step in _SIGNS if re.search(sign, text)), other)
+        raise UserError(message, where=url, next_step=step) from None
 
 
 def _without_login(text: str, url: str) -> str:

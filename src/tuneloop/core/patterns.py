@@ -78,9 +78,9 @@ class Pattern:
             return search(text, timeout=self.seconds)
         except TimeoutError:
             length = f"a text of {len(text):,} characters"
-            what = f"The regular expression takes more than {self.seconds:g} seconds on {length}"
+            message = f"The regular expression takes more than {self.seconds:g} seconds on {length}"
             step = "write it without repeats inside repeats, as in (a+)+, or alternatives that overlap"
-            raise UserError(what, where=self.source, next_step=step) from None
+            raise UserError(message, where=self.source, next_step=step) from None
 
 
 @lru_cache(maxsize=256)
@@ -122,8 +122,8 @@ def linear_problem(source: str) -> str:
     try:
         SchemaValidator(core_schema.str_schema(pattern=source, regex_engine="rust-regex", strict=True))
     except SchemaError as error:
-        why = str(error).splitlines()[-1].removeprefix("error: ").strip().removeprefix("SchemaError: ")
-        return f"the pattern {_short(source)} is not possible: {why}"
+        reason = str(error).splitlines()[-1].removeprefix("error: ").strip().removeprefix("SchemaError: ")
+        return f"the pattern {_short(source)} is not possible: {reason}"
     return ""
 
 

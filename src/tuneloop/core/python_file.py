@@ -66,19 +66,19 @@ def need_trust(file: str, where: str) -> None:
     """Refuse, by a UserError, a file with code that a folder names and the user does not, or any for a page."""
     refuse_when_confined("Code is not run", f"{where}: {file}")
     if not {"*", str(_path(file))} & set(_trusted()):
-        what = f"{file} is code that a folder names and you have not: it is not run"
+        message = f"{file} is code that a folder names and you have not: it is not run"
         step = f"read the file; where you trust it, run the same command with {TRUST}"
-        raise UserError(what, where=where, next_step=step)
+        raise UserError(message, where=where, next_step=step)
 
 
-def run_python_file(file: str, where: str, what: str) -> ModuleType:
+def run_python_file(file: str, where: str, description: str) -> ModuleType:
     """The module that a file makes, which runs with everything that the user may do.
 
     UserError: there is no such file, it fails, or a folder names it and not the user.
 
     Args:
         file: its path, from the current folder.
-        what: what it is, in words, as in `scorer's file`.
+        description: what it is, in words, as in `scorer's file`.
     """
     refuse_when_confined("Code is not run", f"{where}: {file}")
     path = Path(file).expanduser()
@@ -92,8 +92,8 @@ def run_python_file(file: str, where: str, what: str) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        what = f"The {what} fails: {error_with_line(error, path)}"
-        raise UserError(what, where=where, next_step="correct the file") from None
+        description = f"The {description} fails: {error_with_line(error, path)}"
+        raise UserError(description, where=where, next_step="correct the file") from None
     return module
 
 

@@ -35,7 +35,7 @@ def unstorable(value: Any) -> str:
             "surrogates": "holds half of a surrogate pair, as \\ud800, which is no character",
             "64-bit": "holds a whole number of more than 64 bits", "ecursion": "is nested too deeply",
         }  # fmt: skip
-        return next((why for word, why in reasons.items() if word in str(error)), f"is not valid JSON: {error}")
+        return next((reason for word, reason in reasons.items() if word in str(error)), f"is not valid JSON: {error}")
     return ""
 
 

@@ -111,9 +111,9 @@ def stage(name: str, task: str) -> Iterator[Callable[[str], None]]:
     to, in a few words, which are shown with its name and time once it has ended."""
     outcome, began = "", time.monotonic()
 
-    def tell(words: str) -> None:
+    def tell(text: str) -> None:
         nonlocal outcome
-        outcome = words
+        outcome = text
 
     with busy(task):
         yield tell

@@ -62,6 +62,6 @@ def exactly(number: float, unit: str) -> str:
     return f"{number:g} {unit if number == 1 else _several(unit)}"
 
 
-def verb(number: float, one: str, many: str) -> str:
+def verb(number: float, singular: str, many: str) -> str:
     """The verb behind a count: "1 row is", "3 rows are"."""
-    return one if round(number) == 1 else many
+    return singular if round(number) == 1 else many

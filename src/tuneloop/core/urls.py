@@ -16,9 +16,9 @@ _KEY = re.compile(
 )
 
 
-def is_url(place: str) -> bool:
+def is_url(text: str) -> bool:
     """Whether a place is an address, as `s3://BUCKET/FOLDER`, and no path."""
-    return re.match(r"[a-z][a-z0-9+.]*://", place) is not None
+    return re.match(r"[a-z][a-z0-9+.]*://", text) is not None
 
 
 def masked(text: str) -> str:

@@ -112,8 +112,8 @@ def prepare_key(config: PrepareConfig, *, name: str, seed: int, model_fingerprin
         *([config.split.test] if isinstance(config.split.test, str) else []),
     ]
     data_sets = [*([config.split.freeze] if config.split.freeze else []), *config.mix.sources]
-    manifests = [Path(place) / MANIFEST for place in data_sets if (Path(place) / MANIFEST).is_file()]
-    files = find_files([place for place in places if not (Path(place) / MANIFEST).is_file()])
+    manifests = [Path(folder) / MANIFEST for folder in data_sets if (Path(folder) / MANIFEST).is_file()]
+    files = find_files([path for path in places if not (Path(path) / MANIFEST).is_file()])
     sources = [[file.name, sha256_of_source(file.path)] for file in files]
     sources += [[str(path), sha256_of_source(path)] for path in manifests]
     described = [[file.name, entry] for file in files if (entry := entry_of(file)) is not None]
@@ -133,8 +133,8 @@ def sha256_of_source(path: Path) -> str:
     try:
         return sha256_file(path)
     except OSError as error:
-        what, step = f"Can't read the file: {error.strerror or error}", "check the file's permissions"
-        raise UserError(what, where=str(path), next_step=step) from None
+        message, step = f"Can't read the file: {error.strerror or error}", "check the file's permissions"
+        raise UserError(message, where=str(path), next_step=step) from None
 
 
 def normalised(text: str) -> str:
@@ -279,15 +279,15 @@ class RowFile(Sequence[Row]):
         return self.size
 
     @overload
-    def __getitem__(self, place: int) -> Row: ...
+    def __getitem__(self, index: int) -> Row: ...
     @overload
-    def __getitem__(self, place: slice) -> list[Row]: ...
-    def __getitem__(self, place: int | slice) -> Row | list[Row]:
-        first = place.stop or 0 if isinstance(place, slice) and place == slice(place.stop) else 0
+    def __getitem__(self, index: slice) -> list[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
+        first = index.stop or 0 if isinstance(index, slice) and index == slice(index.stop) else 0
         if first > 0 and "rows" not in vars(self):  # no more than these are read
             with contextlib.suppress(OSError, ValueError), self.path.open("rb") as lines:
                 return read_rows(self.path, [fast_json(line) for line in itertools.islice(lines, first)])
-        return self.rows[place]
+        return self.rows[index]
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self.rows)

@@ -44,14 +44,14 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes, Any]]:
                     try:
                         yield offset, line, parse_line(line)
                     except (ValueError, RecursionError) as error:
-                        place = f"{path}:{number}"
-                        raise UserError(f"Not valid JSON: {error}", where=place, next_step=AGAIN) from None
+                        where = f"{path}:{number}"
+                        raise UserError(f"Not valid JSON: {error}", where=where, next_step=AGAIN) from None
                 offset += len(line)
     except FileNotFoundError:
         raise UserError("A file of the data set is missing", where=str(path), next_step=AGAIN) from None
     except OSError as error:  # a folder, or no permission
-        what = f"Can't read a file of the data set: {error.strerror}"
-        raise UserError(what, where=str(path), next_step="put the file back") from None
+        message = f"Can't read a file of the data set: {error.strerror}"
+        raise UserError(message, where=str(path), next_step="put the file back") from None
 
 
 class Spot(NamedTuple):

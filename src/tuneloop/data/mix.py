@@ -88,13 +88,13 @@ def plan_mix(
     target = config.share / (1.0 - config.share) * (task.tokens if config.by == "tokens" else task.rows)
     sequence: list[Place] = []
     total, exhausted = 0, True
-    for place, cost in _drawn_rows(general, train, weights, config):
+    for location, cost in _drawn_rows(general, train, weights, config):
         if total + cost / 2 >= target:  # without this row the share is nearer
             exhausted = False
             break
-        sequence.append(place)
+        sequence.append(location)
         total += cost
-    size = MixSize(len(sequence), sum(general[place.source].tokens[place.row] for place in sequence))
+    size = MixSize(len(sequence), sum(general[path.source].tokens[path.row] for path in sequence))
     mine, others = (size.tokens, task.tokens) if config.by == "tokens" else (size.rows, task.rows)
     share = mine / (mine + others) if mine + others else 0.0
     exhausted = exhausted and total < target
@@ -105,12 +105,12 @@ def _weights(general: Sequence[GeneralSizes], config: MixConfig) -> list[float]:
     if config.weights is None:
         return [float(sum(g.tokens) if config.by == "tokens" else len(g.ids)) for g in general]
     if len(config.weights) != len(general):
-        what = f"{len(config.weights)} weights for {counted(len(general), 'source')} of general data"
+        message = f"{len(config.weights)} weights for {counted(len(general), 'source')} of general data"
         step = "give one weight for each of data.mix.sources"
-        raise UserError(what, where="data.mix.weights", next_step=step)
+        raise UserError(message, where="data.mix.weights", next_step=step)
     if min(config.weights, default=0.0) < 0.0 or (general and not any(config.weights)):
-        what = "The weights of general data must be 0 or more, and one of them above 0"
-        raise UserError(what, where="data.mix.weights", next_step="set data.mix.weights=[1, 2], or leave it out")
+        message = "The weights of general data must be 0 or more, and one of them above 0"
+        raise UserError(message, where="data.mix.weights", next_step="set data.mix.weights=[1, 2], or leave it out")
     return list(config.weights)
 
 
@@ -125,20 +125,20 @@ def _divide_rows(
         for number, g in enumerate(general)
         for row in range(len(g.ids))
     )
-    places = [place for _, _, place in ranked]
+    places = [path for _, _, path in ranked]
     held_out = min(HELD_OUT_ROWS, round(len(places) * HELD_OUT_SHARE))
     test = 0
     if config.in_test:
         target = config.share / (1.0 - config.share) * (task_test.tokens if config.by == "tokens" else task_test.rows)
         total = 0
-        for place in places[held_out : held_out + int(len(places) * TEST_SHARE)]:
-            cost = _cost(general[place.source], place.row, config)
+        for location in places[held_out : held_out + int(len(places) * TEST_SHARE)]:
+            cost = _cost(general[location.source], location.row, config)
             if total + cost / 2 >= target:
                 break
             total, test = total + cost, test + 1
     train: list[list[int]] = [[] for _ in general]
-    for place in places[held_out + test :]:
-        train[place.source].append(place.row)
+    for location in places[held_out + test :]:
+        train[location.source].append(location.row)
     for number, rows in enumerate(train):
         ids = general[number].ids
         rows.sort(key=lambda row, ids=ids: (keyed_hash(ids[row], seed), ids[row]))  # type: ignore[misc]
@@ -232,23 +232,25 @@ def mix_rows(
     plan = plan_mix(sizes["train"], numbers, config, seed, task_test=sizes.get("test", MixSize(0, 0)))
     times: Counter[Place] = Counter()
 
-    def drawn(place: Place) -> Row:
-        times[place] += 1
-        source = general[place.source]
-        row = source.rows[usable[place.source][place.row]]
-        again = f"-{times[place]}" if times[place] > 1 else ""
+    def drawn(location: Place) -> Row:
+        times[location] += 1
+        source = general[location.source]
+        row = source.rows[usable[location.source][location.row]]
+        again = f"-{times[location]}" if times[location] > 1 else ""
         return replace(row, id=row.id + again, meta={**row.meta, "mix": source.name})
 
-    train, held_out, test = ([drawn(place) for place in places] for places in (plan.train, plan.held_out, plan.test))
+    train, held_out, test = (
+        [drawn(location) for location in places] for places in (plan.train, plan.held_out, plan.test)
+    )
     return Mixed(train, held_out, test, _record(plan, general, numbers, sizes["train"]), check_share(plan))
 
 
 def _record(plan: MixPlan, general: Sequence[GeneralRows], usable: Sequence[GeneralSizes], task: MixSize) -> Mix:
     sources = []
     for number, source in enumerate(general):
-        times = Counter(place for place in plan.train if place.source == number)
+        times = Counter(location for location in plan.train if location.source == number)
         held_out, test = (sum(p.source == number for p in places) for places in (plan.held_out, plan.test))
-        tokens = sum(usable[number].tokens[place.row] * n for place, n in times.items())
+        tokens = sum(usable[number].tokens[location.row] * n for location, n in times.items())
         numbers = {"train": len(times), "uses": times.total(), "tokens": tokens, "held_out": held_out, "test": test}
         rows, left_out = len(source.rows), len(source.rows) - len(usable[number].ids)
         sources.append(MixSource(name=source.name, rows=rows, left_out=left_out, **numbers))

@@ -215,13 +215,13 @@ def _refuse_too_many(job: PrepareContext) -> None:
         example = examples[reason]
         detail = f": {' '.join(example.detail.split())[:100]}" if example.detail else ""
         top.append(f"{reason} {n}x, as {example.source}:{example.line}{detail}")
-    what, step = f"No valid rows in {counted(read, 'record')}", f"look at {out / 'rejects.jsonl'}"
+    message, step = f"No valid rows in {counted(read, 'record')}", f"look at {out / 'rejects.jsonl'}"
     if row_count:
         were = f"{bad} of {counted(of, 'record')} ({bad / of:.0%}) {verb(bad, 'was', 'were')} rejected"
-        what = f"{were}; {config.allow_rejects:.0%} are allowed"
+        message = f"{were}; {config.allow_rejects:.0%} are allowed"
         enough = next((limit for limit in (0.5, 0.75, 0.9) if bad / of <= limit), 1.0)
         step += f"; to continue all the same add allow_rejects={enough}"
-    raise UserError(what, where="; ".join(top), next_step=step)
+    raise UserError(message, where="; ".join(top), next_step=step)
 
 
 def _dedup_and_split(job: PrepareContext, test_rows: int) -> None:
@@ -352,8 +352,8 @@ def _apply_limit(job: PrepareContext) -> None:
     ids, strata = table.columns["id"][rows], table.columns["stratum"][rows]
     order = np.lexsort((ids, shuffled(ids, job.seed), strata))
     rows, strata = rows[order], strata[order]
-    place = np.arange(len(rows)) - np.searchsorted(strata, strata)  # among the rows of the stratum
-    for row in rows[place >= limit].tolist():
+    positions = np.arange(len(rows)) - np.searchsorted(strata, strata)  # among the rows of the stratum
+    for row in rows[positions >= limit].tolist():
         name = table.names["stratum"][int(table.columns["stratum"][row])]
         table.drop(row, "over_limit", f"{counted(limit, 'row')} of {name!r} are in train (limit_per_label)")
 
@@ -454,8 +454,8 @@ def connected(columns: Sequence[Array], links: Array | None) -> Array:
             np.minimum.at(heads, column, least)
             least = heads[column]
         if links is not None:
-            for one, other in ((0, 1), (1, 0)):
-                np.minimum.at(least, links[:, one], least[links[:, other]])
+            for side, other in ((0, 1), (1, 0)):
+                np.minimum.at(least, links[:, side], least[links[:, other]])
         least = least[least]
         if np.array_equal(least, before):
             member: Array = np.unique(least, return_inverse=True)[1]
@@ -520,15 +520,15 @@ def _banded(counts: Array, fit: Array, groups: Array, share: float) -> Array:
 def _by_time(time: Array, sizes: Array, val: float, test: float, column: str) -> Array:
     """The split of each group: cut between two times, as near to the shares as these allow."""
     split = np.full(len(time), TRAIN, dtype=np.int8)
-    moments, place = np.unique(time[time > -np.inf], return_inverse=True)
+    moments, inverse = np.unique(time[time > -np.inf], return_inverse=True)
     parts = [(number, share) for number, share in ((TEST, test), (VAL, val)) if share > 0.0]
     keeps_train = bool(np.isneginf(time).any())
     if len(moments) + keeps_train <= len(parts):
         least = len(parts) + 1 - keeps_train
-        what = f"split.by=time needs at least {least} different times; there are {len(moments)}"
+        message = f"split.by=time needs at least {least} different times; there are {len(moments)}"
         step = "name the column with data.split.time=COLUMN, or leave out split.by=time"
-        raise UserError(what, where=f"column {column!r}", next_step=step)
-    rows = np.bincount(place, weights=sizes[time > -np.inf], minlength=len(moments))
+        raise UserError(message, where=f"column {column!r}", next_step=step)
+    rows = np.bincount(inverse, weights=sizes[time > -np.inf], minlength=len(moments))
     newer = np.cumsum(rows[::-1])  # rows among the newest 1, 2, ... moments
     of_moment = np.full(len(moments), TRAIN, dtype=np.int8)
     begin, rows_so_far = 0, 0.0
@@ -538,5 +538,5 @@ def _by_time(time: Array, sizes: Array, val: float, test: float, column: str) ->
         end = begin + 1 + int(np.argmin(np.abs(newer[begin:last] - rows_so_far)))
         of_moment[len(moments) - end : len(moments) - begin] = number
         begin = end
-    split[time > -np.inf] = of_moment[place]
+    split[time > -np.inf] = of_moment[inverse]
     return split

@@ -296,8 +296,8 @@ def measured_if_long(row: Row, processor: RowProcessor, *, always: bool = False)
 def _most_tokens(messages: Sequence[Message]) -> float:
     """An upper bound of the tokens of turns; infinite where some are of an unusual shape."""
     bound = TURN_TOKENS
-    for place, message in enumerate(messages):
-        if len(message) != 2 or (place and message["role"] == "system"):
+    for position, message in enumerate(messages):
+        if len(message) != 2 or (position and message["role"] == "system"):
             return math.inf
         content = message["content"]
         bound += TURN_TOKENS + (len(content) if content.isascii() else len(content.encode("utf-8", "surrogatepass")))
@@ -390,7 +390,7 @@ def _without_personal_data(text: str, processor: RowProcessor) -> str:
 
 def _excerpts(before: str, after: str) -> tuple[str, str]:
     pairs = enumerate(zip(before, after, strict=False))
-    same = next((place for place, (a, b) in pairs if a != b), min(len(before), len(after)))
+    same = next((position for position, (a, b) in pairs if a != b), min(len(before), len(after)))
     start = max(same - EXCERPT // 4, 0)
 
     def cut(text: str) -> str:
@@ -444,7 +444,7 @@ class _Gathering:
         self._repairs(reject.source, reject.line, refused.id, [*refused.changes, *further])
 
     def add(self, processed: ProcessedRow) -> None:
-        row, place, facts = processed.row, len(self.rows), self.facts
+        row, position, facts = processed.row, len(self.rows), self.facts
         line, record = json_bytes(row.to_json()), json_bytes(processed.record)
         self.texts.append(minhash.texts_of(row, self.processor.frame))
         characters, answers = 0, 0
@@ -460,16 +460,16 @@ class _Gathering:
         for column, name in zip(NAMED, (row.label, processed.stratum, processed.language), strict=True):
             facts.names[column].append(name)
         facts.data += line + record
-        self._repairs(row.meta["source"], row.meta["line"], row.id, processed.changes, place)
+        self._repairs(row.meta["source"], row.meta["line"], row.id, processed.changes, position)
         facts.is_chat = facts.is_chat or bool(row.tools) or answers > 1
 
     def _repairs(
-        self, source: str, line: int, name: str | None, changes: Iterable[FieldChange], place: int = NO_ROW
+        self, source: str, line: int, name: str | None, changes: Iterable[FieldChange], position: int = NO_ROW
     ) -> None:
         for change in changes:
             record = {"source": source, "line": line, "id": name, "kind": change.kind, "field": change.field}
             self.facts.repairs.append(
-                RepairLine(place, change.kind, orjson.dumps(record | change.facts), change.amounts)
+                RepairLine(position, change.kind, orjson.dumps(record | change.facts), change.amounts)
             )
 
     def end(self) -> ChunkFacts:

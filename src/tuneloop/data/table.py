@@ -265,9 +265,9 @@ class Table:
         rows = rows[np.lexsort((rows, self.columns["meta"][rows], self.columns["id"][rows]))]
         ids = self.columns["id"][rows]
         numbers = np.arange(len(ids)) - np.searchsorted(ids, ids)  # among the rows of an id, from 0
-        for place in np.flatnonzero(numbers).tolist():
-            self.repeats.add(row := int(rows[place]))
-            self.columns["id"][row] = key64(f"{int(ids[place]):016x}:{int(numbers[place]) + 1}")
+        for position in np.flatnonzero(numbers).tolist():
+            self.repeats.add(row := int(rows[position]))
+            self.columns["id"][row] = key64(f"{int(ids[position]):016x}:{int(numbers[position]) + 1}")
 
     def mark_clusters(self, rows: Array, clusters: Array) -> None:
         """Set `meta.duplicate_cluster` of rows; 0: none."""
@@ -361,7 +361,7 @@ def write_dataset(job: PrepareContext, identity: Mapping[str, Any], template_add
     _write_duplicates(job)
     labels, languages = (_counts_of(table, name, table.alive) for name in ("label", "language"))
     digest = _dataset_hash(job, orders, mixed)
-    words, general = dataset.REASONS | dataset.REPAIRS, dict[str, Any]()
+    descriptions, general = dataset.REASONS | dataset.REPAIRS, dict[str, Any]()
     if mixed:
         held_out = (orjson.dumps(row.to_json()) for row in mixed.held_out)
         general = {"mix": mixed.record, "general": _write(out / GENERAL_FILE, held_out)}
@@ -384,7 +384,7 @@ def write_dataset(job: PrepareContext, identity: Mapping[str, Any], template_add
         "splits": splits,
         **general,
         **({"template_adds": template_adds} if template_adds else {}),
-        "words": {word: text for word, text in words.items() if word in account.rejected | account.repaired},
+        "words": {word: text for word, text in descriptions.items() if word in account.rejected | account.repaired},
     }
     overview = replace(
         overview,
@@ -599,8 +599,8 @@ def _order(table: Table, split: int, seed: int) -> Array:
 def _interleaved(lines: Iterator[bytes], n: int, general: Sequence[Row]) -> Iterator[bytes]:
     places = set(interleaved(n, len(general)))
     others = iter(general)
-    for place in range(n + len(general)):
-        yield json_bytes(next(others).to_json()) if place in places else next(lines)
+    for position in range(n + len(general)):
+        yield json_bytes(next(others).to_json()) if position in places else next(lines)
 
 
 def _counts_of(table: Table, column: str, rows: Array) -> dict[str, int]:
@@ -654,8 +654,8 @@ def _write_duplicates(job: PrepareContext) -> None:
     def line_of(index: int) -> bytes:
         original, kind = int(table.because[index]), table.reason(index).removesuffix("_duplicate")
         similarity = round(float(table.similarity[index]), 4)
-        why = _why_kept(table, job.config.duplicates.keep, index, original)
-        record = {**about(index), **about(original, "kept_"), "similarity": similarity, "kind": kind, "why": why}
+        reason = _why_kept(table, job.config.duplicates.keep, index, original)
+        record = {**about(index), **about(original, "kept_"), "similarity": similarity, "kind": kind, "why": reason}
         return orjson.dumps(DroppedCopy(**record))
 
     _write(job.out / "duplicates.jsonl", map(line_of, copies[order][:SHOWN_DUPLICATES].tolist()))
@@ -664,11 +664,11 @@ def _write_duplicates(job: PrepareContext) -> None:
 def _why_kept(table: Table, policy: str, copy: int, original: int) -> str:
     if table.reason(copy) == "split_leak":
         return "it is in the test set" if table.split[original] == TEST else "it is in the validation set"
-    column, words = _WORTH.get(policy, ("", ""))
+    column, reason = _WORTH.get(policy, ("", ""))
     if column:
         values = table.columns[column]
         if values[original] > values[copy] or (np.isnan(values[copy]) and not np.isnan(values[original])):
-            return words
+            return reason
     return "it came first"
 
 
@@ -691,7 +691,7 @@ def tokens_of(table: Table, order: Array) -> dict[str, Any]:
     if measured.all() or not measured.any():
         return dataset.token_statistics(tokens[measured].tolist(), int(supervised[measured].sum()))
     line = TokenLine.through(columns["characters"][measured], tokens[measured])
-    each = np.sort(np.where(measured, tokens, np.rint(line.at(columns["characters"])).astype(np.int64)))
+    estimates = np.sort(np.where(measured, tokens, np.rint(line.at(columns["characters"])).astype(np.int64)))
     total = line.total(columns["characters"])
     # supervised tokens follow the last answer or, in chats with several answers, the whole row
     lines = {
@@ -700,7 +700,7 @@ def tokens_of(table: Table, order: Array) -> dict[str, Any]:
     }
     of = max(lines, key=lambda name: lines[name].fit)
     return {
-        **dataset.token_statistics(each.tolist(), lines[of].total(columns[of])),
+        **dataset.token_statistics(estimates.tolist(), lines[of].total(columns[of])),
         "total": total,
         "mean": round(total / len(order), 2),
         "measured": int(measured.sum()),

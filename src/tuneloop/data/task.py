@@ -127,9 +127,9 @@ def read_task(value: Any, where: str | Path) -> TaskSpec:
         return TaskSpec.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
-        what = f"What the model was trained on can't be read: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+        message = f"What the model was trained on can't be read: {'.'.join(map(str, first['loc']))}: {first['msg']}"
         step = "export the run again, or restore the file"
-        raise UserError(what, where=str(where), next_step=step) from None
+        raise UserError(message, where=str(where), next_step=step) from None
 
 
 @dataclass(frozen=True)
@@ -194,22 +194,22 @@ def _only_column(spec: TaskSpec | None, columns: Sequence[str], sample: Sequence
     needed = spec is not None and not spec.is_conversation and len(columns) == 1 and columns != ["text"]
     if spec is not None and (len(spec.inputs) > 1 or needed):
         missing = [name for name in spec.inputs if name not in columns]
-        what = f"The model was trained on the columns {_listed(spec.inputs)}; {_listed(missing)} not there"
+        message = f"The model was trained on the columns {_listed(spec.inputs)}; {_listed(missing)} not there"
         step = "give records with these columns, as csv or jsonl"
         step += "" if len(spec.inputs) > 1 else f", or name the one with the question: --column {columns[0]}"
-        raise UserError(what, where=f"columns: {_listed(columns)}", next_step=step)
+        raise UserError(message, where=f"columns: {_listed(columns)}", next_step=step)
     texts = [name for name in columns if any(isinstance(record.get(name), str) for record in sample)]
     usual = [name for name in texts if name.casefold() in PROMPT_NAMES] if spec is None else []
     candidates = columns if len(columns) == 1 else usual
     if len(candidates) == 1:
         return candidates[0]
-    what, name, near = "It is not clear which column holds the question", "prompt", [*texts[:1], "NAME"]
+    message, name, near = "It is not clear which column holds the question", "prompt", [*texts[:1], "NAME"]
     if spec:
         name = spec.inputs[0]
-        what = f"The model was trained on the column {name!r}, and no record has it"
+        message = f"The model was trained on the column {name!r}, and no record has it"
         near = [*difflib.get_close_matches(name, columns, 1, 0.6), *near]
     step = f"name the column with --column {near[0]}, or rename it to {name!r}"
-    raise UserError(what, where=f"columns: {_listed(columns)}", next_step=step)
+    raise UserError(message, where=f"columns: {_listed(columns)}", next_step=step)
 
 
 def _as_trained(spec: TaskSpec, system: str | None) -> ReadPrompt:

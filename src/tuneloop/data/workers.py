@@ -137,24 +137,24 @@ def _in_processes(function: Callable[[T, Any], R], chunks: Iterator[T], setting:
 def _on_ray(function: Callable[[T, Any], R], chunks: Iterable[T], setting: Any) -> Iterator[R]:
     """Tasks of the cluster, a bounded number at a time; Ray repeats what was lost with a process or a machine."""
     with on_ray() as ray:
-        place = [ray.put(setting)]  # within a list: the process fetches it, once
-        name = place[0].hex()
+        references = [ray.put(setting)]  # within a list: the process fetches it, once
+        name = references[0].hex()
         task = ray.remote(_call_on_cluster)
         ahead = AHEAD * cpus(ray)
         waiting: deque[Any] = deque()
         for chunk in chunks:
-            waiting.append(task.remote(function, chunk, name, place))
+            waiting.append(task.remote(function, chunk, name, references))
             if len(waiting) >= ahead:
                 yield answer_of(ray, waiting.popleft())
         while waiting:
             yield answer_of(ray, waiting.popleft())
 
 
-def _call_on_cluster(function: Callable[[T, Any], R], chunk: T, name: str, place: list[Any]) -> R:
+def _call_on_cluster(function: Callable[[T, Any], R], chunk: T, name: str, references: list[Any]) -> R:
     """`function(chunk, setting)` in a process of a cluster, which keeps the setting: tokenizers are slow to read."""
     if name not in _cluster_settings:
         import ray
 
         _cluster_settings.clear()
-        _cluster_settings[name] = ray.get(place[0])
+        _cluster_settings[name] = ray.get(references[0])
     return function(chunk, _cluster_settings[name])

@@ -111,8 +111,8 @@ def _refuse_price(job: deployment.ServingJob, host: Host, limit: float) -> None:
     if limit and (month is None or month[1] > limit):
         price = f"${month[1]:,.0f} a month" if month else "an unknown price"
         step = "name a cheaper --gpu or fewer --max-replicas, or give --usd-per-hour; nothing was started"
-        what = f"{host.title} costs {price}: the limit is ${limit:,.0f}"
-        raise UserError(what, where="--max-usd-per-month", next_step=step)
+        message = f"{host.title} costs {price}: the limit is ${limit:,.0f}"
+        raise UserError(message, where="--max-usd-per-month", next_step=step)
 
 
 def write_project(project: Project, out: Path) -> Path:
@@ -151,9 +151,9 @@ def _demand(
     requests = Requests(options.queries_per_day, options.prompt_tokens, options.answer_tokens)
     tokens = requests.prompt_tokens + requests.answer_tokens
     if tokens > size.context:
-        what = f"Requests of {tokens:,.0f} tokens on average don't fit into a context of {size.context:,}"
+        message = f"Requests of {tokens:,.0f} tokens on average don't fit into a context of {size.context:,}"
         where = "--prompt-tokens, --answer-tokens"
-        raise UserError(what, where=where, next_step="give fewer, or a larger --context")
+        raise UserError(message, where=where, next_step="give fewer, or a larger --context")
     gpu, cards = all_gpus()[machine.card.key], machine.cards
     bytes_a_weight = size.weights_gib * 2**30 / shape.parameters
     model = ModelFootprint(shape.parameters, bytes_a_weight, size.kv_bytes, shape.active_parameters)
@@ -191,10 +191,12 @@ def _card(key: str, host: Host) -> deployment.Card:
     """A card with the host's own price, or else with the cheapest on demand, which its words say."""
     gpu, table = all_gpus()[key], load_prices()
     card = deployment.Card(key, gpu.name, gpu.gib, counts=host.counts.get(key, (1, 2, 4, 8)), bf16=gpu.bf16)
-    prices = [one for level in table.levels for one in level if one.gpu == key and one.provider in host.providers]
+    prices = [
+        offer for level in table.levels for offer in level if offer.gpu == key and offer.provider in host.providers
+    ]
     if host.providers and not prices:  # its prices are not known here
         return card
-    price = min(prices, key=lambda each: each.usd_per_hour, default=table.gpu(key))
+    price = min(prices, key=lambda offer: offer.usd_per_hour, default=table.gpu(key))
     if price is None:
         return card
     return replace(card, usd_per_hour=price.usd_per_hour, price=price.words(), rented=host.own_machines)

@@ -79,11 +79,14 @@ def choose_machine(size: Size, cards: Sequence[Card]) -> Machine:
         largest = max(cards, key=lambda card: card.gib * card.counts[-1])
         most = largest.counts[-1]
         have = f"{most} x {largest.name} have {most * largest.gib * USABLE:,.0f}"
-        what = f"No GPU there is large enough: {size.need_gib:,.0f} GiB are needed, {have}"
+        message = f"No GPU there is large enough: {size.need_gib:,.0f} GiB are needed, {have}"
         step = "give a shorter --context, or export with --format gguf --quant q4_k_m"
-        raise UserError(what, where="--gpu", next_step=step)
-    priced = [each for each in fits if each.usd_per_hour is not None]
-    return min(priced or fits, key=lambda each: (each.usd_per_hour or 0.0, each.cards * each.card.gib, each.card.key))
+        raise UserError(message, where="--gpu", next_step=step)
+    priced = [machine for machine in fits if machine.usd_per_hour is not None]
+    return min(
+        priced or fits,
+        key=lambda machine: (machine.usd_per_hour or 0.0, machine.cards * machine.card.gib, machine.card.key),
+    )
 
 
 @dataclass(frozen=True)
@@ -137,8 +140,11 @@ class DeployOptions(Config):
         most = self.max_replicas or max(least, needed, 1)
         least = min(least, most) if self.min_replicas is None else least
         if not 0 <= least <= most or most < 1 or self.idle_minutes <= 0:
-            what, step = "Replicas: 0 <= least <= most, and most at least 1", "as in --min-replicas 1 --max-replicas 3"
-            raise UserError(what, where="--min-replicas, --max-replicas", next_step=step)
+            message, step = (
+                "Replicas: 0 <= least <= most, and most at least 1",
+                "as in --min-replicas 1 --max-replicas 3",
+            )
+            raise UserError(message, where="--min-replicas, --max-replicas", next_step=step)
         return Replicas(least, most, self.idle_minutes)
 
 
@@ -255,10 +261,10 @@ def engine_arguments(job: ServingJob) -> dict[str, Option]:
 
 def command_line(options: Mapping[str, Option]) -> list[str]:
     """Options as words of a command."""
-    words: list[str] = []
+    arguments: list[str] = []
     for name, value in options.items():
-        words += [f"--{name}"] if value is True else [f"--{name}", option_text(value)]
-    return words
+        arguments += [f"--{name}"] if value is True else [f"--{name}", option_text(value)]
+    return arguments
 
 
 def option_text(value: Option) -> str:
@@ -276,8 +282,8 @@ RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 def lora_rank(rank: int) -> int:
     """The smallest of vLLM's sizes that holds an adapter's rank; a UserError refuses what it can't hold."""
     if rank > RANKS[-1]:
-        what = f"vLLM holds adapters up to rank {RANKS[-1]}, this one has {rank}"
-        raise UserError(what, where="adapter", next_step="export it with --format merged")
+        message = f"vLLM holds adapters up to rank {RANKS[-1]}, this one has {rank}"
+        raise UserError(message, where="adapter", next_step="export it with --format merged")
     return next(size for size in RANKS if rank <= size)
 
 

@@ -86,11 +86,11 @@ class HostedPlan:
     minutes: float  # since it began; 0: any time
 
 
-def plan_hosted(recipe: Recipe, source: str, place: str, max_usd: float) -> HostedPlan:
+def plan_hosted(recipe: Recipe, source: str, target: str, max_usd: float) -> HostedPlan:
     """What a run on a service takes; nothing is sent.
 
     Args:
-        source: folder of a prepared data set. `place`: of `--on`. `max_usd`: the most that it may cost; 0: any sum.
+        source: folder of a prepared data set. `target`: of `--on`. `max_usd`: the most that it may cost; 0: any sum.
 
     Raises:
         UserError: no prepared data set, no base of the service, or it may cost more.
@@ -102,9 +102,9 @@ def plan_hosted(recipe: Recipe, source: str, place: str, max_usd: float) -> Host
     if recipe.model == PACKAGED:
         step = "model=NAME, as the service names it"
         raise UserError("Which of the service's models?", where="model", next_step=step)
-    service, data, url = SERVICES.get(place, openai.SERVICE), load_dataset(source), place
-    if place in SERVICES:
-        url = (os.environ.get(f"{place.upper()}_BASE_URL") or service.url).rstrip("/").removesuffix(service.root)
+    service, data, url = SERVICES.get(target, openai.SERVICE), load_dataset(source), target
+    if target in SERVICES:
+        url = (os.environ.get(f"{target.upper()}_BASE_URL") or service.url).rstrip("/").removesuffix(service.root)
     epochs = max(1, round(recipe.train.epochs))
     key = content_hash([masked(url), recipe.model, data.manifest.hash, epochs, recipe.seed])[:12]
     size = sum(len(turn["content"]) for row in data.train for turn in row.messages)
@@ -119,13 +119,13 @@ def plan_hosted(recipe: Recipe, source: str, place: str, max_usd: float) -> Host
         step = "raise it, or train for fewer epochs; nothing was sent"
         raise UserError(f"It may cost more than --max-usd: {cost}", where=f"--max-usd {max_usd:g}", next_step=step)
     rows = f"{counted(len(data.train), 'row')} ({size / 1e6:,.2f} MB of texts), {counted(epochs, 'epoch')}"
-    words = f"{service.title} trains {recipe.model} on {rows}, about {tokens:,.0f} tokens: {cost}"
+    summary = f"{service.title} trains {recipe.model} on {rows}, about {tokens:,.0f} tokens: {cost}"
     folder = Path(recipe.output_dir or f"runs/{recipe.name}-{key}")
     at = {"key": key, "on": service.title, "url": masked(url), "base": recipe.model, "dataset": data.manifest.id}
     order = Order(key, recipe.model, "", "", epochs, recipe.seed)
     most = max_usd or MORE * (usd or 0.0)
     record = HostedRun(**at, price=price.input if price else None, usd=usd)
-    return HostedPlan(service, url, folder, Path(source), order, record, words, most, recipe.max_minutes or 0.0)
+    return HostedPlan(service, url, folder, Path(source), order, record, summary, most, recipe.max_minutes or 0.0)
 
 
 def run_hosted(plan: HostedPlan, *, cancel: bool = False, pause: float = 10.0) -> HostedRun:
@@ -150,9 +150,9 @@ def run_hosted(plan: HostedPlan, *, cancel: bool = False, pause: float = 10.0) -
         try:
             run, model = finished(_trained(plan, service, cancel, pause))
         except _SHAPES as error:
-            what = f"{of.title} gives an answer of another shape than its API: {type(error).__name__} {error!s:.100}"
+            message = f"{of.title} gives an answer of another shape than its API: {type(error).__name__} {error!s:.100}"
             step = "see what is at this address; the same command continues"
-            raise UserError(what, where=masked(url), next_step=step) from error
+            raise UserError(message, where=masked(url), next_step=step) from error
         except (HttpRefused, Broken) as error:
             raise refusal(error, masked(url), "fine-tuning", of.key, of.account or "--on") from None
     if not cancel:
@@ -172,21 +172,21 @@ def _measure(plan: HostedPlan, url: str, run: HostedRun, model: str, key: str) -
         names = {"model": run.model, "url": masked(url), "dataset": plan.dataset, "folder": plan.folder}
         if not plan.service.deploy:
             raise
-        what = f"{run.on} has trained the model, which is not measured yet: {error.what}"
-        raise UserError(what, where=error.where, next_step=plan.service.deploy.format(**names)) from None
+        message = f"{run.on} has trained the model, which is not measured yet: {error.what}"
+        raise UserError(message, where=error.where, next_step=plan.service.deploy.format(**names)) from None
 
 
 async def _trained(plan: HostedPlan, service: Service, cancel: bool, pause: float) -> tuple[HostedRun, str]:
     """The run, and the name by which requests ask for its model."""
-    place, of = plan.folder / HostedRun.file, plan.service
-    run = read_record(HostedRun, place) if place.is_file() else plan.record
+    path, of = plan.folder / HostedRun.file, plan.service
+    run = read_record(HostedRun, path) if path.is_file() else plan.record
     if run.key != plan.record.key:
         step = "choose another folder with output_dir=FOLDER"
         raise UserError("The folder belongs to another run", where=str(plan.folder), next_step=step)
 
     def keep(**values: str | float) -> HostedRun:
         changed = run.model_copy(update={"created": run.created or datetime.now(UTC).isoformat(), **values})
-        write_record(place, changed)
+        write_record(path, changed)
         return changed
 
     async with aclosing(service):
@@ -219,16 +219,18 @@ async def _trained(plan: HostedPlan, service: Service, cancel: bool, pause: floa
             if (last := f"{now.state} {len(now.steps)}") != shown:
                 shown, moved = last, time.monotonic()
             if time.monotonic() - moved > STILL:
-                what = f"The job has shown nothing new for {STILL / 3600:g} hours: {now.state}"
+                message = f"The job has shown nothing new for {STILL / 3600:g} hours: {now.state}"
                 step = "the same command follows it again, with --cancel it ends it"
-                raise UserError(what, where=f"{run.on} {run.job}", next_step=step)
+                raise UserError(message, where=f"{run.on} {run.job}", next_step=step)
             progress("training", len(now.steps), max(len(now.steps), 1))
             await asyncio.sleep(pause)
         if cancel:
             return run, run.model
         if now.state != "succeeded":
-            what = f"The service ended the job: {now.state}{f' ({now.error})' if now.error else ''}"
-            raise UserError(what, where=f"{run.on} {run.job}", next_step="another output_dir=FOLDER starts a new job")
+            message = f"The service ended the job: {now.state}{f' ({now.error})' if now.error else ''}"
+            raise UserError(
+                message, where=f"{run.on} {run.job}", next_step="another output_dir=FOLDER starts a new job"
+            )
         if of.weights and not run.weights:
             run = keep(weights=await fetch(of.weights(service, run.job, run.model), service, plan.folder))
         return run, await of.served(service, run.model) if of.served else run.model
@@ -236,8 +238,8 @@ async def _trained(plan: HostedPlan, service: Service, cancel: bool, pause: floa
 
 async def _started(plan: HostedPlan, service: Service, run: HostedRun, cancel: bool) -> tuple[str, float]:
     """The id of the run's job, and its price by the service (0: unknown); of several processes one starts it."""
-    of, place = plan.service, cache_folder() / "hosted" / run.key
-    with lock_folder(place, waiting=lambda holder: say(f"wait      {holder} starts the same job")):
+    of, folder = plan.service, cache_folder() / "hosted" / run.key
+    with lock_folder(folder, waiting=lambda holder: say(f"wait      {holder} starts the same job")):
         if job := await _job_of(of, service, run.key):  # of another process, or whose id was lost with a reply
             return job, 0.0
         if cancel:
@@ -245,9 +247,9 @@ async def _started(plan: HostedPlan, service: Service, run: HostedRun, cancel: b
         order = replace(plan.order, train=run.train, val=run.val)
         usd = await of.estimate(service, order) if of.estimate else 0.0
         if plan.most and of.estimate and (usd > plan.most or (run.price is None and not usd)):
-            what = f"{of.title} puts its price at {usd_words(usd) if usd else 'nothing yet'}: no job was started"
+            message = f"{of.title} puts its price at {usd_words(usd) if usd else 'nothing yet'}: no job was started"
             step = "raise it, or train for fewer epochs" if usd else "run the same command later, it continues"
-            raise UserError(what, where=f"at most {usd_words(plan.most)} (--max-usd)", next_step=step)
+            raise UserError(message, where=f"at most {usd_words(plan.most)} (--max-usd)", next_step=step)
         return _id(await service.post(of.jobs, of.body(order))), usd
 
 
@@ -282,8 +284,8 @@ async def fetch(weights: Awaitable[Mapping[str, str]], service: Service, folder:
         files = await weights
         if wrong := [name for name in files if not _FILE.fullmatch(name)]:
             raise Broken(f"a file of its weights is named {wrong[0]!r:.80}")
-        for name, place in files.items():
-            await service.download(place, folder / name, lambda size: None)
+        for name, url in files.items():
+            await service.download(url, folder / name, lambda size: None)
     except HttpRefused as error:
         say(f"weights   the service gives none: {error.in_words}")
         return ""

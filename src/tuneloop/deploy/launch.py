@@ -42,7 +42,7 @@ class Launch:
 
 
 def launch_at(
-    place: JobSite[J],
+    site: JobSite[J],
     job: J,
     variables: tuple[str, ...],
     *,
@@ -50,15 +50,15 @@ def launch_at(
     limit: Limit | None = None,
 ) -> Launch:
     """How a job is started at a place."""
-    (up, _), *_, (down, _) = place.commands(job)
-    sky = place.sky(job) if place.sky else None
-    return Launch(place.title, up, down, variables, environment or {}, sky, limit)
+    (up, _), *_, (down, _) = site.commands(job)
+    sky = site.sky(job) if site.sky else None
+    return Launch(site.title, up, down, variables, environment or {}, sky, limit)
 
 
-def no_card(place: JobSite[J], key: str) -> UserError:
+def no_card(site: JobSite[J], key: str) -> UserError:
     """The refusal of a card that a place does not have."""
     name = all_gpus()[key].name if key in all_gpus() else key
-    return UserError(f"{place.title} has no {name}", where="--gpu", next_step=f"it has {', '.join(place.gpus)}")
+    return UserError(f"{site.title} has no {name}", where="--gpu", next_step=f"it has {', '.join(site.gpus)}")
 
 
 def launch_after_yes(launch: Launch, folder: Path, question: str, yes: bool) -> None:
@@ -94,9 +94,9 @@ def _say_offer(offer: Offer, limit: Limit) -> None:
         price = f"{usd_words(usd)} an hour, {usd_words(total)} for {hours_words(limit.hours)} of training{planned}"
     say(f"price     SkyPilot takes {offer.words} now: {price}")
     if limit.usd and (total is None or total > limit.usd):
-        what = f"SkyPilot takes {offer.words}: {price}. The limit is {usd_words(limit.usd)}"
+        message = f"SkyPilot takes {offer.words}: {price}. The limit is {usd_words(limit.usd)}"
         step = "raise the limit, name another --gpu, or try later; nothing was started"
-        raise UserError(what, where="--max-usd", next_step=step)
+        raise UserError(message, where="--max-usd", next_step=step)
 
 
 def launch_by_commands(launch: Launch, folder: Path) -> None:
@@ -129,6 +129,6 @@ def confirmed(question: str, yes: bool) -> bool:
 def _refuse_missing(launch: Launch, names: Iterable[str], folder: Path) -> None:
     environment = {**os.environ, **launch.environment}
     if missing := sorted(name for name in set(names) if not environment.get(name)):
-        what = f"{', '.join(missing)} {verb(len(missing), 'is', 'are')} not set"
+        message = f"{', '.join(missing)} {verb(len(missing), 'is', 'are')} not set"
         step = f"export {missing[0]}=..., as {folder / 'README.md'} says"
-        raise UserError(what, where=launch.title, next_step=step)
+        raise UserError(message, where=launch.title, next_step=step)

@@ -26,9 +26,9 @@ from tuneloop.recipe import Recipe, make_recipe
 
 
 @contextlib.contextmanager
-def cluster_of(place: str) -> Iterator[None]:
+def cluster_of(target: str) -> Iterator[None]:
     """Connected to the cluster that `--on` names; empty: not. A UserError: none, or one of other versions."""
-    with on_ray(address_of(place)) if place else contextlib.nullcontext():
+    with on_ray(address_of(target)) if target else contextlib.nullcontext():
         yield
 
 
@@ -98,10 +98,12 @@ def _from_outside(recipe: Recipe, options: RayOptions, folder: Path, whole: bool
         refuse_errors(dataset, recipe)
     job = DriverJob(_with_data(recipe, "dataset"), options, whole)
     shared = getattr(options, "bucket", "")
-    place = f"{shared.rstrip('/')}/{folder.name}" if shared and not is_url(shared) else f"~/tuneloop-runs/{folder.name}"
+    remote = (
+        f"{shared.rstrip('/')}/{folder.name}" if shared and not is_url(shared) else f"~/tuneloop-runs/{folder.name}"
+    )
     with on_ray(address_of(options.on)) as ray, busy("working on the cluster"):
         data = Path(dataset.path).resolve()
-        drive(ray, f"tuneloop-{folder.name}", _drive, job, data=data, remote=place, local=folder)
+        drive(ray, f"tuneloop-{folder.name}", _drive, job, data=data, remote=remote, local=folder)
     return folder
 
 
@@ -145,7 +147,7 @@ def _workers(ray: Any, options: RayOptions, recipe: Recipe, folder: Path) -> Wor
         count = min(options.nodes, room) if options.nodes else boards or machines
     if count > room or options.nodes > machines:
         size = f"{counted(machines, 'machine')} with {there} processors and {boards} GPUs"
-        what = f"The cluster has {size}: no room for {options.nodes or machines} x {options.gpus or 1}"
+        message = f"The cluster has {size}: no room for {options.nodes or machines} x {options.gpus or 1}"
         step = "ask for fewer, or add machines (ray start --address HEAD:6379)"
-        raise UserError(what, where="--nodes, --gpus", next_step=step)
+        raise UserError(message, where="--nodes, --gpus", next_step=step)
     return Workers(count, boards > 0, f"{recipe.store.rstrip('/')}/.ray" if recipe.store else str(folder / ".ray"))

@@ -30,37 +30,39 @@ class _Plain(yaml.SafeDumper):
 _Plain.add_representer(str, _Plain.text)
 
 
-def yaml_text(what: str, *documents: Mapping[str, Any]) -> str:
+def yaml_text(comment: str, *documents: Mapping[str, Any]) -> str:
     """YAML documents, with a comment that says what they are."""
     options: dict[str, Any] = {"sort_keys": False, "allow_unicode": True, "width": 1000}
-    return f"# {what}\n" + "---\n".join(yaml.dump(dict(each), Dumper=_Plain, **options) for each in documents)
+    return f"# {comment}\n" + "---\n".join(
+        yaml.dump(dict(document), Dumper=_Plain, **options) for document in documents
+    )
 
 
-def shell(words: Sequence[str]) -> str:
+def shell(arguments: Sequence[str]) -> str:
     """A command as a shell reads it; variables such as $HF_TOKEN stay."""
-    return " ".join(word if "$" in word else shlex.quote(word) for word in words)
+    return " ".join(word if "$" in word else shlex.quote(word) for word in arguments)
 
 
 def shell_steps(steps: Steps) -> str:
     """Commands as Markdown, each behind what it does."""
-    return "\n\n".join(f"{what}:\n\n```sh\n{command}\n```" for command, what in steps)
+    return "\n\n".join(f"{title}:\n\n```sh\n{command}\n```" for command, title in steps)
 
 
 def price_words(host: Host, job: ServingJob) -> str:
     """The monthly price, in a sentence or two; at the given traffic, where there is one."""
-    words, demand, month = _replica_words(host, job), job.demand, job.usd_a_month()
+    text, demand, month = _replica_words(host, job), job.demand, job.usd_a_month()
     if demand is None:
-        return words
+        return text
     tokens = f"{demand.prompt_tokens:,.0f} + {demand.answer_tokens:,.0f} tokens"
-    words += (
+    text += (
         f" {counted(demand.queries_per_day, 'request')} a day of {tokens} need {counted(demand.replicas, 'replica')} "
         f"in the busiest hour ({exactly(demand.peak, 'time')} the mean, half loaded)"
     )
     if month:
         usd = demand.replicas * month[1] / job.traffic.most
-        words += f", which cost{'s' * (demand.replicas == 1)} ${usd:,.0f} a month"
+        text += f", which cost{'s' * (demand.replicas == 1)} ${usd:,.0f} a month"
     few = job.traffic.most < demand.replicas
-    return words + (f": --max-replicas {job.traffic.most} is too few." if few else ".")
+    return text + (f": --max-replicas {job.traffic.most} is too few." if few else ".")
 
 
 def _replica_words(host: Host, job: ServingJob) -> str:
@@ -96,7 +98,9 @@ def readme(host: Host, job: ServingJob) -> str:
     """The project's README: what it is, three commands, price, what was checked and what was not."""
     project = "".join([*host.project(job).values(), *(command for command, _ in host.commands(job))])
     needs_token = "HF_TOKEN" in project  # not for a mounted file
-    secrets = "".join(f"- `{name}`: {what}\n" for name, what in host.secrets if name != "HF_TOKEN" or needs_token)
+    secrets = "".join(
+        f"- `{name}`: {description}\n" for name, description in host.secrets if name != "HF_TOKEN" or needs_token
+    )
     system = artifact = ""
     if job.system:
         file = f"; `{REQUEST}` holds it, and your question" if host.request_model(job) is not None else ""
@@ -116,8 +120,8 @@ Artifact `{job.artifact}` ({job.form}), base `{job.base}`, at most {job.context:
 {f"## Secrets{chr(10)}{chr(10)}{secrets}{chr(10)}" if secrets else ""}{evidence(host)}"""
 
 
-def evidence(place: JobSite[Any]) -> str:
+def evidence(site: JobSite[Any]) -> str:
     """The end of a README: what the files follow, what was not checked, and what one should know."""
-    text = f"## What was checked\n\nThe files follow {place.source}. **Not checked: {place.unchecked}**\n"
-    limits = "".join(f"- {limit}\n" for limit in place.limits)
+    text = f"## What was checked\n\nThe files follow {site.source}. **Not checked: {site.unchecked}**\n"
+    limits = "".join(f"- {limit}\n" for limit in site.limits)
     return text + (f"\n## Good to know\n\n{limits}" if limits else "")

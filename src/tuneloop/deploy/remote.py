@@ -74,9 +74,9 @@ def write_remote(recipe: Recipe, options: RemoteOptions, out: Path) -> RemotePro
         gated=recipe.model.lower() != PACKAGED,
         max_usd_per_hour=round(options.max_usd / (hours * options.nodes), 4) if options.max_usd else 0.0,
     )
-    place = Path(dataset.path).resolve()
-    if place != (out / "dataset").resolve():
-        shutil.copytree(place, out / "dataset", dirs_exist_ok=True)
+    folder = Path(dataset.path).resolve()
+    if folder != (out / "dataset").resolve():
+        shutil.copytree(folder, out / "dataset", dirs_exist_ok=True)
     values = recipe.model_dump(mode="json", exclude_unset=True, exclude={"data", "output_dir"})
     if options.bucket and cluster.bucket == "store":
         values = {"store": f"{options.bucket.rstrip('/')}/{training.name}", **values}
@@ -107,9 +107,9 @@ def _refuse_price(plan: Mapping[str, Any], cluster: Cluster, options: RemoteOpti
     usd, card = plan["cost"]["usd"], f"{plan['gpus']} x {plan['gpu']}"
     if usd is None:
         if options.max_usd:
-            what = f"No price of {card} on {cluster.title} is known, and there is a limit"
+            message = f"No price of {card} on {cluster.title} is known, and there is a limit"
             step = "name another --gpu, write your price into ~/.config/tuneloop/prices.yaml, or leave the limit out"
-            raise UserError(what, where="--max-usd", next_step=step)
+            raise UserError(message, where="--max-usd", next_step=step)
         return
     before = read_record(RemoteJob, out) if (out / RemoteJob.file).is_file() else None
     rose = ""
@@ -117,9 +117,11 @@ def _refuse_price(plan: Mapping[str, Any], cluster: Cluster, options: RemoteOpti
         rose = f", {usd_words(before.usd)} when it was planned on {before.created[:10]}"
         say(f"price     it is {usd_words(usd)} now{rose}")
     if options.max_usd and usd > options.max_usd:
-        what = f"Training on {card} is expected to cost {usd_words(usd)}{rose}: more than {usd_words(options.max_usd)}"
+        message = (
+            f"Training on {card} is expected to cost {usd_words(usd)}{rose}: more than {usd_words(options.max_usd)}"
+        )
         step = "name another --gpu, take --spot, or raise the limit; nothing was started"
-        raise UserError(what, where="--max-usd", next_step=step)
+        raise UserError(message, where="--max-usd", next_step=step)
 
 
 def price_words(plan: Mapping[str, Any], cluster: Cluster) -> str:

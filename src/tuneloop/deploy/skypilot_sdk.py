@@ -75,13 +75,15 @@ def find_offer(sky: Any, job: SkyJob, folder: Path) -> Offer:
         if best is None:
             return Offer("a machine that SkyPilot does not name", None)
         parts = (best.cloud, best.region, best.instance_type)
-        words = " ".join(str(part) for part in parts if part) + (", which may be taken away" if best.use_spot else "")
+        description = " ".join(str(part) for part in parts if part) + (
+            ", which may be taken away" if best.use_spot else ""
+        )
         machines = task.num_nodes or 1
         try:
             usd: float | None = machines * float(best.get_cost(3600))
         except Exception:  # its catalogue can't be read here
             usd = None
-        return Offer(f"{f'{machines} x ' if machines > 1 else ''}{words}", usd)
+        return Offer(f"{f'{machines} x ' if machines > 1 else ''}{description}", usd)
 
 
 def start(sky: Any, job: SkyJob, folder: Path) -> None:
@@ -144,14 +146,14 @@ def _undo(sky: Any, job: SkyJob, request: Any, before: Sequence[Any]) -> str:
         with contextlib.suppress(Exception):  # it is over already
             sky.get(sky.api_cancel(request, silent=True))
     try:
-        started = [one for one in _there(sky, job) if one not in before]
+        started = [entry for entry in _there(sky, job) if entry not in before]
         if not started:
             return ""
         if job.kind == "cluster":
             sky.get(sky.down(job.name))
         else:
             sky.get(sky.jobs.cancel(job_ids=started))
-        left = job.kind == "cluster" and any(one not in before for one in _there(sky, job))
+        left = job.kind == "cluster" and any(entry not in before for entry in _there(sky, job))
         return f"the cluster {job.name}" if left else ""
     except BaseException as error:
         return f"the {job.kind} {job.name}, perhaps ({_first_line(error)})"
@@ -195,17 +197,17 @@ def refusal(error: BaseException, job: SkyJob, left: str | None = None) -> UserE
     kinds = _kinds(error)
     meaning = next((rest for names, *rest in _MEANINGS if kinds.intersection(names.split())), None)
     if isinstance(error, UserError):
-        what, step = error.what, error.next_step
+        message, step = error.what, error.next_step
     elif isinstance(error, KeyboardInterrupt):
-        what, step = "Interrupted", ""
+        message, step = "Interrupted", ""
     elif meaning:
-        what, step = f"{meaning[0]} ({_first_line(error)})", meaning[1]
+        message, step = f"{meaning[0]} ({_first_line(error)})", meaning[1]
     else:
-        what, step = f"SkyPilot refuses: {type(error).__name__}: {_first_line(error)}", "`sky api logs` says more"
+        message, step = f"SkyPilot refuses: {type(error).__name__}: {_first_line(error)}", "`sky api logs` says more"
     after = "nothing was started" if left is None else "nothing was left there"
     if left:
         after = f"still there, and perhaps paid: {left}; `{job.down}` takes it down"
-    return UserError(what, where=WHERE, next_step=f"{after}; {step}".removesuffix("; "))
+    return UserError(message, where=WHERE, next_step=f"{after}; {step}".removesuffix("; "))
 
 
 @contextlib.contextmanager

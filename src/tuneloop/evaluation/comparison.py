@@ -37,27 +37,27 @@ def compare_folders(
     Raises:
         UserError: fewer than 20 rows are shared, or an evaluation can't be read.
     """
-    at = {name: split_place(place) for name, place in places.items()}
+    at = {name: split_place(source) for name, source in places.items()}
     loaded = {name: load_evaluation(folder, system or None) for name, (folder, system) in at.items()}
-    manifests = {place: read_record(EvaluationManifest, folder) for place, (folder, _) in at.items()}
-    for place, (_, system) in at.items():  # what was found out when the answers came is not in the answers
-        notes = loaded[place].notes
-        notes[:0] = [note for note in notes_of(manifests[place], system) if note not in notes]
+    manifests = {location: read_record(EvaluationManifest, folder) for location, (folder, _) in at.items()}
+    for name, (_, system) in at.items():  # what was found out when the answers came is not in the answers
+        notes = loaded[name].notes
+        notes[:0] = [note for note in notes_of(manifests[name], system) if note not in notes]
     loaded, comparisons = paired_with_first(loaded)
     constant, behind = _constant_ahead(loaded, manifests, at)
     comparisons = adjusted([*comparisons, *behind], next(iter(loaded.values()))) if behind else comparisons
-    names = {place: at[place][1] or manifests[place].name for place in places}
+    names = {location: at[location][1] or manifests[location].name for location in places}
     costs = {
-        place: _cost_share(cost.to_json(), loaded[place].n / manifests[place].n)
-        for place in places
-        if (cost := manifests[place].costs.get(names[place])) is not None
+        location: _cost_share(cost.to_json(), loaded[location].n / manifests[location].n)
+        for location in places
+        if (cost := manifests[location].costs.get(names[location])) is not None
     }
     runs = {
-        place: str(run.resolve()) for place, (run, name) in at.items() if not name and (run / "metrics.jsonl").is_file()
+        key: str(run.resolve()) for key, (run, name) in at.items() if not name and (run / "metrics.jsonl").is_file()
     }
     last, manifest = next(reversed(manifests.items()))
     with lock_folder(out):
-        tuned = [place for place in places if names[place] == "tuned"]
+        tuned = [location for location in places if names[location] == "tuned"]
         entries = leaderboard_of({**loaded, **constant}, costs, tuned=tuned, comparisons=comparisons)
         more = {"costs": costs, "leaderboard": entries, "runs": runs}
         subject = Subject(manifest.model, manifest.dataset, manifest.split, last, content_hash(list(places)))
@@ -76,10 +76,10 @@ def paired_with_first(systems: Mapping[str, ScoredAnswers]) -> tuple[dict[str, S
     loaded = dict(systems)
     if (shared := on_shared_rows(loaded)) is not None:
         rows = counted(next(iter(shared.values())).n, "row")
-        counts = ", ".join(f"{place}: {evaluation.n:,}" for place, evaluation in loaded.items())
+        counts = ", ".join(f"{name}: {evaluation.n:,}" for name, evaluation in loaded.items())
         note = f"Compared on the {rows} that all of them answered ({counts})."
         say(note)
-        loaded = {place: replace(e, notes=[note, *loaded[place].notes]) for place, e in shared.items()}
+        loaded = {name: replace(e, notes=[note, *loaded[name].notes]) for name, e in shared.items()}
     first, *others = loaded
     loaded = decided_by(loaded[first].primary, loaded)
     pairs = [c for other in others for c in compare(first, loaded[first], other, loaded[other])]
@@ -100,8 +100,8 @@ def _constant_ahead(
 ) -> tuple[dict[str, ScoredAnswers], list[Comparison]]:
     """The constant answer that was chosen from the training rows, where it is ahead of a system that is compared with
     the first, and these comparisons: the better one of two systems may still be of no use."""
-    holder = next((place for place, manifest in manifests.items() if MAJORITY in manifest.baselines), None)
-    if holder is None or any(MAJORITY in (manifests[place].name, name) for place, (_, name) in at.items()):
+    holder = next((name for name, manifest in manifests.items() if MAJORITY in manifest.baselines), None)
+    if holder is None or any(MAJORITY in (manifests[key].name, name) for key, (_, name) in at.items()):
         return {}, []
     first, *others = loaded
     metric = loaded[first].primary

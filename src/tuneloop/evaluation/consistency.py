@@ -112,7 +112,7 @@ def _reader(rows: Sequence[Row], task: str, labels: Sequence[str] | None, config
 def _json_fields(text: str) -> object:
     """JSON is compared by its fields, their order and case aside."""
     try:
-        return frozenset(Counter((place, _folded(leaf)) for place, leaf in leaves(parse(text))).items())
+        return frozenset(Counter((path, _folded(leaf)) for path, leaf in leaves(parse(text))).items())
     except (ValueError, RecursionError):
         return _folded(text)
 
@@ -148,11 +148,11 @@ def consistency_part(
     if not config.consistency:
         return {}
     every = ways_of(sample_rows(rows, config.consistency_rows, seed=seed), config.consistency, labels=labels or ())
-    ways = [each for each in every if len(each) >= FEWEST_WAYS]
+    ways = [group for group in every if len(group) >= FEWEST_WAYS]
     if not ways:
         say("warn: consistency was not measured: programs and very long texts are not reworded")
         return {}
-    questions = [way for each in ways for way in each]
+    questions = [way for group in ways for way in group]
     minutes = seconds / len(rows) * len(questions) / 60
     say(
         f"consistency {counted(len(ways), 'row')} {verb(len(ways), 'is', 'are')} put in several ways: "

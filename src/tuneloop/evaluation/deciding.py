@@ -121,10 +121,10 @@ def primary_metric(
     """
     if choice is not None:
         if choice not in metrics or not metric_of(choice).compared:
-            why = "it has no better direction" if choice in metrics else "these rows have no such metric"
+            reason = "it has no better direction" if choice in metrics else "these rows have no such metric"
             compared = [name for name in metrics if metric_of(name).compared]
             next_step = did_you_mean(choice, compared, f"choose one of {', '.join(metrics)}")
-            raise UserError(f"{choice!r} can't decide: {why}", where="evaluate.primary", next_step=next_step)
+            raise UserError(f"{choice!r} can't decide: {reason}", where="evaluate.primary", next_step=next_step)
         return choice
     if recorded in metrics:
         return recorded

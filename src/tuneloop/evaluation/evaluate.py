@@ -143,13 +143,13 @@ def sample_order(rows: Sequence[Row], seed: int, stratum: Stratum | None = None)
     rng = random.Random(seed)
     shuffled = rng.sample(range(len(rows)), len(rows))
     groups: dict[str | None, list[int]] = {}
-    for place in shuffled:
-        row = rows[place]
-        groups.setdefault(row.label if stratum is None else stratum(row), []).append(place)
+    for index in shuffled:
+        row = rows[index]
+        groups.setdefault(row.label if stratum is None else stratum(row), []).append(index)
     when: dict[int, float] = {}
     for group in groups.values():  # in the order of the shuffle, so that equal rows and seeds give equal starts
         start = rng.random()
-        when |= {place: (rank + start) / len(group) for rank, place in enumerate(group)}
+        when |= {position: (rank + start) / len(group) for rank, position in enumerate(group)}
     return sorted(shuffled, key=when.__getitem__)
 
 
@@ -240,8 +240,8 @@ def cluster_keys(rows: Sequence[Row], name: str | None) -> list[Hashable]:
     names = (name,) if name else CLUSTER_NAMES
     used = next((n for n in names if any(row.meta.get(n) is not None for row in rows)), None)
     if name and used is None:
-        what = f"No row has the metadata field {name!r}"
-        raise UserError(what, where="evaluate.cluster", next_step="name a field of `meta`")
+        message = f"No row has the metadata field {name!r}"
+        raise UserError(message, where="evaluate.cluster", next_step="name a field of `meta`")
     keys: list[Hashable] = []
     for row in rows:
         value = row.meta.get(used) if used else None
@@ -255,8 +255,8 @@ def _check_rows(rows: list[Row], answers: list[Completion], task: str) -> None:
     if not rows:
         raise UserError("There are no rows to evaluate", next_step="choose another split, or a larger data.split.test")
     if len(rows) != len(answers):
-        what = f"{len(answers)} answers came back for {counted(len(rows), 'row')}"
-        raise UserError(what, next_step="run the evaluation again")
+        message = f"{len(answers)} answers came back for {counted(len(rows), 'row')}"
+        raise UserError(message, next_step="run the evaluation again")
     check_ids(rows)
     unlabelled = next((row.id for row in rows if row.label is None), None)
     if task == "classification" and unlabelled is not None:
@@ -281,7 +281,7 @@ def _estimates(statistics: list[Statistics], draws: Mapping[str, Array], *, clus
 def on_shared_rows(evaluations: Mapping[str, ScoredAnswers]) -> dict[str, ScoredAnswers] | None:
     """All evaluations, by place, on the rows that every one of them holds; None where they hold the same rows. Raises
     UserError: fewer than 20 rows are shared."""
-    ids = {place: {row.id for row in evaluation.rows} for place, evaluation in evaluations.items()}
+    ids = {name: {row.id for row in evaluation.rows} for name, evaluation in evaluations.items()}
     shared = set.intersection(*ids.values())
     if all(row_ids == shared for row_ids in ids.values()):
         return None
@@ -293,7 +293,7 @@ def on_shared_rows(evaluations: Mapping[str, ScoredAnswers]) -> dict[str, Scored
             where=f"{first}/samples.jsonl, {other}/samples.jsonl",
             next_step="evaluate both on the same rows: tuneloop evaluate RUN --data FILE, or --dataset DATASET",
         )
-    return {place: some_rows(evaluation, shared) for place, evaluation in evaluations.items()}
+    return {name: some_rows(evaluation, shared) for name, evaluation in evaluations.items()}
 
 
 def some_rows(all_rows: ScoredAnswers, ids: Collection[str]) -> ScoredAnswers:

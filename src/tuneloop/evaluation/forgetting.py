@@ -107,14 +107,14 @@ def memorisation(base: Sequence[Completed], tuned: Sequence[Completed]) -> dict[
     n = len(pairs)
     counts: dict[str, Any] = {"n": n, "left_out": len(base) - n, "least_tokens": LEAST_TOKENS}
     if not n:
-        words = f"All answers are below {LEAST_TOKENS} tokens or shared by rows: nothing to memorise word for word."
-        return {**counts, "share": None, "base": None, "beyond": None, "words": words}
+        sentence = f"All answers are below {LEAST_TOKENS} tokens or shared by rows: nothing to memorise word for word."
+        return {**counts, "share": None, "base": None, "beyond": None, "words": sentence}
     only_base = sum(b.verbatim and not t.verbatim for b, t in pairs)
     only_tuned = sum(t.verbatim and not b.verbatim for b, t in pairs)
     in_tuned, in_base = sum(t.verbatim for _, t in pairs), sum(b.verbatim for b, _ in pairs)
     beyond = Estimate((only_tuned - only_base) / n, *u.paired_shares_interval(only_base, only_tuned, n))
     bounds = f"95 % interval {100 * beyond.low:+.1f} to {100 * beyond.high:+.1f}"
-    words = (
+    sentence = (
         f"Of {counted(n, 'training answer')} the tuned model completes {100 * in_tuned / n:.1f} % verbatim, "
         f"the base {100 * in_base / n:.1f} %: {100 * beyond.value:+.1f} points ({bounds})."
     )
@@ -122,7 +122,7 @@ def memorisation(base: Sequence[Completed], tuned: Sequence[Completed]) -> dict[
         **counts,
         "share": Estimate(in_tuned / n, *u.wilson_interval(in_tuned, n)),
         "base": Estimate(in_base / n, *u.wilson_interval(in_base, n)),
-        "beyond": beyond, "p": u.mcnemar_p(only_base, only_tuned), "words": words,
+        "beyond": beyond, "p": u.mcnemar_p(only_base, only_tuned), "words": sentence,
     }  # fmt: skip
 
 
@@ -181,7 +181,7 @@ def _completed(model: Model, rows: Sequence[Row]) -> list[Completed]:
     rendered = [model.template.render(row.messages, row.tools) for row in rows]
     pairs = zip(rendered, rows, strict=True)
     results = [Completed(False, sum(map(bool, r.mask[1:])), times[row.answer] > 1) for r, row in pairs]
-    places = [i for i, each in enumerate(results) if each.tokens >= LEAST_TOKENS and not each.shared]
+    places = [i for i, result in enumerate(results) if result.tokens >= LEAST_TOKENS and not result.shared]
     fits = LocalTarget.of(model).fits([rendered[i] for i in places], task="training rows") if places else []
     for i, fit in zip(places, fits, strict=True):
         results[i] = replace(results[i], verbatim=fit.verbatim)

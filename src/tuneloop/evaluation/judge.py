@@ -122,12 +122,12 @@ def load_judge_prompt(kind: Literal["pairwise", "rubric"], file: str = "") -> Ju
     path = Path(file) if file else Path(__file__).with_name("judge.yaml")
     part = read_yaml(path, "judge's prompt").get(kind)
     if not isinstance(part, Mapping) or not all(isinstance(part.get(key), str) for key in ("system", "user")):
-        what = f"A judge's prompt needs {kind} with system and user"
-        raise UserError(what, where=str(path), next_step="copy the packaged judge.yaml")
+        message = f"A judge's prompt needs {kind} with system and user"
+        raise UserError(message, where=str(path), next_step="copy the packaged judge.yaml")
     needed = ("{first}", "{second}") if kind == "pairwise" else ("{answer}",)
-    if missing := [place for place in needed if place not in part["user"]]:
-        what, where = f"The judge's prompt leaves out {missing[0]}", f"{path}: {kind}.user"
-        raise UserError(what, where=where, next_step="put it where it belongs")
+    if missing := [placeholder for placeholder in needed if placeholder not in part["user"]]:
+        message, where = f"The judge's prompt leaves out {missing[0]}", f"{path}: {kind}.user"
+        raise UserError(message, where=where, next_step="put it where it belongs")
     return JudgePrompt(part["system"], part["user"])
 
 
@@ -213,25 +213,25 @@ def _pairs_in_words(facts: Mapping[str, Any], names: tuple[str, str]) -> list[st
         return [f"The judge gave no verdict on any pair {unread}.", *spoken]
     won, share = facts["wins"], _percent(facts["preference"])
     counts = f"{names[1]} in {won['b']}, {names[0]} in {won['a']} of {counted(facts['n'], 'pair')}"
-    words = [
+    sentences = [
         f"The judge prefers {counts}, {counted(won['tie'], 'tie')}: {share} for {names[1]} with ties as halves "
         f"({p_words(facts['p'])}): {facts['verdict']}."
     ]
-    place, length = facts["position_bias"], facts["length_bias"]
-    if place["first"]:
-        first, turned = _percent(place["first"]), _percent(place["inconsistent"])
-        words.append(
+    position, length = facts["position_bias"], facts["length_bias"]
+    if position["first"]:
+        first, turned = _percent(position["first"]), _percent(position["inconsistent"])
+        sentences.append(
             f"Position bias: it names the answer shown first in {first} of its verdicts (50 % is fair), and "
             f"{turned} of its pairs turn with the order; these count as ties."
         )
     if length["longer"]:
         people = f"; people, on the same pairs, in {_percent(length['humans'])}" if length["humans"] else ""
         share = _percent(length["longer"])
-        words.append(f"Length bias: the longer answer wins in {share} of {length['n']} decided pairs{people}.")
+        sentences.append(f"Length bias: the longer answer wins in {share} of {length['n']} decided pairs{people}.")
     if n := facts["unread"]:
         lacks = f"{counted(n, 'pair')} {verb(n, 'has', 'have')} an answer that names no verdict"
-        words.append(f"{lacks}; {verb(n, 'it does', 'they do')} not count.")
-    return [*words, *spoken, _agreement_in_words(facts["agreement"])]
+        sentences.append(f"{lacks}; {verb(n, 'it does', 'they do')} not count.")
+    return [*sentences, *spoken, _agreement_in_words(facts["agreement"])]
 
 
 def judge_answers(items: Sequence[AnswerToRate], choose: Choose, prompt: JudgePrompt, *, seed: int = 0) -> Judgement:
@@ -269,16 +269,16 @@ def _ratings_in_words(facts: Mapping[str, Any]) -> list[str]:
         return [f"The judge rated nothing ({counted(facts['unread'], 'answer')} could not be read).", *spoken]
     mean, rank = facts["score"], facts["length_bias"]["spearman"]
     bounds = f"(95 % interval {mean.low:.2f} to {mean.high:.2f})"
-    words = [f"Mean rating of {counted(facts['n'], 'answer')}: {mean.value:.2f} of 5 {bounds}."]
+    sentences = [f"Mean rating of {counted(facts['n'], 'answer')}: {mean.value:.2f} of 5 {bounds}."]
     if rank is not None:
-        words.append(f"Length bias: Spearman's correlation of rating and length is {rank:+.2f}.")
+        sentences.append(f"Length bias: Spearman's correlation of rating and length is {rank:+.2f}.")
     if facts["auc"] is not None:
         share = f"{100 * facts['auc']:.0f} % of cases (50 %: chance)"
-        words.append(f"An answer that people liked is rated above one that they didn't in {share}.")
+        sentences.append(f"An answer that people liked is rated above one that they didn't in {share}.")
     if n := facts["unread"]:
         lacks = f"{counted(n, 'answer')} of the judge {verb(n, 'names', 'name')} no rating"
-        words.append(f"{lacks}; {verb(n, 'it does', 'they do')} not count.")
-    return [*words, *spoken, _agreement_in_words(facts["agreement"])]
+        sentences.append(f"{lacks}; {verb(n, 'it does', 'they do')} not count.")
+    return [*sentences, *spoken, _agreement_in_words(facts["agreement"])]
 
 
 def _agreement(votes: Sequence[tuple[str, str]], seed: int) -> dict[str, Any]:
@@ -462,8 +462,8 @@ def _balanced(rows: Sequence[Row], most: int, seed: int) -> list[Row]:
     for row in rows:
         groups.setdefault(row.meta.get("thumb"), []).append(row)
     if len(groups) > 1:
-        each = min(most // len(groups), *(len(group) for group in groups.values()))
-        return [row for group in groups.values() for row in rng.sample(group, each)]
+        quota = min(most // len(groups), *(len(group) for group in groups.values()))
+        return [row for group in groups.values() for row in rng.sample(group, quota)]
     return rng.sample(list(rows), min(most, len(rows)))
 
 
@@ -471,8 +471,8 @@ def _votes(folder: str) -> dict[str, dict[frozenset[str], Counter[str]]]:
     """Row -> the two answers -> votes for each of them ("" for ties), from a review in pairs."""
     review = load_review(folder)
     if review.mode != "pairwise":
-        what = "This review rates single answers"
-        raise UserError(what, where=folder, next_step="give a review of pairs with --votes")
+        message = "This review rates single answers"
+        raise UserError(message, where=folder, next_step="give a review of pairs with --votes")
     by_item, _ = votes_by_item(review)
     by_row: dict[str, dict[frozenset[str], Counter[str]]] = {}
     for item in review.items:

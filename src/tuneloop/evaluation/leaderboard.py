@@ -94,8 +94,8 @@ def leaderboard_in_words(entries: Sequence[LeaderboardEntry]) -> list[str]:
                 "a tuned model has to beat it, and where they tie, use it."
             )
         elif cheap.verdict == NOT_ENOUGH:
-            why = "use it, it costs next to nothing."
-            sentences.append(f"{cheap.name} is not shown to differ from the base model ({points}): {why}")
+            reason = "use it, it costs next to nothing."
+            sentences.append(f"{cheap.name} is not shown to differ from the base model ({points}): {reason}")
     few_shot = _best([r for r in prompts if "few-shot" in r.name], "prompt")
     if tuned and few_shot and tuned.usd_per_1000 and few_shot.usd_per_1000:
         ratio = few_shot.usd_per_1000 / tuned.usd_per_1000

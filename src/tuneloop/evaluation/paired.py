@@ -211,17 +211,17 @@ def _in_the_order_of(a: ScoredAnswers, b: ScoredAnswers, a_name: str, b_name: st
             where=f"row {alone} is in one of them only",
             next_step="evaluate both on the same split with the same evaluate.limit and seed",
         )
-    place = {row_id: i for i, row_id in enumerate(b_ids)}
-    order = [place[row_id] for row_id in a_ids]
+    index = {row_id: i for i, row_id in enumerate(b_ids)}
+    order = [index[row_id] for row_id in a_ids]
 
     def ordered(values: Sequence[Any]) -> list[Any]:
         return [values[j] for j in order]
 
     for i, j in enumerate(order):
         if references_of(a.rows[i]) != references_of(b.rows[j]) or a.rows[i].label != b.rows[j].label:
-            what = f"{a_name} and {b_name} were evaluated against different reference answers"
+            message = f"{a_name} and {b_name} were evaluated against different reference answers"
             step = "evaluate both on the same version of the data set"
-            raise UserError(what, where=f"row {a_ids[i]}", next_step=step)
+            raise UserError(message, where=f"row {a_ids[i]}", next_step=step)
     if a_ids == b_ids and (a.seed, a.config.bootstrap, a.clusters) == (b.seed, b.config.bootstrap, b.clusters):
         return b
     statistics = [

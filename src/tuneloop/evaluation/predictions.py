@@ -26,7 +26,7 @@ class MatchedPredictions:
 
     def missing(self, rows: Sequence[Row]) -> list[str]:
         """The ids of rows without an answer."""
-        return [row.id for row, each in zip(rows, self.answers, strict=True) if not each]
+        return [row.id for row, answer in zip(rows, self.answers, strict=True) if not answer]
 
 
 def answers_from(
@@ -58,15 +58,15 @@ def answers_from(
             unknown.append(row_id)
         if row is None:
             continue  # of a row that is not evaluated
-        place = f"{where}, record {number}"
+        location = f"{where}, record {number}"
         if row_id in texts and problem_of(row) is None:
             next_step = "keep one of them; several answers of one prompt are a list"
-            raise UserError(f"Two predictions for row {row_id}", where=place, next_step=next_step)
-        texts[row_id] = texts.get(row_id, []) + _texts(record, row, place)
+            raise UserError(f"Two predictions for row {row_id}", where=location, next_step=next_step)
+        texts[row_id] = texts.get(row_id, []) + _texts(record, row, location)
     if not texts:
-        what = f"None of its predictions is about the {counted(len(rows), 'row')} (the first: {places[0][:60]!r})"
+        message = f"None of its predictions is about the {counted(len(rows), 'row')} (the first: {places[0][:60]!r})"
         next_step = f"ids of the rows are as in {rows[0].id!r}; is this the right split or reference file?"
-        raise UserError(what, where=where, next_step=next_step)
+        raise UserError(message, where=where, next_step=next_step)
     return MatchedPredictions([texts.get(row.id, []) for row in rows], unknown)
 
 
@@ -80,17 +80,17 @@ def _places(records: Sequence[Any], all_rows: Sequence[Row], order: Sequence[str
             sources = ((row.meta.get("id"), row.id) for row in reversed(all_rows))  # a prepared data set keeps both
             ids_of = {str(source): row_id for source, row_id in sources if source is not None}
             ids_of |= {row_id: row_id for row_id in order}
-            if not any(str(each) in ids_of for each in ids) and all(_number(each) is not None for each in ids):
+            if not any(str(id_) in ids_of for id_ in ids) and all(_number(id_) is not None for id_ in ids):
                 return _by_number(ids, order, where)
-            return [ids_of.get(str(each), str(each)) for each in ids]
+            return [ids_of.get(str(id_), str(id_)) for id_ in ids]
     if all("row" in record for record in records):
         return _by_number([record["row"] for record in records], order, where)
     if any("id" in record or "row" in record for record in records):
-        what = "Some predictions have an id and some have not"
-        raise UserError(what, where=where, next_step="give all an id, or none")
+        message = "Some predictions have an id and some have not"
+        raise UserError(message, where=where, next_step="give all an id, or none")
     if len(records) != len(order):
-        what = f"{len(records)} predictions without ids for {counted(len(order), 'row')}"
-        raise UserError(what, where=where, next_step='give each its row: {"id": ..., "prediction": ...}')
+        message = f"{len(records)} predictions without ids for {counted(len(order), 'row')}"
+        raise UserError(message, where=where, next_step='give each its row: {"id": ..., "prediction": ...}')
     return list(order)
 
 
@@ -102,9 +102,9 @@ def _by_number(values: Sequence[Any], order: Sequence[str], where: str) -> list[
             raise UserError(f"Not a row's number: {value!r}", where=f"{where}, record {i}", next_step="count from 0")
         numbers.append(number)
     if 0 not in numbers and len(order) not in numbers and 0 < max(numbers) < len(order):
-        what = f"Do these numbers count rows from 0 or from 1? Rows 0 and {len(order)} are both missing"
+        message = f"Do these numbers count rows from 0 or from 1? Rows 0 and {len(order)} are both missing"
         step = 'give ids instead, or add a record for the first or last row, with the prediction "" if need be'
-        raise UserError(what, where=where, next_step=step)
+        raise UserError(message, where=where, next_step=step)
     first = 1 if min(numbers) > 0 and max(numbers) == len(order) else 0
     for i, number in enumerate(numbers, 1):
         if not 0 <= number - first < len(order):

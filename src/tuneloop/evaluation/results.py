@@ -54,13 +54,13 @@ def write_evaluation(
     everyone = {**baselines, name: evaluation}
     verdict = decide(everyone, comparisons, name)
     parts = breakdown(evaluation, baselines)
-    words = verdict_in_words(verdict, everyone, split=subject.split, trained=subject.trained)
-    words += breakdown_in_words(parts)
+    summaries = verdict_in_words(verdict, everyone, split=subject.split, trained=subject.trained)
+    summaries += breakdown_in_words(parts)
     parts["slice_comparisons"] = {}
     first, *others = everyone
     for other in others if compared.by_slice else ():
         slices = parts["slice_comparisons"][other] = paired_slices(everyone[first], everyone[other])
-        words += paired_slices_in_words(first, other, evaluation.row_metric, slices)
+        summaries += paired_slices_in_words(first, other, evaluation.row_metric, slices)
     write_jsonl(out / records.SAMPLES, _samples(evaluation, baselines))
     notes = list(evaluation.notes)
     for other, baseline in baselines.items():
@@ -71,8 +71,8 @@ def write_evaluation(
         "name": name, "n": evaluation.n, "task": evaluation.task, "metrics": evaluation.metrics,
         "baselines": {other: baseline.metrics for other, baseline in baselines.items()},
         "comparisons": comparisons,
-        "verdict": records.VerdictPart(sentence=words[0], **vars(verdict)),
-        "words": words, "invalid": evaluation.invalid,
+        "verdict": records.VerdictPart(sentence=summaries[0], **vars(verdict)),
+        "words": summaries, "invalid": evaluation.invalid,
         "invalid_baselines": {other: baseline.invalid for other, baseline in baselines.items()},
         "notes": notes, "signatures": evaluation.signatures, "costs": {}, **parts,
         **({"own_metrics": own_metrics} if own_metrics else {}),
@@ -154,7 +154,7 @@ def _samples(evaluation: ScoredAnswers, baselines: Mapping[str, ScoredAnswers]) 
             "baselines": {name: text[row.id] for name, text in texts.items()},
         }
         if facts:
-            sample["baselines_beside"] = {name: each[row.id] for name, each in facts.items()}
+            sample["baselines_beside"] = {name: beside[row.id] for name, beside in facts.items()}
         sample["meta"] = {name: value for name, value in row.meta.items() if name != "references"}
         yield records.Sample.model_construct(**sample)
 
@@ -218,8 +218,8 @@ def evaluated_again(
         declare(manifest.own_metrics.values())
         return _evaluated_again(manifest, samples, baseline)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        what = f"The evaluation is damaged or of another version ({error!r})"
-        raise UserError(what, where=str(path), next_step="delete its eval.json and evaluate again") from None
+        message = f"The evaluation is damaged or of another version ({error!r})"
+        raise UserError(message, where=str(path), next_step="delete its eval.json and evaluate again") from None
 
 
 def _evaluated_again(
@@ -229,8 +229,8 @@ def _evaluated_again(
     if settings is None:
         raise KeyError("settings")
     if len(samples) != manifest.n:
-        what = f"samples.jsonl has {counted(len(samples), 'row')} and eval.json says {manifest.n}"
-        raise UserError(what, next_step="delete eval.json and evaluate again")
+        message = f"samples.jsonl has {counted(len(samples), 'row')} and eval.json says {manifest.n}"
+        raise UserError(message, next_step="delete eval.json and evaluate again")
     if not baseline:
         metrics, facts = manifest.metrics, list[records.KnownOfAnswer](samples)
         answers = [_completion(sample.prediction, sample, sample.finished) for sample in samples]
@@ -246,9 +246,9 @@ def _evaluated_again(
         rows.append(Row(id=sample.id, messages=turns, label=sample.label, meta=meta))
     perplexity = metrics.get("perplexity")
     first = facts[0] if facts else records.KnownOfAnswer()
-    further = [each.further for each in facts] if "further" in first.model_fields_set else []
-    languages = [each.language or "" for each in facts] if "language" in first.model_fields_set else []
-    scores = {metric: [each.measured[metric] for each in facts] for metric in first.measured}
+    further = [fact.further for fact in facts] if "further" in first.model_fields_set else []
+    languages = [fact.language or "" for fact in facts] if "language" in first.model_fields_set else []
+    scores = {metric: [fact.measured[metric] for fact in facts] for metric in first.measured}
     measured = AnswerStats(further, languages, scores, True, perplexity.value if perplexity else None)
     measured = replace(measured, field_labels=settings.field_labels or {}, label_rows=settings.label_rows or {})
     measured = replace(measured, deciding=settings.deciding)

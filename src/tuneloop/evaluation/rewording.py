@@ -71,8 +71,8 @@ def _protected_spans(text: str, keep: Sequence[str]) -> list[tuple[int, int]]:
     spans = [match.span() for match in _PROTECTED.finditer(text)]
     for m in re.finditer(r"\S+", text):
         # Plain: small letters, also behind a capital; not ABBREVIATED, camelCase, a grade ("B"), a script without case.
-        words = re.findall(r"[^\W\d_]+", m[0])
-        if _SIGNS.search(m[0]) or not all(w.islower() or w == "I" or (len(w) > 1 and w.istitle()) for w in words):
+        span_words = re.findall(r"[^\W\d_]+", m[0])
+        if _SIGNS.search(m[0]) or not all(w.islower() or w == "I" or (len(w) > 1 and w.istitle()) for w in span_words):
             spans.append(m.span())
     for word in keep:
         if word.strip():
@@ -98,8 +98,8 @@ def greeting(text: str, rng: random.Random, keep: Sequence[str] = ()) -> str | N
     """A greeting before it, for English texts that are not made of fields."""
     if not _is_english(text) or fields_of(text) is not None or re.match(r"(?i)\s*(?:hello|hi|hey|dear|good)\b", text):
         return None
-    words = rng.choice(GREETINGS)
-    return words + ("\n\n" if _is_document(text) else " ") + text.lstrip()
+    phrase = rng.choice(GREETINGS)
+    return phrase + ("\n\n" if _is_document(text) else " ") + text.lstrip()
 
 
 def thanks(text: str, rng: random.Random, keep: Sequence[str] = ()) -> str | None:

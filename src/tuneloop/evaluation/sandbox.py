@@ -159,8 +159,8 @@ def _used(folder: str) -> int:
     """Bytes in a folder, as far as can be seen (one in a mount namespace looks empty: it limits itself)."""
     total = 0
     with contextlib.suppress(OSError):
-        for place, _, files in os.walk(folder):
+        for folder_path, _, files in os.walk(folder):
             for name in files:
                 with contextlib.suppress(OSError):
-                    total += os.lstat(os.path.join(place, name)).st_size
+                    total += os.lstat(os.path.join(folder_path, name)).st_size
     return total

@@ -226,8 +226,8 @@ def audit(scratch: str, *, alone: bool) -> list[str]:
     def inside(path: Any) -> bool:
         if isinstance(path, int) or path is None:
             return True
-        place = os.path.realpath(os.fsdecode(path))
-        return place == home or place.startswith(home + os.sep) or place == os.devnull
+        real_path = os.path.realpath(os.fsdecode(path))
+        return real_path == home or real_path.startswith(home + os.sep) or real_path == os.devnull
 
     def check(event: str, arguments: tuple[Any, ...]) -> None:
         if event.startswith("socket.") or event.startswith(PROCESSES) or (alone and event.startswith("ctypes.")):
@@ -254,11 +254,11 @@ def lock_up(request: dict[str, Any]) -> list[str]:
         if name in request["skip"]:
             return False
         try:
-            words = lock()
+            tokens = lock()
         except (OSError, AttributeError):
             return False
-        locks.extend(words)
-        return bool(words)
+        locks.extend(tokens)
+        return bool(tokens)
 
     kernel = sys.platform == "linux"
     if kernel:

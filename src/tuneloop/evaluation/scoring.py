@@ -84,7 +84,7 @@ class Scoring:
 
     def add(self, scores: Mapping[str, list[float]], *, right_or_wrong: bool = True) -> None:
         """Metrics that are means of row scores; rows may be right or wrong where all scores are 0 or 1."""
-        binary = [name for name, each in scores.items() if {x for x in each if not math.isnan(x)} <= {0.0, 1.0}]
+        binary = [name for name, score in scores.items() if {x for x in score if not math.isnan(x)} <= {0.0, 1.0}]
         self.statistics.append(mean_statistics(scores, right_or_wrong=binary if right_or_wrong else ()))
 
     def need_valid(self, holds: Sequence[bool]) -> None:
@@ -126,9 +126,9 @@ def _score_labels(s: Scoring, labels: Sequence[str] | None) -> None:
         s.labels = vocabulary(s.rows, labels)
         read = label_reader(s.labels)
         read_answers = [read(answer.text) for answer in s.answers]
-        s.predictions = [str(each) if not each.outside else None for each in read_answers]
+        s.predictions = [str(answer) if not answer.outside else None for answer in read_answers]
         s.need_valid([not e.outside and bool(e.labels) != e.none for e in read_answers])
-        s.labels_used[""] = label_use(lists, (each.labels for each in read_answers), s.measured.label_rows.get(""))
+        s.labels_used[""] = label_use(lists, (answer.labels for answer in read_answers), s.measured.label_rows.get(""))
         s.statistics.append(multilabel_statistics(lists, read_answers, s.labels))
         s.notes.append("Rows have several labels: accuracy counts a row as right when all its labels are right.")
     else:
@@ -262,12 +262,12 @@ def score_own(s: Scoring) -> None:
     """Score by the user's scorers. Raises UserError: one has the name of a metric, or fails."""
     scores_of = {n: list(x) for n, x in s.measured.row_scores.items() if n not in s.computed}
     names = METRICS.keys() | {name for family in s.statistics for name in family.values}
-    for name, place in s.config.scorers.items():
+    for name, scorer_path in s.config.scorers.items():
         if name in names:
-            what = f"The scorer's name {name!r} is a metric's already"
-            raise UserError(what, where="evaluate.scorers", next_step="rename it")
+            message = f"The scorer's name {name!r} is a metric's already"
+            raise UserError(message, where="evaluate.scorers", next_step="rename it")
         if name not in scores_of and not s.measured.complete:
-            scorer = load_scorer(name, place)
+            scorer = load_scorer(name, scorer_path)
             scores_of[name] = own_scores(scorer, s.rows, s.texts)
             declare([scorer.metric])
     for name, scores in scores_of.items():
@@ -280,9 +280,9 @@ def score_pattern(s: Scoring, name: str, pattern: Pattern) -> None:
     references = [extract(pattern, row[0]) for row in s.references]
     values = [extract(pattern, answer.text[:LONGEST_SCORED]) for answer in s.answers]
     if all(value is None for value in references):
-        what = "The field's pattern matches none of the reference answers"
+        message = "The field's pattern matches none of the reference answers"
         next_step = "compare it with an answer of the split; ^ and $ are the ends of a line"
-        raise UserError(what, where=f"evaluate.fields.{name}", next_step=next_step)
+        raise UserError(message, where=f"evaluate.fields.{name}", next_step=next_step)
     filled = [value for value in references if value is not None]
     if lacking := len(references) - len(filled):
         s.notes.append(f"{name}: {lacking} reference answers lack this field and don't count in it.")

@@ -113,8 +113,8 @@ def _members(evaluation: ScoredAnswers, counted: Any, fields: Sequence[str] | No
     """Field, value and rows of each slice that has enough rows, and enough outside it; the largest ones."""
     inside_of: dict[tuple[str, str], Any] = {}
     for field, values in slice_values(evaluation, fields).items():
-        for i, each in enumerate(values):
-            for value in each:
+        for i, row_values in enumerate(values):
+            for value in row_values:
                 inside_of.setdefault((field, value), np.zeros(len(values), dtype=bool))[i] = True
     members = [(*key, inside & counted) for key, inside in inside_of.items()]
     members = [x for x in members if min(x[2].sum(), (counted & ~x[2]).sum()) >= FEWEST]
@@ -144,9 +144,9 @@ def paired_slices(a: ScoredAnswers, b: ScoredAnswers) -> list[SliceComparison]:
             low, high, p = *u.paired_shares_interval(only_a, only_b, n), u.mcnemar_p(only_a, only_b)
         slices.append(SliceComparison(field, value, n, mean.mean, low, high, p, math.nan, ""))
     corrected = []
-    for one, p_holm in zip(slices, u.holm([one.p for one in slices]), strict=True):
-        seen = (-one.high, -one.low) if lower_is_better(metric) else (one.low, one.high)
-        corrected.append(replace(one, p_holm=p_holm, verdict=u.verdict(*seen, p_holm)))
+    for comparison, p_holm in zip(slices, u.holm([entry.p for entry in slices]), strict=True):
+        seen = (-comparison.high, -comparison.low) if lower_is_better(metric) else (comparison.low, comparison.high)
+        corrected.append(replace(comparison, p_holm=p_holm, verdict=u.verdict(*seen, p_holm)))
     return corrected
 
 
@@ -182,11 +182,11 @@ def slice_values(evaluation: ScoredAnswers, fields: Sequence[str] | None = None)
     names = dict.fromkeys(name for row in rows for name in row.meta)
     for name in fields if fields is not None else names:
         if name not in names and name not in ways:
-            what = f"No row has the metadata field {name!r}"
-            raise UserError(what, where="evaluate.slices", next_step="name a field of `meta`")
+            message = f"No row has the metadata field {name!r}"
+            raise UserError(message, where="evaluate.slices", next_step="name a field of `meta`")
         if name not in ways and (fields is not None or name not in _NO_SLICE):
             ways[name] = _meta_values(name, [row.meta.get(name) for row in rows], requested=fields is not None)
-    return {name: values for name, values in ways.items() if len({v for each in values for v in each}) > 1}
+    return {name: values for name, values in ways.items() if len({v for value in values for v in value}) > 1}
 
 
 def _meta_values(name: str, values: list[Any], *, requested: bool) -> list[tuple[str, ...]]:
@@ -232,11 +232,11 @@ def _quarters(values: Sequence[float | None], show: Callable[[float], str], unit
     edges = np.unique(np.quantile(numbers, [0.25, 0.5, 0.75]))
     places = [None if value is None else int(np.searchsorted(edges, value)) for value in values]
     names = {}
-    for place in {p for p in places if p is not None}:
-        inside = [v for v, p in zip(values, places, strict=True) if p == place and v is not None]
+    for position in {p for p in places if p is not None}:
+        inside = [v for v, p in zip(values, places, strict=True) if p == position and v is not None]
         low, high = show(min(inside)), show(max(inside))
-        names[place] = " ".join(filter(None, [low if low == high else f"{low} to {high}", unit]))
-    return [() if place is None else (names[place],) for place in places]
+        names[position] = " ".join(filter(None, [low if low == high else f"{low} to {high}", unit]))
+    return [() if quarter is None else (names[quarter],) for quarter in places]
 
 
 def _fisher(scores: Array, inside: Any, clusters: Any) -> tuple[float, float, float, float]:
@@ -364,7 +364,11 @@ def error_groups(evaluation: ScoredAnswers) -> list[dict[str, Any]]:
         best = (score, model) if best is None or score > best[0] else best
     if best is None:
         return []
-    model, words, everywhere = best[1], vectorizer.get_feature_names_out(), np.asarray(table.mean(axis=0)).ravel()
+    model, features_named, everywhere = (
+        best[1],
+        vectorizer.get_feature_names_out(),
+        np.asarray(table.mean(axis=0)).ravel(),
+    )
     groups = []
     for number in range(model.n_clusters):
         inside = np.flatnonzero(model.labels_ == number)
@@ -372,7 +376,7 @@ def error_groups(evaluation: ScoredAnswers) -> list[dict[str, Any]]:
             continue
         lift = model.cluster_centers_[number] - everywhere
         near = inside[int(np.argmax(table[inside] @ model.cluster_centers_[number]))]
-        terms = [str(words[i]) for i in np.argsort(-lift)[:5] if lift[i] > 0]
+        terms = [str(features_named[i]) for i in np.argsort(-lift)[:5] if lift[i] > 0]
         example = textwrap.shorten(texts[near], 300, placeholder=" …")
         ids = [wrong[i].id for i in inside[:LISTED]]
         groups.append({"terms": terms, "n": len(inside), "ids": ids, "example": example})

@@ -65,8 +65,8 @@ class TraceIntake:
         """Store the calls of a message, or keep what its log records say of calls."""
         caller = self.gateway.caller(call.header)
         if "traces" not in caller.rights:
-            what = "Traces need a key with the right: tuneloop keys add NAME --rights traces"
-            raise ApiError(403, what, code="traces_not_allowed")
+            message = "Traces need a key with the right: tuneloop keys add NAME --rights traces"
+            raise ApiError(403, message, code="traces_not_allowed")
         kind = call.header("content-type").partition(";")[0].strip().lower()
         if kind not in ("application/json", PROTOBUF):
             raise ApiError(415, f"Spans come as application/json or {PROTOBUF}", code="unsupported_media_type")
@@ -83,11 +83,11 @@ class TraceIntake:
             for start in range(0, len(requests), SLICE):
                 await self._store([_of_caller(request, caller) for request in requests[start : start + SLICE]])
         rejected = read["rejected"]
-        reasons = ", ".join(f"{why}: {n}" for why, n in rejected.items())
+        reasons = ", ".join(f"{reason}: {n}" for reason, n in rejected.items())
         await _reply(call, kind, "log_records" if logs else "spans", sum(rejected.values()), reasons)
 
-    def _keep(self, place: tuple[str, str], event: bytes) -> None:
-        self.events.setdefault(place, []).append(event)
+    def _keep(self, trace_key: tuple[str, str], event: bytes) -> None:
+        self.events.setdefault(trace_key, []).append(event)
         self.event_bytes += len(event)
         while self.event_bytes > MOST_EVENTS:
             self.event_bytes -= sum(map(len, self.events.pop(next(iter(self.events)))))
@@ -122,7 +122,7 @@ class TraceIntake:
         if self.gateway.store.full:
             raise unavailable("The store takes nothing at present", "store")
         try:
-            await asyncio.gather(*(asyncio.wrap_future(self.gateway.store.add_durably(each)) for each in records))
+            await asyncio.gather(*(asyncio.wrap_future(self.gateway.store.add_durably(record)) for record in records))
         except OSError:  # the log has it; the exporter sends the same again, which changes nothing
             raise unavailable("The store takes nothing at present", "store") from None
 
@@ -135,8 +135,8 @@ async def _read(payload: bytes) -> dict[str, Any]:
     except TooBusy as error:
         raise _busy(f"Spans are not read now: {error}", error.retry_after) from None
     except TooMuchWork:
-        what = "The message takes too much time or memory: send smaller ones"
-        raise ApiError(413, what, code="too_many_spans") from None
+        problem = "The message takes too much time or memory: send smaller ones"
+        raise ApiError(413, problem, code="too_many_spans") from None
     if "error" in reply:
         status, message, code = reply["error"]
         raise ApiError(status, message, code=code)

@@ -5,5 +5,6 @@ from __future__ import annotations
 from tuneloop.imports import helicone, jsonl, langfuse, litellm, mlflow, openai, otel, tensorzero
 
 FORMATS = {
-    each.FORMAT.name: each.FORMAT for each in (langfuse, otel, tensorzero, litellm, openai, mlflow, helicone, jsonl)
+    source_format.FORMAT.name: source_format.FORMAT
+    for source_format in (langfuse, otel, tensorzero, litellm, openai, mlflow, helicone, jsonl)
 }

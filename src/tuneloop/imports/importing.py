@@ -101,7 +101,7 @@ class ImportSummary:
 Item = tuple[str, int, Any]  # source, line, and a record or why there is none
 
 
-def import_traces(source: TraceSource, place: Path | str) -> ImportSummary:
+def import_traces(source: TraceSource, location: Path | str) -> ImportSummary:
     """Bring the calls of a source with their feedback into a store, which is made where there is none.
 
     Raises:
@@ -109,9 +109,9 @@ def import_traces(source: TraceSource, place: Path | str) -> ImportSummary:
             command continues where it stopped.
     """
     files = [] if _live(source) else find_files(source.places)  # a source that is not there leaves no store behind
-    with opened(place, create=True) as store:
+    with opened(location, create=True) as store:
         key = b"" if source.keep_users else users_key(store)
-        with _work(source, files, store_folder(place)) as work:
+        with _work(source, files, store_folder(location)) as work:
             work.key = key
             _read(work)
             summary = _store(work, store)
@@ -188,7 +188,7 @@ def _batched(items: Iterable[Any]) -> Iterator[list[Any]]:
 
 def _live(source: TraceSource) -> str:
     """The address of the tool's own service, where that is the source; else empty."""
-    places = [place for place in source.places if source.format.live and source.format.is_address(place)]
+    places = [address for address in source.places if source.format.live and source.format.is_address(address)]
     if places and len(source.places) > 1:
         raise UserError("Name one service at a time", where=", ".join(map(masked, source.places)))
     return places[0] if places else ""
@@ -199,17 +199,17 @@ def _live(source: TraceSource) -> str:
 
 def _batches(work: _ImportJob) -> Iterator[tuple[str, list[Item]]]:
     """The items that were not read yet, in batches, each with the place that is reached with its end."""
-    place = work.state("place")
+    location = work.state("place")
     if address := _live(work.source):
         live = work.source.format.live
         assert live is not None
-        for reached, records in live(address, place):
+        for reached, records in live(address, location):
             yield reached, [(masked(address), 0, record) for record in records]
         return
-    done = int(place or 0)
+    done = int(location or 0)
     for number, chunk in enumerate(_chunks(work.files)):
         if number >= done:
-            yield str(number + 1), [(each.source, each.line, each) for each in parse_chunk(chunk)]
+            yield str(number + 1), [(piece.source, piece.line, piece) for piece in parse_chunk(chunk)]
 
 
 def _chunks(files: Sequence[SourceFile]) -> Iterator[Chunk]:
@@ -228,22 +228,22 @@ def _read(work: _ImportJob) -> None:
     if work.state("read"):
         return
     records, parts = int(work.state("records", "0")), int(work.state("parts", "0"))
-    for place, items in _batches(work):
+    for location, items in _batches(work):
         work.base.execute("BEGIN IMMEDIATE")
         for item in items:
             parts += _read_item(work, item)
         records += len(items)
-        for name, value in (("place", place), ("records", records), ("parts", parts)):
+        for name, value in (("place", location), ("records", records), ("parts", parts)):
             work.note(name, value)
         work.base.execute("COMMIT")
         work.is_over = False
     if not parts:
         fault = work.base.execute("SELECT reason || ': ' || detail FROM faults LIMIT 1").fetchone()
-        why = f" ({fault[0]})" if fault else ""
-        what = f"Nothing of {work.source.format.title} in {counted(records, 'record')}{why}"
+        reason = f" ({fault[0]})" if fault else ""
+        message = f"Nothing of {work.source.format.title} in {counted(records, 'record')}{reason}"
         work.is_over = True
         step = "tuneloop import --help names the formats" if records else "check the address, and that it has traces"
-        raise UserError(what, where=_names(work.source), next_step=step)
+        raise UserError(message, where=_names(work.source), next_step=step)
     work.base.execute("CREATE INDEX IF NOT EXISTS parts_by_time ON parts (kind, time)")
     work.note("read", "yes")
 

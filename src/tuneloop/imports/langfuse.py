@@ -46,8 +46,8 @@ def parts(record: Record) -> Iterator[TracePart]:
     """The parts of a trace with its observations, or of one trace, observation, score or page of them."""
     record = snake_case(record)
     if isinstance(record.get("data"), list):
-        for each in record["data"]:
-            yield from parts(each)
+        for observation in record["data"]:
+            yield from parts(observation)
         return
     if isinstance(record.get("trace"), dict) and isinstance(record.get("observations"), list):
         record = {**snake_case(record["trace"]), **{name: record.get(name) for name in ("observations", "scores")}}
@@ -58,10 +58,10 @@ def parts(record: Record) -> Iterator[TracePart]:
     elif "timestamp" in record and "id" in record:
         trace = str(record["id"])
         yield TracePart("node", trace, trace, values=facts(record, _AROUND))
-        for each in objects(record.get("observations")):
-            yield _observation(snake_case(each), trace)
-        for each in objects(record.get("scores")):
-            yield from _score({"trace_id": trace, **snake_case(each)})
+        for observation in objects(record.get("observations")):
+            yield _observation(snake_case(observation), trace)
+        for observation in objects(record.get("scores")):
+            yield from _score({"trace_id": trace, **snake_case(observation)})
     else:
         raise Refused("wrong_type", "neither a trace, nor an observation, nor a score of Langfuse")
 
@@ -115,10 +115,10 @@ def live(address: str, cursor: str) -> Iterator[tuple[str, Sequence[Record]]]:
         ("scores", ("/v3/scores", {"fields": "details,subject,annotation", "limit": 100}),
          ("/v2/scores", {"limit": 100}), ("/scores", {"limit": 100})),
     )  # fmt: skip
-    at, _, place = cursor.partition(" ")
+    at, _, path_part = cursor.partition(" ")
     names = [name for name, *_ in lists]
     for name, *ways in lists[names.index(at) if at in names else 0 :]:
-        path, page = [*place.split(" ", 1), ""][:2] if name == at and place else ("", "")
+        path, page = [*path_part.split(" ", 1), ""][:2] if name == at and path_part else ("", "")
         for way, parameters in ways:
             if path and path != way:
                 continue

@@ -94,10 +94,10 @@ def read_answer(value: Any) -> tuple[dict[str, Any] | str, str]:
                 body = body[0]
             body = body.get("message") or body.get("text") if isinstance(body, Mapping) else body
     if isinstance(body, list) and all(isinstance(turn, Mapping) for turn in body) and _is_answer(body):
-        if any("role" in each for each in body):
+        if any("role" in turn for turn in body):
             body = body[-1]
             finish = finish or str(body.get("finish_reason") or "")
-        elif all(each.get("type") != "message" and "message" not in each for each in body):
+        elif all(message.get("type") != "message" and "message" not in message for message in body):
             body = {"role": "assistant", "content": body}
     if isinstance(body, Mapping) and ({"parts", "kwargs"} & body.keys() or _role_of(body) != ""):
         turn: Any = body
@@ -110,7 +110,7 @@ def read_answer(value: Any) -> tuple[dict[str, Any] | str, str]:
             return json.dumps(value, ensure_ascii=False), finish
         finish = finish or ended
     (answer, *_) = _turns([{**turn, "role": "assistant"}])
-    content, further = answer["content"], {key: each for key, each in answer.items() if key != "role"}
+    content, further = answer["content"], {key: content for key, content in answer.items() if key != "role"}
     if not content.strip() and len(further) == 1:
         raise Refused("empty_output", "the answer is empty")
     return (content if len(further) == 1 else {"role": "assistant", **further}), finish
@@ -225,7 +225,7 @@ def _plain_turns(value: Any) -> Iterator[Any]:
         if thoughts:
             turn["reasoning_content"] = "\n".join(thoughts)
     if calls and role == "assistant":
-        turn["tool_calls"] = [_call(each) for each in (calls if isinstance(calls, list) else [calls])]
+        turn["tool_calls"] = [_call(call) for call in (calls if isinstance(calls, list) else [calls])]
     yield turn
 
 

@@ -38,13 +38,13 @@ def parts(record: Record) -> Iterator[TracePart]:
     yield TracePart("node", trace, trace, values=values)
     for span in objects(data.get("spans")):
         yield from _span(span, trace)
-    for each in objects(info.get("assessments")):
-        yield from _assessment(each, trace)
+    for assessment in objects(info.get("assessments")):
+        yield from _assessment(assessment, trace)
 
 
 def _listed(value: Any) -> dict[str, Any]:
     if isinstance(value, list):  # the first version of the protocol
-        return {str(each.get("key")): each.get("value") for each in objects(value)}
+        return {str(tag.get("key")): tag.get("value") for tag in objects(value)}
     return value if isinstance(value, dict) else {}
 
 
@@ -99,11 +99,11 @@ def live(address: str, cursor: str) -> Iterator[tuple[str, Sequence[Record]]]:
     try:
         client = MlflowClient(address)
         some = client.search_experiments()
-        places, taken = [each.experiment_id for each in some], Allowance()
+        places, taken = [experiment.experiment_id for experiment in some], Allowance()
         while some.token:
             some = client.search_experiments(page_token=some.token)
-            places += [each.experiment_id for each in some]
-            refuse_endless(taken.fault((each.experiment_id for each in some), some.token), address)
+            places += [experiment.experiment_id for experiment in some]
+            refuse_endless(taken.fault((experiment.experiment_id for experiment in some), some.token), address)
         how: dict[str, Any] = {"locations": places, "max_results": PAGE, "order_by": ["timestamp_ms ASC"]}
         taken = Allowance()
         while True:

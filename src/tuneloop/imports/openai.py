@@ -22,8 +22,8 @@ _FACTS = {
 def parts(record: Record) -> Iterator[TracePart]:
     """The calls of a completion, a response, a line of a batch's output, or a list; Refused: it is none of these."""
     if isinstance(record.get("data"), list) and record.get("object") == "list":
-        for each in record["data"]:
-            yield from parts(each)
+        for item in record["data"]:
+            yield from parts(item)
         return
     request = as_value(first(record, "request", "body"))
     response = as_value(record.get("response"))

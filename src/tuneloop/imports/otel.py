@@ -68,8 +68,8 @@ def span_parts(span: Record) -> Iterator[TracePart]:
     attributes = _attributes(span.get("attributes"))
     trace, id_, parent = (_id(span.get(name)) for name in ("trace_id", "span_id", "parent_span_id"))
     events = [
-        (text_of(each.get("name")) or "", _attributes(each.get("attributes")))
-        for each in map(snake_case, objects(span.get("events")))
+        (text_of(event.get("name")) or "", _attributes(event.get("attributes")))
+        for event in map(snake_case, objects(span.get("events")))
     ]
     part = call_of({**span, **attributes}, _FACTS, trace, id_, parent)
     if _is_call(attributes):
@@ -110,7 +110,7 @@ def event_parts(record: Record) -> Iterator[TracePart]:
 def _with_texts(part: TracePart, prompt: Any, answer: Any, tools: Any) -> TracePart:
     """A call with its texts, of several answers the first one; that there are more is a fault."""
     further = len(answer) - 1 if isinstance(answer, list) else 0
-    if further > 0 and all("role" in each or "message" in each for each in objects(answer)):
+    if further > 0 and all("role" in message or "message" in message for message in objects(answer)):
         answer = answer[0]
         part.faults.append(("further_answers", f"{further} more, the first one stays"))
     return call(part, prompt, answer, tools)
@@ -146,8 +146,12 @@ def _texts(attributes: Attributes, events: Sequence[tuple[str, Attributes]]) -> 
         answer = {"role": "assistant", **_event_turn(choice)} if choice is not None else _logged(attributes, _ANSWERS)
     if answer is None and ("ai.response.text" in attributes or "ai.response.toolCalls" in attributes):
         calls = [
-            {"id": each.get("toolCallId"), "name": each.get("toolName"), "arguments": first(each, "args", "input")}
-            for each in objects(as_value(attributes.get("ai.response.toolCalls")))
+            {
+                "id": tool_call.get("toolCallId"),
+                "name": tool_call.get("toolName"),
+                "arguments": first(tool_call, "args", "input"),
+            }
+            for tool_call in objects(as_value(attributes.get("ai.response.toolCalls")))
         ]
         answer = {"role": "assistant", "content": attributes.get("ai.response.text") or "", "tool_calls": calls}
     if answer is None:
@@ -189,7 +193,7 @@ def _nested(attributes: Attributes, prefix: str) -> Any:
             return value
         if value and all(key.isdigit() for key in value):
             return [listed(value[key]) for key in sorted(value, key=int)]
-        values = {"content" if key == "contents" else key: listed(each) for key, each in value.items()}
+        values = {"content" if key == "contents" else key: listed(inner) for key, inner in value.items()}
         return values["message_content"] if values.keys() == {"message_content"} else values
 
     return listed(tree) or None
@@ -199,7 +203,7 @@ def _attributes(value: Any) -> dict[str, Any]:
     """Attributes by name, from OTLP's list, or from an object that has them already so."""
     if isinstance(value, Mapping):
         return dict(value)
-    return {str(each.get("key")): _any_value(each.get("value")) for each in objects(value)}
+    return {str(attribute.get("key")): _any_value(attribute.get("value")) for attribute in objects(value)}
 
 
 def _any_value(value: Any) -> Any:
@@ -210,7 +214,7 @@ def _any_value(value: Any) -> Any:
         if kind == "intvalue":
             return int(content) if str(content).lstrip("-").isdigit() else None
         if kind == "arrayvalue":
-            return [_any_value(each) for each in (content or {}).get("values") or ()]
+            return [_any_value(item) for item in (content or {}).get("values") or ()]
         if kind == "kvlistvalue":
             return _attributes((content or {}).get("values"))
         if kind in ("stringvalue", "doublevalue", "boolvalue", "bytesvalue"):

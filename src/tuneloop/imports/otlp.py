@@ -87,7 +87,7 @@ def _json(body: bytes) -> dict[str, Any]:
         fields += len(part)
         if isinstance(part, dict):
             lists = [part.get(name) for name in ("spans", "logRecords", "log_records")]
-            spans += sum(len(each) for each in lists if isinstance(each, list))
+            spans += sum(len(span_list) for span_list in lists if isinstance(span_list, list))
             part = part.values()
         _check_counts(fields, spans)
         left += [below for below in part if isinstance(below, dict | list)]
@@ -108,15 +108,15 @@ def _message(body: bytes, logs: bool) -> dict[str, Any]:
         from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
         from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
     except ImportError:
-        what = "Spans in protobuf need: pip install 'tuneloop[otel]'; or set OTEL_EXPORTER_OTLP_PROTOCOL=http/json"
-        raise Unreadable(415, what, "unsupported_media_type") from None
+        message = "Spans in protobuf need: pip install 'tuneloop[otel]'; or set OTEL_EXPORTER_OTLP_PROTOCOL=http/json"
+        raise Unreadable(415, message, "unsupported_media_type") from None
     kind: Any = ExportLogsServiceRequest if logs else ExportTraceServiceRequest
     try:
         _check_wire(body, kind.DESCRIPTOR)
         value: dict[str, Any] = MessageToDict(kind.FromString(body))
     except (DecodeError, ValueError, IndexError) as error:
-        what = f"The body is no {kind.DESCRIPTOR.name}: {error}"[:300]
-        raise Unreadable(400, what, "invalid_traces") from None
+        message = f"The body is no {kind.DESCRIPTOR.name}: {error}"[:300]
+        raise Unreadable(400, message, "invalid_traces") from None
     return value
 
 

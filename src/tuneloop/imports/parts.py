@@ -157,7 +157,7 @@ def facts(record: Record, places: Mapping[str, str]) -> dict[str, Any]:
     values = {}
     for name, names in places.items():
         read: Callable[[Any], Any] = READERS.get(name, text_of)
-        readable = (read(first(record, place)) for place in names.split())
+        readable = (read(first(record, field)) for field in names.split())
         values[name] = next((value for value in readable if value is not None), None)
     return values
 
@@ -203,5 +203,9 @@ def score(trace: str, id_: str, about: str, name: Any, value: Any, **more: Any) 
     if isinstance(value, dict | list):
         value = str(as_value(value))
     time = seconds_of(more.pop("time", None))
-    values = {"kind": kind or "score", "value": value, **{key: each for key, each in more.items() if each is not None}}
+    values = {
+        "kind": kind or "score",
+        "value": value,
+        **{key: extra for key, extra in more.items() if extra is not None},
+    }
     return TracePart("score", trace, id_ and f"{id_}:{kind}", about, time, values)  # TensorZero's scores share ids

@@ -73,7 +73,7 @@ def _demonstrated(value: Any) -> Any:
     if isinstance(value, dict):
         return value.get("raw") or value.get("parsed")
     if isinstance(value, list):
-        return "".join(str(each.get("text") or "") for each in value if isinstance(each, dict))
+        return "".join(str(block.get("text") or "") for block in value if isinstance(block, dict))
     return value
 
 

@@ -38,13 +38,15 @@ def check_improve(config: ServeConfig, models: Collection[str]) -> None:
     check_files(project)
     project_store, store = store_name(project.store), store_name(config.store)
     if project_store != store:
-        what = f"The project reads the store {project_store}, and this server writes {store}"
+        message = f"The project reads the store {project_store}, and this server writes {store}"
         step = f"store: {config.log.store or config.folder} in the project"
-        raise UserError(what, where=config.improve.project, next_step=step)
+        raise UserError(message, where=config.improve.project, next_step=step)
     if project.model not in models:
-        what = f"The project keeps {project.model!r} good, and this server has {', '.join(models) or 'no tuned model'}"
+        message = (
+            f"The project keeps {project.model!r} good, and this server has {', '.join(models) or 'no tuned model'}"
+        )
         step = "give both the same name, as in adapters: {NAME: NAME@champion}"
-        raise UserError(what, where=config.improve.project, next_step=step)
+        raise UserError(message, where=config.improve.project, next_step=step)
 
 
 @contextlib.asynccontextmanager
@@ -71,10 +73,10 @@ async def improving(config: ServeConfig) -> AsyncIterator[None]:
 
 async def _controller(config: ServeConfig) -> int:
     """Run a controller and say what it says; with the task that waits here its process and what it began end too."""
-    words = ["improve", config.improve.project, "--watch", "--every", config.improve.every]
+    arguments = ["improve", config.improve.project, "--watch", "--every", config.improve.every]
     nothing, pipe = asyncio.subprocess.DEVNULL, asyncio.subprocess.PIPE
     streams = {"stdin": nothing, "stdout": nothing, "stderr": pipe, "limit": LONGEST_LINE}
-    child = await start_tuneloop(words, **streams, start_new_session=True)
+    child = await start_tuneloop(arguments, **streams, start_new_session=True)
     assert child.stderr is not None
     try:
         async for line in child.stderr:

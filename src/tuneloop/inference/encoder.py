@@ -106,17 +106,21 @@ class EncoderTarget(Target):
 def answers_to(classifier: Classifier, requests: Requests, labels: Sequence[str]) -> list[Completion]:
     """The answers to requests that share a forward pass; one without a text has the finish `error`."""
     ids: dict[int, Sequence[int]] = {i: request.ids for i, request in enumerate(requests) if request.ids}
-    texts = {i: text for i, each in enumerate(requests) if not each.ids and (text := text_of_request(each)) is not None}
+    texts = {
+        i: text
+        for i, request_index in enumerate(requests)
+        if not request_index.ids and (text := text_of_request(request_index)) is not None
+    }
     ids |= dict(zip(texts, classifier.encoder.ids(list(texts.values())), strict=True))
     manifest, answers = classifier.manifest, [refused(request, NO_TEXT, NAME) for request in requests]
-    for (place, tokens), logs in zip(ids.items(), classifier.log_probabilities(list(ids.values())), strict=True):
+    for (row, tokens), logs in zip(ids.items(), classifier.log_probabilities(list(ids.values())), strict=True):
         if manifest.kind == "labels":
             written = classifier.answer(logs)
             answer = Completion(written, finish="stop", prompt_tokens=len(tokens), completion_tokens=1, engine=NAME)
         else:
             scores = classifier.log_probabilities_of(logs, labels)
             answer = best_label(scores, dict.fromkeys(scores, 1), len(tokens), engine=NAME)
-        answers[place] = replace(answer, adapter=manifest.hash)
+        answers[row] = replace(answer, adapter=manifest.hash)
     return answers
 
 
@@ -135,8 +139,8 @@ def open_encoder(name: str, base: str = "", template: str = "") -> EncoderTarget
     """
     target = EncoderTarget(name, open_classifier(name))
     if base and base != target.base:
-        what, step = f"This head is for {target.base}, and reads no vectors of {base}", "leave --base out"
-        raise UserError(what, where=name, next_step=step)
+        message, step = f"This head is for {target.base}, and reads no vectors of {base}", "leave --base out"
+        raise UserError(message, where=name, next_step=step)
     return target
 
 
@@ -158,8 +162,8 @@ class EncoderEngine:
 
     def __init__(self, base: Served, adapters: Sequence[Served], settings: EngineSettings) -> None:
         if adapters:
-            what = "An encoder takes no adapters"
-            raise UserError(what, where=adapters[0].source, next_step="start a server for it of its own")
+            message = "An encoder takes no adapters"
+            raise UserError(message, where=adapters[0].source, next_step="start a server for it of its own")
         self.base, self.slots, self._target = base.source, max(settings.slots, TOGETHER), open_encoder(base.source)
         self._waiting: list[Waiting] = []
         self._work: asyncio.Task[None] | None = None
@@ -175,8 +179,8 @@ class EncoderEngine:
     async def stream(self, request: Request) -> AsyncIterator[Update]:
         """The label, in one piece."""
         began = time.perf_counter()
-        if why := _not_answered(request):
-            yield Update(completion=refused(request, why, NAME))
+        if reason := _not_answered(request):
+            yield Update(completion=refused(request, reason, NAME))
             return
         answer: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
         self._waiting.append((request, answer))
@@ -189,8 +193,8 @@ class EncoderEngine:
         while self._waiting:
             labels = self._waiting[0][0].choices
             some, left = list[Waiting](), list[Waiting]()
-            for each in self._waiting:
-                (some if each[0].choices == labels and len(some) < TOGETHER else left).append(each)
+            for entry in self._waiting:
+                (some if entry[0].choices == labels and len(some) < TOGETHER else left).append(entry)
             self._waiting = left
             classifier, requests = self._target.classifier, [request for request, _ in some]
             try:
@@ -233,8 +237,8 @@ class EncoderEngine:
 
 def _not_answered(request: Request) -> str:
     """Why an encoder can't answer a request; empty: it can."""
-    if why := unknown_adapter(request.named_adapter, {}):
-        return why
+    if reason := unknown_adapter(request.named_adapter, {}):
+        return reason
     return "no_schema: an encoder answers with a label, not with JSON" if request.schema is not None else ""
 
 

@@ -62,8 +62,8 @@ class Endpoint(RequestLimits):
         """
         parts = urlsplit(self.url.strip())
         if parts.scheme not in ("http", "https") or not parts.netloc:
-            what, step = f"Not an endpoint's URL: {masked(self.url)!r}", "as in http://localhost:8000/v1"
-            raise UserError(what, where="--endpoint", next_step=step)
+            message, step = f"Not an endpoint's URL: {masked(self.url)!r}", "as in http://localhost:8000/v1"
+            raise UserError(message, where="--endpoint", next_step=step)
         path = parts.path.rstrip("/")
         if not path.endswith("/chat/completions"):
             path = f"{path or '/v1'}/chat/completions"

@@ -117,10 +117,12 @@ class EngineTarget(ModelTarget):
         """
         running = self._started
         engine, own = running.engine, next(iter(running.engine.adapters), BASE)
-        named = [replace(each, adapter=own) if each.adapter == ATTACHED else each for each in requests]
+        named = [replace(request, adapter=own) if request.adapter == ATTACHED else request for request in requests]
         bodies = [_body(request) for request in named]
         identity = self.identity
-        keys = [content_hash([identity, each.adapter, body]) for each, body in zip(named, bodies, strict=True)]
+        keys = [
+            content_hash([identity, request_key.adapter, body]) for request_key, body in zip(named, bodies, strict=True)
+        ]
         by_key = dict(zip(keys, named, strict=True))
 
         async def send(key: str, body: Body) -> Completion | FailedTry:
@@ -142,9 +144,9 @@ class EngineTarget(ModelTarget):
     ) -> Iterator[Completion]:
         """The likeliest label of each request, as the engine chooses it."""
         if exact or lead:
-            what = "An engine that serves scores labels only as far as its answer needs it"
+            message = "An engine that serves scores labels only as far as its answer needs it"
             step = "leave the probabilities of further labels out, or ask the model on this machine"
-            raise UserError(what, where=self.name, next_step=step)
+            raise UserError(message, where=self.name, next_step=step)
         _ = self.label_tree(labels)
         return self.complete([replace(request, choices=tuple(labels)) for request in requests], task=task)
 
@@ -153,18 +155,18 @@ class EngineTarget(ModelTarget):
         try:
             return super().label_tree(labels, lead)
         except TemplateError as error:
-            what = f"The chat template can't write these labels: {error}"
+            message = f"The chat template can't write these labels: {error}"
             where, step = f"{self.name}, {self.model.name}", "name the base or the run that is served"
-            raise UserError(what, where=where, next_step=step) from None
+            raise UserError(message, where=where, next_step=step) from None
 
     def fits(self, rows: Sequence[Rendered], *, task: str = "reference answers") -> list[AnswerFit]:
-        what = "An engine that serves does not say how likely a given answer is"
-        raise UserError(what, where=self.name, next_step="evaluate the model on this machine")
+        message = "An engine that serves does not say how likely a given answer is"
+        raise UserError(message, where=self.name, next_step="evaluate the model on this machine")
 
 
 def _body(request: Request) -> Body:
     """What an answer depends on, as JSON; of a prompt that is tokens already they alone."""
-    values = {each.name: getattr(request, each.name) for each in fields(request) if each.name not in APART}
+    values = {setting.name: getattr(request, setting.name) for setting in fields(request) if setting.name not in APART}
     if request.ids:
         values |= {"messages": [], "tools": []}
     return values | {"sampling": vars(request.sampling)}

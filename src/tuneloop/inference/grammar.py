@@ -48,12 +48,12 @@ def _problem(schema: Mapping[str, Any]) -> Future[str]:
 
     def found(compiled: Future[bytes]) -> str:
         try:
-            why = compiled.result().decode()
+            reason = compiled.result().decode()
         except TooBusy as busy:
             return f"busy: {busy}"
         except (TooMuchWork, RuntimeError):
-            why = TOO_LARGE
-        _PROBLEMS[task] = f"no_schema: {why[:160]}" if why else ""
+            reason = TOO_LARGE
+        _PROBLEMS[task] = f"no_schema: {reason[:160]}" if reason else ""
         if len(_PROBLEMS) > 128:
             _PROBLEMS.popitem(last=False)
         return _PROBLEMS[task]
@@ -68,13 +68,13 @@ def compile_job(schema: bytes) -> bytes:
     try:
         grammar = LLMatcher.grammar_from_json_schema(parse_json(schema), defaults={"whitespace_pattern": SPACES})
         matcher = LLMatcher(LLTokenizer("byte"), grammar, log_level=0)
-        why = matcher.get_error()
-        if not why:
+        reason = matcher.get_error()
+        if not reason:
             matcher.compute_bitmask()
-            why = matcher.get_error()
+            reason = matcher.get_error()
     except (ValueError, TypeError) as error:
-        why = str(error)
-    return " ".join(why.split())[:400].encode()
+        reason = str(error)
+    return " ".join(reason.split())[:400].encode()
 
 
 class Constraint:
@@ -137,18 +137,18 @@ class Grammars:
 
     def constraint(self, schema: Mapping[str, Any]) -> Constraint | str:
         """What an answer under a schema may be, or why there is none."""
-        if why := _problem(schema).result():
-            return why
+        if reason := _problem(schema).result():
+            return reason
         from llguidance import LLMatcher
 
         self.warm()
         try:
             grammar = LLMatcher.grammar_from_json_schema(dict(schema), defaults={"whitespace_pattern": SPACES})
             matcher = LLMatcher(self._tokens, grammar, log_level=0)
-            why = matcher.get_error()
+            reason = matcher.get_error()
         except (ValueError, TypeError) as error:
-            why = str(error)
-        return f"no_schema: {' '.join(why.split())[:160]}" if why else Constraint(matcher, self._template.end_ids)
+            reason = str(error)
+        return f"no_schema: {' '.join(reason.split())[:160]}" if reason else Constraint(matcher, self._template.end_ids)
 
 
 def why_not_written(request: Request, grammars: Callable[[], Grammars]) -> str:

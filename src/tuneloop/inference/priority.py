@@ -126,11 +126,11 @@ class Turns:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._waiting = [each for each in self._waiting if not each[2].done()]
-        for each in list(self._waiting):
-            adapter, reads, future = each
+        self._waiting = [entry for entry in self._waiting if not entry[2].done()]
+        for waiter in list(self._waiting):
+            adapter, reads, future = waiter
             if self._may(adapter, reads):
-                self._waiting.remove(each)
+                self._waiting.remove(waiter)
                 self._take(adapter, reads)
                 future.set_result(None)
         if self._waiting and not self.running:
@@ -166,7 +166,7 @@ class Fair:
     def leave(self) -> None:
         """An answer is over, or makes room."""
         self._running -= 1
-        self._waiting = [each for each in self._waiting if not each[1].done()]
+        self._waiting = [waiter for waiter in self._waiting if not waiter[1].done()]
         if self._running or not self._waiting:
             return
         adapter = self._waiting[0][0]
@@ -216,7 +216,7 @@ class Slots:
 
     async def take(self, adapter: str, ids: Sequence[int]) -> int:
         """Wait for a free slot, in the order of the requests."""
-        while not self._free or any(not each.done() for each in self._waiting):
+        while not self._free or any(not waiter.done() for waiter in self._waiting):
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append(future)
             await _granted(future, self._wake)
@@ -237,7 +237,7 @@ class Slots:
         self._wake()
 
     def _wake(self) -> None:
-        self._waiting = [each for each in self._waiting if not each.done()]
+        self._waiting = [waiter for waiter in self._waiting if not waiter.done()]
         if self._waiting and self._free:
             self._waiting.pop(0).set_result(None)
 

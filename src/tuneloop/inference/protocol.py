@@ -196,8 +196,8 @@ class RenderingEngine(ABC):
                 return await ids_of_long(template, "", messages, tools)
             return await asyncio.to_thread(template.prompt_ids, list(messages), list(map(dict, tools)))
         except TemplateError as error:
-            what = f"The chat template can't render this conversation: {error}"
-            raise UserError(what, where="messages", next_step="see what the template accepts") from None
+            message = f"The chat template can't render this conversation: {error}"
+            raise UserError(message, where="messages", next_step="see what the template accepts") from None
 
     async def stream(self, request: Request) -> AsyncIterator[Update]:
         """An answer as it is written; see `ServingEngine.stream`."""
@@ -225,8 +225,8 @@ class RenderingEngine(ABC):
         return self._templates[adapter]
 
     def _check_adapter(self, adapter: str) -> None:
-        if why := unknown_adapter(adapter, self.adapters):
-            raise UserError(why.partition(": ")[2], where="adapter", next_step="name one that is loaded, or base")
+        if reason := unknown_adapter(adapter, self.adapters):
+            raise UserError(reason.partition(": ")[2], where="adapter", next_step="name one that is loaded, or base")
 
     def _tree(self, request: Request) -> tuple[LabelTrie, list[list[int]]]:
         return self._trees.of(self._templates[request.adapter], request.choices)
@@ -376,8 +376,8 @@ class Target(ABC):
         Raises:
             UserError: it can only write.
         """
-        why, instead = self.no_scores
-        raise UserError(why, where=self.name, next_step=instead)
+        explanation, instead = self.no_scores
+        raise UserError(explanation, where=self.name, next_step=instead)
 
     def computed(self, prompts: Sequence[Sequence[int]], answers: Sequence[Completion]) -> int:
         """Tokens that answers to prompts have taken, where what all prompts begin with is computed once; 0: unknown."""
@@ -446,8 +446,8 @@ class ModelTarget(Target):
 
     def writable(self, request: Request) -> Request | Completion:
         """A request that can be answered by writing, or why it can't be."""
-        why = why_not_written(request, lambda: self.grammars)
-        return refused(request, why, self.engine) if why else self.rendered(request)
+        reason = why_not_written(request, lambda: self.grammars)
+        return refused(request, reason, self.engine) if reason else self.rendered(request)
 
     def label_tree(self, labels: Sequence[str], lead: str = "") -> LabelTrie:
         """Labels as the tokens of whole answers, or of the rest of an answer that begins with `lead`."""

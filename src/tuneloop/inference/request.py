@@ -60,8 +60,8 @@ class Sampling:
         }
         for name, possible in checks.items():
             if not possible:
-                what = f"{name}={getattr(self, name):g} is not possible"
-                raise UserError(what, where=name, next_step=f"give {POSSIBLE[name]}")
+                message = f"{name}={getattr(self, name):g} is not possible"
+                raise UserError(message, where=name, next_step=f"give {POSSIBLE[name]}")
 
 
 POSSIBLE = {
@@ -101,24 +101,24 @@ class Request:
     gives_way: bool = False  # compute it in what other requests leave idle, where the engine can
 
     def __post_init__(self) -> None:
-        what = where = step = ""
+        message = where = step = ""
         if self.max_new_tokens < 1:
-            what, where = f"An answer of {self.max_new_tokens} tokens is not possible", "max_new_tokens"
+            message, where = f"An answer of {self.max_new_tokens} tokens is not possible", "max_new_tokens"
             step = "give 1 or more"
         elif isinstance(self.stop, str) or not all(self.stop):
-            what, where = "A stop string must not be empty", "stop"
+            message, where = "A stop string must not be empty", "stop"
             step = "give a list of strings, or leave it out"
         elif self.logprobs is not None and not 0 <= self.logprobs <= MOST_LOGPROBS:
-            what, where = f"Log probabilities of {self.logprobs} tokens are not possible", "logprobs"
+            message, where = f"Log probabilities of {self.logprobs} tokens are not possible", "logprobs"
             step = f"give 0 to {MOST_LOGPROBS}"
         elif isinstance(self.choices, str) or not all(self.choices) or len(set(self.choices)) < len(self.choices):
-            what, where = "Choices are different texts, none of them empty", "choices"
+            message, where = "Choices are different texts, none of them empty", "choices"
             step = "give a list of labels"
         elif self.choices and self.schema is not None:
-            what, where = "An answer is one of the choices or fulfils a schema, not both", "choices, schema"
+            message, where = "An answer is one of the choices or fulfils a schema, not both", "choices, schema"
             step = "leave one of them out"
-        if what:
-            raise UserError(what, where=where, next_step=step)
+        if message:
+            raise UserError(message, where=where, next_step=step)
 
     @property
     def named_adapter(self) -> str:
@@ -203,16 +203,16 @@ def too_long(ids: Sequence[int], context: int) -> str:
     return f"too_long: {len(ids):,} tokens, and the model reads {context:,} with its answer"
 
 
-def refused(request: Request, why: str, engine: str = ENGINE) -> Completion:
+def refused(request: Request, reason: str, engine: str = ENGINE) -> Completion:
     """The completion of a request that gets no answer."""
     tokens = len(request.ids)
-    return Completion(finish="error", prompt_tokens=tokens, error=why, engine=engine, adapter=request.adapter)
+    return Completion(finish="error", prompt_tokens=tokens, error=reason, engine=engine, adapter=request.adapter)
 
 
 def schema_problem(schema: Mapping[str, Any]) -> str:
     """Why answers are not held to a schema; empty where they are, unless an engine has another reason."""
-    why = json_schema.schema_problem(schema)
-    return f"no_schema: {why}" if why else ""
+    reason = json_schema.schema_problem(schema)
+    return f"no_schema: {reason}" if reason else ""
 
 
 def fit_checked(request: Request, completion: Completion) -> Future[Completion]:
@@ -222,8 +222,8 @@ def fit_checked(request: Request, completion: Completion) -> Future[Completion]:
 
     def checked(fit: Future[str]) -> Completion:
         try:
-            why = fit.result()
-            error = f"no_schema: the answer breaks its schema: {why}" if why else ""
+            reason = fit.result()
+            error = f"no_schema: the answer breaks its schema: {reason}" if reason else ""
         except TooBusy as busy:
             return replace(completion, finish="error", error=f"busy: {busy}", retry_after=busy.retry_after)
         except json.JSONDecodeError:

@@ -88,8 +88,8 @@ class Requester:
         answers = [replies[key] for key in keys]
         if self.fatal or (answers and self.failed == len(first)):
             count = f"none of {len(answers):,} requests" if len(answers) > 1 else "no request"
-            what = self.fatal or f"The endpoint answered {count}: {failures(answers)[0][0]}"
-            raise UserError(what, where=self.where, next_step=self.step)
+            message = self.fatal or f"The endpoint answered {count}: {failures(answers)[0][0]}"
+            raise UserError(message, where=self.where, next_step=self.step)
         seen: set[str] = set()
         once = []
         for key, reply in zip(keys, answers, strict=True):

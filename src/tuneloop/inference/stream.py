@@ -63,7 +63,7 @@ class TextStream:
         start = max(len(self._raw) - longest + 1, 0)
         self._raw += new
         self._known, self._read = self._read, len(self._ids)
-        places = [place for stop in self._stop if (place := self._raw.find(stop, start)) >= 0]
+        places = [position for stop in self._stop if (position := self._raw.find(stop, start)) >= 0]
         if places:
             self.stopped = True
             self._raw = self._raw[: min(places)]

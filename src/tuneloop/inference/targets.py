@@ -105,8 +105,11 @@ def open_endpoint(endpoint: Endpoint, *, base: str = "", template: str = "") -> 
         return EndpointTarget(name, endpoint)
     model = open_local(endpoint.model if given else base, base=base if given else "", template=template)
     if given and model.trained is None:
-        what, step = "A server can be given adapters, and this run trained all weights", "give the server's name of it"
-        raise UserError(what, where=endpoint.model, next_step=f"--model NAME --base {endpoint.model}: {step}")
+        message, step = (
+            "A server can be given adapters, and this run trained all weights",
+            "give the server's name of it",
+        )
+        raise UserError(message, where=endpoint.model, next_step=f"--model NAME --base {endpoint.model}: {step}")
     url = endpoint.address.removesuffix("/chat/completions")
 
     def engine() -> ServingEngine:
@@ -118,8 +121,8 @@ def open_endpoint(endpoint: Endpoint, *, base: str = "", template: str = "") -> 
         adapters = [Served(str(model.trained), source)] if given else []
         return EndpointEngine(Served(served, source), adapters, settings)
 
-    place = f"{masked(url)} (model {endpoint.model})"
-    target = EngineTarget(name, model, engine, place, endpoint, endpoint)
+    path = f"{masked(url)} (model {endpoint.model})"
+    target = EngineTarget(name, model, engine, path, endpoint, endpoint)
     return target
 
 

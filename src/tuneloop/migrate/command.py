@@ -123,11 +123,11 @@ def next_commands(migration: Migration, job: HostedJob, folder: Path) -> list[st
     split = f" split.test={quote(test)}" if test else ""
     own = migration.service.startswith("https://api.openai.com")
     service = "" if own else f" --base-url {quote(migration.service)}"
-    place = "" if str(folder) == "openai" else f" --copy {quote(str(folder))}"
+    copy_option = "" if str(folder) == "openai" else f" --copy {quote(str(folder))}"
     standard = f"evaluations/{name}"
     commands = [
         f"tuneloop prepare {quote(rows)}{split} --out {data}",
-        f"tuneloop migrate freeze {quote(str(job.model))} --dataset {data}{place}{service} --out {standard}",
+        f"tuneloop migrate freeze {quote(str(job.model))} --dataset {data}{copy_option}{service} --out {standard}",
     ]
     if use:
         price = price_of(str(job.model))

@@ -81,8 +81,8 @@ async def copy_all(service: Service, survey: Survey, folder: Path) -> Migration:
     files = {}
     for path in paths:
         name = path.relative_to(folder).as_posix()
-        place, kind = work.kinds.get(name, ("", name.partition("/")[0]))
-        files[name] = CopiedFile(bytes=path.stat().st_size, sha256=sha256_file(path), id=place, kind=kind)
+        kind_place, kind = work.kinds.get(name, ("", name.partition("/")[0]))
+        files[name] = CopiedFile(bytes=path.stat().st_size, sha256=sha256_file(path), id=kind_place, kind=kind)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     migration = Migration(
         service=service.url, copied=now, jobs=survey.jobs, files=files, traffic=traffic, missing=work.missing
@@ -95,9 +95,9 @@ async def _jobs(work: _Copy) -> None:
     """Each job with its events, oldest first, and its checkpoints."""
     for number, (name, job) in enumerate(work.survey.raw_jobs.items()):
         progress("jobs", number, len(work.survey.raw_jobs))
-        place = work.folder / "jobs" / file_name(name)
+        job_folder = work.folder / "jobs" / file_name(name)
         over = job.get("status") in ("succeeded", "failed", "cancelled")
-        if over and (place / "job.json").is_file():
+        if over and (job_folder / "job.json").is_file():
             continue
         try:
             events = await work.service.items(place_of("fine_tuning", "jobs", name, "events"), limit=100)
@@ -105,9 +105,9 @@ async def _jobs(work: _Copy) -> None:
             _refused(work, f"events of {name}", error)
             events = []
         events.reverse()  # the newest comes first
-        write_jsonl(place / "events.jsonl", sorted(events, key=lambda each: _whole(each.get("created_at"))))
-        write_jsonl(place / "checkpoints.jsonl", work.survey.checkpoints.get(name, []))
-        write_json(place / "job.json", job)
+        write_jsonl(job_folder / "events.jsonl", sorted(events, key=lambda event: _whole(event.get("created_at"))))
+        write_jsonl(job_folder / "checkpoints.jsonl", work.survey.checkpoints.get(name, []))
+        write_json(job_folder / "job.json", job)
 
 
 async def _files(work: _Copy) -> None:
@@ -120,27 +120,27 @@ async def _files(work: _Copy) -> None:
 
     for name, item in files.items():
         kind = str(item.get("purpose") or "")
-        place = work.folder / "files" / file_name(name, str(item.get("filename") or ""))
-        work.kinds[place.relative_to(work.folder).as_posix()] = (name, kind)
-        if place.is_file():
-            read(place.stat().st_size)
+        file_path = work.folder / "files" / file_name(name, str(item.get("filename") or ""))
+        work.kinds[file_path.relative_to(work.folder).as_posix()] = (name, kind)
+        if file_path.is_file():
+            read(file_path.stat().st_size)
         else:
             try:
-                await work.service.download(place_of("files", name, "content"), place, read)
+                await work.service.download(place_of("files", name, "content"), file_path, read)
             except HttpRefused as error:
                 _refused(work, f"file {name} ({kind})", error)
                 continue
-        if fault := _fault(place, item):
+        if fault := _fault(file_path, item):
             work.missing.append(Missing(what=f"file {name} ({kind})", why=fault))
         if kind == "fine-tune-results":
-            _decode_metrics(place)
+            _decode_metrics(file_path)
 
 
-def _refused(work: _Copy, what: str, error: HttpRefused) -> None:
+def _refused(work: _Copy, noun: str, error: HttpRefused) -> None:
     """Note what was deleted, or is not for this key; whatever else is refused ends the copy."""
     if error.status not in (400, 403, 404, 405, 410):
         raise error
-    work.missing.append(Missing(what=what, why=why(error)))
+    work.missing.append(Missing(what=noun, why=why(error)))
 
 
 def _fault(file: Path, item: Item) -> str:
@@ -200,7 +200,9 @@ async def _completions(work: _Copy) -> list[Traffic]:
     async with aclosing(work.service.pages("/chat/completions", limit=100, order="asc")) as pages:
         async for page in pages:
             fresh = [item for item in page if item["id"] not in seen]
-            copied = [each for each in await asyncio.gather(*(_stored(work, item, limit) for item in fresh)) if each]
+            copied = [
+                stored for stored in await asyncio.gather(*(_stored(work, item, limit) for item in fresh)) if stored
+            ]
             with user_errors_of_the_disk(unfinished), unfinished.open("ab") as handle:
                 handle.writelines(map(_line, copied))
                 handle.flush()
@@ -217,7 +219,9 @@ async def _completions(work: _Copy) -> list[Traffic]:
             _count(traffic, rows)
     if unfinished.is_file():
         os.replace(unfinished, done)
-    work.missing += [Missing(what=counted(number, "stored completion"), why=why) for why, number in lacking.items()]
+    work.missing += [
+        Missing(what=counted(number, "stored completion"), why=reason) for reason, number in lacking.items()
+    ]
     return sorted(traffic.values(), key=lambda use: -use.requests)
 
 

@@ -106,9 +106,9 @@ def plan_freezing(endpoint: Endpoint, dataset: str, *, copy: Path, most_usd: flo
     budget = budget_of(rows, endpoint, most, f"{listed.source}, {listed.date}" if listed else "your price")
     if most_usd and (budget.most_usd is None or budget.most_usd > most_usd):
         known = budget.most_usd is not None
-        what = "It may cost more than --max-usd" if known else "No price is known, so no limit can be kept"
+        message = "It may cost more than --max-usd" if known else "No price is known, so no limit can be kept"
         step = "raise it, name the prices, or freeze fewer rows with --limit"
-        raise UserError(f"{what}: {budget.words}", where=f"--max-usd {most_usd:g}", next_step=step)
+        raise UserError(f"{message}: {budget.words}", where=f"--max-usd {most_usd:g}", next_step=step)
     kind = f"{len(data.manifest.labels)} labels" if data.manifest.labels else f"task: {data.task}"
     metric = deciding_of(data, EvaluateConfig())  # it follows from the rows alone
     decides = f"decides   {metric} ({kind}): by it `gate --margin` compares a successor"

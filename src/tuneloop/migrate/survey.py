@@ -67,12 +67,12 @@ def _add(survey: Survey, names: Mapping[str, str]) -> None:
             survey.files.setdefault(name, {"id": name, "purpose": purpose})
 
 
-async def _listed(service: Service, survey: Survey, what: str, path: str, **query: str | int) -> dict[str, Item]:
+async def _listed(service: Service, survey: Survey, noun: str, path: str, **query: str | int) -> dict[str, Item]:
     """A list that may be refused: then the rest is copied, and the report says what is missing."""
     try:
         return {item["id"]: item for item in await service.items(path, **query)}
     except (HttpRefused, Broken) as error:
-        survey.missing.append(Missing(what=what, why=why(error)))
+        survey.missing.append(Missing(what=noun, why=why(error)))
         return {}
 
 
@@ -115,7 +115,9 @@ def _job(job: Item, checkpoints: Sequence[Item], listed: Mapping[str, Any]) -> H
         method=kind,
         hyperparameters=settings,
         trained_tokens=job["trained_tokens"] if isinstance(job.get("trained_tokens"), int) else None,
-        checkpoints=[str(each.get("fine_tuned_model_checkpoint") or each["id"]) for each in checkpoints],
+        checkpoints=[
+            str(checkpoint.get("fine_tuned_model_checkpoint") or checkpoint["id"]) for checkpoint in checkpoints
+        ],
         stops=stop.day if stop else "",
         stops_by=stop.source if stop else "",
         error=str(error.get("message") or ""),

@@ -32,10 +32,10 @@ AT_ONCE = 64  # texts of a forward pass
 UNSEEN = -100.0  # log probability of a label that the head has never seen
 
 
-def encoder_folder(place: str | Path) -> Path | None:
+def encoder_folder(path: str | Path) -> Path | None:
     """The folder with `encoder.json` of a run, an artifact, or that folder itself; None: there is none."""
-    folder = Path(place).expanduser()
-    return next((each for each in (folder / ENCODER_FOLDER, folder) if (each / ENCODER).is_file()), None)
+    folder = Path(path).expanduser()
+    return next((folder for folder in (folder / ENCODER_FOLDER, folder) if (folder / ENCODER).is_file()), None)
 
 
 def text_of_turns(messages: Sequence[Message]) -> str:
@@ -67,7 +67,7 @@ class Encoder:
 
     def vectors(self, ids: Sequence[Sequence[int]]) -> Any:
         """The vectors of some texts by their ids, with gradients where these are on: (texts, width)."""
-        tokens = self.tokenizer.pad({"input_ids": [list(each) for each in ids]}, return_tensors="pt")
+        tokens = self.tokenizer.pad({"input_ids": [list(token_ids) for token_ids in ids]}, return_tensors="pt")
         return self.pooled(tokens["input_ids"], tokens["attention_mask"])
 
     def pooled(self, input_ids: Any, attention_mask: Any) -> Any:
@@ -121,21 +121,21 @@ def load_encoder(folder: Path) -> Encoder:
 
 
 @lru_cache(maxsize=2)  # a server, its candidate and what is evaluated share one
-def _loaded(place: str, identity: str) -> Encoder:
-    folder = Path(place)
+def _loaded(path: str, identity: str) -> Encoder:
+    folder = Path(path)
     try:
         from transformers import AutoModel, AutoTokenizer
     except ImportError:
         step = "pip install 'tuneloop[train]'"
-        raise UserError("An encoder needs transformers and torch", where=place, next_step=step) from None
+        raise UserError("An encoder needs transformers and torch", where=path, next_step=step) from None
     try:
         with without_bars():
             safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
             tokenizer = AutoTokenizer.from_pretrained(folder, **safe)
             net = AutoModel.from_pretrained(folder, **safe, dtype="float32", use_safetensors=True)
     except (OSError, ValueError, KeyError) as error:
-        what = f"This encoder can't be loaded: {' '.join(str(error).split())[:200]}"
-        raise UserError(what, where=place, next_step="name a folder of sentence-transformers, or minilm") from None
+        message = f"This encoder can't be loaded: {' '.join(str(error).split())[:200]}"
+        raise UserError(message, where=path, next_step="name a folder of sentence-transformers, or minilm") from None
     pooling, most, normalised = _how(folder, net.config)
     return Encoder(tokenizer, net.eval(), pooling, most, normalised)
 
@@ -187,11 +187,11 @@ def read_head(file: Path, labels: int) -> Head:
         tensors = load_safetensors(file, "np")
         head = Head(tensors["weight"], tensors["bias"])
     except (OSError, KeyError, ValueError, SafetensorError) as error:
-        what = f"The head of this encoder is damaged: {type(error).__name__}"
-        raise UserError(what, where=str(file), next_step="train it again") from None
+        message = f"The head of this encoder is damaged: {type(error).__name__}"
+        raise UserError(message, where=str(file), next_step="train it again") from None
     if head.weight.ndim != 2 or len(head.weight) != labels or head.bias.shape != (labels,):
-        what = f"The head has another shape than {labels} labels need"
-        raise UserError(what, where=str(file), next_step="train it again")
+        message = f"The head has another shape than {labels} labels need"
+        raise UserError(message, where=str(file), next_step="train it again")
     return head
 
 
@@ -209,11 +209,11 @@ class Classifier:
         Raises:
             UserError: it is not here, or another one than the head was trained on.
         """
-        place = resolve(self.manifest.base) if self.manifest.base else self.folder
-        if self.manifest.base and fingerprint(place) != self.manifest.fingerprint:
-            what = f"This head was trained on another {self.manifest.base}"
-            raise UserError(what, where=str(self.folder), next_step="train it again on this one")
-        return load_encoder(place)
+        base_folder = resolve(self.manifest.base) if self.manifest.base else self.folder
+        if self.manifest.base and fingerprint(base_folder) != self.manifest.fingerprint:
+            message = f"This head was trained on another {self.manifest.base}"
+            raise UserError(message, where=str(self.folder), next_step="train it again on this one")
+        return load_encoder(base_folder)
 
     @cached_property
     def head(self) -> Head:
@@ -242,10 +242,10 @@ class Classifier:
         return {label: by_label.get(label, UNSEEN) for label in labels}
 
 
-def open_classifier(place: str | Path) -> Classifier:
+def open_classifier(path: str | Path) -> Classifier:
     """The encoder with a head in a run, an artifact or its own folder. Raises UserError: there is none."""
-    folder = encoder_folder(place)
+    folder = encoder_folder(path)
     if folder is None:
-        what, step = "An encoder alone has no labels to answer with", f"train a head: tuneloop run DATA model={place}"
-        raise UserError(what, where=str(place), next_step=step)
+        message, step = "An encoder alone has no labels to answer with", f"train a head: tuneloop run DATA model={path}"
+        raise UserError(message, where=str(path), next_step=step)
     return Classifier(folder, read_record(EncoderManifest, folder))

@@ -201,8 +201,8 @@ def _check_tokens(model: Model) -> None:
     template, rows = model.template, model.head.shape[0]
     known = max(template.tokenizer.get_vocab_size(with_added_tokens=False), *(i + 1 for i in template.end_ids))
     if known > rows:
-        what = f"The tokenizer has {known:,} tokens and the model's embedding {rows:,}: they belong to two models"
-        raise UserError(what, where=str(model.folder), next_step="take both from the same model")
+        message = f"The tokenizer has {known:,} tokens and the model's embedding {rows:,}: they belong to two models"
+        raise UserError(message, where=str(model.folder), next_step="take both from the same model")
 
 
 def load_tokenizer(name: str) -> Template:
@@ -214,9 +214,9 @@ def load_tokenizer(name: str) -> Template:
 def refuse_encoder(name: str) -> None:
     """Refuse an encoder where a language model is needed."""
     if is_encoder(name):
-        what = "This is an encoder: it chooses labels, and writes no answers"
+        message = "This is an encoder: it chooses labels, and writes no answers"
         step = f"train a head with tuneloop run DATA model={name}, or name a language model"
-        raise UserError(what, where=name, next_step=step)
+        raise UserError(message, where=name, next_step=step)
 
 
 def place(net: nn.Module, device: str, prepare: Prepare | None = None) -> nn.Module:
@@ -274,8 +274,8 @@ def _cards_by_room(net: Any, layers: Sequence[nn.Module], rooms: dict[str, float
     for count in range(2, len(free) + 1):
         if places := _filled(sizes, rest, dict(list(free.items())[:count])):
             return places
-    what = f"The model takes {total / GIB:,.1f} GiB, and {len(rooms)} GPUs have {sum(rooms.values()):,.1f} GiB free"
-    raise UserError(what, where="model", next_step="take more or larger GPUs, or a smaller model")
+    message = f"The model takes {total / GIB:,.1f} GiB, and {len(rooms)} GPUs have {sum(rooms.values()):,.1f} GiB free"
+    raise UserError(message, where="model", next_step="take more or larger GPUs, or a smaller model")
 
 
 def _filled(sizes: Sequence[float], rest: float, free: dict[str, float]) -> list[str]:
@@ -342,20 +342,20 @@ def _load_net(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> nn.Mo
     computed = ("rotary_emb.inv_freq",)  # not learned; files of old versions have it
     if odd := [key for key in state if key not in expected and not key.endswith(computed)]:
         kind = config.get("model_type")
-        what = f"The weights hold {odd[0]}, which a {kind!r} model lacks: they belong to another config.json"
-        raise _damaged(what, folder)
+        message = f"The weights hold {odd[0]}, which a {kind!r} model lacks: they belong to another config.json"
+        raise _damaged(message, folder)
     net.load_state_dict({key: state[key] for key in expected}, assign=True)
     net.tie()
     return net
 
 
-def _damaged(what: str, path: Path, first: str = "") -> UserError:
-    return UserError(what, where=str(path), next_step=f"{first}download the model again")
+def _damaged(problem: str, path: Path, first: str = "") -> UserError:
+    return UserError(problem, where=str(path), next_step=f"{first}download the model again")
 
 
-def _other_config(what: str, folder: Path) -> UserError:
+def _other_config(problem: str, folder: Path) -> UserError:
     step = "set tie_word_embeddings as the weights have it, or download the model again"
-    return UserError(f"{what} to the embedding", where=str(folder / "config.json"), next_step=step)
+    return UserError(f"{problem} to the embedding", where=str(folder / "config.json"), next_step=step)
 
 
 def config_of(folder: Path) -> dict[str, Any]:
@@ -366,8 +366,8 @@ def config_of(folder: Path) -> dict[str, Any]:
     for key, value in (item for part in nested for item in part.items()):
         limit = 2000 if key.endswith("layers") else 10**7
         if key.endswith(("layers", "size", "heads", "dim")) and type(value) is int and value > limit:
-            what = f"The model's configuration has {key} = {value:,}, which can't be"
-            raise _damaged(what, folder / "config.json")
+            message = f"The model's configuration has {key} = {value:,}, which can't be"
+            raise _damaged(message, folder / "config.json")
     if part_of(config):
         config["tie_word_embeddings"] = True
         for file in weight_files(folder):

@@ -41,11 +41,15 @@ def target_kind(target: str) -> Literal["run", "adapter", "model"]:
     folder = Path(target)
     if (folder / "run.json").is_file():
         return "run"
-    saved = [each for name in ("checkpoint-*", "epoch_*", "step_*") for each in folder.glob(f"{name}/*config.json")]
+    saved = [
+        checkpoint
+        for name in ("checkpoint-*", "epoch_*", "step_*")
+        for checkpoint in folder.glob(f"{name}/*config.json")
+    ]
     if saved and not any(folder.glob("*.safetensors")) and not any(folder.glob("*model*.bin")):
         last = max(saved, key=lambda file: int(re.sub(r"\D", "", file.parent.name) or 0)).parent
-        what = "Checkpoints are here, but no model of an ended training"
-        raise UserError(what, where=target, next_step=f"name one of them, as in {last}")
+        message = "Checkpoints are here, but no model of an ended training"
+        raise UserError(message, where=target, next_step=f"name one of them, as in {last}")
     if (folder / "adapter_config.json").is_file():
         return "adapter"
     if folder.is_dir() and (folder / "config.yaml").is_file():
@@ -72,8 +76,8 @@ def base_of_adapter(folder: Path) -> str:
         say(f"warn: the adapter names {name}, a copy in few bits: it is measured on {whole}")
         name = whole
     if Path(name).is_absolute() or name.startswith((".", "~")):
-        what = "The adapter's base is a folder of another machine"
-        raise UserError(what, where=f"{folder / 'adapter_config.json'}: {name}", next_step="give --base MODEL")
+        message = "The adapter's base is a folder of another machine"
+        raise UserError(message, where=f"{folder / 'adapter_config.json'}: {name}", next_step="give --base MODEL")
     return name
 
 

@@ -125,14 +125,14 @@ def sampled_data(recipe: Recipe) -> Iterator[tuple[Dataset, str]]:
         write_record(out / MANIFEST, scaled)
         train = scaled.splits.train
         tokens = train.tokens.total if train.tokens else 0
-        words = (
+        sample_note = (
             f"counted on a sample of {counted(len(chunk_of_line), 'record')} "
             f"({sample.size / 1e6:.1f} of {sample.total / 1e6:.0f} MB): "
             f"about {counted(train.rows, 'training row')}, {tokens:,} tokens, within {error:.0%} (95 %); "
             "copies were looked for in the sample alone"
         )
-        say(f"data      {words}")
-        yield replace(dataset, manifest=scaled), words
+        say(f"data      {sample_note}")
+        yield replace(dataset, manifest=scaled), sample_note
 
 
 def _scaled(manifest: DatasetManifest, factor: float) -> DatasetManifest:
@@ -204,8 +204,8 @@ def counted_data(recipe: Recipe, out: str = "") -> Iterator[Counted]:
         say(f"data set {before}, prepared before")
         yield Counted(str(before), load_dataset(before).manifest.hash)
     elif not _is_prepared(recipe) and is_large(recipe):
-        with sampled_data(recipe) as (dataset, words):
-            yield Counted(dataset.path, "", words)
+        with sampled_data(recipe) as (dataset, sample_note):
+            yield Counted(dataset.path, "", sample_note)
     else:
         dataset = read_data(recipe, out)
         yield Counted(dataset.path, dataset.manifest.hash)
@@ -219,7 +219,7 @@ def _prepared_before(recipe: Recipe, out: str) -> Path | None:
     key = prepare_key(recipe.data, name=recipe.name, seed=recipe.seed, model_fingerprint=fingerprint)
     folders = [folder / "dataset" for folder in (default_folder(recipe), advice_folder(recipe, out))]
     places = [Path("datasets") / recipe.name, *folders]
-    return next((place for place in places if done_record(DatasetManifest, place, key)), None)
+    return next((path for path in places if done_record(DatasetManifest, path, key)), None)
 
 
 def _is_prepared(recipe: Recipe) -> bool:
@@ -381,6 +381,6 @@ def _measure(recipe: Recipe, folder: Path) -> Dataset:
             job.recipe = with_best_prompt(job, recipe, dataset)
             measured = baseline_stage(job, dataset)
     if not measured:
-        what = "Nothing can be measured: the data set has no test rows, or all baselines are switched off"
-        raise UserError(what, where=dataset.path, next_step="prepare it with split.test above 0")
+        message = "Nothing can be measured: the data set has no test rows, or all baselines are switched off"
+        raise UserError(message, where=dataset.path, next_step="prepare it with split.test above 0")
     return dataset

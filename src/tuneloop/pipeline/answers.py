@@ -88,8 +88,8 @@ class TaskTarget:
     def advice(self) -> str:
         """What to expect of an untuned base model, as a line; empty of others."""
         plain = self.task is None and self.model is not None and self.model.template.is_plain
-        words = "a base model, without a chat template: it continues texts rather than answers; tune it first"
-        return f"\n          {words}" if plain else ""
+        hint = "a base model, without a chat template: it continues texts rather than answers; tune it first"
+        return f"\n          {hint}" if plain else ""
 
     @property
     def identity(self) -> str:
@@ -160,8 +160,8 @@ def write_task(job: RunContext, dataset: Dataset) -> None:
         )
         write_json(file, {**read_json(file), "task": task})
     except (UserError, ValueError, KeyError, TypeError) as error:
-        why = " ".join(str(error).split())[:200]
-        say(f"warn: what this model was trained to answer can't be kept with it: {why}")
+        reason = " ".join(str(error).split())[:200]
+        say(f"warn: what this model was trained to answer can't be kept with it: {reason}")
 
 
 # --- answers --------------------------------------------------------------------------------------
@@ -375,13 +375,13 @@ def generous_limit(rows: Rows) -> int:
 def _refuse_settings(target: Target, config: EvaluateConfig) -> None:
     """Refuse what a target can't do."""
     if config.answer == "choice" and target.no_scores[0]:
-        why, instead = target.no_scores
-        raise UserError(why, where="evaluate.answer", next_step=instead)
+        reason, instead = target.no_scores
+        raise UserError(reason, where="evaluate.answer", next_step=instead)
     if not config.deterministic:
         return
     if target.local is None:
-        what, step = f"Only our own engine gives deterministic answers, not that of {target.name}", "leave it out"
-        raise UserError(what, where="evaluate.deterministic", next_step=step)
+        message, step = f"Only our own engine gives deterministic answers, not that of {target.name}", "leave it out"
+        raise UserError(message, where="evaluate.deterministic", next_step=step)
     need_batch_invariance(target.local.model)
 
 

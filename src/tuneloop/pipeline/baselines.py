@@ -103,7 +103,7 @@ def measured_alternatives(job: RunContext, dataset: Dataset, rows: Rows) -> tupl
 
 
 def _load(folder: Path, manifest: BaselinesManifest) -> Evaluations:
-    return {name: load_evaluation(inside(folder, place)) for name, place in manifest.systems.items()}
+    return {name: load_evaluation(inside(folder, system)) for name, system in manifest.systems.items()}
 
 
 def _ask_all(job: RunContext, dataset: Dataset, rows: Rows, answered: TimedAnswers | None) -> Iterator[Answers]:
@@ -146,8 +146,8 @@ def _on_part(
 def _part(evaluation: ScoredAnswers, rows: Rows, manifest: BaselinesManifest, name: str) -> SystemAnswers:
     """A system's answers to some of its rows, with their share of what all took."""
     cost, further = manifest.costs[name], evaluation.measured.further
-    place = {row.id: i for i, row in enumerate(evaluation.rows)}
-    places = [place[row.id] for row in rows]
+    row_of = {row.id: i for i, row in enumerate(evaluation.rows)}
+    places = [row_of[row.id] for row in rows]
     share = len(places) / max(evaluation.n, 1)
     return SystemAnswers(
         [evaluation.answers[i] for i in places],
@@ -216,14 +216,14 @@ def _write(
         subject = Subject(job.recipe.model, dataset.id, name=name, key=key)
         write_scored(folder / places[name], evaluation, subject, {name: costs[name]})
     entries = leaderboard_of(evaluations, costs)
-    words = leaderboard_in_words(entries)
+    sentences = leaderboard_in_words(entries)
     manifest = BaselinesManifest.model_validate({
-        "key": key, "n": len(rows), "systems": places, "costs": costs, "leaderboard": entries, "words": words,
+        "key": key, "n": len(rows), "systems": places, "costs": costs, "leaderboard": entries, "words": sentences,
         "seconds": round(time.monotonic() - began, 1),
         "notes": {name: result.note for name, result in answers.items() if result.note},
     })  # fmt: skip
     write_record(folder / BaselinesManifest.file, manifest)
-    for sentence in words:
+    for sentence in sentences:
         say(f"          {sentence}")
     return evaluations
 
@@ -303,8 +303,8 @@ def ask_base(job: RunContext, dataset: Dataset, rows: Rows, examples: Rows = ())
     note = labels_shown(examples, dataset.train) if examples and dataset.task == "classification" else ""
     best = words_of_choice(job, settings) if examples else ""
     if examples and (best or settings.prompt):
-        words = f"{settings.prompt or 'the instruction'}, with {counted(len(examples), 'example')}"
-        note = f"Its prompt is {words}{best}. {note}".rstrip()
+        prompt_name = f"{settings.prompt or 'the instruction'}, with {counted(len(examples), 'example')}"
+        note = f"Its prompt is {prompt_name}{best}. {note}".rstrip()
     return {kind: replace(answers, note=note) for kind, answers in by_kind.items()}
 
 
@@ -433,7 +433,7 @@ def _search_prompt(job: RunContext, recipe: Recipe, dataset: Dataset, rows: Sequ
         value = evaluation.metrics[metric].value
         tried.append(TriedPrompt(prompt=settings.prompt, examples=len(examples), value=value, tokens=read))
     sign = 1 if metric and lower_is_better(metric) else -1
-    tried.sort(key=lambda each: (sign * each.value, each.tokens))  # of equally good ones, the cheapest
+    tried.sort(key=lambda way: (sign * way.value, way.tokens))  # of equally good ones, the cheapest
     seconds = round(time.monotonic() - began, 1)
     return PromptChoice(key=key, rows=len(rows), metric=metric, tried=tried, seconds=seconds)
 
@@ -500,7 +500,7 @@ def _sample(job: RunContext, dataset: Dataset) -> tuple[list[Row], list[int]]:
     """The rows of the sample in the order of the rounds, and the place of each among all test rows."""
     every = sample_rows(dataset.test, None, seed=job.recipe.seed)
     places = sample_order(every, job.recipe.seed, dataset.stratum)[: job.recipe.evaluate.limit]
-    return [every[place] for place in places], places
+    return [every[index] for index in places], places
 
 
 def ask_within(
@@ -530,11 +530,11 @@ def ask_within(
         zero, few, number = first.zero, first.few, first.number
         ways = [way for way in (zero if job.recipe.baselines.zero_shot else None, few) if way]
         while True:
-            each, tuned = sum(way.each for way in ways), TUNED * zero.each * _share_of_tuned(zero, reference)
+            seconds_a_row, tuned = sum(way.each for way in ways), TUNED * zero.each * _share_of_tuned(zero, reference)
             several = zero.each * config.asked_again(len(first.rows))
             reading = sum(way.reading for way in ways)
             left = seconds - (time.monotonic() - began) - tuned * number - several - reading
-            more = _more(number, len(first.rows), left / max(each + tuned, 1e-9))
+            more = _more(number, len(first.rows), left / max(seconds_a_row + tuned, 1e-9))
             if not more:
                 break
             for way in ways:
@@ -582,8 +582,8 @@ def _reused(
     ready = before.first_of(rows)
     if "zero-shot" not in before.evaluations or ready < min(LEAST, len(rows)):
         return None
-    each = before.answers("zero-shot", rows[:ready]).seconds / ready
-    number = min(ready, max(int(seconds / max(TUNED * each, 1e-9)), LEAST))
+    seconds_a_row = before.answers("zero-shot", rows[:ready]).seconds / ready
+    number = min(ready, max(int(seconds / max(TUNED * seconds_a_row, 1e-9)), LEAST))
     say(f"baselines {before.words(number)}")
 
     def way(name: str, examples: Rows = ()) -> _Way:
@@ -665,8 +665,8 @@ def _fewer_examples(zero: _Way, few: _Way, seconds: float, number: int, rows: in
     if rows <= number or few.each <= max(affordable, 2 * zero.each):
         return number_shown
     fewer = max(int(number_shown * (affordable - zero.each) / (few.each - zero.each)), 1)
-    each = zero.each + (few.each - zero.each) * fewer / number_shown
-    repeated = number * each + few.reading * fewer / number_shown
+    seconds_a_row = zero.each + (few.each - zero.each) * fewer / number_shown
+    repeated = number * seconds_a_row + few.reading * fewer / number_shown
     left = seconds - zero.seconds - few.seconds - TUNED * zero.each * number - repeated
-    pays = left > WORTH * number * (each + (1 + TUNED) * zero.each)
+    pays = left > WORTH * number * (seconds_a_row + (1 + TUNED) * zero.each)
     return fewer if fewer <= FEWER * number_shown and pays else number_shown

@@ -211,8 +211,8 @@ def _untuned(target: TaskTarget, how: str) -> Speaker:
     """The model before tuning; `few-shot`: with examples."""
     local, base = target.local, target
     if local is None or not local.untuned:
-        what, step = "It is not known what this was tuned from", "name the other model: --against MODEL"
-        raise UserError(what, where=f"--against {how}", next_step=step)
+        message, step = "It is not known what this was tuned from", "name the other model: --against MODEL"
+        raise UserError(message, where=f"--against {how}", next_step=step)
     if local.trained is None or not (local.trained / OWN).is_file():  # another trainer's may change the base itself
         template = target.task.chat_template if target.task else ""
         base = TaskTarget(open_target(local.untuned, template=template), target.task)
@@ -223,9 +223,9 @@ def _examples(target: TaskTarget, of: TaskTarget) -> list[Message]:
     """Turns of the examples that the few-shot baseline shows; refused where the target is no run with a data set."""
     run = target.target.run
     if run is None or of.local is None:
-        what = "Examples come from a run's training rows, and this is not a run"
+        message = "Examples come from a run's training rows, and this is not a run"
         step = "name the run's folder, or compare with --against base"
-        raise UserError(what, where="--against few-shot", next_step=step)
+        raise UserError(message, where="--against few-shot", next_step=step)
     recipe = load_run_recipe(run, [])
     dataset = dataset_of(RunContext(recipe, run), True, "")
     rows = dataset.test[:50] or dataset.train[:50]

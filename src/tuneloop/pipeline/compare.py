@@ -39,7 +39,7 @@ def compare_evaluations(
         raise UserError("Two evaluations are needed", next_step="tuneloop compare A B")
     _refuse_repeated(places)
     folder = _folder_of(places, out)
-    at = {place: (folders or {}).get(place) or evaluation_place(place) for place in places}
+    at = {path: (folders or {}).get(path) or evaluation_place(path) for path in places}
     compare_folders(at, folder, judge=judge, page=write_page)
     return folder
 
@@ -52,7 +52,7 @@ def compare_foreign(places: Sequence[str], out: str = "", how: Refereeing = Refe
         UserError: one can't be read, or too little is shared.
     """
     _refuse_repeated(places)
-    evaluations = read_all({place: place if is_foreign(place) else evaluation_place(place) for place in places})
+    evaluations = read_all({path: path if is_foreign(path) else evaluation_place(path) for path in places})
     if len(evaluations) == 1:
         return power_alone(evaluations[0], how)
     systems = [evaluation.place for evaluation in evaluations]
@@ -71,16 +71,16 @@ def _folder_of(places: Sequence[str], out: str) -> Path:
     return Path(out) if out else Path("evals") / ("compare-" + "-".join(map(name_of, places)))[:120]
 
 
-def task_rows(place: str, split: str, model: str, url: str) -> TaskRows:
+def task_rows(path: str, split: str, model: str, url: str) -> TaskRows:
     """The rows of a prepared data set's split, or of a file, for a task of another tool; a limit for answers as
     `evaluate` sets it for an endpoint. Personal data of a file is replaced. Raises UserError: no such rows."""
-    if (Path(place) / MANIFEST).is_file() or Path(place).name == MANIFEST:
-        dataset = load_dataset(place)
+    if (Path(path) / MANIFEST).is_file() or Path(path).name == MANIFEST:
+        dataset = load_dataset(path)
         rows = list({"train": dataset.train, "val": dataset.val, "test": dataset.test}.get(split, []))
         labels, name = dataset.manifest.labels if dataset.task == "classification" else None, dataset.manifest.name
     else:
-        whole = read_whole(place, PrepareConfig(), redact=True)
-        rows, name = whole.rows, name_of(place)
+        whole = read_whole(path, PrepareConfig(), redact=True)
+        rows, name = whole.rows, name_of(path)
         labels = sorted({str(row.label) for row in rows}) if whole.task == "classification" else None
     rows = sample_rows(rows, None, seed=0)
     return TaskRows(name, rows, labels, generous_limit(rows) if rows else 0, model, url)

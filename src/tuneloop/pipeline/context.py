@@ -150,9 +150,11 @@ def default_folder(recipe: Recipe) -> Path:
 
     parts: list[Any] = [identity(recipe)]
     # A folder of sources leaves prepared data sets out; the manifest of one that is named has the hashes of its splits.
-    prepared = [place for place in recipe.data.sources if (Path(place) / MANIFEST).is_file()]
-    raw = [place for place in recipe.data.sources if place not in prepared]
-    parts += [[str(place), sha256_file(Path(place) / MANIFEST)] for place in prepared]
+    prepared = [
+        prepared_source for prepared_source in recipe.data.sources if (Path(prepared_source) / MANIFEST).is_file()
+    ]
+    raw = [prepared_source for prepared_source in recipe.data.sources if prepared_source not in prepared]
+    parts += [[str(prepared_source), sha256_file(Path(prepared_source) / MANIFEST)] for prepared_source in prepared]
     parts += [[file.name, sha256_file(file.path)] for file in (find_files(raw) if raw or not prepared else ())]
     return Path("runs") / f"{recipe.name}-{content_hash(parts)[:8]}"
 
@@ -255,4 +257,4 @@ def manifest_of_run(folder: Path) -> DatasetManifest | None:
         sources = data.get("sources") if isinstance(data, dict) else None
         places += [Path(source) for source in (sources if isinstance(sources, list) else []) if isinstance(source, str)]
     # os.path: a source may be any text, also one that is too long for a name.
-    return next((read_manifest(place) for place in places if os.path.isfile(place / MANIFEST)), None)
+    return next((read_manifest(seen) for seen in places if os.path.isfile(seen / MANIFEST)), None)

@@ -294,8 +294,8 @@ def processes_wanted(gpus: int | str) -> int:
     if gpus == "auto":
         return max(seen, 1)
     if 0 < seen < int(gpus):
-        what, step = f"{gpus} GPUs are requested, and torch sees {seen}", "set train.gpus=auto"
-        raise UserError(what, where="train.gpus", next_step=f"{step}, or look at CUDA_VISIBLE_DEVICES")
+        message, step = f"{gpus} GPUs are requested, and torch sees {seen}", "set train.gpus=auto"
+        raise UserError(message, where="train.gpus", next_step=f"{step}, or look at CUDA_VISIBLE_DEVICES")
     return int(gpus)
 
 
@@ -307,10 +307,10 @@ def start_processes(count: int, command: Sequence[str]) -> int:
     The first alone has stdin and stdout. SIGTERM is passed on. When one ends, the others are killed after `GRACE`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        place = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+        rendezvous = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
     children = []
     for i in range(count):
-        environment = {**environment_of_child(), **place, "RANK": str(i), "LOCAL_RANK": str(i)}
+        environment = {**environment_of_child(), **rendezvous, "RANK": str(i), "LOCAL_RANK": str(i)}
         stream = subprocess.DEVNULL if i else None
         children.append(subprocess.Popen(list(command), env=environment, stdin=stream, stdout=stream))
 

@@ -56,19 +56,19 @@ def refuse_settings(recipe: Recipe) -> None:
         "consistency": config.consistency, "deterministic": config.deterministic,
     }  # fmt: skip
     if named := next((name for name, value in writing.items() if value), ""):
-        what = f"{recipe.model} is an encoder: it chooses labels and writes no texts"
-        raise UserError(what, where=f"evaluate.{named}", next_step="leave that setting out")
+        message = f"{recipe.model} is an encoder: it chooses labels and writes no texts"
+        raise UserError(message, where=f"evaluate.{named}", next_step="leave that setting out")
     if recipe.max_minutes:
-        what = "max_minutes divides a run's time between prompts and training, and an encoder has neither"
-        raise UserError(what, where="max_minutes", next_step="leave it out: training takes seconds to minutes")
+        message = "max_minutes divides a run's time between prompts and training, and an encoder has neither"
+        raise UserError(message, where="max_minutes", next_step="leave it out: training takes seconds to minutes")
 
 
 def refuse_task(dataset: Dataset, model: str) -> None:
     """Refuse a data set without labels."""
     if dataset.task != "classification":
-        what = f"{model} is an encoder, which chooses labels, and these rows have texts as answers"
+        message = f"{model} is an encoder, which chooses labels, and these rows have texts as answers"
         step = "name a model that writes, such as model=smollm2-135m, or the column: data.task=classification"
-        raise UserError(what, where=dataset.path, next_step=step)
+        raise UserError(message, where=dataset.path, next_step=step)
 
 
 @dataclass(frozen=True)
@@ -144,9 +144,9 @@ def refuse_few_labels(rows: Sequence[Row], dataset: Dataset) -> None:
     """Refuse rows that show fewer than two labels."""
     labels = {row.label for row in rows}
     if len(labels) < 2:
-        what = f"A head needs rows of two labels at least, and the training rows show {len(labels)}"
+        message = f"A head needs rows of two labels at least, and the training rows show {len(labels)}"
         step = "check the label column, and that the training rows are not those of the test"
-        raise UserError(what, where=dataset.path, next_step=step)
+        raise UserError(message, where=dataset.path, next_step=step)
 
 
 def _plain(row: Row) -> str:
@@ -157,7 +157,7 @@ def _plain(row: Row) -> str:
 def _embedded(encoder: Encoder, rows: Sequence[Row], name: str) -> LabelledTexts:
     with busy(f"embedding {name} rows"):
         ids = encoder.ids([text_of_turns(row.prompt) for row in rows])
-        cut = sum(len(each) >= encoder.max_tokens for each in ids)
+        cut = sum(len(token_ids) >= encoder.max_tokens for token_ids in ids)
         if cut > CUT * max(len(rows), 1):
             rest = f"the end of {counted(cut, f'{name} row')} is not read"
             say(f"train     warn: the encoder reads {encoder.max_tokens} tokens of a text: {rest}")
@@ -173,7 +173,7 @@ def fitted(job: RunContext, encoder: Encoder, fit: LabelledTexts, held: Labelled
         fingerprint=job.fingerprint,
         kind="labels" if several else "label",
         labels=labels,
-        empty=NO_LABELS if several and any(not each for each in fit.lists or ()) else "",
+        empty=NO_LABELS if several and any(not row_labels for row_labels in fit.lists or ()) else "",
         pooling=encoder.pooling,
         max_tokens=encoder.max_tokens,
         normalised=encoder.normalised,
@@ -216,7 +216,7 @@ def _scores_of_folds(texts: LabelledTexts, labels: Sequence[str]) -> tuple[np.nd
     import numpy as np
 
     order = sorted(range(len(texts.labels)), key=lambda i: texts.labels[i])
-    place = {label: i for i, label in enumerate(labels)}
+    index = {label: i for i, label in enumerate(labels)}
     scores, places = list[np.ndarray[Any, Any]](), list[int]()
     for fold in range(FOLDS):
         inside, outside = order[fold::FOLDS], [i for n, i in enumerate(order) if n % FOLDS != fold]
@@ -224,7 +224,7 @@ def _scores_of_folds(texts: LabelledTexts, labels: Sequence[str]) -> tuple[np.nd
         if not inside or len(set(part.labels)) < 2:
             continue
         names, head = fit_head(part)
-        columns = [place[name] for name in names]
+        columns = [index[name] for name in names]
         inside = [i for i in inside if texts.lists is not None or texts.labels[i] in names]
         values = np.full((len(inside), len(labels)), -1e4)
         values[:, columns] = head.scores(texts.vectors[inside])
@@ -244,10 +244,10 @@ def best_temperature(manifest: EncoderManifest, scores: np.ndarray[Any, Any], te
     from scipy.optimize import minimize_scalar
 
     if texts.lists is None:
-        place = {label: i for i, label in enumerate(manifest.labels)}
-        chosen = np.array([place[label] for label in texts.labels])
+        index = {label: i for i, label in enumerate(manifest.labels)}
+        chosen = np.array([index[label] for label in texts.labels])
     else:
-        holds = np.array([[label in each for label in manifest.labels] for each in texts.lists])
+        holds = np.array([[label in row_labels for label in manifest.labels] for row_labels in texts.lists])
 
     def loss(log_temperature: float) -> float:
         at = manifest.model_copy(update={"temperature": float(np.exp(log_temperature))})

@@ -131,8 +131,8 @@ def after_tuning(
     """
     config = job.recipe.evaluate
     mixed = Path(dataset.path) / GENERAL_FILE
-    place = config.general or (str(mixed) if mixed.is_file() and mixed.stat().st_size else None)
-    general = read_whole(place, PrepareConfig()).rows if place else []
+    general_source = config.general or (str(mixed) if mixed.is_file() and mixed.stat().st_size else None)
+    general = read_whole(general_source, PrepareConfig()).rows if general_source else []
     learned = [row for row in dataset.train if row.shows_the_task] if config.memorisation else []
     if not (general or learned):
         return {}  # without a model
@@ -285,9 +285,9 @@ def _question(
     if kind_of_name(target) == "predictions" and not options.predictions:
         options, target = options.model_copy(update={"predictions": target}), ""
     if bool(target) == bool(options.predictions):
-        what = "One target at a time" if target else "Evaluate what?"
+        message = "One target at a time" if target else "Evaluate what?"
         step = "name a run or a model, or give --endpoint URL --model NAME, or --predictions FILE"
-        raise UserError(what, where="tuneloop evaluate", next_step=step)
+        raise UserError(message, where="tuneloop evaluate", next_step=step)
     if options.data in SPLITS and not Path(options.data).exists():
         options = options.model_copy(update={"split": options.data, "data": ""})
     elif options.data and (Path(options.data) / "dataset.json").is_file() and not options.dataset:
@@ -305,18 +305,18 @@ def _refuse_impossible(recipe: Recipe, question: Question) -> None:
     if question.target.is_classifier:
         refuse_settings(recipe)
         if question.options.few_shot or question.options.prompt:
-            what = "An encoder reads one text, and no examples or templates of a prompt"
-            raise UserError(what, where=question.name, next_step="leave --few-shot and --prompt out")
+            message = "An encoder reads one text, and no examples or templates of a prompt"
+            raise UserError(message, where=question.name, next_step="leave --few-shot and --prompt out")
     base_known = question.target.is_tuned or (question.target.is_here and question.options.base)
     if (config.general or config.memorisation) and not base_known:
-        what = "What was this model made from? Forgetting and memorisation are differences to its base"
+        message = "What was this model made from? Forgetting and memorisation are differences to its base"
         other = "evaluate the model, with --base MODEL: an endpoint or a file of answers can't be compared with it"
         step = "give --base MODEL" if question.target.is_here else other
-        raise UserError(what, where=question.name or "--base", next_step=step)
+        raise UserError(message, where=question.name or "--base", next_step=step)
     if config.consistency and not question.target.takes_prompts:
-        what = "A file of answers can't answer other wordings"
+        message = "A file of answers can't answer other wordings"
         step = "evaluate the model or the endpoint that wrote them, or leave consistency at 0"
-        raise UserError(what, where="evaluate.consistency", next_step=step)
+        raise UserError(message, where="evaluate.consistency", next_step=step)
 
 
 def _recipe(question: Question) -> Recipe:
@@ -363,8 +363,8 @@ def _with_examples(job: RunContext, question: Question, dataset: Dataset) -> tup
         named = {"labels": labels if dataset.task == "classification" else None}
         manifest = dataset.manifest.model_copy(update=named)
         both, dataset = len(train.test) - len(examples), replace(dataset, manifest=manifest, train=examples)
-        words = f"{verb(both, 'is a test row', 'are test rows')} too and {verb(both, 'was', 'were')} left out."
-        return dataset, [f"{counted(both, 'row')} of {options.train} {words}"] if both else []
+        text = f"{verb(both, 'is a test row', 'are test rows')} too and {verb(both, 'was', 'were')} left out."
+        return dataset, [f"{counted(both, 'row')} of {options.train} {text}"] if both else []
     if not question.is_adapter or dataset.train or not options.data:
         return dataset, []
     if len(rows) < FEWEST_ROWS:
@@ -441,12 +441,12 @@ def _default_folder(work: EvalJob, split: str) -> Path:
     question, run = work.question, Path(work.question.name)
     if question.plain:
         return run if split == "test" else run / f"eval-{split}"
-    place = f"{name_of(work.name)}-{re.sub(r'[^A-Za-z0-9._-]+', '-', work.dataset.id)}-{name_of(split)}"
+    folder_name = f"{name_of(work.name)}-{re.sub(r'[^A-Za-z0-9._-]+', '-', work.dataset.id)}-{name_of(split)}"
     if question.target.run is not None:
-        return run / "evals" / place
+        return run / "evals" / folder_name
     if not question.target.is_here:
-        return Path("evals") / place
-    return Path("evals") / f"{name_of(question.name)}-{place}"
+        return Path("evals") / folder_name
+    return Path("evals") / f"{name_of(question.name)}-{folder_name}"
 
 
 def _key(recipe: Recipe, dataset: Dataset, question: Question) -> str:
@@ -469,7 +469,7 @@ def _baselines(job: RunContext, rows: Sequence[Row]) -> tuple[dict[str, ScoredAn
     if not file.is_file():
         return {}, {}
     manifest, ids = read_record(BaselinesManifest, file), {row.id for row in rows}
-    evaluations = {n: load_evaluation(inside(file.parent, place)) for n, place in manifest.systems.items()}
+    evaluations = {n: load_evaluation(inside(file.parent, system)) for n, system in manifest.systems.items()}
     same = {n: e for n, e in evaluations.items() if {row.id for row in e.rows} == ids}
     return same, {n: cost.to_json() for n, cost in manifest.costs.items() if n in same}
 
@@ -490,16 +490,16 @@ def _alternatives(work: EvalJob) -> tuple[dict[str, ScoredAnswers], dict[str, An
 def evaluate_files(places: Sequence[str], against: EvalOptions) -> dict[str, str]:
     """Score the places that are files of predictions, against rows: file -> separate folder with its `eval.json`."""
     folders: dict[str, str] = {}
-    for place in places:
-        path = Path(place)
+    for file in places:
+        path = Path(file)
         if not path.is_file() or path.name == "eval.json":
             continue
         if not against.dataset and not against.data:
             step = "give --references FILE, or --dataset FOLDER"
-            raise UserError("This is a file of predictions: against which references?", where=place, next_step=step)
-        name = path.stem if sum(Path(other).stem == path.stem for other in places) == 1 else name_of(place)
-        options = against.model_copy(update={"predictions": place, "name": name})
-        folders[place] = str(evaluate_target("", options).folder)
+            raise UserError("This is a file of predictions: against which references?", where=file, next_step=step)
+        name = path.stem if sum(Path(other).stem == path.stem for other in places) == 1 else name_of(file)
+        options = against.model_copy(update={"predictions": file, "name": name})
+        folders[file] = str(evaluate_target("", options).folder)
     return folders
 
 
@@ -578,9 +578,9 @@ def answers_of_target(work: EvalJob) -> TargetAnswers:
     if not target.takes_prompts:
         return _of_file(work)
     if not all(row.prompt for row in work.rows):
-        what = "These rows are references without prompts: no model can answer them"
+        message = "These rows are references without prompts: no model can answer them"
         step = "give rows with prompts, or answers with --predictions FILE"
-        raise UserError(what, where=work.dataset.path, next_step=step)
+        raise UserError(message, where=work.dataset.path, next_step=step)
     if question.options.on and target.local is not None:
         return _by_actors(work)
     if target.local is not None and target.is_tuned:
@@ -637,7 +637,7 @@ def _by_actors(work: EvalJob) -> TargetAnswers:
         for part, part_notes in ordered_by_actors(ray, _actor, setting, pieces, actors):
             parts.append(part)
             notes = part_notes  # the same of each actor
-            progress(work.name, sum(len(each.completions) for each in parts), len(rows))
+            progress(work.name, sum(len(batch.completions) for batch in parts), len(rows))
     completions = [completion for part in parts for completion in part.completions]
     computed = sum(part.computed for part in parts)
     system = SystemAnswers(completions, time.monotonic() - began, computed=computed)
@@ -657,8 +657,8 @@ def _actor(setting: Setting) -> Callable[[list[int]], tuple[SystemAnswers, list[
     model, (prompts, notes) = _answering(work), _prompts(work)
 
     def answer(places: list[int]) -> tuple[SystemAnswers, list[str]]:
-        how = Asking(prompts=None if prompts is None else [prompts[place] for place in places])
-        return ask(model, dataset, [rows[place] for place in places], recipe.evaluate, how)[""], notes
+        how = Asking(prompts=None if prompts is None else [prompts[index] for index in places])
+        return ask(model, dataset, [rows[index] for index in places], recipe.evaluate, how)[""], notes
 
     return answer
 
@@ -671,15 +671,15 @@ def _of_file(work: EvalJob) -> TargetAnswers:
     options, rows, dataset = work.question.options, work.rows, work.dataset
     file, redactor = options.predictions, work.redactor
     if options.data and Path(options.data).resolve() == Path(file).resolve():
-        what = "The references can't be their own predictions"
-        raise UserError(what, where=options.data, next_step="name two files")
+        message = "The references can't be their own predictions"
+        raise UserError(message, where=options.data, next_step="name two files")
     records = _read_predictions(file)
     if not any(problem_of(row) for row in rows):  # an answer is compared with a reference that was redacted too
         renamed = dataset.renamed
         ids = [{n: renamed[str(record[n])] for n in IDS if str(record.get(n)) in renamed} for record in records]
         records = [{**redactor(record), **new} for record, new in zip(records, ids, strict=True)]
     matches = answers_from(records, rows, file, all_rows=dataset.test, order=dataset.order)
-    further = tuple(each[1:] for each in matches.answers)
+    further = tuple(match[1:] for match in matches.answers)
     unused = sum(bool(more) and problem_of(row) is None for more, row in zip(further, rows, strict=True))
     missing, unknown, notes = matches.missing(rows), matches.unknown, []
     if unused:
@@ -692,7 +692,7 @@ def _of_file(work: EvalJob) -> TargetAnswers:
         notes.append(f"{len(unknown)} predictions are for no row of these and were not used: {_some(unknown)}.")
     failed = [{"id": i, "error": "no prediction"} for i in missing]
     failed += [{"id": i, "error": "no such row"} for i in unknown]
-    first = {row.id: each[0] for row, each in zip(rows, matches.answers, strict=True) if each}
+    first = {row.id: match[0] for row, match in zip(rows, matches.answers, strict=True) if match}
     answers = list(PredictionsTarget(file, first).complete([Request(id=row.id) for row in rows]))
     if redacted := redactor.words(file, len(rows)):
         say(f"data      {redacted}")
@@ -707,9 +707,9 @@ def _read_predictions(file: str) -> list[Any]:
         if not isinstance(item, Reject):
             records.append(item.value)
         elif item.reason != "blank_line":
-            what = f"A prediction can't be read ({item.reason}: {item.detail})"
+            message = f"A prediction can't be read ({item.reason}: {item.detail})"
             step = 'write one {"id": ..., "prediction": "..."} a line'
-            raise UserError(what, where=f"{file}, line {item.line}", next_step=step)
+            raise UserError(message, where=f"{file}, line {item.line}", next_step=step)
     return records
 
 
@@ -718,7 +718,7 @@ def _failures_part(failed: list[dict[str, str]]) -> dict[str, Any]:
 
 
 def _some(ids: Sequence[str]) -> str:
-    return ", ".join(each[:60] for each in ids[:3]) + (" ..." if len(ids) > 3 else "")
+    return ", ".join(entry[:60] for entry in ids[:3]) + (" ..." if len(ids) > 3 else "")
 
 
 # --- from an endpoint ----------------------------------------------------------------------------
@@ -760,7 +760,7 @@ def _prompts(work: EvalJob) -> tuple[list[list[Message]] | None, list[str]]:
     template = load_prompt(options.prompt) if options.prompt else AS_IT_IS
     examples, notes = _examples(work) if options.few_shot else ([[] for _ in rows], [])
     labels = work.dataset.manifest.labels
-    return [prompt_turns(row, template, each, labels) for row, each in zip(rows, examples, strict=True)], notes
+    return [prompt_turns(row, template, example, labels) for row, example in zip(rows, examples, strict=True)], notes
 
 
 def _examples(work: EvalJob) -> tuple[list[Sequence[Row]], list[str]]:
@@ -768,9 +768,9 @@ def _examples(work: EvalJob) -> tuple[list[Sequence[Row]], list[str]]:
     job, dataset, rows, options = work.job, work.dataset, work.rows, work.question.options
     k, recipe, local = options.few_shot, job.recipe, work.question.target.local is not None
     if not dataset.train:
-        what = "Few-shot examples come from a training split, and there is none"
+        message = "Few-shot examples come from a training split, and there is none"
         step = "give the prepared data set too, with --dataset FOLDER"
-        raise UserError(what, where="--few-shot", next_step=step)
+        raise UserError(message, where="--few-shot", next_step=step)
     pool = [row for row in dataset.train if row.shows_the_task]
     if options.examples == "nearest":
         if local:
@@ -779,7 +779,7 @@ def _examples(work: EvalJob) -> tuple[list[Sequence[Row]], list[str]]:
             embed = minilm_embedder()
             nearest, how = nearest_examples(pool, rows, k, embed=embed), MINILM_TITLE if embed else "TF-IDF"
         notes = [f"Examples: the {k} nearest training rows of each row, by {how}."]
-        if short := sum(len(each) < min(k, len(pool)) for each in nearest):
+        if short := sum(len(neighbours) < min(k, len(pool)) for neighbours in nearest):
             fewer = f"{counted(short, 'row')} {verb(short, 'has', 'have')} fewer than {counted(k, 'example')}"
             notes.insert(0, f"{fewer}: the context holds no more.")
         return list(nearest), notes

@@ -77,9 +77,9 @@ def plan_stage(job: RunContext, dataset: Dataset, choose: Callable[[], bool] = l
         least_seconds(job, dataset, measured, job.recipe.train)
     if not plan["fits"]:
         peak, capacity = plan["memory"]["peak_gib"], plan["memory"]["capacity_gib"]
-        what = f"Training needs about {peak:.1f} GiB, and this machine has {capacity:.1f}"
+        message = f"Training needs about {peak:.1f} GiB, and this machine has {capacity:.1f}"
         step = f"set {plan['alternatives'][0]['change']}, or use a machine with more memory"
-        raise UserError(what, where=PLAN, next_step=step)
+        raise UserError(message, where=PLAN, next_step=step)
     return plan
 
 
@@ -109,16 +109,16 @@ def least_seconds(job: RunContext, dataset: Dataset, measured: MeasuredMachine, 
     seen, steps = run.seen, len(run.steps)
     if is_too_little(steps, len(whole.steps), seen / max(len(rows), 1)):
         some = f"{counted(steps, 'step')}, which {verb(steps, 'sees', 'see')} {seen} of {counted(len(rows), 'row')}"
-        what = f"Training does not start: its time allows {some}, too little for a result"
+        message = f"Training does not start: its time allows {some}, too little for a result"
         if machine.is_busy():
-            what += "; the machine is busy"
+            message += "; the machine is busy"
         key, minutes = "train.max_minutes", seconds / 60
         if job.recipe.max_minutes and not job.recipe.train.max_minutes:
             key, minutes = "max_minutes", 2 * minutes
         elif job.recipe.max_minutes:
             key, minutes = "max_minutes", job.recipe.max_minutes + minutes - config.max_minutes
         step = f"set {key}={math.ceil(max(minutes, 0.1) * 10) / 10:g} or more, or add --anyway"
-        raise UserError(what, where=f"{config.max_minutes:.3g} minutes of training", next_step=step)
+        raise UserError(message, where=f"{config.max_minutes:.3g} minutes of training", next_step=step)
     return seconds
 
 
@@ -194,7 +194,7 @@ def make_plan(job: RunContext, dataset: Dataset, measured: MeasuredMachine, resi
     settings = {**_settings(job), "grad_ckpt": recompute, "kept_layers": measured.kept_layers}
     plan = estimate(_shape(job), work, _machine(job, resident, measured.tokens_per_second), **settings)
     plan, seen, apart = _within_limit(corrected(plan), train.max_minutes), run.seen, None
-    words = run.seen_words(len(rows))
+    seen_note = run.seen_words(len(rows))
     folder = job.folder / "baselines"
     if (folder / BaselinesManifest.file).is_file():
         baselines = read_record(BaselinesManifest, folder)
@@ -202,7 +202,7 @@ def make_plan(job: RunContext, dataset: Dataset, measured: MeasuredMachine, resi
         apart = {"baselines_minutes": baselines.seconds / 60, "evaluation_minutes": evaluation / 60}
     return {
         **plan,
-        "rows": {"train": len(rows), "seen": seen, "words": words},
+        "rows": {"train": len(rows), "seen": seen, "words": seen_note},
         "validation": {"times": run.validations, "rows": min(run.val_rows, len(job.rendered(dataset.val)))},
         "max_minutes": train.max_minutes,
         "apart": apart,
@@ -319,8 +319,8 @@ def plan_data(source: str, stated: Mapping[str, Any], settings: Sequence[str] = 
     stated = dict(stated)
     model = stated.pop("model", "")
     if source and "dataset" in stated:
-        what = f"{source} and --dataset both say what is trained on"
-        raise UserError(what, where="--dataset", next_step="give one of them")
+        message = f"{source} and --dataset both say what is trained on"
+        raise UserError(message, where="--dataset", next_step="give one of them")
     data = source or stated.pop("dataset")
     refuse_missing_source(data)
     if model and (Path(data) / "dataset.json").is_file() and not settings and (stated or stand_in(model)):
@@ -335,6 +335,6 @@ def plan_data(source: str, stated: Mapping[str, Any], settings: Sequence[str] = 
     if counted.sample:
         plan["assumptions"].insert(0, counted.sample)
     if other:
-        why = f"{recipe.model} is not on this machine"
-        plan["assumptions"].insert(0, f"tokens are counted as {other} reads them, and time is by formula: {why}")
+        reason = f"{recipe.model} is not on this machine"
+        plan["assumptions"].insert(0, f"tokens are counted as {other} reads them, and time is by formula: {reason}")
     return plan

@@ -134,9 +134,9 @@ class Asker:
         task = self.target.task
         self.read = prompt_reader(task, self.sample, column=self.options.column, system=self.options.system)
         if self.options.top and not self.target.scores_labels:
-            what = "Only labels have probabilities, and this target writes its answers"
+            message = "Only labels have probabilities, and this target writes its answers"
             step = "leave --top out, or name a run that was trained to classify"
-            raise UserError(what, where="--top", next_step=step)
+            raise UserError(message, where="--top", next_step=step)
 
     @property
     def block(self) -> int:
@@ -277,8 +277,8 @@ def predict_file(
     else:
         for block in _answers(target, asker, rows, 0):
             if write is not None:
-                for row, each in zip(rows[len(predictions) :], block, strict=False):
-                    write(names.row(row, each))
+                for row, prediction in zip(rows[len(predictions) :], block, strict=False):
+                    write(names.row(row, prediction))
             predictions += block
     seconds = round(time.monotonic() - started, 3)
     counts = {"out": out or None, **_counts(predictions), "resumed": resumed, "seconds": seconds}
@@ -316,8 +316,8 @@ def _form(out: str, file: str) -> str:
     path, where, step = Path(out), f"--out {out}", "choose another name"
     ending = path.suffix.lower()
     if out and ending not in ENDINGS:
-        what = f"A result is .csv or .jsonl, not {ending or 'a name without ending'}"
-        raise UserError(what, where=where, next_step=f"--out {path.with_suffix('.jsonl')}")
+        message = f"A result is .csv or .jsonl, not {ending or 'a name without ending'}"
+        raise UserError(message, where=where, next_step=f"--out {path.with_suffix('.jsonl')}")
     if out and path.is_dir():
         raise UserError("A folder has this name", where=where, next_step=step)
     if out and file != "-" and path.exists() and Path(file).exists() and path.samefile(file):
@@ -373,8 +373,8 @@ def refuse_no_rows(file: str, count: int, first: Item | None, readable: bool) ->
         raise UserError("There are no rows to ask about", where=file, next_step=step)
     if not readable:
         assert isinstance(first, Reject)
-        what = f"No row of {count:,} can be read, the first for this: {first.reason}: {first.detail}"
-        raise UserError(what, where=f"{file}, line {first.line}", next_step=step)
+        message = f"No row of {count:,} can be read, the first for this: {first.reason}: {first.detail}"
+        raise UserError(message, where=f"{file}, line {first.line}", next_step=step)
 
 
 _NAME = re.compile(r"[^\W\d][\w.-]*")
@@ -426,14 +426,14 @@ def _resumed(journal: JournalFile, key: str, block: int, rows: int) -> list[Pred
         return predictions
     first = _parsed(head)
     if not isinstance(first, dict) or first.get("key") != key:
-        what = "Unfinished answers are here, of another target, other rows or other settings"
-        raise UserError(what, where=str(journal.path), next_step="choose another --out, or delete that file")
+        message = "Unfinished answers are here, of another target, other rows or other settings"
+        raise UserError(message, where=str(journal.path), next_step="choose another --out, or delete that file")
     for line in lines:
         value = _parsed(line)
         if not isinstance(value, list) or len(value) != min(block, rows - len(predictions)):
             break
         try:
-            predictions += [Prediction(**each) for each in value]
+            predictions += [Prediction(**prediction) for prediction in value]
         except TypeError:
             break
     journal.cut()

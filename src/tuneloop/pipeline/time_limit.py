@@ -154,10 +154,10 @@ class TimeLimit:
         if self.warned or total <= ENOUGH * self.whole:
             return
         self.warned, minutes = True, self.recipe.max_minutes or 0
-        words = f"{total / 60:.0f}" if total >= 600 else f"{total / 60:.1f}"
+        phrase = f"{total / 60:.0f}" if total >= 600 else f"{total / 60:.1f}"
         say(
             f"time      {exactly(minutes, 'minute')} {verb(minutes, 'is', 'are')} not enough on this machine, "
-            f"as {_how_it_is()} as it is now: the run will take about {words} minutes in all.\n"
+            f"as {_how_it_is()} as it is now: the run will take about {phrase} minutes in all.\n"
             "          Stop it with Ctrl-C and run the same command later, if you can: what is done is kept."
         )
 
@@ -239,9 +239,11 @@ def _full_run(job: RunContext, choices: TimeChoices) -> FullRun | None:
     )
 
 
-def _rows_words(choices: TimeChoices, one: str, many: str) -> str:
+def _rows_words(choices: TimeChoices, singular: str, many: str) -> str:
     rows, every = choices.test_rows or 0, choices.all_test_rows or 0
-    return f"{'all ' if rows == every else f'{rows:,} of '}{counted(every, 'test row')} {verb(rows, one, many)} used"
+    return (
+        f"{'all ' if rows == every else f'{rows:,} of '}{counted(every, 'test row')} {verb(rows, singular, many)} used"
+    )
 
 
 def _examples_words(choices: TimeChoices) -> str:

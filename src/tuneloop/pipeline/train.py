@@ -146,10 +146,10 @@ def _result_lines(run: RunManifest, config: TrainConfig) -> list[str]:
         steps = f"{steps}, not the {run.planned_steps:,} planned,"
     lines = []
     if config.max_minutes and minutes < LITTLE_USED * config.max_minutes:
-        why = early.removeprefix("; ") or f"that was all of train.epochs={config.epochs:g}"
+        reason = early.removeprefix("; ") or f"that was all of train.epochs={config.epochs:g}"
         if not early and run.epochs < (1 - 1e-6) * config.epochs:
-            why = f"the machine became faster near the end; train.epochs={config.epochs:g} has more steps"
-        lines.append(f"train     mfu_words {minutes:.1f} of its {config.max_minutes:.3g} minutes: {why}")
+            reason = f"the machine became faster near the end; train.epochs={config.epochs:g} has more steps"
+        lines.append(f"train     mfu_words {minutes:.1f} of its {config.max_minutes:.3g} minutes: {reason}")
     lines += [
         f"train     {steps} in {minutes:.1f} minutes ({checking:.1f} of them validation), "
         f"{run.tokens_per_second:,.0f} tokens/s, peak {run.peak_memory_gib:.2f} GiB",
@@ -195,9 +195,9 @@ def preflight_of(job: RunContext, dataset: Dataset, config: TrainConfig, plan: M
 def refuse_problems(checked: Preflight, dataset: Dataset) -> None:
     """Refuse to start what would be spoiled: the preflight has found problems."""
     if checked.problems:
-        what = f"Training does not start: {'; '.join(checked.problems)}"
+        message = f"Training does not start: {'; '.join(checked.problems)}"
         step = "put the rows right and prepare again; `tuneloop train DATASET --preflight` looks without training"
-        raise UserError(what, where=dataset.path, next_step=step)
+        raise UserError(message, where=dataset.path, next_step=step)
 
 
 def preflight_alone(recipe: Recipe) -> tuple[Preflight, dict[str, Any] | None, Template]:
@@ -265,8 +265,8 @@ def refuse_method(job: RunContext) -> None:
     kind = config.get("model_type")
     if not isinstance(net, Llama):
         if method.own_model:
-            what = f"There is no {method.title} for {kind!r}, which Transformers computes"
-            raise UserError(what, where="train.method", next_step=f"set train.method={USUAL.name}")
+            message = f"There is no {method.title} for {kind!r}, which Transformers computes"
+            raise UserError(message, where="train.method", next_step=f"set train.method={USUAL.name}")
         say(f"model     Transformers computes {kind}, more slowly than tuneloop's own model does other families")
     if method.footprint.low_rank:
         target_names(net, train.targets)
@@ -304,10 +304,10 @@ def train_alone(
                 "loading the model and planning": max(planned - prepared - 60 * measuring, 0.0),
                 "saving the result and the page": max(training - run.seconds, 0.0),
             }
-            words = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in rest.items())
+            phrase = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in rest.items())
             say(
                 f"time      {(time.monotonic() - began) / 60:.1f} minutes in all: measuring {measuring:.1f} and "
-                f"training {steps:.1f}, which train.max_minutes limits; {words}"
+                f"training {steps:.1f}, which train.max_minutes limits; {phrase}"
             )
     return job.folder, run
 

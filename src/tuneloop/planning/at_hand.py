@@ -123,14 +123,14 @@ def sizes_on_gpu(
             return MeasuredMachine(smallest(tokens))
     for large in (True, False) if may_recompute or always else ():
         fitting: list[tuple[float, MeasuredMachine]] = []
-        for tokens in (each for each in SIZES if (each >= LEAST_SIZE) is large):
+        for tokens in (size for size in SIZES if (size >= LEAST_SIZE) is large):
             most = 0 if always else shape.layers - 1
             stored = next((stored for stored in range(most, -1, -1) if fits(tokens, True, stored)), None)
             if stored is not None:
                 speed = speed_of(job(tokens, True, stored)).tokens_per_second
                 fitting.append((speed, MeasuredMachine(smallest(tokens), True, stored)))
         if fitting:
-            return max(fitting, key=lambda each: each[0])[1]
+            return max(fitting, key=lambda size: size[0])[1]
     for tokens in () if always else SIZES:
         if tokens < LEAST_SIZE and fits(tokens, False):
             return MeasuredMachine(smallest(tokens))
@@ -182,5 +182,5 @@ def estimate(
             f"price given: ${machine.usd_per_hour:g} an hour",
             "baselines and the final evaluation are not in these numbers",
         ],
-        "alternatives": [] if fits else [{"change": change, "why": why} for change, why in changes],
+        "alternatives": [] if fits else [{"change": change, "why": reason} for change, reason in changes],
     }  # fmt: skip

@@ -139,8 +139,8 @@ def finite_hours(work_hours: float, how: Interruptions) -> float:
     if math.isfinite(hours):
         return hours
     where = f"{how.per_hour:g} interruptions an hour, a checkpoint of {how.save_minutes:.2g} minutes"
-    what = "Interruptions come faster than checkpoints: the run never ends"
-    raise UserError(what, where=where, next_step="checkpoint more often, or rent on demand")
+    message = "Interruptions come faster than checkpoints: the run never ends"
+    raise UserError(message, where=where, next_step="checkpoint more often, or rent on demand")
 
 
 def interruptions(tier: str, gpus: int = 1) -> Interruptions:
@@ -282,10 +282,10 @@ def _check(hours: float, low: float, high: float, efforts: Efforts, how: Interru
     numbers = {"hours": hours, "low": low, "high": high, **vars(efforts), **vars(how)}
     for name, value in numbers.items():
         if value is not None and not 0 <= value <= MOST:
-            what = f"Not a possible {name.replace('_', ' ')}: {value!r}"
-            raise UserError(what, where=name, next_step=f"give 0 to {MOST:,}")
+            message = f"Not a possible {name.replace('_', ' ')}: {value!r}"
+            raise UserError(message, where=name, next_step=f"give 0 to {MOST:,}")
     if not low <= hours <= high:
-        what = f"{hours:g} hours lie outside of their range, {low:g} to {high:g}"
-        raise UserError(what, where="hours", next_step="check the range")
+        message = f"{hours:g} hours lie outside of their range, {low:g} to {high:g}"
+        raise UserError(message, where="hours", next_step="check the range")
     if efforts.hours_spread < 1 or efforts.failed_share > 1:
         raise UserError("hours_spread is at least 1, failed_share at most 1", where="efforts", next_step="check them")

@@ -139,7 +139,7 @@ class TrainingSetup:
 @functools.cache
 def _choices() -> dict[str, tuple[str, ...]]:
     hints = {name: get_args(kind) for name, kind in get_type_hints(TrainingSetup).items()}
-    return {name: words for name, words in hints.items() if words and isinstance(words[0], str)}
+    return {name: clauses for name, clauses in hints.items() if clauses and isinstance(clauses[0], str)}
 
 
 def make_job(**settings: object) -> TrainingSetup:
@@ -183,15 +183,15 @@ def _check_numbers(job: TrainingSetup) -> None:
     for name, most in LIMITS.items():
         value = getattr(job, name)
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-            what = f"{name.replace('_', ' ')} is {value}; it is a whole number from 1 to {most:,}"
+            message = f"{name.replace('_', ' ')} is {value}; it is a whole number from 1 to {most:,}"
             step = f"give --{name.replace('_', '-')} a number in that range"
-            raise UserError(what, where=name.replace("_", "-"), next_step=step)
+            raise UserError(message, where=name.replace("_", "-"), next_step=step)
     if job.shape.context and job.seq_len > job.shape.context:
-        what = f"seq len is {job.seq_len:,}, and {job.model} knows positions up to {job.shape.context:,}"
-        raise UserError(what, where="seq-len", next_step=f"use --seq-len {job.shape.context} or less")
+        message = f"seq len is {job.seq_len:,}, and {job.model} knows positions up to {job.shape.context:,}"
+        raise UserError(message, where="seq-len", next_step=f"use --seq-len {job.shape.context} or less")
     if job.adapted and job.rank > job.shape.hidden:
-        what = f"rank {job.rank} is above the model's width {job.shape.hidden}: no low-rank adapter"
-        raise UserError(what, where="rank", next_step="use --rank 16, or --method full")
+        message = f"rank {job.rank} is above the model's width {job.shape.hidden}: no low-rank adapter"
+        raise UserError(message, where="rank", next_step="use --rank 16, or --method full")
 
 
 def _check_together(job: TrainingSetup) -> None:
@@ -224,6 +224,6 @@ def _check_together(job: TrainingSetup) -> None:
          f"{job.model} has {job.shape.parameters / 1e9:.0f} billion parameters: "
          f"no training on this machine's {job.gpu.gib:.0f} GiB", "name a GPU, as in --gpu h100-sxm --gpus 8"),
     )  # fmt: skip
-    for wrong, what, step in refusals:
+    for wrong, message, step in refusals:
         if wrong:
-            raise UserError(what, where="plan", next_step=step)
+            raise UserError(message, where="plan", next_step=step)

@@ -165,8 +165,8 @@ def learned_speed(job: TrainingSetup, ledger: Sequence[Entry]) -> tuple[Speed, s
     if not mine:
         return speed, ""
     ratio, runs = statistics.median(e.speed_ratio for e in mine if e.speed_ratio), counted(len(mine), "run")
-    words = f"speed of {runs} on {job.gpu.name}: x {ratio:.2f} what formulas say (tuneloop plan --history)"
-    return replace(speed, tokens_per_second=speed.tokens_per_second * ratio, share=speed.share * ratio), words
+    text = f"speed of {runs} on {job.gpu.name}: x {ratio:.2f} what formulas say (tuneloop plan --history)"
+    return replace(speed, tokens_per_second=speed.tokens_per_second * ratio, share=speed.share * ratio), text
 
 
 def history() -> dict[str, Any]:

@@ -180,8 +180,8 @@ def _reserved_blocks(job: TrainingSetup, phases: dict[str, dict[str, float]]) ->
     return total
 
 
-def _shards(job: TrainingSetup, what: str) -> int:
-    divided = job.sharding in ("fsdp", "zero3") or (job.sharding == "zero2" and what != "weights")
+def _shards(job: TrainingSetup, noun: str) -> int:
+    divided = job.sharding in ("fsdp", "zero3") or (job.sharding == "zero2" and noun != "weights")
     return job.gpus if divided else 1
 
 
@@ -361,9 +361,9 @@ def _loop_layer(job: TrainingSetup) -> tuple[float, float]:
     inputs: float = hidden * (job.needs("q_proj", "k_proj", "v_proj") + job.needs("gate_proj", "up_proj"))
     inputs += forward * job.needs("down_proj")
     if job.dropout:  # each matrix has its own input, and a byte for each number of it that says whether it was dropped
-        inputs = (1 + 1 / job.activation_bytes) * sum(each for each, _ in adapted)
+        inputs = (1 + 1 / job.activation_bytes) * sum(tokens_in for tokens_in, _ in adapted)
     if job.dora:  # its result before the lengths
-        inputs += sum(each for _, each in adapted)
+        inputs += sum(tokens_out for _, tokens_out in adapted)
     elements = hidden + inputs + shape.queries * (1 + (job.needs("o_proj") or not short))
     elements += forward * 2 + job.rank * len(job.adapted)
     elements += (shape.norms - 2) * hidden + (shape.queries + shape.keys) * shape.qk_norm  # what further norms read
@@ -391,11 +391,11 @@ def _waiting_layers(job: TrainingSetup, layer: float) -> tuple[dict[str, float],
     3.75 GiB on 32 layers, 9.7 GiB on 80, both within 1 % of it)."""
     shape = job.shape
     stream = 4 if job.head_fp32 or job.autocast else job.activation_bytes  # the residual stream's width
-    one = job.tokens * shape.hidden * stream
-    inputs: float = 0.0 if job.offload_activations and job.grad_ckpt else one * shape.layers
+    layer_bytes = job.tokens * shape.hidden * stream
+    inputs: float = 0.0 if job.offload_activations and job.grad_ckpt else layer_bytes * shape.layers
     doubled: dict[str, float] = {}
     if job.sharding == "fsdp" and job.kernels.fsdp == 1 and not job.full and job.grad_ckpt:
-        doubled = {"second copies of layer inputs": one * max(shape.layers - 2, 0)}
+        doubled = {"second copies of layer inputs": layer_bytes * max(shape.layers - 2, 0)}
     terms: dict[str, float] = {"layer inputs": inputs}
     if layers := job.kept_layers if job.grad_ckpt else shape.layers:
         left_out = 0.0

@@ -251,18 +251,18 @@ def _lengths(options: dict[str, Any]) -> tuple[Lengths, float, list[str]]:
     if tokens is not None and dataset is not None:
         raise UserError("--tokens and --dataset both say how much is trained on", where="tokens", next_step="give one")
     if tokens is not None and not 1 <= tokens <= 10**15:
-        what = f"tokens is {tokens}; it is a number from 1 to 10^15"
-        raise UserError(what, where="tokens", next_step="give the tokens of one pass over the data")
+        message = f"tokens is {tokens}; it is a number from 1 to 10^15"
+        raise UserError(message, where="tokens", next_step="give the tokens of one pass over the data")
     if epochs is not None and not 0 < epochs <= 10_000:
-        what = f"epochs is {epochs}; it is a number above 0, at most 10,000"
-        raise UserError(what, where="epochs", next_step="give the passes over the data")
+        message = f"epochs is {epochs}; it is a number above 0, at most 10,000"
+        raise UserError(message, where="epochs", next_step="give the passes over the data")
     passes = epochs or (DEFAULT_EPOCHS if dataset else 1.0)
     sentences = [] if epochs else [f"{passes:g} pass{'es' if passes > 1 else ''} over the data (--epochs)"]
     if dataset:
         path = Path(dataset) / "dataset.json" if Path(dataset).is_dir() else Path(dataset)
         if not path.is_file():
-            what, step = "No prepared data set there (no dataset.json)", "run `tuneloop prepare`, or give --tokens"
-            raise UserError(what, where=str(Path(dataset)), next_step=step)
+            message, step = "No prepared data set there (no dataset.json)", "run `tuneloop prepare`, or give --tokens"
+            raise UserError(message, where=str(Path(dataset)), next_step=step)
         return lengths_of(read_manifest(path), str(path)), passes, sentences
     sentence = "rows are full: name your data for the padding of yours (tuneloop plan DATA)"
     if tokens is None:
@@ -276,8 +276,8 @@ def lengths_of(manifest: DatasetManifest, where: str) -> Lengths:
     numbers."""
     tokens, val = manifest.splits.train.tokens, manifest.splits.val.tokens
     if tokens is None:
-        what = "The data set's manifest has no token statistics"
-        raise UserError(what, where=where, next_step="prepare it again, or give --tokens")
+        message = "The data set's manifest has no token statistics"
+        raise UserError(message, where=where, next_step="prepare it again, or give --tokens")
     total = tokens.total + (manifest.mix.general.tokens if manifest.mix else 0)  # rows mixed in are trained on too
     if total < 1:
         raise UserError("The data set has no training tokens", where=where, next_step="prepare it again")
@@ -305,8 +305,8 @@ def _jobs(request: PlanRequest, left_out: list[str]) -> Iterator[list[TrainingSe
                 settings.setdefault("dtype", "fp16")
             try:
                 if not device.bf16 and settings["dtype"] in ("bf16", "mixed", "autocast"):
-                    what = f"There is no bfloat16 on {device.name}"
-                    raise UserError(what, where="dtype", next_step="use --dtype fp16")
+                    message = f"There is no bfloat16 on {device.name}"
+                    raise UserError(message, where="dtype", next_step="use --dtype fp16")
                 yield [
                     make_job(**{**settings, "sharding": way, "micro_batch": batch})
                     for way in ways

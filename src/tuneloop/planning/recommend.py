@@ -51,10 +51,10 @@ def changes(job: TrainingSetup) -> list[dict[str, Any]]:
         ways.append(more)
     if ways:
         return ways
-    why = "the smallest machine that has the memory"
+    reason = "the smallest machine that has the memory"
     for count in COUNTS:
         for gpu in sorted(all_gpus().values(), key=lambda gpu: gpu.gib):
-            if change := _change_of_machine(job, gpu, (count,), f"--gpu {gpu.key} ", why):
+            if change := _change_of_machine(job, gpu, (count,), f"--gpu {gpu.key} ", reason):
                 return [change]
     for name, shape in sorted(bundled_models().items(), key=lambda item: -item[1].parameters):
         too_short = shape.context and job.seq_len > shape.context
@@ -62,13 +62,13 @@ def changes(job: TrainingSetup) -> list[dict[str, Any]]:
             continue
         smaller = replace(job, model=name, shape=shape)
         if change := next(filter(None, [_fewest(smaller, *way) for way in _ways()]), None):
-            words = f"--model {name} {change['change']}".strip()
-            return [{**change, "change": words, "why": "the largest known model that fits"}]
+            flags = f"--model {name} {change['change']}".strip()
+            return [{**change, "change": flags, "why": "the largest known model that fits"}]
     return []
 
 
 def _fewest(
-    job: TrainingSetup, words: str = "", why: str = "", way: Mapping[str, Any] | None = None
+    job: TrainingSetup, flags: str = "", reason: str = "", way: Mapping[str, Any] | None = None
 ) -> dict[str, Any] | None:
     """The fewest remedies, the least harmful ones, that make the job fit by one method; None where they don't."""
     start = _with(job, **way) if way else job
@@ -88,9 +88,9 @@ def _fewest(
         less = with_all(fewer)
         if less is not None and memory_of(less).fits:
             needed, whole = fewer, less
-    change = " ".join(filter(None, (words, *(remedy[0] for remedy in needed))))
-    why = "; ".join(filter(None, (why, *(remedy[1] for remedy in needed))))
-    return {"change": change, "why": why, "required_gib": round(memory_of(whole).required, 2)}
+    change = " ".join(filter(None, (flags, *(remedy[0] for remedy in needed))))
+    reason = "; ".join(filter(None, (reason, *(remedy[1] for remedy in needed))))
+    return {"change": change, "why": reason, "required_gib": round(memory_of(whole).required, 2)}
 
 
 def _helps(job: TrainingSetup, settings: Mapping[str, Any]) -> bool:
@@ -114,14 +114,14 @@ def _with(job: TrainingSetup, **settings: Any) -> TrainingSetup | None:
 
 
 def _change_of_machine(
-    job: TrainingSetup, gpu: Gpu, counts: Sequence[int], words: str, why: str
+    job: TrainingSetup, gpu: Gpu, counts: Sequence[int], flags: str, reason: str
 ) -> dict[str, Any] | None:
     for gpus in counts:
         for sharding in ("none",) if gpus == 1 else ("ddp", "fsdp"):
             other = _with(job, gpu=gpu, gpus=gpus, sharding=sharding)
             if other and memory_of(other).fits:
-                change = f"{words}--gpus {gpus}" + (f" --sharding {sharding}" if gpus > 1 else "")
-                return {"change": change, "why": why, "required_gib": round(memory_of(other).required, 2)}
+                change = f"{flags}--gpus {gpus}" + (f" --sharding {sharding}" if gpus > 1 else "")
+                return {"change": change, "why": reason, "required_gib": round(memory_of(other).required, 2)}
     return None
 
 

@@ -80,7 +80,7 @@ def plan_serving(
         if (kind.name in ("fp8", "w4a16") and gpu.is_cpu) or (kind.name == "fp8" and not gpu.bf16):
             return replace(served(1), fits=False, one=None, all=None, prompt=None)
         *fewer, most = map(served, (1,) if gpu.is_cpu else (count,) if count else COUNTS)
-        return next((each for each in fewer if each.fits), most)
+        return next((fit for fit in fewer if fit.fits), most)
 
     return [on(kind, gpu) for gpu in gpus for kind in FORMATS]
 
@@ -180,8 +180,8 @@ def weight_bytes(shape: ModelShape, kind: ServedFormat) -> float:
         more_bits = layer < eighth or layer >= 7 * shape.layers // 8 or (layer - eighth) % 3 == 2  # its `use_more_bits`
         wide = kind.better if more_bits else kind.main
         for name, (inputs, outputs) in shape.linear().items():
-            one = stored(inputs, outputs, wide if name in ("v_proj", "down_proj") else kind.main)
-            total += one * (shape.experts or 1 if name in FEED_FORWARD else 1)
+            weight_size = stored(inputs, outputs, wide if name in ("v_proj", "down_proj") else kind.main)
+            total += weight_size * (shape.experts or 1 if name in FEED_FORWARD else 1)
     return total
 
 

@@ -83,10 +83,10 @@ class Completion:
     def to_json(self) -> dict[str, Any]:
         """A JSON object without values that are the default (but `text` and `finish`). NaN and infinity become null."""
         values: dict[str, Any] = {"text": self.text, "finish": self.finish}
-        for each in fields(self):
-            value = getattr(self, each.name)
-            if each.name not in values and value != each.default:
-                values[each.name] = _plain(value)
+        for spec in fields(self):
+            value = getattr(self, spec.name)
+            if spec.name not in values and value != spec.default:
+                values[spec.name] = _plain(value)
         return values
 
     @staticmethod
@@ -94,7 +94,7 @@ class Completion:
         """The inverse of `to_json`, without unknown keys. `ValueError`, `TypeError`: not a completion."""
         if not isinstance(value, Mapping):
             raise TypeError("not a JSON object")
-        values = {each.name: value[each.name] for each in fields(Completion) if each.name in value}
+        values = {spec.name: value[spec.name] for spec in fields(Completion) if spec.name in value}
         if values.get("finish", "stop") not in get_args(Finish):
             raise ValueError(f"unknown finish {values['finish']!r}")
         if not isinstance(values.get("text", ""), str):
@@ -116,11 +116,11 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _plain(each) for key, each in value.items()}
+        return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, TokenLogprob):
         return [value.id, _plain(value.logprob), _plain(value.top)]
     if isinstance(value, tuple):
-        return [_plain(each) for each in value]
+        return [_plain(item) for item in value]
     return value
 
 

@@ -21,16 +21,16 @@ SAMPLES = "samples.jsonl"  # next to it
 Metrics = dict[str, Estimate]
 
 
-def split_place(place: str) -> tuple[Path, str]:
+def split_place(location: str) -> tuple[Path, str]:
     """The folder of an evaluation and a system's name, out of `FOLDER`, `FOLDER/eval.json` or `FOLDER:NAME`.
 
     A path that exists is a folder. Else the name begins behind the first colon with an existing path before it, or
     behind the first one of all: folders and names may hold colons. The name is empty where none is given.
     """
-    parts = place.split(":")
+    parts = location.split(":")
     splits = [(":".join(parts[:i]), ":".join(parts[i:])) for i in range(1, len(parts))]
     existing = [(folder, name) for folder, name in splits if Path(folder).exists()]
-    folder, name = (place, "") if Path(place).exists() or not splits else (existing or splits)[0]
+    folder, name = (location, "") if Path(location).exists() or not splits else (existing or splits)[0]
     path = Path(folder)
     return path.parent if path.name == EVALUATION else path, name
 
@@ -589,7 +589,7 @@ class PromptChoice(
         """What was tried, with what it reached, in a line."""
         if not self.tried:
             return "none of few-shot's examples fits the context"
-        results = [f"{each.words} {each.value:.3f}" for each in self.tried]
+        results = [f"{attempt.words} {attempt.value:.3f}" for attempt in self.tried]
         return f"{self.chosen}, by {self.metric}: {'; '.join(results)}"
 
 

@@ -137,8 +137,8 @@ def feedback_of(record: Mapping[str, Any], *, new_id: str, now: str) -> Feedback
     names = {name: _name(record.get(name), name) for name in ("request", "conversation", "user", "key")}
     if (names["request"] is None) == (names["conversation"] is None):
         step = 'as in {"request": "ID", "kind": "thumbs", "value": true}'
-        what = "Feedback is about a request or about a conversation, one of them"
-        raise UserError(what, where="feedback", next_step=step)
+        message = "Feedback is about a request or about a conversation, one of them"
+        raise UserError(message, where="feedback", next_step=step)
     kind, usual = record.get("kind"), ", ".join(KINDS)
     if kind in INTERNAL:
         raise UserError(f"The kind {kind!r} is the program's own", where="kind", next_step=f"{usual}, or another name")
@@ -166,12 +166,12 @@ def _weight(value: Any) -> float | None:
     return weight
 
 
-def _name(value: Any, what: str) -> str | None:
+def _name(value: Any, noun: str) -> str | None:
     if value is None or value == "":
         return None
     plain = isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 64)
     if not plain or len(str(value)) > 256 or storable(str(value)) != str(value):
-        raise UserError(f"Not a name: {value!r:.60}", where=what, next_step="a text of at most 256 characters")
+        raise UserError(f"Not a name: {value!r:.60}", where=noun, next_step="a text of at most 256 characters")
     return str(value)
 
 
@@ -190,8 +190,8 @@ def _time(value: Any, now: str) -> str:
 def _checked(kind: str, value: Any) -> Any:
     """A value that fits the kind: thumbs as true or false, ratings as numbers, the others as they are."""
 
-    def refused(what: str, step: str = "tuneloop collect add --help") -> UserError:
-        return UserError(what, where="value", next_step=step)
+    def refused(message: str, step: str = "tuneloop collect add --help") -> UserError:
+        return UserError(message, where="value", next_step=step)
 
     if unstorable(value) or (isinstance(value, str) and storable(value) != value):
         raise refused(f"Can't be stored: {value!r:.60}", "leave out characters such as \\ud800 or \\u0000")

@@ -65,8 +65,8 @@ def missing(steps: Sequence[MigrationStep[Form]], version: int, title: str, wher
         ValueError: the list of steps has a gap.
     """
     if version > latest(steps):
-        what = f"A newer tuneloop wrote {title}: it is of version {version}, and this one reads {latest(steps)}"
-        raise UserError(what, where=where, next_step="use that tuneloop: pip install --upgrade tuneloop")
+        message = f"A newer tuneloop wrote {title}: it is of version {version}, and this one reads {latest(steps)}"
+        raise UserError(message, where=where, next_step="use that tuneloop: pip install --upgrade tuneloop")
     left = [step for step in steps if step.version > version]
     if [step.version for step in left] != [*range(version + 1, latest(steps) + 1)]:
         raise ValueError(f"{title}: no step leads from version {version} to {latest(steps)}")
@@ -121,11 +121,11 @@ class Record(Part):
 
     version: int = 1
 
-    def __init_subclass__(cls, *, what: str = "", file: str = "", again: str = "", **options: Any) -> None:
-        """Give a record's class its `title` (as `what`: pydantic has a `title` too), `file` and `again`."""
+    def __init_subclass__(cls, *, noun: str = "", file: str = "", again: str = "", **options: Any) -> None:
+        """Give a record's class its `title` (as `noun`: pydantic has a `title` too), `file` and `again`."""
         super().__init_subclass__(**options)
-        if what:
-            cls.title, cls.file, cls.again = what, file, again
+        if noun:
+            cls.title, cls.file, cls.again = noun, file, again
 
     def to_json(self) -> dict[str, Any]:
         """The object that the file holds: the version, then every key that was given, in the order of the fields."""
@@ -199,5 +199,5 @@ def _validated(validate: Callable[[Any], T], value: Any, where: str, again: str)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join("".join(c if c.isprintable() else "?" for c in str(part)) for part in first["loc"])
-        what = f"{key} is missing" if first["type"] == "missing" else f"{key}: {first['msg'].lower()}"
-        raise UserError(f"The file is damaged: {what}", where=where, next_step=again) from None
+        message = f"{key} is missing" if first["type"] == "missing" else f"{key}: {first['msg'].lower()}"
+        raise UserError(f"The file is damaged: {message}", where=where, next_step=again) from None

@@ -89,7 +89,7 @@ def as_request(value: Any, where: str) -> StoredRequest:
 
     def validate(record: dict[str, Any]) -> StoredRequest:
         names = StoredRequest.__dataclass_fields__
-        return _adapter().validate_python({name: each for name, each in record.items() if name in names}, extra="allow")
+        return _adapter().validate_python({name: item for name, item in record.items() if name in names}, extra="allow")
 
     return checked(StoredRequest, value, where, validate)
 

@@ -75,7 +75,7 @@ def read_intact(folder: Path) -> ArtifactManifest:
     result = verify(folder)
     if not result.intact:
         faults = {"changed": result.changed, "missing": result.missing, "added": result.added}
-        where = "; ".join(f"{what}: {', '.join(names[:3])}" for what, names in faults.items() if names)
+        where = "; ".join(f"{fault}: {', '.join(names[:3])}" for fault, names in faults.items() if names)
         step = "export the run again; `tuneloop models verify` names all files"
         raise UserError("The artifact is not as it was exported", where=f"{folder}: {where}", next_step=step)
     return read_artifact(folder)
@@ -118,11 +118,11 @@ def _signer(key: Path):  # type: ignore[no-untyped-def]  # a class of an optiona
         secret = password.encode() if password else None
         return signing.Config().use_elliptic_key_signer(private_key=key, password=secret)
     except (ValueError, TypeError, AttributeError) as error:  # AttributeError: an RSA key
-        why = "it is of another kind" if isinstance(error, AttributeError) else str(error)
+        reason = "it is of another kind" if isinstance(error, AttributeError) else str(error)
         step = "make one with `openssl ecparam -name prime256v1 -genkey -noout -out KEY`"
         if "password" in str(error).lower():
             step = f"set {PASSWORD}"
-        raise UserError(f"Can't sign with this key: {why}", where=str(key), next_step=step) from None
+        raise UserError(f"Can't sign with this key: {reason}", where=str(key), next_step=step) from None
 
 
 def _check_signature(folder: Path, key: Path | None) -> tuple[Signature, str]:
@@ -137,9 +137,9 @@ def _check_signature(folder: Path, key: Path | None) -> tuple[Signature, str]:
     try:
         checker = verifying.Config().use_elliptic_key_verifier(public_key=key)
     except ValueError as error:
-        what = f"This is not a public key: {str(error).splitlines()[0]}"
+        message = f"This is not a public key: {str(error).splitlines()[0]}"
         step = "write it with `openssl ec -in PRIVATE_KEY -pubout -out KEY`"
-        raise UserError(what, where=str(key), next_step=step) from None
+        raise UserError(message, where=str(key), next_step=step) from None
     if not there:
         return "invalid", f"there is no {SIGNATURE}"
     try:
@@ -155,5 +155,5 @@ def _need_package() -> None:
     try:
         import model_signing  # noqa: F401
     except ImportError as error:
-        what = f"Signatures need the package model-signing ({error})"
-        raise UserError(what, where=SIGNATURE, next_step=INSTALL) from None
+        message = f"Signatures need the package model-signing ({error})"
+        raise UserError(message, where=SIGNATURE, next_step=INSTALL) from None

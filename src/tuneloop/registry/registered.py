@@ -93,8 +93,8 @@ def _bring_up_to_date(file: Path, client: Callable[[], MlflowClient]) -> None:
     latest = utils._get_latest_schema_revision()
     if file.is_file() and revision() == latest:
         return
-    place = cache_folder() / "registry" / content_hash(str(file.resolve()))[:16]
-    with lock_folder(place, waiting=lambda holder: say(f"waiting   {holder} makes or upgrades {file}")):
+    folder = cache_folder() / "registry" / content_hash(str(file.resolve()))[:16]
+    with lock_folder(folder, waiting=lambda holder: say(f"waiting   {holder} makes or upgrades {file}")):
         if not file.is_file() or not revision():
             client().search_registered_models(max_results=1)  # MLflow makes the tables on the way
         if (before := revision()) != latest:
@@ -121,18 +121,18 @@ def _upgrade(file: Path, before: str) -> None:
     say(f"registry  MLflow's tables are brought up to date; as they were: {copy}")
 
 
-def register_artifact(folder: Path, name: str, *, run: Path | None = None, why: str = "") -> RegisteredVersion:
+def register_artifact(folder: Path, name: str, *, run: Path | None = None, reason: str = "") -> RegisteredVersion:
     """See `registry.versions.register`; `run` is by default that in `runs/`, whatever its folder's name is now."""
     manifest = read_artifact(folder)
     if run is None:
         run = find_run(manifest.run.id, manifest.run.key)
     elif not is_run(run, manifest.run.key):
-        what = f"This is not the run of the artifact, {manifest.run.id}"
-        raise UserError(what, where=str(run), next_step="leave --run out")
-    return models.register(lambda: open_registry(create=True), folder, name, run=run, why=why)
+        message = f"This is not the run of the artifact, {manifest.run.id}"
+        raise UserError(message, where=str(run), next_step="leave --run out")
+    return models.register(lambda: open_registry(create=True), folder, name, run=run, reason=reason)
 
 
-def promote_version(name: str, version: str = "", *, force: str = "", why: str = "") -> RegisteredModel:
+def promote_version(name: str, version: str = "", *, force: str = "", reason: str = "") -> RegisteredModel:
     """See `registry.versions.promote`; the gate's last word on the run counts, else that on the artifact.
 
     Args:
@@ -150,7 +150,7 @@ def promote_version(name: str, version: str = "", *, force: str = "", why: str =
         say(f"gate      {verdict}{', overruled' if gate.forced else ''}")
         return gate
 
-    return models.promote(open_registry(), name, version, ask_gate=ask_gate, overrule=force.strip(), why=why)
+    return models.promote(open_registry(), name, version, ask_gate=ask_gate, overrule=force.strip(), reason=reason)
 
 
 def gate_of(version: RegisteredVersion, *, force: bool) -> GateRecord:
@@ -174,10 +174,10 @@ def gate_of(version: RegisteredVersion, *, force: bool) -> GateRecord:
         gate = GateRecord.model_validate({"status": lineage.gate})
         if lineage.gate not in ("pass", "none"):
             if not force:
-                what = f"The gate said {lineage.gate} when this version was exported"
+                message = f"The gate said {lineage.gate} when this version was exported"
                 where = f"version {version.version}, suite {lineage.suite}"
                 step = "promote another version, or overrule it with --force REASON"
-                raise UserError(what, where=where, next_step=step)
+                raise UserError(message, where=where, next_step=step)
             gate = gate.model_copy(update={"forced": True})
     if gate.status != "none":
         return gate
@@ -185,11 +185,11 @@ def gate_of(version: RegisteredVersion, *, force: bool) -> GateRecord:
         return gate.model_copy(update={"forced": True})
     target, quantised = str(run) if run is not None else f"runs/{lineage.run}", ""
     if is_quantised(lineage):
-        place, quantised = urlparse(version.source), f" in {lineage.quantisation}"
-        target = unquote(place.path) if place.scheme in ("", "file") else f"artifacts/{lineage.artifact}"
-    what, where = f"No gate has judged this version{quantised}", f"version {version.version}, {lineage.artifact}"
+        source_url, quantised = urlparse(version.source), f" in {lineage.quantisation}"
+        target = unquote(source_url.path) if source_url.scheme in ("", "file") else f"artifacts/{lineage.artifact}"
+    message, where = f"No gate has judged this version{quantised}", f"version {version.version}, {lineage.artifact}"
     gate_it = f"tuneloop gate {target} --against BASE --suite suite.yaml (gate --init writes a first one)"
-    raise UserError(what, where=where, next_step=f"{gate_it}; or promote it without a gate: --force REASON")
+    raise UserError(message, where=where, next_step=f"{gate_it}; or promote it without a gate: --force REASON")
 
 
 def _verdict(judged: Path, force: bool) -> GateRecord:
@@ -245,8 +245,8 @@ def run_folder_of(version: RegisteredVersion) -> Path | None:
 
 def find_run(id_: str, key: str, *places: Path) -> Path | None:
     """The folder of a finished run by the key in its `run.json`, in `runs/` or `places`; it may be renamed."""
-    parents = [place for place in dict.fromkeys([Path("runs"), *places]) if place.is_dir()]
-    folders = [folder for place in parents for folder in sorted(place.iterdir())]
+    parents = [folder for folder in dict.fromkeys([Path("runs"), *places]) if folder.is_dir()]
+    folders = [folder for directory in parents for folder in sorted(directory.iterdir())]
     for folder in sorted(folders, key=lambda folder: folder.name != id_):
         with contextlib.suppress(UserError):  # another run, and damaged
             if is_run(folder, key):
@@ -262,26 +262,26 @@ def is_run(folder: Path, key: str) -> bool:
 def evaluation_of_artifact(folder: Path) -> Path:
     """Where an artifact's own evaluation is, in its run's folder; UserError: it was not measured, or no run is here."""
     manifest = read_artifact(folder)
-    place = find_run(manifest.run.id, manifest.run.key, folder.resolve().parent.parent / "runs")
-    if place is not None and (inside(place / EVALS, manifest.id) / EVALUATION).is_file():
-        return place / EVALS / manifest.id
-    what = "The evaluation of this artifact is not here" if manifest.measured else "This artifact was not measured"
+    directory = find_run(manifest.run.id, manifest.run.key, folder.resolve().parent.parent / "runs")
+    if directory is not None and (inside(directory / EVALS, manifest.id) / EVALUATION).is_file():
+        return directory / EVALS / manifest.id
+    message = "The evaluation of this artifact is not here" if manifest.measured else "This artifact was not measured"
     step = f"it was made from run {manifest.run.id}: name the run, or evaluate the artifact and name that folder"
-    raise UserError(what, where=str(folder), next_step=step)
+    raise UserError(message, where=str(folder), next_step=step)
 
 
-def evaluation_place(place: str) -> str:
+def evaluation_place(location: str) -> str:
     """The folder with the evaluation of a registered version or an artifact; any other place as it is.
 
     Raises:
         UserError: no such version, an artifact without one, or neither its run's folder nor MLflow has it.
     """
-    if (Path(place) / ARTIFACT).is_file():
-        return str(evaluation_of_artifact(Path(place)))
-    if registered_name(place) is None:
-        return place
+    if (Path(location) / ARTIFACT).is_file():
+        return str(evaluation_of_artifact(Path(location)))
+    if registered_name(location) is None:
+        return location
     registry = open_registry()
-    version = version_of(registry, place)
+    version = version_of(registry, location)
     folder = run_folder_of(version)
     evaluation = folder / EVALS / version.lineage.artifact if folder else None
     if evaluation is not None and (evaluation / EVALUATION).is_file():
@@ -289,5 +289,5 @@ def evaluation_place(place: str) -> str:
     folder = folder or models.fetch_run_files(registry, version, (EVALUATION, "samples.jsonl"))
     if not (folder / EVALUATION).is_file():
         step = "tuneloop evaluate it, or register the artifact with --run FOLDER"
-        raise UserError("The evaluation of this version is not available", where=place, next_step=step)
+        raise UserError("The evaluation of this version is not available", where=location, next_step=step)
     return str(folder)

@@ -61,14 +61,14 @@ def registry_errors(uri: str) -> Iterator[None]:
         raise
     except Exception as error:  # MLflow lets those of SQLAlchemy, of drivers and of its HTTP library through
         text = masked(" ".join(str(error).split()))
-        what = f"The registry refuses: {text[:160]}"
+        message = f"The registry refuses: {text[:160]}"
         step = "check MLFLOW_REGISTRY_URI (default: mlflow.db in this folder)"
         if "locked" in text:
-            what, step = "The registry is locked by another process", "wait until it lets go, then run this again"
+            message, step = "The registry is locked by another process", "wait until it lets go, then run this again"
         elif "Max retries" in text or "Connection" in text or "could not connect" in text or "timed out" in text:
-            what = "The registry can't be reached"
+            message = "The registry can't be reached"
             step = "start its server or set MLFLOW_REGISTRY_URI, then run this again"
-        raise UserError(what, where=masked(uri), next_step=step) from error
+        raise UserError(message, where=masked(uri), next_step=step) from error
 
 
 def read_model(registry: Registry, name: str) -> RegisteredModel:
@@ -144,7 +144,7 @@ def _read(registry: Registry, model: Any) -> RegisteredModel:
             lineage["metrics"] = parse_json(lineage["metrics"])
         created = datetime.fromtimestamp(version.creation_timestamp / 1000, UTC)
         facts = {
-            "version": number, "aliases": [alias for alias, place in aliases.items() if place == number],
+            "version": number, "aliases": [alias for alias, target in aliases.items() if target == number],
             "source": version.source, "tracked": version.run_id or "",
             "created": created.isoformat(timespec="seconds"), "lineage": lineage,
         }  # fmt: skip
@@ -160,7 +160,7 @@ def _event(text: str) -> RegistryEvent:
 
 
 def register(
-    opened: Callable[[], Registry], folder: Path, name: str, *, run: Path | None = None, why: str = ""
+    opened: Callable[[], Registry], folder: Path, name: str, *, run: Path | None = None, reason: str = ""
 ) -> RegisteredVersion:
     """Make an artifact the newest version of a model, and its candidate; one that is registered already stays as it is.
 
@@ -168,7 +168,7 @@ def register(
         opened: opens the registry, which may make it: called once the artifact is known to be whole.
         folder: of the artifact.
         run: the folder of its run, where that is here: the gate reads it when the version is promoted.
-        why: a reason, for the history.
+        reason: a reason, for the history.
 
     Raises:
         UserError: no artifact, a changed one, a name that can't be used, or a registry that refuses.
@@ -179,11 +179,11 @@ def register(
     manifest = read_intact(folder)
     lineage, registry = _lineage(manifest, folder, run), opened()
     with _changing(registry, name, create=True) as model:
-        numbers = (one.version for one in model.versions if one.lineage.manifest == lineage.manifest)
+        numbers = (version.version for version in model.versions if version.lineage.manifest == lineage.manifest)
         number = next(numbers, "") or _create(registry, name, folder, lineage)
         registered = any(event.action == "register" and event.model_version == number for event in model.history)
         if not registered:  # new, or its register was killed before it got its alias
-            _change(registry, model, _AliasChange("register", number, {CANDIDATE: number}, why, manifest.gate))
+            _change(registry, model, _AliasChange("register", number, {CANDIDATE: number}, reason, manifest.gate))
     model = read_model(registry, name)
     version, champion = version_named(model, number), model.aliases.get(CHAMPION)
     if champion and (fault := _other_form(version_named(model, champion), version)):
@@ -195,7 +195,7 @@ AskGate = Callable[[RegisteredVersion], GateRecord]
 
 
 def promote(
-    registry: Registry, name: str, version: str = "", *, ask_gate: AskGate, overrule: str = "", why: str = ""
+    registry: Registry, name: str, version: str = "", *, ask_gate: AskGate, overrule: str = "", reason: str = ""
 ) -> RegisteredModel:
     """Make a version the champion, and the champion the previous one.
 
@@ -220,7 +220,7 @@ def promote(
         gate = ask_gate(target)
         if not registry.is_remote:
             read_intact(local_artifact(registry, target))
-        change = _AliasChange("promote", target.version, {PREVIOUS: champion, CHAMPION: target.version}, why, gate)
+        change = _AliasChange("promote", target.version, {PREVIOUS: champion, CHAMPION: target.version}, reason, gate)
         _change(registry, model, change, overrule if gate.forced else "")
     return read_model(registry, name)
 
@@ -229,13 +229,13 @@ def _other_form(champion: RegisteredVersion, target: RegisteredVersion) -> UserE
     """Why servers can't swap to a LoRA file from a whole GGUF file: they would need the base's file. None: they can."""
     if (champion.lineage.format, target.lineage.format) != ("gguf", "gguf-lora"):
         return None
-    what = f"Version {target.version} is a LoRA file, and version {champion.version}, in use, is a whole GGUF file"
+    message = f"Version {target.version} is a LoRA file, and version {champion.version}, in use, is a whole GGUF file"
     export = f"tuneloop export {target.lineage.run_folder or 'RUN'} --format gguf"
     step = f"register the run as a whole file, too ({export}); or, if all servers have base=FILE.gguf, --force REASON"
-    return UserError(f"{what}: servers can't swap to it", where=target.lineage.artifact, next_step=step)
+    return UserError(f"{message}: servers can't swap to it", where=target.lineage.artifact, next_step=step)
 
 
-def rollback(registry: Registry, name: str, *, why: str = "") -> RegisteredModel:
+def rollback(registry: Registry, name: str, *, reason: str = "") -> RegisteredModel:
     """Make the previous version the champion again, and the one before it, by the history, the previous one.
 
     Raises:
@@ -249,7 +249,7 @@ def rollback(registry: Registry, name: str, *, why: str = "") -> RegisteredModel
         version_named(model, target)
         earlier = champions(model.history)[:-2]
         aliases = {PREVIOUS: earlier[-1] if earlier else None, CHAMPION: target}
-        _change(registry, model, _AliasChange("rollback", target, aliases, why))
+        _change(registry, model, _AliasChange("rollback", target, aliases, reason))
     return read_model(registry, name)
 
 
@@ -267,9 +267,9 @@ def champions(history: Sequence[RegistryEvent]) -> list[str]:
 @contextmanager
 def _changing(registry: Registry, name: str, *, create: bool = False) -> Iterator[RegisteredModel]:
     """The model, locked against other processes of this machine, with an interrupted change finished."""
-    place = cache_folder() / "registry" / content_hash([registry.uri, name])[:16]
+    folder = cache_folder() / "registry" / content_hash([registry.uri, name])[:16]
     with (
-        lock_folder(place, waiting=lambda holder: say(f"waiting   {holder} changes {name}")),
+        lock_folder(folder, waiting=lambda holder: say(f"waiting   {holder} changes {name}")),
         registry_errors(registry.uri),
     ):
         if create and _find(registry, name) is None:
@@ -359,9 +359,9 @@ def _create(registry: Registry, name: str, folder: Path, lineage: Lineage) -> st
             number = experiment.experiment_id if experiment else registry.client.create_experiment("tuneloop")
             run_id = str(registry.client.create_run(number, run_name=lineage.artifact).info.run_id)
             registry.client.set_terminated(run_id)
-        place = f"artifacts/{lineage.artifact}"
-        registry.client.log_artifacts(run_id, str(folder), place)
-        source, tracked = f"{registry.client.get_run(run_id).info.artifact_uri}/{place}", run_id
+        artifact_path = f"artifacts/{lineage.artifact}"
+        registry.client.log_artifacts(run_id, str(folder), artifact_path)
+        source, tracked = f"{registry.client.get_run(run_id).info.artifact_uri}/{artifact_path}", run_id
     tags = {TAG + key: value if isinstance(value, str) else _text(value) for key, value in lineage if value}
     tags |= {TAG + "version": str(latest(LINEAGE_STEPS))} if LINEAGE_STEPS else {}
     return str(registry.client.create_model_version(name, source, tracked, tags=tags).version)

@@ -119,8 +119,8 @@ def form_for(method: Method, form: str) -> str:
         raise UserError(f"No such format {form!r}", where="--format", next_step=step)
     weights = FORMS[form].weights or form
     if weights not in method.forms:
-        what = method.no_form.get(weights, f"A run of {method.title} has no such form")
-        raise UserError(what, where=f"--format {form}", next_step=f"export it with --format {method.forms[0]}")
+        message = method.no_form.get(weights, f"A run of {method.title} has no such form")
+        raise UserError(message, where=f"--format {form}", next_step=f"export it with --format {method.forms[0]}")
     return form
 
 

@@ -99,7 +99,7 @@ def _data(dataset: DatasetManifest) -> Component:
     digests |= {f"source:{source.path.rpartition('/')[2]}": source.sha256 for source in dataset.sources}
     hashes = [(name, f"data:{i}:{name}", digest) for i, (name, digest) in enumerate(digests.items()) if digest]
     data = Component(name=dataset.name, version=dataset.id, bom_ref=f"dataset:{dataset.id}", type=ComponentType.DATA)
-    data.components, data.properties = [_hashed_file(*each) for each in hashes], _properties(facts)
+    data.components, data.properties = [_hashed_file(*hashed) for hashed in hashes], _properties(facts)
     return data
 
 

@@ -62,20 +62,20 @@ def model_card(manifest: ArtifactManifest, licence: Licence | None, dataset: Dat
     title = (method.long_title or method.title) if method else manifest.method
     kind = "A model" if FORMS[manifest.format].is_model else "An adapter"
     kind = "A head" if manifest.format == ENCODER_FOLDER else kind
-    what = f"{kind} tuned from {base} by tuneloop {manifest.tuneloop} ({title}), run `{manifest.run.id}`."
+    description = f"{kind} tuned from {base} by tuneloop {manifest.tuneloop} ({title}), run `{manifest.run.id}`."
     if licence is None:
         terms = f"{base}. Its licence is not known here: look at its own page before you pass this model on."
     else:
         name = f"[{licence.name}]({licence.url})" if licence.url else licence.name
         terms = f"{base}, under the {name}, which this model inherits. {licence.terms}".strip()
     if manifest.merge:
-        what += " The adapter is merged into the base model's weights: it loads as any other model."
+        description += " The adapter is merged into the base model's weights: it loads as any other model."
     if manifest.quantisation:
-        what += f" {_weights(manifest.quantisation)}"
+        description += f" {_weights(manifest.quantisation)}"
     parts = [
         f"---\n{card_metadata(manifest, licence)}\n---",
         f"# {manifest.id}",
-        what,
+        description,
         "## Base model and licence",
         terms,
         "## Data",

@@ -68,9 +68,9 @@ def write_compressed(weights: TunedWeights, quant: str, out: Path) -> Quantisati
     stem = f"model.{language}." if language else "model."
     matrices = [name for name in weights.shapes if _MATRIX.fullmatch(name.removeprefix(stem))]
     if not matrices:
-        what = "No layers are named as a Llama's, so nothing would be in fewer bits"
+        message = "No layers are named as a Llama's, so nothing would be in fewer bits"
         step = "export with --format merged alone, and quantise it with llm-compressor"
-        raise UserError(what, where="--quant", next_step=step)
+        raise UserError(message, where="--quant", next_step=step)
     scheme = _scheme(quant, [weights.shapes[name][1] for name in matrices])
     files, types = _Shards(out), Counter[str]()
     for count, name in enumerate(weights.shapes, 1):
@@ -107,8 +107,8 @@ def _scheme(quant: str, widths: list[int]) -> Any:
     sizes = GROUPS if min(widths) >= NARROW else GROUPS[1:]
     group = next((size for size in sizes if all(width % size == 0 for width in widths)), None)
     if group is None:
-        what = f"Rows of {min(widths):,} weights can't be divided into groups of {GROUPS[-1]}"
-        raise UserError(what, where="--quant w4a16", next_step="take --quant fp8, or --format gguf --quant q4_k_m")
+        message = f"Rows of {min(widths):,} weights can't be divided into groups of {GROUPS[-1]}"
+        raise UserError(message, where="--quant w4a16", next_step="take --quant fp8, or --format gguf --quant q4_k_m")
     args = scheme.weights.model_copy(update={"group_size": group})
     return scheme.model_copy(update={"weights": args})
 

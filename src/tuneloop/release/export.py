@@ -112,8 +112,8 @@ def _form_of(manifest: RunManifest, run: Path, form: str) -> str:
     if manifest.result != ENCODER_FOLDER:
         return form_for(method_named(manifest.method), form)
     if form and form not in OF_ENCODERS:
-        what = f"This run is an encoder with a head, which has no form {form!r}"
-        raise UserError(what, where="--format", next_step=f"choose {' or '.join(OF_ENCODERS)}")
+        message = f"This run is an encoder with a head, which has no form {form!r}"
+        raise UserError(message, where="--format", next_step=f"choose {' or '.join(OF_ENCODERS)}")
     return form or ENCODER_FOLDER
 
 
@@ -132,17 +132,17 @@ def _prove_template(job: RunContext, artifact: Artifact) -> None:
     rows = list(dataset.test) or list(dataset.val)
     whole = artifact.manifest["format"] == "gguf"  # a file of an adapter alone holds no tokenizer
     places = sorted(artifact.folder.glob("*.gguf")) if whole else [artifact.folder]
-    for place in places:
-        if not whole and not (place / "tokenizer.json").is_file():
+    for path in places:
+        if not whole and not (path / "tokenizer.json").is_file():
             return
         with tempfile.TemporaryDirectory() as scratch:
             if whole:
-                read_tokenizer(place, Path(scratch))
-            exported = load_template(Path(scratch) if whole else place)
+                read_tokenizer(path, Path(scratch))
+            exported = load_template(Path(scratch) if whole else path)
         if (row := first_difference(job.template, exported, rows)) is not None:
-            what = f"The export renders row {row.id} otherwise than it was trained: its answers would be others"
+            message = f"The export renders row {row.id} otherwise than it was trained: its answers would be others"
             shutil.rmtree(artifact.folder)
-            raise UserError(what, where=str(place), next_step="report this; export in another form meanwhile")
+            raise UserError(message, where=str(path), next_step="report this; export in another form meanwhile")
     say(f"template  {counted(min(len(rows), MOST_ROWS), 'row')} rendered as they were trained")
 
 
@@ -194,14 +194,14 @@ def _check_automatic(form: str, weights: WeightOptions, measure: Measure | None)
     """Refuse to choose a type of weights that can't be measured."""
     need_llamacpp()
     if form != "gguf" or measure is None:
-        why, step = f"{form} has none", "add --format gguf"
+        reason, step = f"{form} has none", "add --format gguf"
         if form == "gguf":
-            why, step = "nothing can be measured here", "name a type such as q8_0"
-        what = f"The smallest type of weights is found by measuring each, and {why}"
-        raise UserError(what, where="--quant auto", next_step=step)
+            reason, step = "nothing can be measured here", "name a type such as q8_0"
+        message = f"The smallest type of weights is found by measuring each, and {reason}"
+        raise UserError(message, where="--quant auto", next_step=step)
     if weights.max_loss < 0 or (weights.max_gb is not None and weights.max_gb <= 0):
-        what = "A limit below 0 is not possible"
-        raise UserError(what, where="--max-loss, --max-gb", next_step="such as 0.01 and 5")
+        message = "A limit below 0 is not possible"
+        raise UserError(message, where="--max-loss, --max-gb", next_step="such as 0.01 and 5")
     if weights.importance:
         step = "name a type, or leave --importance out"
         raise UserError("auto weighs all inputs alike", where="--importance", next_step=step)
@@ -227,8 +227,8 @@ def _smallest(origin: Origin, weights: WeightOptions, out: Path | None, measure:
         if not fits:
             break  # the next ones are larger
     within = f" within {weights.max_gb:g} GB" if weights.max_gb is not None else ""
-    what = f"None of {', '.join(tried)} loses at most {weights.max_loss:g}{within}"
-    raise UserError(what, where="--quant auto", next_step="allow more with --max-loss or --max-gb")
+    message = f"None of {', '.join(tried)} loses at most {weights.max_loss:g}{within}"
+    raise UserError(message, where="--quant auto", next_step="allow more with --max-loss or --max-gb")
 
 
 def _say_result(artifact: Artifact) -> None:
@@ -252,17 +252,17 @@ def _say_result(artifact: Artifact) -> None:
             f"{cost['file_bytes'] / 1e6:,.0f} MB, reads {cost['prompt_tokens_per_second']:,.0f} and writes "
             f"{cost['answer_tokens_per_second']:,.0f} tokens/s"
         )
-        if words := SameAnswers.model_validate(same).others:
-            say(f"measured {words}")
+        if text := SameAnswers.model_validate(same).others:
+            say(f"measured {text}")
 
 
 def _gguf_settings(run: Path, form: str, weights: WeightOptions) -> GgufSettings | None:
     quant, importance = weights.quant, weights.importance
     if not FORMS[form].weights:
         if quant or importance:
-            what = "Only GGUF files and merged models for vLLM (fp8, w4a16) have a type of weights to choose"
+            message = "Only GGUF files and merged models for vLLM (fp8, w4a16) have a type of weights to choose"
             step = "add --format gguf, or choose --format merged --quant fp8"
-            raise UserError(what, where="--quant" if quant else "--importance", next_step=step)
+            raise UserError(message, where="--quant" if quant else "--importance", next_step=step)
         return None
     if form == "gguf-lora":
         check_expressible(trained_folder(run))
@@ -291,7 +291,7 @@ def finished_run(run: Path) -> RunManifest:
     if (run / "run.json").is_file():
         return read_record(RunManifest, run)
     if (run / "config.yaml").is_file():
-        what, step = "This run has not finished training", "run its command again: it continues"
+        message, step = "This run has not finished training", "run its command again: it continues"
     else:
-        what, step = "There is no run here (no run.json)", "name the folder that `tuneloop run` or `train` printed"
-    raise UserError(what, where=str(run), next_step=step)
+        message, step = "There is no run here (no run.json)", "name the folder that `tuneloop run` or `train` printed"
+    raise UserError(message, where=str(run), next_step=step)

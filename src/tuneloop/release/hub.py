@@ -24,26 +24,26 @@ class Push:
     url: str = ""  # of the commit; empty in a dry run
 
 
-def push(folder: Path, place: str, *, send: bool = False, public: bool = False) -> Push:
+def push(folder: Path, destination: str, *, send: bool = False, public: bool = False) -> Push:
     """Upload an artifact as a model repository; see `upload`.
 
     Args:
-        place: `hub:ORG/NAME`.
+        destination: `hub:ORG/NAME`.
 
     Raises:
         UserError: no such place, a changed artifact, no token, or a hub that refuses or can't be reached.
     """
-    repo, manifest = repository_of(place), read_intact(folder)
+    repo, manifest = repository_of(destination), read_intact(folder)
     names = [*manifest.files, ARTIFACT, *([SIGNATURE] if (folder / SIGNATURE).is_file() else [])]
     files: dict[str, Path | bytes] = {name: folder / name for name in names}
     return upload(repo, files, "model", f"tuneloop: {manifest.id}", send=send, public=public)
 
 
-def repository_of(place: str) -> str:
+def repository_of(destination: str) -> str:
     """`ORG/NAME` of `hub:ORG/NAME`; UserError: it is another kind of place."""
-    match = PLACE.fullmatch(place)
+    match = PLACE.fullmatch(destination)
     if match is None:
-        raise UserError(f"Not a place on the hub: {place!r}", where="DESTINATION", next_step="write hub:ORG/NAME")
+        raise UserError(f"Not a place on the hub: {destination!r}", where="DESTINATION", next_step="write hub:ORG/NAME")
     return match[1]
 
 
@@ -70,7 +70,7 @@ def upload(
 
     disable_progress_bars()
     hub = HfApi()
-    place = f"hub:{repo}"
+    destination = f"hub:{repo}"
     try:
         hub.create_repo(repo, repo_type=kind, private=not public, exist_ok=True)
         added = [
@@ -80,15 +80,15 @@ def upload(
     except HfHubHTTPError as error:
         code = error.response.status_code if error.response is not None else 0
         step = "set HF_TOKEN to one that may write there" if code in (401, 403) else "check the name, then push again"
-        raise UserError(f"The hub refuses: {_first_line(error)}", where=place, next_step=step) from None
+        raise UserError(f"The hub refuses: {_first_line(error)}", where=destination, next_step=step) from None
     except Exception as error:
         # The network's failures are OSErrors, or of the HTTP library, which is another one in each major version.
         network = isinstance(error, OSError) or type(error).__module__.startswith(("http", "requests"))
         if not network and not isinstance(error, RuntimeError | ValueError):
             raise
-        what = f"The hub {UNREACHABLE if network else 'refuses'}: {_first_line(error)}"
+        problem = f"The hub {UNREACHABLE if network else 'refuses'}: {_first_line(error)}"
         step = "check the network, HF_ENDPOINT and HF_HUB_OFFLINE, then push again: no file is sent twice"
-        raise UserError(what, where=hub.endpoint, next_step=step) from None
+        raise UserError(problem, where=hub.endpoint, next_step=step) from None
     return Push(repo, sizes, str(commit.commit_url))
 
 

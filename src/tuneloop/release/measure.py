@@ -131,8 +131,8 @@ def measure_artifact(
     more = {"comparisons": plain(pairs), "runs": {RUN: str(job.folder)}}
     write_scored(folder, after, subject, {name: cost_of(job, answers)}, more=more)
     scores = {"n": after.n, "primary": after.primary, "metrics": after.metrics, "comparisons": list(pairs)}
-    words = _words(name, after, before, pairs)
-    excerpt = EvaluationExcerpt(name=name, dataset=dataset.id, split="test", words=words, **scores)
+    text = _words(name, after, before, pairs)
+    excerpt = EvaluationExcerpt(name=name, dataset=dataset.id, split="test", words=text, **scores)
     return ArtifactMetrics(
         excerpt,
         parted(job, same_answers(before, after), before, after),
@@ -196,7 +196,9 @@ def parted(job: RunContext, same: SameAnswers, run: ScoredAnswers, artifact: Sco
         if label is not None or answer.error or answer.text == before[row.id] or len(gaps) == PARTED:
             continue
         first, second = ([*template.encode(text), END] for text in (before[row.id], answer.text))
-        at = next((i for i, (one, other) in enumerate(zip(first, second, strict=False)) if one != other), None)
+        at = next(
+            (i for i, (first_id, other) in enumerate(zip(first, second, strict=False)) if first_id != other), None
+        )
         if at is None:  # the texts differ in outer white space alone
             continue
         ids = [*template.prompt_ids(row.prompt, row.tools or ()), *first[:at]]
@@ -298,9 +300,9 @@ def _cost(target: GgufTarget, rows: Sequence[Row]) -> ArtifactCost:
 def _words(name: str, artifact: ScoredAnswers, run: ScoredAnswers, pairs: Sequence[Comparison]) -> list[str]:
     primary = artifact.primary
     after, before = artifact.metrics[primary].value, run.metrics[primary].value
-    words = f"On {counted(artifact.n, 'test row')} `{name}` has {primary} {after:.4g}, the run itself {before:.4g}"
+    text = f"On {counted(artifact.n, 'test row')} `{name}` has {primary} {after:.4g}, the run itself {before:.4g}"
     difference = difference_in_words(name, pairs, primary)
-    return [f"{words}: {difference}." if difference else f"{words}."]
+    return [f"{text}: {difference}." if difference else f"{text}."]
 
 
 def acceptable(evaluation: EvaluationExcerpt, most: float) -> bool:

@@ -66,8 +66,8 @@ def _export(classifier: Classifier, file: Path) -> None:
                 Network().eval(), (ids, torch.ones_like(ids)), str(file), dynamo=False, opset_version=OPSET, **names
             )
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
-        what = f"This encoder can't be exported to ONNX: {' '.join(str(error).split())[:200]}"
-        raise UserError(what, where=str(classifier.folder), next_step="leave --format out") from None
+        location = f"This encoder can't be exported to ONNX: {' '.join(str(error).split())[:200]}"
+        raise UserError(location, where=str(classifier.folder), next_step="leave --format out") from None
 
 
 def _compare(classifier: Classifier, file: Path) -> None:
@@ -88,6 +88,6 @@ def _compare(classifier: Classifier, file: Path) -> None:
     (probabilities,) = session.run([OUTPUT], dict(zip(INPUTS, (table, mask), strict=True)))
     difference = float(np.abs(probabilities - np.exp(classifier.log_probabilities(ids))).max())
     if not difference <= NEAR:
-        what = f"The ONNX file's probabilities are up to {difference:.2g} from the run's"
-        raise UserError(what, where=str(classifier.folder), next_step="leave --format out")
+        message = f"The ONNX file's probabilities are up to {difference:.2g} from the run's"
+        raise UserError(message, where=str(classifier.folder), next_step="leave --format out")
     say(f"onnx      {counted(len(texts), 'text')}: probabilities are those of the run, within {difference:.1g}")

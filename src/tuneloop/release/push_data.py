@@ -14,11 +14,11 @@ CARD = "README.md"
 _TASKS = {"classification": "text-classification", "chat": "text-generation", "generation": "text-generation"}
 
 
-def push_dataset(folder: Path, place: str, *, send: bool = False, public: bool = False) -> tuple[Push, str]:
+def push_dataset(folder: Path, destination: str, *, send: bool = False, public: bool = False) -> tuple[Push, str]:
     """Upload the splits of a data set with a card; rejects, repairs and paths of this machine stay here.
 
     Args:
-        place: `hub:OWNER/NAME`.
+        destination: `hub:OWNER/NAME`.
         send: else nothing is sent, and only what would be is returned.
         public: for everyone to see, where the repository is new.
 
@@ -28,7 +28,7 @@ def push_dataset(folder: Path, place: str, *, send: bool = False, public: bool =
     Raises:
         UserError: no such place, a split that was changed, no token, or a hub that refuses or can't be reached.
     """
-    repo = repository_of(place)
+    repo = repository_of(destination)
     dataset = load_dataset(folder)
     files: dict[str, Path | bytes] = {}
     for name, facts in dataset.manifest.splits.by_name.items():

@@ -55,11 +55,11 @@ def reproduce(target: str, out: Path | None = None, *, check: bool = False, tole
     first = finished_run(folder)
     recipe = load_run_recipe(folder, [])
     folders = (folder / "dataset", *map(Path, recipe.data.sources[:1]))
-    dataset = next((place for place in folders if (place / MANIFEST).is_file()), None)
+    dataset = next((folder for folder in folders if (folder / MANIFEST).is_file()), None)
     if dataset is None:
-        what = "The data set of this run is not here (no dataset.json)"
+        message = "The data set of this run is not here (no dataset.json)"
         step = "copy it there; runs with track.upload=data leave it in MLflow"
-        raise UserError(what, where=str(folder / "dataset"), next_step=step)
+        raise UserError(message, where=str(folder / "dataset"), next_step=step)
     manifest = read_record(DatasetManifest, dataset)
     digests = {name: getattr(manifest.splits, name.partition(".")[0]).sha256 for name in SPLITS}
     record = Reproduction(
@@ -70,25 +70,29 @@ def reproduce(target: str, out: Path | None = None, *, check: bool = False, tole
         differences=list(_differences(folder)),
         tolerance=tolerance,
     )
-    for what, files in (("source", record.sources), ("split", record.splits)):
+    for message, files in (("source", record.sources), ("split", record.splits)):
         for file in files:
             if file.state != "same":
-                say(f"{file.state:<9} {what} {file.name}")
-    for one in record.differences:
-        say(f"differs   {one.name}: {one.then} then, {one.now} now")
+                say(f"{file.state:<9} {message} {file.name}")
+    for difference in record.differences:
+        say(f"differs   {difference.name}: {difference.then} then, {difference.now} now")
     if not record.differences:
         say("same      code, packages and processor")
     record = record.model_copy(update={"rows_from": _rows_from(record, dataset)})
     if check:
         return record
-    place = out or inside(Path("reproductions"), first.id)
-    if place.resolve() == folder.resolve():
-        raise UserError("This is the run itself", where=str(place), next_step="choose another folder with --out FOLDER")
+    second_run = out or inside(Path("reproductions"), first.id)
+    if second_run.resolve() == folder.resolve():
+        raise UserError(
+            "This is the run itself", where=str(second_run), next_step="choose another folder with --out FOLDER"
+        )
     if record.rows_from == "splits":
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"sources": [str(dataset)]})})
-    second = _train_again(folder, first, recipe, place)
-    record = record.model_copy(update={"second": str(place), **_compared(folder, first, place, second, tolerance)})
-    write_record(place / Reproduction.file, record)
+    second = _train_again(folder, first, recipe, second_run)
+    record = record.model_copy(
+        update={"second": str(second_run), **_compared(folder, first, second_run, second, tolerance)}
+    )
+    write_record(second_run / Reproduction.file, record)
     return record
 
 
@@ -101,20 +105,20 @@ def run_of(target: str) -> Path:
     if registered_name(target) is not None:
         registry = open_registry()
         version = version_of(registry, target)
-        place, run = run_folder_of(version), version.lineage.run
-        if place is None:
+        directory, run = run_folder_of(version), version.lineage.run
+        if directory is None:
             files = fetch_run_files(registry, version, (*RUN_FILES, *DATASET))
-            place = files if (files / "run.json").is_file() else None
+            directory = files if (files / "run.json").is_file() else None
     else:
         folder = Path(target).expanduser()
         if not (folder / ARTIFACT).is_file():
             return folder
         made_from = read_artifact(folder).run
-        place, run = find_run(made_from.id, made_from.key, folder.resolve().parent.parent / "runs"), made_from.id
-    if place is None:
-        what = f"The run that this was made from, {run}, is not here"
-        raise UserError(what, where=target, next_step="name the run's folder: tuneloop reproduce FOLDER")
-    return place
+        directory, run = find_run(made_from.id, made_from.key, folder.resolve().parent.parent / "runs"), made_from.id
+    if directory is None:
+        message = f"The run that this was made from, {run}, is not here"
+        raise UserError(message, where=target, next_step="name the run's folder: tuneloop reproduce FOLDER")
+    return directory
 
 
 def _state(file: Path, digest: str) -> Any:
@@ -130,9 +134,9 @@ def _rows_from(record: Reproduction, dataset: Path) -> Any:
     if record.sources and all(file.state == "same" for file in record.sources):
         return "sources"
     bad = [f"{file.name} {file.state}" for file in (*record.splits, *record.sources) if file.state != "same"]
-    what = "Neither the prepared rows nor the sources are as they were"
+    message = "Neither the prepared rows nor the sources are as they were"
     step = "bring back one of them; runs with track.upload=data leave the rows in MLflow"
-    raise UserError(what, where=f"{dataset}: {', '.join(bad[:4])}", next_step=step)
+    raise UserError(message, where=f"{dataset}: {', '.join(bad[:4])}", next_step=step)
 
 
 def _differences(run: Path) -> Iterator[EnvironmentChange]:
@@ -166,8 +170,8 @@ def _train_again(folder: Path, first: RunManifest, recipe: Recipe, out: Path) ->
             same_base = job.fingerprint == first.model_fingerprint
             change = "the rows or the code of a method" if same_base else "the base model"
             where = f"{folder}: {first.model}, data set {first.dataset} then, {rows.id} now"
-            what, step = f"This would be another run: {change} changed", "bring back what it was trained with"
-            raise UserError(what, where=where, next_step=step)
+            message, step = f"This would be another run: {change} changed", "bring back what it was trained with"
+            raise UserError(message, where=where, next_step=step)
         return train_stage(job, rows)
 
 
@@ -186,9 +190,11 @@ def _threads_of(run: Path) -> Iterator[None]:
             os.environ[THREADS] = before
 
 
-def _compared(folder: Path, first: RunManifest, place: Path, second: RunManifest, tolerance: float) -> dict[str, Any]:
+def _compared(
+    folder: Path, first: RunManifest, second_run: Path, second: RunManifest, tolerance: float
+) -> dict[str, Any]:
     """The verdict, from the hash of the trained weights and the losses of all steps."""
-    pairs = list(_losses(folder, place))
+    pairs = list(_losses(folder, second_run))
     gaps = [(step, _relative(a, b)) for step, a, b in pairs]
     differing = [step for step, gap in gaps if gap > 0]
     beyond = [step for step, gap in gaps if gap > tolerance]
@@ -203,10 +209,10 @@ def _compared(folder: Path, first: RunManifest, place: Path, second: RunManifest
     return {"verdict": verdict, "first_step": step, "losses": len(pairs), "largest": largest}
 
 
-def _losses(folder: Path, place: Path) -> Iterator[tuple[int, float, float]]:
+def _losses(folder: Path, second_run: Path) -> Iterator[tuple[int, float, float]]:
     """Step and loss of both runs: training's and validation's, as far as both went."""
     sides: list[dict[tuple[int, str], float]] = [{}, {}]
-    for side, run in zip(sides, (folder, place), strict=True):
+    for side, run in zip(sides, (folder, second_run), strict=True):
         for line in read_jsonl(run / "metrics.jsonl") if (run / "metrics.jsonl").is_file() else ():
             for name in ("loss", "val_loss"):
                 if name in line:

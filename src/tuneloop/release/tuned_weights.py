@@ -43,8 +43,8 @@ class TunedWeights:
         if self.update and name in self.update.names:
             tensor = self.update.apply(name, tensor)[1]
         if not tensor.sum(dtype=None).isfinite() and not tensor.isfinite().all():
-            what, step = f"The weights hold NaN or infinity in {name}", "train again, or repair the base"
-            raise UserError(what, where=str(file), next_step=step)
+            message, step = f"The weights hold NaN or infinity in {name}", "train again, or repair the base"
+            raise UserError(message, where=str(file), next_step=step)
         return tensor
 
 
@@ -127,16 +127,16 @@ def update_of(base: Path, adapter: Path, tensors: Collection[str]) -> WeightUpda
         UserError: another base, or one that can't take an update.
     """
     if read_json_object(base / "config.json").get("quantization_config"):
-        what = "The base model's own weights are quantised, so an adapter can't be added to them"
-        raise UserError(what, where=str(base), next_step=AS_ADAPTER)
+        message = "The base model's own weights are quantised, so an adapter can't be added to them"
+        raise UserError(message, where=str(base), next_step=AS_ADAPTER)
     method = method_of_folder(adapter)
     if method is None or method.merge is None:
         raise UserError("An adapter of this kind can't be merged", where=str(adapter), next_step=AS_ADAPTER)
     update = method.merge(base, adapter)
     missing = update.names.difference(tensors)
     if missing:
-        what = f"The base model's files name their weights in another way: they have no {sorted(missing)[0]}"
-        raise UserError(what, where=str(base), next_step=f"{AS_ADAPTER} and merge it with PEFT")
+        message = f"The base model's files name their weights in another way: they have no {sorted(missing)[0]}"
+        raise UserError(message, where=str(base), next_step=f"{AS_ADAPTER} and merge it with PEFT")
     return update
 
 
@@ -167,9 +167,9 @@ def _changed(name: str, tensor: Tensor, change: _Change, file: Path) -> Tensor:
     before, after = change.update.apply(name, tensor)
     stored = after.to(tensor.dtype)
     if not stored.isfinite().all():
-        what = f"The merged weights hold NaN or infinity in {name}"
+        message = f"The merged weights hold NaN or infinity in {name}"
         step = f"the base is damaged, or its dtype can't hold the sum: {AS_ADAPTER}"
-        raise UserError(what, where=str(file), next_step=step)
+        raise UserError(message, where=str(file), next_step=step)
     if after is not before:
         change.tensors += 1
         change.moved += float((after - before).norm()) ** 2

@@ -223,12 +223,12 @@ def changed_settings(config: Mapping[str, Any]) -> list[Changed]:
 
 def differing_settings(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
     """(key, value of each) of the settings in which configs differ, in the order of the first."""
-    each = [flat(config) for config in configs]
-    keys = dict.fromkeys(key for one in each for key in one if key not in NOT_SETTINGS)
+    flats = [flat(config) for config in configs]
+    keys = dict.fromkeys(key for flat_config in flats for key in flat_config if key not in NOT_SETTINGS)
     return [
-        (key, [shown(one.get(key)) for one in each])
+        (key, [shown(flat_config.get(key)) for flat_config in flats])
         for key in keys
-        if any(one.get(key) != each[0].get(key) for one in each[1:])
+        if any(flat_config.get(key) != flats[0].get(key) for flat_config in flats[1:])
     ]
 
 

@@ -73,8 +73,8 @@ def confusion_chart(labels: Sequence[str], cells: Mapping[tuple[str, str], int],
                 strong = " strong" if shade > 0.55 else ""
                 body.append(svg_text(x + size / 2, y + size / 2 + 4, str(n), f"count{strong}", "middle"))
     wrong = sum(n for (a, b), n in cells.items() if a != b)
-    what = "a row for each true label, a column for each predicted one"
-    title = f"Confusion matrix of {counted(len(labels), 'label')}: {what}; {counted(wrong, 'row')} off the diagonal"
+    axes = "a row for each true label, a column for each predicted one"
+    title = f"Confusion matrix of {counted(len(labels), 'label')}: {axes}; {counted(wrong, 'row')} off the diagonal"
     return svg_chart(width, top + extent + 6, title, body, "confusion")
 
 
@@ -188,7 +188,9 @@ def _fields(evaluation: EvaluationManifest) -> dict[str, Any]:
     systems = {**evaluation.baselines, **({evaluation.name: evaluation.metrics} if evaluation.metrics else {})}
     lines = []
     for field, last in metric_of_field.items():
-        values = [with_interval(f.finite(each.get(f"{field}.{last}")), last) for each in systems.values()]
+        values = [
+            with_interval(f.finite(system_values.get(f"{field}.{last}")), last) for system_values in systems.values()
+        ]
         lines.append((field, title_of(last), values))
     return {"systems": list(systems), "lines": lines} if lines else {}
 
@@ -203,13 +205,13 @@ def _slices(evaluation: EvaluationManifest) -> dict[str, Any]:
     for s in measured:
         fields.setdefault(s.field, []).append(s)
     charts_of_fields = []
-    for field, each in fields.items():
+    for field, slices in fields.items():
         # Of many values those that differ most are charts_of_fields.
-        ranked = sorted(each, key=lambda s: s.score)
+        ranked = sorted(slices, key=lambda s: s.score)
         if len(ranked) > MOST_SLICES:
             ranked = ranked[: MOST_SLICES - 4] + ranked[-4:]
         chart = chart_pair(slice_chart, ranked, metric, whole.value if whole else None)
-        charts_of_fields.append({"field": field, "chart": chart, "shown": len(ranked), "total": len(each)})
+        charts_of_fields.append({"field": field, "chart": chart, "shown": len(ranked), "total": len(slices)})
     worse = []
     for s in (s for s in measured if s.verdict == "worse"):
         score, rest = with_interval(Estimate(s.score, s.low, s.high), metric), metric_text(w.number(s.rest), metric)
@@ -225,8 +227,8 @@ def _slices(evaluation: EvaluationManifest) -> dict[str, Any]:
             "verdict": s.verdict,
             "p": w.p_value(w.number(s.p_holm)),
         }
-        for name, each in evaluation.slice_comparisons.items()
-        for s in each
+        for name, entry in evaluation.slice_comparisons.items()
+        for s in entry
         if s.verdict != NOT_ENOUGH
     ]
     table = {"metric": title_of(metric), "fields": charts_of_fields, "worse": worse, "total": len(measured)}
@@ -305,7 +307,7 @@ def _effects(evaluation: EvaluationManifest) -> list[dict[str, Any]]:
             bounds = with_interval(before), with_interval(after)
             lines = [("completed verbatim", *bounds, _changed(beyond, "accuracy"))]
         parts.append(("Training rows known by heart", learned.words, lines))
-    return [{"title": title, "words": _words(words), "lines": lines} for title, words, lines in parts]
+    return [{"title": title, "words": _words(content), "lines": lines} for title, content, lines in parts]
 
 
 CONSISTENCY = {"agreement": "same answer", "similarity": "similar", "always_right": "right in every way"}

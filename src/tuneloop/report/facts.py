@@ -129,8 +129,8 @@ def read_run(path: Path | str) -> RunFiles:
     samples = _lines(path / SAMPLES, problems, lambda value: as_line(Sample, value, "", ""))
     if not any((*records.values(), config, dataset, lines, samples, problems)):
         names = ", ".join([CONFIG, *(kind.file for kind in RECORDS), METRICS])
-        what = "Not a run folder: it holds none of a run's files"
-        raise UserError(what, where=str(path), next_step=f"a run has {names}")
+        message = "Not a run folder: it holds none of a run's files"
+        raise UserError(message, where=str(path), next_step=f"a run has {names}")
 
     def of(kind: type[R]) -> R | None:
         record = records[kind]
@@ -172,8 +172,8 @@ def _mapping(path: Path, problems: list[str]) -> dict[str, Any]:
         read: Any = read_yaml if path.suffix == ".yaml" else read_json
         value = read(path, below=path.parent)
     except (UserError, OSError) as error:
-        what = error.what if isinstance(error, UserError) else str(error.strerror)
-        problems.append(w.clean(f"{path.name} could not be read: {what}"))
+        message = error.what if isinstance(error, UserError) else str(error.strerror)
+        problems.append(w.clean(f"{path.name} could not be read: {message}"))
         return {}
     if not isinstance(value, dict):
         problems.append(f"{path.name} could not be read: it holds no mapping")
@@ -271,11 +271,11 @@ def gain_header(evaluation: EvaluationManifest) -> tuple[str, str]:
     """What the gains of a comparison are, for a column's head and in a sentence or two."""
     reference, system = reference_system(evaluation), evaluation.name
     head = f"gain over {reference}" if reference else f"gain of {system}"
-    what = f"of each line over {reference}; positive means that the line is better." if reference else ""
-    what = what or f"of {system} over each line; positive means that {system} is better."
+    legend = f"of each line over {reference}; positive means that the line is better." if reference else ""
+    legend = legend or f"of {system} over each line; positive means that {system} is better."
     tests = max((pair.tests for pair in evaluation.comparisons if pair.metric == evaluation.primary), default=1)
     corrected = f" Its interval and p-value are corrected for {tests} comparisons (Holm)." if tests > 1 else ""
-    return head, f"Gain: {what}{corrected}"
+    return head, f"Gain: {legend}{corrected}"
 
 
 def verdict_line(evaluation: EvaluationManifest) -> str:
@@ -287,8 +287,8 @@ def more_words(evaluation: EvaluationManifest) -> list[str]:
     """What else an evaluation says: the side effects of tuning, consistency, and what requests cost."""
     parts = (evaluation.forgetting, evaluation.memorisation)
     consistency = evaluation.consistency.words if evaluation.consistency else []
-    words = [*(part.words for part in parts if part), *consistency, *evaluation.leaderboard_words]
-    return [line for line in words if line]
+    sentences = [*(part.words for part in parts if part), *consistency, *evaluation.leaderboard_words]
+    return [line for line in sentences if line]
 
 
 def reference_system(evaluation: EvaluationManifest) -> str:
@@ -348,10 +348,10 @@ def promises(facts: RunFiles) -> list[Promise]:
 
     def line(name: str, predicted: str, actual: str, value: float | None, bounds: Sequence[float | None]) -> Promise:
         low, high, expected = bounds
-        words = w.off_words(value, low, high, expected)
-        if name != "peak memory" and words == "as predicted" and run and (limited := limit_words(run)):
+        line_words = w.off_words(value, low, high, expected)
+        if name != "peak memory" and line_words == "as predicted" and run and (limited := limit_words(run)):
             return Promise(name, predicted, actual, None, limited)
-        return Promise(name, predicted, actual, words == "as predicted" if words else None, words)
+        return Promise(name, predicted, actual, line_words == "as predicted" if line_words else None, line_words)
 
     near = (None, None) if peak is None else (0.85 * peak, 1.15 * peak)
     duration = w.minutes(expected) + (span if expected is not None else "")

@@ -42,19 +42,20 @@ def head_part(facts: f.RunFiles, metrics: Sequence[str], lines: Sequence[f.Syste
     if facts.run:
         trained = facts.run.status in ("finished", "done")
         state = "Trained; not evaluated yet." if trained else f"Status: {facts.run.status}."
-    place = w.clean(" · ".join(["tuneloop " + kind, *filter(None, (model_name(facts.model), data))]))
+    subtitle = w.clean(" · ".join(["tuneloop " + kind, *filter(None, (model_name(facts.model), data))]))
     name = facts.dataset and facts.dataset.name
     name = name or facts.config.get("name") or (facts.run and facts.run.id) or facts.path.resolve().name
     subject = w.clean(f"{name} on {model_name(facts.model)}" if facts.model else name)
-    title, *words = verdict_words(facts.evaluation) or [subject]
+    title, *sentences = verdict_words(facts.evaluation) or [subject]
     answer = answer_of(facts)
     first, colon, rest = title.partition(": ")
     short = colon and len(first) <= LONG_TITLE
     return {
         "title": answer.verdict + ": " + name if answer else title, "answer": answer, "subject": subject,
-        "answer_chart": answer and first_chart(answer, facts, lines, metrics[0]), "statistics": [title, *words],
+        "answer_chart": answer and first_chart(answer, facts, lines, metrics[0]), "statistics": [title, *sentences],
         "headline": (first, keep_together(rest)) if short else (keep_together(title), ""),
-        "place": place, "words": [keep_together(word) for word in words], "state": "" if facts.evaluated else state,
+        "place": subtitle, "words": [keep_together(word) for word in sentences],
+        "state": "" if facts.evaluated else state,
         "few": few_rows(facts.evaluation, metrics, rival(facts.evaluation, lines)),
         "limit": facts.time.words if facts.time else [], "numbers": key_numbers(facts, metrics, lines),
         "baselines": [

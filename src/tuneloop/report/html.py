@@ -163,7 +163,7 @@ def _training(facts: f.RunFiles) -> dict[str, Any]:
     best, loss = f.given(run, "best_step"), f.given(run, "best_val_loss")
     losses = [(value, v.step) for v in facts.validations if (value := w.number(v.val_loss)) is not None]
     if best is None and losses:
-        loss, best = min(losses, key=lambda each: each[0])
+        loss, best = min(losses, key=lambda best_pair: best_pair[0])
     plan = facts.plan
     trainable = (run and run.trainable_parameters) or (plan and plan.trainable_parameters)
     total = plan and plan.total_parameters

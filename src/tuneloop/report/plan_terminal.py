@@ -63,10 +63,12 @@ def _print_memory(plan: Mapping[str, Any]) -> None:
 def certainty_lines(sure: Mapping[str, Any]) -> list[str]:
     """How sure a plan is, in two lines."""
     published = f"{counted(sure['runs'], 'run')} of its kind by {counted(sure['sources'], 'source')}"
-    why = f" ({published})" if sure["basis"] == OTHERS else "; no runs of its kind are published" * (not sure["runs"])
+    reason = (
+        f" ({published})" if sure["basis"] == OTHERS else "; no runs of its kind are published" * (not sure["runs"])
+    )
     slow, fast = sure["tokens_per_second_low"], sure["tokens_per_second_high"]
     memory = f"{sure['required_low_gib']:.1f} to {sure['required_high_gib']:.1f} GiB required"
-    return [f"How sure: {sure['basis']}{why}", f"  nine times in ten: {memory}, {slow:,.0f} to {fast:,.0f} tokens/s"]
+    return [f"How sure: {sure['basis']}{reason}", f"  nine times in ten: {memory}, {slow:,.0f} to {fast:,.0f} tokens/s"]
 
 
 def shown_parts(cost: PlannedCost) -> dict[str, float]:
@@ -77,15 +79,15 @@ def shown_parts(cost: PlannedCost) -> dict[str, float]:
 
 def cost_lines(cost: PlannedCost) -> list[str]:
     """A cost in words, for `plan` and `advise`: the total, its parts that add up to it, and what several runs cost."""
-    parts, why = shown_parts(cost), cost.explained or {}
+    parts, explanations = shown_parts(cost), cost.explained or {}
     width = max((len(usd_words(usd)) for usd in parts.values()), default=0)
     expected, high = usd_words(cost.usd or 0.0), usd_words(cost.p90 or 0.0)
     spread = f"; one time in ten more than {high}" if high != expected else ""
-    one = " of this run" if cost.until_kept else ""  # else the runs are those that were named
-    lines = [f"Cost{one}: {expected} expected{spread}"]
-    lines += [f"  {usd_words(usd):>{width}}  {name}: {why[name]}" for name, usd in parts.items()]
-    if words := until_kept_words(cost):
-        lines.append(f"{words.removesuffix('.')} (--runs 3 --setup-hours 0.5 --evaluation-hours 0.5)")
+    run_note = " of this run" if cost.until_kept else ""  # else the runs are those that were named
+    lines = [f"Cost{run_note}: {expected} expected{spread}"]
+    lines += [f"  {usd_words(usd):>{width}}  {name}: {explanations[name]}" for name, usd in parts.items()]
+    if text := until_kept_words(cost):
+        lines.append(f"{text.removesuffix('.')} (--runs 3 --setup-hours 0.5 --evaluation-hours 0.5)")
     return lines
 
 
@@ -120,24 +122,26 @@ def _count(value: int) -> str:
 def serving_lines(model: str, table: Sequence[ServingFit], context: int, concurrency: int) -> list[str]:
     """The memory of each format, then its speed on each machine."""
     machines: dict[str, list[ServingFit]] = {}
-    for each in table:
-        machines.setdefault(each.machine, []).append(each)
+    for serving in table:
+        machines.setdefault(serving.machine, []).append(serving)
     first = next(iter(machines.values()))
     lines = [f"{model}: {counted(concurrency, 'request')} at a time of {context:,} tokens", ""]
-    lines.append(f"{'':<16}" + "".join(f"{each.format:>16}" for each in first))
+    lines.append(f"{'':<16}" + "".join(f"{entry.format:>16}" for entry in first))
     for title, field in (("weights GiB", "weights_gib"), ("keys, values", "cache_gib")):
-        lines.append(f"{title:<16}" + "".join(f"{getattr(each, field):>16.1f}" for each in first))
+        lines.append(f"{title:<16}" + "".join(f"{getattr(entry, field):>16.1f}" for entry in first))
     lines += ["", "tokens a second written to all requests together (to one alone); N x: so many GPUs are needed"]
     for machine, row in machines.items():
         cells = []
-        for each in row:
-            count = f"{each.gpus}x " if each.gpus > 1 else ""
-            speeds = None if each.one is None or each.all is None else f"{_short(each.all)} ({_short(each.one)})"
+        for serving in row:
+            count = f"{serving.gpus}x " if serving.gpus > 1 else ""
+            speeds = (
+                None if serving.one is None or serving.all is None else f"{_short(serving.all)} ({_short(serving.one)})"
+            )
             cells.append(f"{count}{speeds}" if speeds else "-")
         lines.append(f"{machine:<16}" + "".join(f"{cell:>16}" for cell in cells))
     if len(first) == len(table):
-        lines.append(f"{'prompt tokens/s':<16}" + "".join(f"{each.prompt or 0:>16,.0f}" for each in first))
-        lines.append(f"{'GiB in all':<16}" + "".join(f"{each.peak_gib:>16.1f}" for each in first))
+        lines.append(f"{'prompt tokens/s':<16}" + "".join(f"{entry.prompt or 0:>16,.0f}" for entry in first))
+        lines.append(f"{'GiB in all':<16}" + "".join(f"{entry.peak_gib:>16.1f}" for entry in first))
     return lines
 
 

@@ -35,7 +35,9 @@ FEWEST_SHARED = 0.3  # of the words; texts with less in common would be marked a
 def side_by_side(first: str, second: str) -> tuple[Parts, Parts]:
     """Two texts with the words marked that only one of them has; case and white space do not count."""
     a, b = WORD.findall(first), WORD.findall(second)
-    folded_a, folded_b = ([" " if word.isspace() else word.casefold() for word in words] for words in (a, b))
+    folded_a, folded_b = (
+        [" " if word.isspace() else word.casefold() for word in tokens_of_text] for tokens_of_text in (a, b)
+    )
     left: Parts = []
     right: Parts = []
     for tag, i, j, k, m in difflib.SequenceMatcher(None, folded_a, folded_b, autojunk=False).get_opcodes():
@@ -44,23 +46,23 @@ def side_by_side(first: str, second: str) -> tuple[Parts, Parts]:
     return [p for p in left if p[1]], [p for p in right if p[1]]
 
 
-def from_difference(one: str, other: str, most: int) -> tuple[str, str]:
+def from_difference(first: str, other: str, most: int) -> tuple[str, str]:
     """Two texts without the beginning that both share, where it would fill the room (`most` characters) of the rest."""
-    same = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    same = next((i for i, (a, b) in enumerate(zip(first, other, strict=False)) if a != b), min(len(first), len(other)))
     start = same - most // 4
-    if max(len(one), len(other)) <= most or start <= 0:
-        return one, other
-    return "… " + one[start:], "… " + other[start:]
+    if max(len(first), len(other)) <= most or start <= 0:
+        return first, other
+    return "… " + first[start:], "… " + other[start:]
 
 
-def same_end(one: str, other: str, most: int) -> tuple[str, str]:
+def same_end(first: str, other: str, most: int) -> tuple[str, str]:
     """Two excerpts of at most `most` characters that end at the same place of their texts, so that these are compared.
 
     A text of `EXCERPT` characters and an ellipsis was cut by who wrote it.
     """
-    if not any(len(text) > most or (text.endswith("…") and len(text) > EXCERPT) for text in (one, other)):
-        return one, other
-    a, b = (text[:most].removesuffix("…") for text in (one, other))
+    if not any(len(text) > most or (text.endswith("…") and len(text) > EXCERPT) for text in (first, other)):
+        return first, other
+    a, b = (text[:most].removesuffix("…") for text in (first, other))
     for shift in range(min(max(len(a), len(b)), most)):
         for longer, shorter in ((b, a), (a, b)):
             stem = longer[: len(longer) - shift]
@@ -229,7 +231,7 @@ def _judge(evaluation: EvaluationManifest, samples: Sequence[Sample]) -> _RowJud
     return _RowJudge(metric, plain, apart, whole, field)
 
 
-def judged_sample(sample: Sample, place: int, system: str, names: Sequence[str], judge: _RowJudge) -> JudgedSample:
+def judged_sample(sample: Sample, position: int, system: str, names: Sequence[str], judge: _RowJudge) -> JudgedSample:
     """What a row tells: who is right, or, where that says little, who is nearer to the reference."""
     answered = [name for name in names if name in sample.baselines]
     right, confidence = is_right(sample), number(sample.confidence)
@@ -240,23 +242,23 @@ def judged_sample(sample: Sample, place: int, system: str, names: Sequence[str],
             differing = differing_fields(sample.reference, sample.prediction)
         score = number(sample.scores.get(judge.metric))
         if score is None or not judge.right_or_wrong:
-            return _by_score(sample, place, judge, dict.fromkeys(answered), differing)
+            return _by_score(sample, position, judge, dict.fromkeys(answered), differing)
         right, others = score == 1, {name: _right_by_score(sample, name, score, judge) for name in answered}
         field = judge.metric.rpartition(".")[0].replace("_", " ")
         about, confidence, label = f"{field}: " if field else "", None, judge.value(sample.reference)
     rivals = [name for name, good in others.items() if (good is False if right else good)]  # with the other outcome
     sure = "" if confidence is None else f" (confidence {confidence:.2f})"
-    why = f"{system} is {'right' if right else 'wrong'}{sure}"
+    reason = f"{system} is {'right' if right else 'wrong'}{sure}"
     if rivals:
         names = rivals[0] if len(rivals) == 1 else f"{', '.join(rivals[:-1])} and {rivals[-1]}"
-        kind, why = ("won", f"{why}, {names} wrong") if right else ("lost", f"{why}, {names} right")
+        kind, reason = ("won", f"{reason}, {names} wrong") if right else ("lost", f"{reason}, {names} right")
     elif right:
         kind = "unsure" if confidence is not None and confidence < 0.6 else "rest"
     else:
         kind = "wrong"
-        why += ", as the others shown are" if others and all(good is False for good in others.values()) else ""
-    why = f"{about}{why}: {differing}" if differing else about + why
-    return JudgedSample(sample, place, kind, why, right, others, confidence, label)
+        reason += ", as the others shown are" if others and all(good is False for good in others.values()) else ""
+    reason = f"{about}{reason}: {differing}" if differing else about + reason
+    return JudgedSample(sample, position, kind, reason, right, others, confidence, label)
 
 
 def _right_by_score(sample: Sample, name: str, own_score: float, judge: _RowJudge) -> bool | None:
@@ -270,7 +272,7 @@ def _right_by_score(sample: Sample, name: str, own_score: float, judge: _RowJudg
 
 
 def _by_score(
-    sample: Sample, place: int, judge: _RowJudge, others: dict[str, bool | None], differing: str
+    sample: Sample, position: int, judge: _RowJudge, others: dict[str, bool | None], differing: str
 ) -> JudgedSample:
     """A row without right and wrong: nearer to the reference than others, or farther, by the metric that decides.
 
@@ -282,10 +284,10 @@ def _by_score(
         pair = rows.get(sample.id)
         if pair and name in others:
             mine, theirs = pair
-            why = f"{title_of(metric)} {metric_text(mine, metric)} against {metric_text(theirs, metric)} of {name}"
-            why += f": {differing}" if differing else ""
-            return JudgedSample(sample, place, "won" if mine > theirs else "lost", why, None, others, value)
-    return JudgedSample(sample, place, "rest", differing, None, others, value)
+            reason = f"{title_of(metric)} {metric_text(mine, metric)} against {metric_text(theirs, metric)} of {name}"
+            reason += f": {differing}" if differing else ""
+            return JudgedSample(sample, position, "won" if mine > theirs else "lost", reason, None, others, value)
+    return JudgedSample(sample, position, "rest", differing, None, others, value)
 
 
 def order_of_interest(judged: Sequence[JudgedSample]) -> list[JudgedSample]:

@@ -101,8 +101,8 @@ def closing_table(facts: f.RunFiles, width: int = 80) -> list[RenderableType]:
         promises.add_column("actual", style="bold", no_wrap=True)
         promises.add_column("", no_wrap=True)
         for line in outcome:
-            words = Text(line.words, "green" if line.inside else "yellow")
-            promises.add_row(line.name, line.predicted, line.actual, words)
+            text = Text(line.words, "green" if line.inside else "yellow")
+            promises.add_row(line.name, line.predicted, line.actual, text)
         parts.append(promises)
     if share := mfu_words(facts.run.mfu if facts.run else None):
         parts.append(Text(f"How well the steps used this machine (MFU): {share}."))

@@ -122,8 +122,8 @@ class ServiceTime:
         """Milliseconds that a request takes in all; 0 while nothing is known."""
         if not self.known:
             return 0.0
-        each = max(self.rest.predict((1.0, active)), 0.0) if self.rest.seen else 0.0
-        return self.first_ms(prompt_tokens, active) + each * min(self.length or longest, longest)
+        token_ms = max(self.rest.predict((1.0, active)), 0.0) if self.rest.seen else 0.0
+        return self.first_ms(prompt_tokens, active) + token_ms * min(self.length or longest, longest)
 
     def learn(self, prompt: int, active: int, tokens: int, first_ms: float, total_ms: float, ahead: int = 0) -> None:
         """Take a request in that was answered to its end.
@@ -213,28 +213,28 @@ class Admission:
     async def enter(self, work: Work) -> QueuePlace:
         """Wait until the engine has room; ApiError: the server is stopping, too many wait, or it would be late."""
         self._refuse_where_closed()
-        place = QueuePlace(work, self.clock())
-        self._refuse_late(place)
+        turn = QueuePlace(work, self.clock())
+        self._refuse_late(turn)
         if len(self.active) < self.slots and not self.waiting:
-            self._start(place)
-            return place
+            self._start(turn)
+            return turn
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._count += 1
-        heapq.heappush(self._queue, (self._due(place), self._count, place, future))
+        heapq.heappush(self._queue, (self._due(turn), self._count, turn, future))
         self._waiting[work.key] += 1
         self._next()  # those that seemed to wait may be clients that have left
         try:
             await future
         except asyncio.CancelledError:
             if future.done() and not future.cancelled():  # it was let in at the same moment
-                self.leave(place, 0)
+                self.leave(turn, 0)
             else:
                 future.cancel()
                 self._gone(work.key)
             raise
-        if not place.started:
+        if not turn.started:
             self._refuse_where_closed()
-        return place
+        return turn
 
     def _refuse_where_closed(self) -> None:
         if self.closed:
@@ -243,9 +243,11 @@ class Admission:
     @property
     def _unread(self) -> int:
         """Tokens of prompts at work whose first token has not come."""
-        return sum(each.work.prompt_tokens for each in self.active.values() if each.reading)
+        return sum(
+            active_request.work.prompt_tokens for active_request in self.active.values() if active_request.reading
+        )
 
-    def leave(self, place: QueuePlace, tokens: int, first_ms: float | None = None, *, whole: bool = False) -> None:
+    def leave(self, turn: QueuePlace, tokens: int, first_ms: float | None = None, *, whole: bool = False) -> None:
         """Give a place back. A second call does nothing.
 
         Args:
@@ -253,23 +255,23 @@ class Admission:
             first_ms: from the start to the first token; None: there was none.
             whole: it was answered to its end, so that it teaches how long requests take.
         """
-        if place.left:
+        if turn.left:
             return
-        place.left = True
-        if place.started and len(self.active) >= self.slots:
+        turn.left = True
+        if turn.started and len(self.active) >= self.slots:
             gap = (self.clock() - self._full_since) * 1000
             self.gap_ms = gap if not self.gap_ms else 0.9 * self.gap_ms + 0.1 * gap
             self._full_since = self.clock()
-        self.active.pop(id(place), None)
+        self.active.pop(id(turn), None)
         if first_ms is not None:
-            work, now = place.work, self.clock()
-            on_time = (place.started - place.arrived) * 1000 + first_ms <= work.deadline_ms
+            work, now = turn.work, self.clock()
+            on_time = (turn.started - turn.arrived) * 1000 + first_ms <= work.deadline_ms
             self.tally.on_time += on_time
             self.tally.late += not on_time
             times = self.times(work.model)
             if whole and now - times.learned >= LEARN_EVERY:
-                times.learned, total = now, (now - place.started) * 1000
-                times.learn(work.prompt_tokens, place.active, tokens, first_ms, total, place.ahead)
+                times.learned, total = now, (now - turn.started) * 1000
+                times.learn(work.prompt_tokens, turn.active, tokens, first_ms, total, turn.ahead)
         self._next()
 
     @contextlib.contextmanager
@@ -278,8 +280,8 @@ class Admission:
         self._refuse_where_closed()
         if (n := self.in_background) >= self.most_waiting:
             self.tally.refused += 1
-            what = f"{counted(n, 'request')} of low urgency {verb(n, 'is', 'are')} waiting already"
-            raise ApiError(429, what, code="queue_full", headers={"Retry-After": "10"})
+            message = f"{counted(n, 'request')} of low urgency {verb(n, 'is', 'are')} waiting already"
+            raise ApiError(429, message, code="queue_full", headers={"Retry-After": "10"})
         self.in_background += 1
         try:
             yield
@@ -301,16 +303,16 @@ class Admission:
             self._idle.append(future)
             await future
 
-    def _start(self, place: QueuePlace) -> None:
+    def _start(self, turn: QueuePlace) -> None:
         self.tally.accepted += 1
-        place.started = self.clock()
-        place.ahead = self._unread
-        self.active[id(place)] = place
-        place.active = len(self.active)
-        if place.active == self.slots and not self.waiting:
-            self._full_since = place.started
-        work = place.work
-        place.total_ms = self.times(work.model).total_ms(work.prompt_tokens, place.active, work.longest)
+        turn.started = self.clock()
+        turn.ahead = self._unread
+        self.active[id(turn)] = turn
+        turn.active = len(self.active)
+        if turn.active == self.slots and not self.waiting:
+            self._full_since = turn.started
+        work = turn.work
+        turn.total_ms = self.times(work.model).total_ms(work.prompt_tokens, turn.active, work.longest)
 
     def _gone(self, key: str) -> None:
         self._waiting[key] -= 1
@@ -319,33 +321,36 @@ class Admission:
 
     def _next(self) -> None:
         while self._queue and len(self.active) < self.slots:
-            _, _, place, future = heapq.heappop(self._queue)
+            _, _, turn, future = heapq.heappop(self._queue)
             if future.done():  # its client has left
                 continue
-            self._gone(place.work.key)
-            self._start(place)
+            self._gone(turn.work.key)
+            self._start(turn)
             future.set_result(None)
         if not self._queue and (self.closed or len(self.active) < self.slots):
             idle, self._idle = self._idle, []
             _release(idle)
 
-    def _due(self, place: QueuePlace) -> float:
+    def _due(self, turn: QueuePlace) -> float:
         """Arrival + deadline * patience of the class - the time that it takes + that of the key's waiting requests.
 
         So a more urgent class goes first, within it what has least slack; no key holds up the others, and no request
         that has waited long enough is overtaken.
         """
-        work = place.work
+        work = turn.work
         takes = self.times(work.model).total_ms(work.prompt_tokens, self.slots, work.longest)
         others = self._waiting[work.key] * takes / self.slots
-        return place.arrived + (work.deadline_ms * PATIENCE[work.rank] - takes + others) / 1000
+        return turn.arrived + (work.deadline_ms * PATIENCE[work.rank] - takes + others) / 1000
 
-    def wait_ms(self, place: QueuePlace) -> float:
+    def wait_ms(self, turn: QueuePlace) -> float:
         """Predicted milliseconds until a request that comes now is let in."""
         if len(self.active) < self.slots and not self.waiting:
             return 0.0
-        now, due = self.clock(), self._due(place)
-        free = sorted(max(each.total_ms - (now - each.started) * 1000, 0.0) for each in self.active.values())
+        now, due = self.clock(), self._due(turn)
+        free = sorted(
+            max(active_request.total_ms - (now - active_request.started) * 1000, 0.0)
+            for active_request in self.active.values()
+        )
         free += [0.0] * (self.slots - len(free))
         ahead = sorted(item[:3] for item in self._queue if item[0] <= due and not item[3].done())
         heapq.heapify(free)
@@ -358,29 +363,31 @@ class Admission:
     def _queue_words(self) -> str:
         return f"{counted(self.waiting, 'request')} {verb(self.waiting, 'is', 'are')} waiting"
 
-    def _refuse_late(self, place: QueuePlace) -> None:
+    def _refuse_late(self, turn: QueuePlace) -> None:
         """Refuse what is late because others are before it; not what is late alone too, which waiting does not help."""
-        work, times = place.work, self.times(place.work.model)
+        work, times = turn.work, self.times(turn.work.model)
         if self.waiting >= self.most_waiting:
             self.tally.refused += 1
             raise ApiError(429, f"{self._queue_words()} already", code="queue_full", headers={"Retry-After": "1"})
         if not times.known:
             return
-        wait, ahead = self.wait_ms(place), self._unread
+        wait, ahead = self.wait_ms(turn), self._unread
         active = min(len(self.active) + 1, self.slots)
         first = times.first_ms(work.prompt_tokens, active, ahead)
-        place.predicted_ms = wait + first
+        turn.predicted_ms = wait + first
         promised = work.deadline_ms * max(PATIENCE[work.rank], 1.0)
         if (alone := times.first_ms(work.prompt_tokens, 1)) > promised:
             promised = times.calibration.bound(alone)
         bound = wait + times.calibration.bound(first)
         if self.refuse and work.refusable and (wait > 0 or ahead) and bound > promised:
             self.tally.refused += 1
-            after, late = str(max(math.ceil((bound - promised) / 1000), 1)), f"{place.predicted_ms:.0f}"
-            what = f"The first token would come after {late} ms; {work.promise} allows {promised:.0f} ms; "
-            what += f"{self._queue_words()}. Try again later, or have the limit raised; "
-            what += "objective.admission=queue lets requests wait"
-            raise ApiError(429, what, code="deadline", headers={"Retry-After": after, "x-tuneloop-predicted-ms": late})
+            after, late = str(max(math.ceil((bound - promised) / 1000), 1)), f"{turn.predicted_ms:.0f}"
+            message = f"The first token would come after {late} ms; {work.promise} allows {promised:.0f} ms; "
+            message += f"{self._queue_words()}. Try again later, or have the limit raised; "
+            message += "objective.admission=queue lets requests wait"
+            raise ApiError(
+                429, message, code="deadline", headers={"Retry-After": after, "x-tuneloop-predicted-ms": late}
+            )
 
 
 def _release(futures: Iterable[asyncio.Future[None]]) -> None:
@@ -555,17 +562,17 @@ class Ledger:
         account, now, limits = self._account(key), self.clock(), key.limits
         if limits.budget_usd is not None and account.spent + account.reserved + usd > limits.budget_usd + 1e-12:
             spent = f"{account.spent:.4f} of its {limits.budget_usd:.4f} USD, {account.reserved:.4f} are reserved"
-            what = f"The key {key.name!r} has spent {spent}, and this request may cost {usd:.6f}"
-            raise Refusal("insufficient_quota", what)
+            message = f"The key {key.name!r} has spent {spent}, and this request may cost {usd:.6f}"
+            raise Refusal("insufficient_quota", message)
         if account.requests is not None and not again and (wait := account.requests.take(1, now)):
             allowed = counted(limits.rpm or 0, "request")
-            what = f"The key {key.name!r} allows {allowed} a minute"
-            raise Refusal("rate_limit_exceeded", what, wait, self.headers(key))
+            message = f"The key {key.name!r} allows {allowed} a minute"
+            raise Refusal("rate_limit_exceeded", message, wait, self.headers(key))
         if account.tokens is not None and (wait := account.tokens.take(tokens, now)):
             if account.requests is not None and not again:
                 account.requests.left += 1
-            what = f"The key {key.name!r} allows {limits.tpm} tokens a minute"
-            raise Refusal("rate_limit_exceeded", what, wait, self.headers(key))
+            message = f"The key {key.name!r} allows {limits.tpm} tokens a minute"
+            raise Refusal("rate_limit_exceeded", message, wait, self.headers(key))
         account.reserved += usd
         return Reservation(key.id, tokens, usd)
 

@@ -70,22 +70,22 @@ async def prove(engine: ServingEngine, canaries: Sequence[CanaryRow], *, least: 
         facts = engine.adapters.get(adapter)
         where = f"{engine.name}, {facts.source if facts else engine.base}"
         answers = await _answers(engine, rows, adapter)
-        if why := next((answer.error for answer in answers if answer.error), ""):
-            raise UserError(f"A row can't be answered: {why}", where=where, next_step="see the engine's log")
+        if reason := next((answer.error for answer in answers if answer.error), ""):
+            raise UserError(f"A row can't be answered: {reason}", where=where, next_step="see the engine's log")
         if adapter != BASE and _unchanged(answers, await _answers(engine, rows, BASE)):
             count = f"{counted(len(rows), 'row')} {verb(len(rows), 'gets', 'get')}"
-            what = f"The adapter changes nothing: {count} the base model's answers and probabilities"
+            message = f"The adapter changes nothing: {count} the base model's answers and probabilities"
             step = "check that it was trained on this base, and that the engine applies it"
-            raise UserError(what, where=where, next_step=step)
+            raise UserError(message, where=where, next_step=step)
         others = [(row, answer) for row, answer in zip(rows, answers, strict=True) if not is_expected(answer, row)]
         partings = [await parting_of(engine, row, answer) for row, answer in others]
         same, ties = len(rows) - len(others), sum(parting is not None and parting.is_tie for parting in partings)
         if same + ties < least * len(rows):
             row, answer = others[0]
             count = f"{same} of {counted(len(rows), 'answer')} {verb(same, 'is', 'are')} those of the evaluation"
-            what = f"{count}; the first other one is {answer.text[:60]!r} instead of {row.expected[:60]!r}"
+            message = f"{count}; the first other one is {answer.text[:60]!r} instead of {row.expected[:60]!r}"
             step = "check that base, adapter and template belong together, and evaluate what is served"
-            raise UserError(what, where=where, next_step=step)
+            raise UserError(message, where=where, next_step=step)
         proofs.append(Proof(adapter, len(rows), same, ties))
     return proofs
 
@@ -104,8 +104,8 @@ async def prove_base(engine: ServingEngine, rows: Sequence[CanaryRow]) -> None:
     alone = await asyncio.gather(*(complete(engine, request) for request in requests))
     others = [replace(request, adapter=name) for name in engine.adapters for request in requests]
     mixed = (await asyncio.gather(*(complete(engine, request) for request in [*others, *requests])))[len(others) :]
-    for one, other in zip(alone, mixed, strict=True):
-        for a, b in zip(one.logprobs or (), other.logprobs or (), strict=False):
+    for first, other in zip(alone, mixed, strict=True):
+        for a, b in zip(first.logprobs or (), other.logprobs or (), strict=False):
             tops = {b.id: b.logprob, **dict(b.top)}
             if abs(a.logprob - tops.get(a.id, -math.inf)) > MIXED:
                 step = (
@@ -149,7 +149,7 @@ async def parting_of(engine: ServingEngine, row: CanaryRow, answer: Completion) 
         None where one answer is the beginning of the other, or the tokens are not known.
     """
     pairs = zip(row.expected_ids, answer.token_ids, strict=False)
-    at = next((i for i, (one, other) in enumerate(pairs) if one != other), None)
+    at = next((i for i, (first, other) in enumerate(pairs) if first != other), None)
     if at is None:
         return None
     request = row.request

@@ -201,7 +201,7 @@ class ServeConfig(Config):
     def urls(self) -> list[str]:
         """The servers that answer in place of an engine here."""
         names = self.engine if isinstance(self.engine, list) else self.engine.split(",")
-        return [each.strip() for each in names if each.strip().startswith(("http://", "https://"))]
+        return [name.strip() for name in names if name.strip().startswith(("http://", "https://"))]
 
     @property
     def store(self) -> str:
@@ -216,4 +216,4 @@ class ServeConfig(Config):
     @property
     def priced(self) -> bool:
         """Whether tokens have a price, without which a budget is never used up."""
-        return any(each.input or each.output for each in (self.prices, *self.prices.sources.values()))
+        return any(price.input or price.output for price in (self.prices, *self.prices.sources.values()))

@@ -60,10 +60,10 @@ class CostRow:
         """It in a line of a table."""
         values = self.to_json()
         usd = self.usd if self.machine_usd is None else self.machine_usd
-        million, each = values["usd_per_million_tokens"] or 0, values["usd_per_request"] or 0
+        million, request_usd = values["usd_per_million_tokens"] or 0, values["usd_per_request"] or 0
         requests = f"{name[:24]:<24} {self.requests:>9,} {self.failed:>7,} {self.refused:>7,}"
         work = f"{self.prompt_tokens:>12,} {self.completion_tokens:>12,} {self.seconds:>9,.1f}"
-        return f"{requests} {work} {usd:>10,.4f} {million:>9,.3f} {each:>10,.6f}"
+        return f"{requests} {work} {usd:>10,.4f} {million:>9,.3f} {request_usd:>10,.6f}"
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Costs:
             "since": self.since or None, "hours": self.hours, "utilisation": self.utilisation,
             "usd_per_hour": self.usd_per_hour or None, "month_usd": self.month_usd,
             "total": self.total.to_json(), "by": groups,
-            "hosted": [asdict(each) for each in self.hosted],
+            "hosted": [asdict(hosted) for hosted in self.hosted],
             "forecast": asdict(self.forecast) if self.forecast else None,
         }  # fmt: skip
 
@@ -145,33 +145,33 @@ class Costs:
             line = f"planned on {plan.machine}{other}: {speed}, {plan.usd_per_million_full:,.3g} USD for 1M tokens"
             line += " at full load"
             yield line + ("" if plan.usd_per_million is None else f", {plan.usd_per_million:,.3g} when as idle as here")
-        for each in self.hosted:
-            line = f"{each.provider} {each.model} ({each.date}): {each.usd:,.4f} USD for the same tokens"
-            if each.tokens_a_month is not None:
-                line += f"; this machine is cheaper from {each.tokens_a_month / 1e6:,.0f}M tokens a month on"
-                line += "" if each.reachable else ", which is more than it can do"
+        for hosted in self.hosted:
+            line = f"{hosted.provider} {hosted.model} ({hosted.date}): {hosted.usd:,.4f} USD for the same tokens"
+            if hosted.tokens_a_month is not None:
+                line += f"; this machine is cheaper from {hosted.tokens_a_month / 1e6:,.0f}M tokens a month on"
+                line += "" if hosted.reachable else ", which is more than it can do"
             yield line
 
 
-def costs_of(place: Path | str, since: str = "", usd_per_hour: float | None = None, gpu: str = "") -> Costs:
+def costs_of(location: Path | str, since: str = "", usd_per_hour: float | None = None, gpu: str = "") -> Costs:
     """What the requests of a server cost; UserError: there is no store.
 
     Args:
-        place: the server's folder, or its store.
+        location: the server's folder, or its store.
         since: ISO time; empty: all of them.
         usd_per_hour: of the machine; None: `prices.usd_per_hour` of the server's settings.
         gpu: of the planner's forecast; empty: the server's own, at the price of its machine, or a common one where
             the planner does not know that.
     """
-    file = store_folder(place) / ServerState.file
+    file = store_folder(location) / ServerState.file
     state = read_record(ServerState, file) if file.is_file() else ServerState()
     price = state.usd_per_hour if usd_per_hour is None else usd_per_hour
-    with opened(place) as store:
+    with opened(location) as store:
         # Each alone is looked up in the index; both at once are not in SQLite.
-        queries = (f"SELECT {each}(time) FROM requests WHERE time >= ?" for each in ("MIN", "MAX"))
+        queries = (f"SELECT {function}(time) FROM requests WHERE time >= ?" for function in ("MIN", "MAX"))
         first, last = (store.execute(query, [since]).fetchone()[0] for query in queries)
         groups = _groups(store, since)
-        rows = {by: _rows(groups, place) for place, by in enumerate(BY)}
+        rows = {by: _rows(groups, column) for column, by in enumerate(BY)}
         (whole,) = _rows(groups, None) or [("all", *[0] * len(SUMS))]
     span = (datetime.fromisoformat(last) - datetime.fromisoformat(first)).total_seconds() if first else 0.0
     seconds = whole[5] or 0.0
@@ -186,7 +186,7 @@ def costs_of(place: Path | str, since: str = "", usd_per_hour: float | None = No
 
     total = row(whole)
     busy = seconds / (hours * 3600) if hours else 0.0
-    by_name = {by: [row(each) for each in groups] for by, groups in rows.items()}
+    by_name = {by: [row(group) for group in groups] for by, groups in rows.items()}
     hosted, forecast = _hosted(state.base, total, price), _forecast(state, total, busy, price, gpu)
     return Costs(since, hours, busy, price, total, by_name, hosted, forecast)
 
@@ -228,7 +228,7 @@ def _own_card(state: ServerState) -> str:
 
 def _groups(store: Database, since: str) -> list[tuple[Any, ...]]:
     """Sums of requests by all of `BY` at once, from the store's sums of whole days and the rest of the first day."""
-    days = f"SELECT {', '.join(BY)}, {', '.join(f'SUM({each})' for each in SUMS)} FROM costs WHERE day "
+    days = f"SELECT {', '.join(BY)}, {', '.join(f'SUM({item})' for item in SUMS)} FROM costs WHERE day "
     by = f" GROUP BY {', '.join(BY)}"
     day = since[:10]
     if since == day:
@@ -238,14 +238,14 @@ def _groups(store: Database, since: str) -> list[tuple[Any, ...]]:
     return first + store.execute(f"{days}> ?{by}", [day]).fetchall()
 
 
-def _rows(groups: Sequence[tuple[Any, ...]], place: int | None) -> list[tuple[Any, ...]]:
+def _rows(groups: Sequence[tuple[Any, ...]], column: int | None) -> list[tuple[Any, ...]]:
     """Sums by one of `BY`, or of all, those that took the most seconds first."""
     sums: dict[Any, list[Any]] = {}
     for group in groups:
-        sum_ = sums.setdefault("all" if place is None else group[place] or "", [0] * len(SUMS))
+        sum_ = sums.setdefault("all" if column is None else group[column] or "", [0] * len(SUMS))
         for at, value in enumerate(group[len(BY) :]):
             sum_[at] += value or 0
-    return sorted(((name, *each) for name, each in sums.items()), key=lambda row: -row[5])
+    return sorted(((name, *sums_of_name) for name, sums_of_name in sums.items()), key=lambda row: -row[5])
 
 
 def _hosted(base: str, total: CostRow, usd_per_hour: float) -> list[Hosted]:

@@ -99,8 +99,8 @@ async def embedded(gateway: Gateway, asked: EmbeddingsBody, caller: Caller) -> d
     if encoder is None:
         raise ApiError(501, MISSING, code="no_embeddings")
     if asked.model and asked.model != encoder.name:
-        what = f"The model {asked.model[:80]!r} makes no embeddings here; there is: {encoder.name}"
-        raise ApiError(404, what, param="model", code="model_not_found")
+        message = f"The model {asked.model[:80]!r} makes no embeddings here; there is: {encoder.name}"
+        raise ApiError(404, message, param="model", code="model_not_found")
     if not encoder.allowed(caller):
         raise ApiError(403, f"This key must not ask {encoder.name!r}", param="model", code="model_not_allowed")
     if gateway.admission.closed:
@@ -124,10 +124,10 @@ async def _embedded(gateway: Gateway, encoder: Embedder, asked: EmbeddingsBody, 
     began, status, sizes = time.perf_counter(), "cancelled", await encoder.sizes(texts)
     for number, size in enumerate(sizes):
         if size > LONGEST:
-            what = (
+            message = (
                 f"input[{number}] has {counted(size, 'token')}, and {encoder.name} reads {LONGEST}: send shorter parts"
             )
-            raise bad(what, f"input[{number}]", "context_length_exceeded")
+            raise bad(message, f"input[{number}]", "context_length_exceeded")
     tokens = sum(sizes)
     usd = gateway.ledger.usd(tokens, 0, encoder.name)
     reservation, used = gateway.reserve(caller.key, tokens, usd), 0
@@ -149,8 +149,12 @@ async def _embedded(gateway: Gateway, encoder: Embedder, asked: EmbeddingsBody, 
         return base64.b64encode(vector.astype("<f4").tobytes()).decode()
 
     data = [
-        {"object": "embedding", "index": number, "embedding": packed(each) if in_base64 else each.tolist()}
-        for number, each in enumerate(vectors)
+        {
+            "object": "embedding",
+            "index": number,
+            "embedding": packed(embedding_row) if in_base64 else embedding_row.tolist(),
+        }
+        for number, embedding_row in enumerate(vectors)
     ]
     counts = {"prompt_tokens": tokens, "total_tokens": tokens}
     return {"object": "list", "model": encoder.name, "data": data, "usage": counts}

@@ -195,7 +195,7 @@ class _Account:
     @property
     def tokens(self) -> int:
         """Tokens written; of choices that were cut, one for each piece that came."""
-        count = sum(each.completion_tokens for each in self.completions.values())
+        count = sum(completion.completion_tokens for completion in self.completions.values())
         return count if len(self.completions) == self.request.n else max(count, self.pieces)
 
 
@@ -331,18 +331,18 @@ class Gateway:
         ours = text.startswith("tl-")
         key = self.keyring.check(text) if ours else None
         if key is None and (ours or self.key_required):
-            what = "This key is not in use" if text else "A key is needed: Authorization: Bearer KEY"
-            raise ApiError(401, what, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+            problem = "This key is not in use" if text else "A key is needed: Authorization: Bearer KEY"
+            raise ApiError(401, problem, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
         rank = header("x-tuneloop-priority")
         if rank and rank not in ("high", "normal", "low"):
             raise ApiError(400, "x-tuneloop-priority must be high, normal or low", param="x-tuneloop-priority")
         if key is not None and rank == "high" and key.limits.priority != "high":
             rank = ""  # no one is more urgent than his key
-        names = {each: header(f"x-tuneloop-{each}") for each in ("user", "conversation")}
-        for each, name in names.items():
+        names = {name: header(f"x-tuneloop-{name}") for name in ("user", "conversation")}
+        for header_name, name in names.items():
             if len(name) > 256 or storable(name) != name:
-                message = f"x-tuneloop-{each} must be a text of at most 256 characters"
-                raise ApiError(400, message, param=f"x-tuneloop-{each}")
+                message = f"x-tuneloop-{header_name} must be a text of at most 256 characters"
+                raise ApiError(400, message, param=f"x-tuneloop-{header_name}")
         caller = Caller(key, names["user"], names["conversation"], rank, self.rights_of(key))
         charged_to.set(caller.name)
         return caller
@@ -371,8 +371,8 @@ class Gateway:
         """A model by its name; without one the first. ApiError: it is not here, or the key must not use it."""
         model = self.models.get(name) if name else next(iter(self.models.values()))
         if model is None:
-            what = f"The model {name[:80]!r} does not exist here; there are: {', '.join(self.models_for(caller))}"
-            raise ApiError(404, what, param="model", code="model_not_found")
+            message = f"The model {name[:80]!r} does not exist here; there are: {', '.join(self.models_for(caller))}"
+            raise ApiError(404, message, param="model", code="model_not_found")
         if caller.key is not None and caller.key.limits.adapters and model.name not in caller.key.limits.adapters:
             raise ApiError(403, f"This key must not ask {model.name!r}", param="model", code="model_not_allowed")
         return model
@@ -523,8 +523,8 @@ class Gateway:
         try:
             if not engine.renders(model.adapter):
                 if prompt.tools:
-                    what = "tools need the model's tokenizer here: tokenizer=MODEL in serve.yaml"
-                    raise ApiError(400, what, param="tools")
+                    message = "tools need the model's tokenizer here: tokenizer=MODEL in serve.yaml"
+                    raise ApiError(400, message, param="tools")
             else:
                 turns = ()
                 if prompt.continues is not None:
@@ -566,11 +566,11 @@ class Gateway:
         longest = request.max_new_tokens * n
         usd = self.ledger.usd(account.prompt_tokens, longest, account.model.source)
         reservation = self.reserve(key, account.prompt_tokens + longest, usd, again=account.again)
-        place = None
+        turn = None
         try:
             with self.admission.background() if background else contextlib.nullcontext():
                 if not background:
-                    place = account.place = await self.admission.enter(self._work(request, account))
+                    turn = account.place = await self.admission.enter(self._work(request, account))
                 began = self.clock.change(1)
                 try:
                     async with aclosing(self._updates(request, account)) as updates:
@@ -583,18 +583,18 @@ class Gateway:
                     raise ApiError(503, "The engine ended in the middle of the answer", code="engine")
         finally:
             tokens = account.tokens
-            if place is not None:
+            if turn is not None:
                 whole = len(account.completions) == n == 1 and not request.choices
-                first = None if account.ttft_ms is None else account.ttft_ms - 1000 * (place.started - place.arrived)
-                self.admission.leave(place, tokens, first, whole=whole)
+                first = None if account.ttft_ms is None else account.ttft_ms - 1000 * (turn.started - turn.arrived)
+                self.admission.leave(turn, tokens, first, whole=whole)
             used = (account.prompt_tokens, tokens) if account.pieces else (0, 0)
             self.ledger.settle(reservation, sum(used), self.ledger.usd(*used, account.model.source))
 
     def reserve(self, key: ApiKey | None, tokens: int, usd: float, *, again: bool = False) -> Reservation:
         """What a request may use, taken from its key; see `Ledger.reserve`. ApiError: its budget can't be kept."""
         if key is not None and key.limits.budget_usd is not None and not self.config.priced:
-            what = f"The key {key.name!r} has a budget, and this server has no prices: prices.input, prices.output"
-            raise ApiError(429, what, code="insufficient_quota")
+            message = f"The key {key.name!r} has a budget, and this server has no prices: prices.input, prices.output"
+            raise ApiError(429, message, code="insufficient_quota")
         return self.ledger.reserve(key, tokens, usd, again=again)
 
     def _updates(self, request: Request, account: _Account) -> AsyncGenerator[Update | tuple[int, Update], None]:
@@ -688,16 +688,16 @@ class Gateway:
 
     async def read_store(self, look: Callable[[Database], T | None]) -> T | None:
         """What the store says, also a moment later where other servers write to it; ApiError: it can't be read."""
-        place = self.config.store
+        path = self.config.store
 
         def work() -> T | None:
-            with opened(place) as store:
+            with opened(path) as store:
                 return look(store)
 
         try:
             loop = asyncio.get_running_loop()
             value = await loop.run_in_executor(_LOOKING, work)
-            if not value and is_database_url(place):
+            if not value and is_database_url(path):
                 await asyncio.sleep(ELSEWHERE)
                 value = await loop.run_in_executor(_LOOKING, work)
             return value

@@ -137,7 +137,7 @@ def revoke_key(folder: Path | str, name: str) -> ApiKey:
             raise UserError(f"No key in use is named {name!r:.80}", where=str(Path(folder) / FILE), next_step=step)
         revoked = key.model_copy(update={"revoked": utc_now()})
         note_keys(Path(folder), revoked.id)
-        _write(folder, [revoked if each is key else each for each in file.keys], open_=file.open)
+        _write(folder, [revoked if old_key is key else old_key for old_key in file.keys], open_=file.open)
     return revoked
 
 
@@ -154,9 +154,9 @@ def refuse_budget_without_prices(budgets: Sequence[str], priced: bool, where: st
         where: the prices belong, for the UserError.
     """
     if budgets and not priced:
-        what = f"The budget of {', '.join(budgets)} would never be used up: the server has no prices of tokens"
+        message = f"The budget of {', '.join(budgets)} would never be used up: the server has no prices of tokens"
         step = "start it with its prices, USD for a million tokens: prices.input=0.1 prices.output=0.4"
-        raise UserError(what, where=where, next_step=step)
+        raise UserError(message, where=where, next_step=step)
 
 
 def refuse_unpriced_budget(folder: Path | str, name: str) -> None:

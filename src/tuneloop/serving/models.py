@@ -100,11 +100,11 @@ def open_model(kind: EngineKind, name: str, source: str, task_of: str = "", base
     """An adapter or model for an engine, with its own task or that of `task_of`, on a base (empty: not known yet)."""
     if elsewhere := hosted(source):
         return Opened(name, source, source, Served(elsewhere[1]), None, False)
-    place = local_name(source)
-    if kind_of_name(place) != "local":
+    local = local_name(source)
+    if kind_of_name(local) != "local":
         step = "name a run or artifact, or a server's model as URL#MODEL"
         raise UserError("Only models on this machine can be adapters", where=masked(source), next_step=step)
-    target = target_of(kind, place)
+    target = target_of(kind, local)
     task = (open_with_task(task_of).task if task_of else None) or task_inside(target)
     under, weights = target.served_on(base)
     loaded = None if weights is None else Served(weights, task.chat_template if task else "")
@@ -131,7 +131,7 @@ class ServerDeployment:
     def models(self) -> dict[str, ServedModel]:
         """The models by name, once the engine is started: those that were tuned, then the base, if it is served."""
         template = _template_of(self.tokenizer or self.base)
-        models = {each.name: _served(each, self.adapter_of(each), template) for each in self.opened}
+        models = {opened.name: _served(opened, self.adapter_of(opened), template) for opened in self.opened}
         if all(model.adapter != BASE for model in models.values()) and not getattr(self.engine, "merged", False):
             name = Path(self.base).name if Path(self.base).exists() else self.base
             decode, created = template.decode if template else None, _written(self.base, template)
@@ -140,10 +140,15 @@ class ServerDeployment:
 
     def candidate_models(self) -> dict[str, ServedModel]:
         """The models of experiments by the names of these, once the engine is started."""
-        proved = {name: each for name, each in self.candidates.items() if name not in self.left_out}
-        bases = {each.base: "" if each.base == self.base else each.base for each in proved.values()}
+        proved = {name: candidate for name, candidate in self.candidates.items() if name not in self.left_out}
+        bases = {
+            opened_model.base: "" if opened_model.base == self.base else opened_model.base
+            for opened_model in proved.values()
+        }
         templates = {base: _template_of(further or self.tokenizer or self.base) for base, further in bases.items()}
-        return {name: _served(each, self.adapter_of(each), templates[each.base]) for name, each in proved.items()}
+        return {
+            name: _served(opened, self.adapter_of(opened), templates[opened.base]) for name, opened in proved.items()
+        }
 
 
 def _template_of(base: str) -> Template | None:
@@ -156,30 +161,32 @@ def _template_of(base: str) -> Template | None:
         return None
 
 
-def _served(each: Opened, adapter: str, template: Template | None) -> ServedModel:
-    task = each.task
-    template = None if hosted(each.source) else template
-    labels = tuple(task.labels or ()) if task is not None and each.chooses else ()
-    tokens: dict[str, int] = dict.fromkeys(labels, 1) if each.is_classifier else {}
+def _served(opened_model: Opened, adapter: str, template: Template | None) -> ServedModel:
+    task = opened_model.task
+    template = None if hosted(opened_model.source) else template
+    labels = tuple(task.labels or ()) if task is not None and opened_model.chooses else ()
+    tokens: dict[str, int] = dict.fromkeys(labels, 1) if opened_model.is_classifier else {}
     if labels and template is not None:
-        ids = label_ids(with_template(template, each.template), labels, [{"role": "user", "content": "x"}])
+        ids = label_ids(with_template(template, opened_model.template), labels, [{"role": "user", "content": "x"}])
         tokens = {label: len(each_ids) for label, each_ids in zip(labels, ids, strict=True)}
     release, decode = "", template.decode if template else None
-    if registered := registered_name(each.source):
-        release = f"{registered[0]}/{version_of(open_registry(), each.source).version}"
-    created = _written(each.loaded.source if each.loaded is not None else each.base, template)
+    if registered := registered_name(opened_model.source):
+        release = f"{registered[0]}/{version_of(open_registry(), opened_model.source).version}"
+    created = _written(opened_model.loaded.source if opened_model.loaded is not None else opened_model.base, template)
     longest, read = (task.max_new_tokens, prompt_of(task)) if task else (None, None)
-    return ServedModel(each.name, adapter, release, labels, tokens, longest, read, each.source, decode, created)
+    return ServedModel(
+        opened_model.name, adapter, release, labels, tokens, longest, read, opened_model.source, decode, created
+    )
 
 
 def _written(source: str, template: Template | None) -> int:
     """When weights were written, in seconds since 1970; now, where they are elsewhere, as their template then is."""
-    place = Path(source).expanduser()
-    if not place.exists() and template is not None:
+    local = Path(source).expanduser()
+    if not local.exists() and template is not None:
         with contextlib.suppress(UserError, OSError, ValueError):
-            place = resolve(source)
-    weights = (place.glob(pattern) for pattern in ("*.safetensors", "*.gguf", "encoder/*.safetensors"))
-    files = [place] if place.is_file() else [*itertools.chain(*weights)]
+            local = resolve(source)
+    weights = (local.glob(pattern) for pattern in ("*.safetensors", "*.gguf", "encoder/*.safetensors"))
+    files = [local] if local.is_file() else [*itertools.chain(*weights)]
     return int(max((file.stat().st_mtime for file in files), default=time.time()))
 
 
@@ -194,29 +201,31 @@ def deployment_of(config: ServeConfig, candidates: Mapping[str, Candidate] | Non
         return _endpoints(config, candidates or {})
     names = [kind.name for kind in reversed(ENGINES)]
     if config.engine not in ("auto", *names):
-        what = f"No such engine {masked(str(config.engine))!r:.80}"
+        message = f"No such engine {masked(str(config.engine))!r:.80}"
         step = f"choose auto, {', '.join(names)} or the URL of a server"
-        raise UserError(what, where="engine", next_step=step)
+        raise UserError(message, where="engine", next_step=step)
     kind, base, models = _opened(config)
     if kind.name != ENGINE:
         _refuse_deterministic(config, kind.name)
-    here = [each for each in models if not hosted(each.source)]
-    if other := next((each for each in here if each.base != base), None):
-        what = f"{other.name} stands on {other.base}, and the others on {base}"
-        raise UserError(what, where="adapters", next_step="start a server for each base model")
+    here = [opened_model for opened_model in models if not hosted(opened_model.source)]
+    if other := next((opened_model for opened_model in here if opened_model.base != base), None):
+        message = f"{other.name} stands on {other.base}, and the others on {base}"
+        raise UserError(message, where="adapters", next_step="start a server for each base model")
     extra, left_out = _candidates(candidates or {}, partial(open_candidate, config, kind=kind, base=base))
-    whole = next((each for each in here if each.loaded is None), None)
+    whole = next((opened_model for opened_model in here if opened_model.loaded is None), None)
     sources: dict[str, Served] = {}
-    models = [_with_one_source(each, sources) for each in models]
-    extra = {name: _with_one_source(each, sources) if each.base == base else each for name, each in extra.items()}
+    models = [_with_one_source(opened_model, sources) for opened_model in models]
+    extra = {
+        name: _with_one_source(opened, sources) if opened.base == base else opened for name, opened in extra.items()
+    }
     everything = [*models, *extra.values()]
-    shared = [each for each in everything if each.base == base]
+    shared = [opened_model for opened_model in everything if opened_model.base == base]
     log = Path(config.folder) / "llamacpp.log"
     settings = EngineSettings(
         config.slots, config.batch.rows, config.context, merge=config.merge, deterministic=config.deterministic, log=log
     )
     engine = kind.serving(Served(base, whole.template if whole else ""), _loaded(shared), settings)
-    further = [each for each in everything if each.base != base]
+    further = [opened_model for opened_model in everything if opened_model.base != base]
     engine = _with_further_bases(engine, config, further, settings)
     return ServerDeployment(engine, models, base, extra, left_out=left_out)
 
@@ -224,14 +233,14 @@ def deployment_of(config: ServeConfig, candidates: Mapping[str, Candidate] | Non
 def _opened(config: ServeConfig) -> tuple[EngineKind, str, list[Opened]]:
     """The engine of a server's models, the base, and the models; nothing is loaded yet."""
     base, served = served_by(config)
-    here = [each.source for each in served if not hosted(each.source)]
+    here = [named.source for named in served if not hosted(named.source)]
     if not (base or here):
         step = "name a run too, or base=MODEL; a server's model alone is served by engine=URL"
         raise UserError("All models are hosted elsewhere", where="adapters", next_step=step)
     base_or_first = local_name(base or here[0])
     kind = engine_for(base_or_first, str(config.engine))
-    models = [open_model(kind, each.name, each.source, each.task, base_or_first) for each in served]
-    first = next((each.base for each in models if not hosted(each.source)), "")
+    models = [open_model(kind, named.name, named.source, named.task, base_or_first) for named in served]
+    first = next((model.base for model in models if not hosted(model.source)), "")
     return kind, base_or_first if base else first, models
 
 
@@ -250,11 +259,11 @@ def check_candidate(folder: Path, candidate: Candidate) -> None:
         return
     with quiet():
         try:
-            place = Path(local_name(candidate.source)).expanduser()
+            local = Path(local_name(candidate.source)).expanduser()
             kind, base, _ = _opened(config)
         except UserError:
             return
-        if place.exists():
+        if local.exists():
             open_candidate(config, candidate, kind=kind, base=base)
 
 
@@ -272,9 +281,9 @@ def open_candidate(config: ServeConfig, candidate: Candidate, *, kind: EngineKin
     """
     if hosted(candidate.source):
         return open_model(kind, candidate.model, candidate.source)
-    place = local_name(candidate.source)
+    local = local_name(candidate.source)
     try:
-        kind = engine_for(place, str(config.engine))
+        kind = engine_for(local, str(config.engine))
     except UserError:
         if kind is not ENGINES[0]:  # else it may be a LoRA file, which llama.cpp opens on the server's base
             raise
@@ -285,8 +294,8 @@ def open_candidate(config: ServeConfig, candidate: Candidate, *, kind: EngineKin
     # llama.cpp maps a file into memory; of other weights their engine says what they need.
     files = [weights] if weights.suffix == ".gguf" else list(weights.glob("*.gguf"))
     if (size := sum(file.stat().st_size for file in files) / GIB) > left:
-        what = f"A second base needs memory of its own: its file has {size:.1f} GiB, and {left:.1f} GiB are left"
-        raise UserError(what, where=opened.base, next_step="quantise it to fewer bits, or take a larger machine")
+        message = f"A second base needs memory of its own: its file has {size:.1f} GiB, and {left:.1f} GiB are left"
+        raise UserError(message, where=opened.base, next_step="quantise it to fewer bits, or take a larger machine")
     return replace(opened, loaded=opened.loaded or Served(opened.base))
 
 
@@ -300,15 +309,15 @@ def _with_further_bases(
 ) -> ServingEngine:
     """An engine with further ones for models on other bases, and on servers elsewhere."""
     others: dict[str, ServingEngine] = {}
-    bases = dict.fromkeys(each.base for each in further)
+    bases = dict.fromkeys(server.base for server in further)
     for number, base in enumerate(bases, 2):
         if elsewhere := hosted(base):
             key = EndpointSettings(elsewhere[0], key_from(config.api_key_env), slots=config.slots)
             others[content_hash(masked(base))] = EndpointEngine(Served(elsewhere[1]), [], key)
             continue
-        kind, models = engine_for(base, str(config.engine)), [each for each in further if each.base == base]
-        whole = next((each for each in models if each.loaded and each.loaded.source == base), None)
-        adapters = [each.loaded for each in models if each.loaded and each.loaded.source != base]
+        kind, models = engine_for(base, str(config.engine)), [server for server in further if server.base == base]
+        whole = next((model for model in models if model.loaded and model.loaded.source == base), None)
+        adapters = [model.loaded for model in models if model.loaded and model.loaded.source != base]
         log = settings.log and settings.log.with_stem(f"llamacpp-{number}")
         own = replace(settings, merge=False, log=log)
         others[target_of(kind, base).identity] = kind.serving(
@@ -319,25 +328,32 @@ def _with_further_bases(
 
 def _refuse_deterministic(config: ServeConfig, engine: str) -> None:
     if config.deterministic:
-        what = f"Only our own engine gives deterministic answers, and {engine} computes here"
-        raise UserError(what, where="deterministic", next_step="leave it out, or serve a run or a model's folder")
+        message = f"Only our own engine gives deterministic answers, and {engine} computes here"
+        raise UserError(message, where="deterministic", next_step="leave it out, or serve a run or a model's folder")
 
 
 def _with_one_source(model: Opened, sources: dict[str, Served]) -> Opened:
     """A model with the first source of equal weights, by digest, as of a copied run: an engine loads them once."""
     if model.loaded is None:
         return model
-    place = Path(model.loaded.source)
-    if (place / WEIGHTS).is_file() and (place / SETTINGS).is_file():
-        digest = hash_of_adapter(place)
+    path = Path(model.loaded.source)
+    if (path / WEIGHTS).is_file() and (path / SETTINGS).is_file():
+        digest = hash_of_adapter(path)
     else:
-        digest = sha256_file(place) if place.is_file() else str(place)
+        digest = sha256_file(path) if path.is_file() else str(path)
     return replace(model, loaded=sources.setdefault(digest, model.loaded))
 
 
 def _loaded(*groups: Iterable[Opened]) -> list[Served]:
     """What an engine is to load, each once."""
-    return list({each.loaded.source: each.loaded for group in groups for each in group if each.loaded}.values())
+    return list(
+        {
+            loaded_part.loaded.source: loaded_part.loaded
+            for group in groups
+            for loaded_part in group
+            if loaded_part.loaded
+        }.values()
+    )
 
 
 async def started(config: ServeConfig, candidates: Mapping[str, Candidate]) -> ServerDeployment:
@@ -355,9 +371,9 @@ async def started(config: ServeConfig, candidates: Mapping[str, Candidate]) -> S
         if not (isinstance(error, UserError) and deployment.candidates):
             raise
         say(f"experiments: the engine does not start with their candidates: {error.what}")
-        why = dict.fromkeys(deployment.candidates, _why(error))
+        failures = dict.fromkeys(deployment.candidates, _why(error))
     without = await started(config, {})
-    without.left_out.update(why)
+    without.left_out.update(failures)
     return without
 
 
@@ -378,17 +394,17 @@ def _candidates(
 def _endpoints(config: ServeConfig, candidates: Mapping[str, Candidate]) -> ServerDeployment:
     """Servers elsewhere as the engine, balanced where there are several; UserError: no server lists its models."""
     base, names = served_by(config)
-    models = [_open_elsewhere(each) for each in names]
-    local = next((each.base for each in models if each.base), "")
+    models = [_open_elsewhere(name) for name in names]
+    local = next((model.base for model in models if model.base), "")
     key = key_from(config.api_key_env)
     base = base or only_model(config.urls, key)
-    extra, left_out = _candidates(candidates, lambda each: _open_elsewhere(Named(each.model, each.source)))
+    extra, left_out = _candidates(candidates, lambda given: _open_elsewhere(Named(given.model, given.source)))
     adapters = _loaded(models, extra.values())
     settings = [
         EndpointSettings(url, key, config.tokenizer or local, slots=config.slots, priorities=config.priorities)
         for url in config.urls
     ]
-    engines = [EndpointEngine(Served(base), adapters, each) for each in settings]
+    engines = [EndpointEngine(Served(base), adapters, setting) for setting in settings]
 
     async def proof(engine: ServingEngine) -> None:
         with quiet():
@@ -405,9 +421,9 @@ def _open_elsewhere(model: Named) -> Opened:
         return Opened(model.name, model.source, "", Served(model.source), None, False)
     opened = open_model(ENGINES[-1], model.name, model.source, model.task)
     if opened.loaded is None:
-        what = "A server can be given adapters, and this run trained all weights"
+        message = "A server can be given adapters, and this run trained all weights"
         step = "start the server with these weights and name it by the server's name of the model"
-        raise UserError(what, where=model.source, next_step=step)
+        raise UserError(message, where=model.source, next_step=step)
     return opened
 
 
@@ -462,11 +478,11 @@ def prompt_of(task: TaskSpec) -> ReadPrompt:
 
 
 def _as_sent(
-    task: TaskSpec, turns: Sequence[Message], tools: Sequence[Mapping[str, Any]], why: Rejection
+    task: TaskSpec, turns: Sequence[Message], tools: Sequence[Mapping[str, Any]], refusal: Rejection
 ) -> TaskPrompt:
     """A conversation that training would have rejected, without its empty turns; ValueError: it asks nothing."""
     if not any(turn["role"] == "user" and str(turn["content"]).strip() for turn in turns):
-        raise ValueError(f"{why.reason}: {why.detail}. {_accepted_forms(task)}")
+        raise ValueError(f"{refusal.reason}: {refusal.detail}. {_accepted_forms(task)}")
     said = [turn for turn in turns if str(turn["content"]).strip() or turn.get("tool_calls") or turn["role"] == "tool"]
     return TaskPrompt(said, [dict(tool) for tool in tools])
 
@@ -529,8 +545,8 @@ def canaries_of(source: str, adapter: str, task: TaskSpec | None, rows: int = 5,
         return []
     labels = tuple(task.labels or ()) if task is not None and task.answer == "choice" else ()
     tokens = min(tokens, task.max_new_tokens) if task is not None else tokens  # the evaluation stopped there, too
-    samples = [each for each in samples if each.get("id") in rows_by_id and each.get("prediction")]
-    pairs = [(rows_by_id[str(each["id"])], each) for each in samples]
+    samples = [sample for sample in samples if sample.get("id") in rows_by_id and sample.get("prediction")]
+    pairs = [(rows_by_id[str(sample["id"])], sample) for sample in samples]
     pairs.sort(key=lambda pair: sum(len(str(turn.get("content") or "")) for turn in pair[0].prompt))
     canaries = []
     for row, sample in pairs[:rows]:
@@ -577,10 +593,10 @@ class Sameness:
 async def same_answers(deployment: ServerDeployment) -> list[Sameness]:
     """Send all test rows of each model's evaluation to a started engine, and compare the whole answers."""
     results = []
-    for each in deployment.opened:
-        longest = (each.task.max_new_tokens if each.task else None) or 256
-        adapter = deployment.adapter_of(each)
-        rows = await asyncio.to_thread(canaries_of, each.source, adapter, each.task, sys.maxsize, longest)
+    for opened in deployment.opened:
+        longest = (opened.task.max_new_tokens if opened.task else None) or 256
+        adapter = deployment.adapter_of(opened)
+        rows = await asyncio.to_thread(canaries_of, opened.source, adapter, opened.task, sys.maxsize, longest)
         examples: list[tuple[str, str]] = []
         partings: list[Parting] = []
         same = failed = 0
@@ -594,13 +610,13 @@ async def same_answers(deployment: ServerDeployment) -> list[Sameness]:
                     continue
                 if len(examples) < 3:
                     examples.append((row.expected, answer.error or answer.text))
-                if len(partings) < PARTED and (one := await parting_of(deployment.engine, row, answer)) is not None:
-                    partings.append(one)
+                if len(partings) < PARTED and (parting := await parting_of(deployment.engine, row, answer)) is not None:
+                    partings.append(parting)
             if i // 100 != (i + len(part)) // 100:
-                say(f"compared  {each.name}: {i + len(part):,} of {len(rows):,}")
-        ties = sum(one.is_tie for one in partings)
-        largest = round(max((one.gap for one in partings), default=0.0), 3)
-        results.append(Sameness(each.name, len(rows), same, failed, len(partings), ties, largest, tuple(examples)))
+                say(f"compared  {opened.name}: {i + len(part):,} of {len(rows):,}")
+        ties = sum(entry.is_tie for entry in partings)
+        largest = round(max((entry.gap for entry in partings), default=0.0), 3)
+        results.append(Sameness(opened.name, len(rows), same, failed, len(partings), ties, largest, tuple(examples)))
     return results
 
 
@@ -615,9 +631,9 @@ async def prove_models(config: ServeConfig, deployment: ServerDeployment) -> Non
         await engine.prove()
         return
 
-    async def proof_of(each: Opened, name: str) -> None:
-        adapter = deployment.adapter_of(each)
-        rows = await asyncio.to_thread(canaries_of, each.source, adapter, each.task, config.canaries)
+    async def proof_of(opened_model: Opened, name: str) -> None:
+        adapter = deployment.adapter_of(opened_model)
+        rows = await asyncio.to_thread(canaries_of, opened_model.source, adapter, opened_model.task, config.canaries)
         for proof in await prove(engine, rows):
             say(f"proof     {name}: {proof.in_words}")
         if isinstance(engine, EndpointEngine) and engine.adapters and rows:
@@ -625,11 +641,11 @@ async def prove_models(config: ServeConfig, deployment: ServerDeployment) -> Non
 
     if not config.canaries:
         return
-    for each in deployment.opened:
-        await proof_of(each, each.name)
-    for name, each in deployment.candidates.items():
+    for opened in deployment.opened:
+        await proof_of(opened, opened.name)
+    for name, opened in deployment.candidates.items():
         try:
-            await proof_of(each, f"candidate of {name}")
+            await proof_of(opened, f"candidate of {name}")
         except UserError as error:
             deployment.left_out[name] = _why(error)
             say(f"experiment {name}: the candidate answers no one: {error.what}")

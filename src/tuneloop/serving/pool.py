@@ -130,7 +130,7 @@ class EnginePool:
 
     async def start(self) -> None:
         """Start all engines. Those that don't start are left out until they do; UserError: none starts."""
-        started = await asyncio.gather(*(each.engine.start() for each in self.members), return_exceptions=True)
+        started = await asyncio.gather(*(member.engine.start() for member in self.members), return_exceptions=True)
         for member, fault in zip(self.members, started, strict=True):
             if isinstance(fault, UserError):
                 self._leave_out(member, fault.what)
@@ -143,7 +143,7 @@ class EnginePool:
     async def prove(self) -> None:
         """Send every engine its canaries; those that fail are left out; UserError: none answers as it should."""
         fault: UserError | None = None
-        for member in (each for each in self.members if not each.out):
+        for member in (member for member in self.members if not member.out):
             try:
                 await self._prove(member.engine)
                 self._say(f"engine    {member.engine.name} is ready")
@@ -155,7 +155,7 @@ class EnginePool:
 
     async def healthy(self) -> bool:
         """Whether one of them can answer now."""
-        return any(await asyncio.gather(*(each.engine.healthy() for each in self.members if not each.out)))
+        return any(await asyncio.gather(*(member.engine.healthy() for member in self.members if not member.out)))
 
     async def stop(self) -> None:
         """End all of them."""
@@ -241,11 +241,11 @@ class EnginePool:
 
         return min(left, key=wait)
 
-    def _leave_out(self, member: Member, why: str) -> None:
+    def _leave_out(self, member: Member, reason: str) -> None:
         if not member.out:
             member.faults += 1
-            self._say(f"engine    {member.engine.name} is left out: {why}")
-        member.out = member.out or why or "it failed"
+            self._say(f"engine    {member.engine.name} is left out: {reason}")
+        member.out = member.out or reason or "it failed"
         member.read.clear()
 
     async def _look_after(self, member: Member) -> None:

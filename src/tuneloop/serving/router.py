@@ -60,7 +60,7 @@ def name_of(target: str, others: Sequence[str] = ()) -> str:
     name = registered[0] if registered else path.parent.name if path.name in ("adapter", "model") else path.name
     name = re.sub(r"[^A-Za-z0-9._:-]+", "-", name).strip("-") or "model"
     names = chain([name], (f"{name}-{number}" for number in count(2)))
-    return next(each for each in names if each not in others)
+    return next(name for name in names if name not in others)
 
 
 def served_by(config: ServeConfig) -> tuple[str, list[Named]]:
@@ -121,8 +121,8 @@ def use_router(gateway: Gateway) -> None:
 def _served_name(target: str, config: ServeConfig, gateway: Gateway) -> str:
     """The name under which a router's target is served."""
     served = served_by(config)[1]
-    by_source = {each.source: each.name for each in reversed(served)}
-    by_task = {each.task: each.name for each in served if each.task}
+    by_source = {named.source: named.name for named in reversed(served)}
+    by_task = {named.task: named.name for named in served if named.task}
     for name in (by_task.get(target), by_source.get(target), target, name_of(target)):
         if name in gateway.models:
             return name

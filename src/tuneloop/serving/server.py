@@ -117,13 +117,13 @@ def redactor_of(content: str) -> Callable[[Any], Any]:
     return redactor
 
 
-def _spent(place: str, keys: Sequence[ApiKey]) -> tuple[dict[str, float], bool]:
+def _spent(store_path: str, keys: Sequence[ApiKey]) -> tuple[dict[str, float], bool]:
     """Dollars by the id of each key with a budget, and whether any request or erasure names a key.
 
     What came before a key was made was another one's of its name. Of an erasure after that, all counts.
     """
     budgets = {key.name: key for key in keys if key.revoked is None and key.limits.budget_usd is not None}
-    with opened(place) as store:
+    with opened(store_path) as store:
         days = store.execute("SELECT key, day, SUM(usd) FROM costs WHERE key != '' GROUP BY key, day").fetchall()
         spent = {key.id: spent_by_erased(store, key.created).get(name, 0.0) for name, key in budgets.items()}
         used = bool(days or spent_by_erased(store))
@@ -201,7 +201,7 @@ async def _forget(config: ServeConfig, gateway: Gateway, batches: Batches | None
         await batches.stop()
     try:
         ids = set(await asyncio.to_thread(work))
-        for copy in [each for each in gateway.copies.waiting if each.of in ids]:
+        for copy in [copy for copy in gateway.copies.waiting if copy.of in ids]:
             gateway.copies.waiting.remove(copy)
     except (UserError, DatabaseError, OSError) as error:
         say(f"forget    not everything is erased yet: {error}")
@@ -281,9 +281,9 @@ def _listening(config: ServeConfig) -> Iterator[socket.socket]:
         try:
             listening = stack.enter_context(listen(config.host, config.port))
         except OSError as error:
-            what = f"Can't listen on {config.host}:{config.port}: {error.strerror or error}"
+            message = f"Can't listen on {config.host}:{config.port}: {error.strerror or error}"
             step = "choose another port: port=8101, or port=0 for a free one"
-            raise UserError(what, where="host, port", next_step=step) from None
+            raise UserError(message, where="host, port", next_step=step) from None
         yield listening
 
 
@@ -313,7 +313,7 @@ async def _serve(
     _check_folder(config)
     swaps.current = swaps.wanted()
     as_named, config = config, pinned(config)
-    companions.check(config, [each.name for each in served_by(config)[1]])
+    companions.check(config, [named.name for named in served_by(config)[1]])
     async with _started(config, candidates) as gateway, experiments.followed_by(gateway), swaps.followed_by(gateway):
         batches = Batches(gateway, Path(config.folder) / "batch") if config.batch.enabled else None
         routes = [*(batches.routes() if batches else ()), *(pages(config, gateway) if pages else ())]

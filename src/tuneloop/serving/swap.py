@@ -120,7 +120,7 @@ class Swaps:
         stamp = _stamp()
         if stamp != self._stamp:
             self._stamp, self._versions = stamp, {}
-        sources = {each.name: each.source for each in served_by(self._pinned())[1]}
+        sources = {served.name: served.source for served in served_by(self._pinned())[1]}
         for name, source in sources.items():
             if registered_name(source) is not None:
                 if source not in self._versions:
@@ -174,13 +174,15 @@ class Swaps:
         self.say(f"swap      begins: {'; '.join(changed) or 'what has ended is left out'}")
         began = time.perf_counter()
         config = await asyncio.to_thread(self._pinned)
-        wanted = {name: each for name, each in self.experiments.candidates().items() if name not in self.left_out}
+        wanted = {
+            name: candidate for name, candidate in self.experiments.candidates().items() if name not in self.left_out
+        }
         engine: ServingEngine | None = None
         try:
             deployment = await asyncio.to_thread(deployment_of, config, wanted)
             engine = deployment.engine
             without = {f"candidate of {name}" for name in deployment.left_out}
-            if without and {name: each for name, each in sources.items() if name not in without} == self.current:
+            if without and {name: source for name, source in sources.items() if name not in without} == self.current:
                 raise UserError("; ".join(deployment.left_out.values()))  # nothing else is new
             await engine.start()
             await prove_models(config, deployment)
@@ -215,13 +217,13 @@ class Swaps:
         self, gateway: Gateway, sources: Sources, candidates: Mapping[str, Candidate], error: Exception
     ) -> None:
         """Leave all as it is; a candidate that came with this swap is not tried again."""
-        why = error.what if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        reason = error.what if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         new = [name for name in candidates if f"candidate of {name}" not in self.current]
-        self.leave_out(gateway, dict.fromkeys(new, why))
+        self.leave_out(gateway, dict.fromkeys(new, reason))
         self.refused = sources
-        self._log(gateway, REFUSED, sources, why)
+        self._log(gateway, REFUSED, sources, reason)
         self.changed(gateway)
-        self.say(f"swap      is refused, all stays as it was: {why}")
+        self.say(f"swap      is refused, all stays as it was: {reason}")
 
     async def _end(self, gateway: Gateway, engine: ServingEngine) -> None:
         try:
@@ -230,8 +232,8 @@ class Swaps:
             await engine.stop()
             freeze_heap()  # what the old engine was made of goes, the new one stays
 
-    def _log(self, gateway: Gateway, kind: str, sources: Sources, why: str) -> None:
-        data = {"before": dict(self.current), "wanted": dict(sources), "why": why}
+    def _log(self, gateway: Gateway, kind: str, sources: Sources, reason: str) -> None:
+        data = {"before": dict(self.current), "wanted": dict(sources), "why": reason}
         gateway.store.add(Decision(id=uuid7(), time=utc_now(), kind=kind, subject="serve", data=data))
 
 
@@ -280,7 +282,7 @@ def deploy_to_server(folder: Path, source: str, *, name: str = "") -> Deployed:
     local_name(source)  # refuses what is not there
     adapters = read_record(ServerState, folder).adapters
     model = (registered_name(source) or ("", ""))[0]
-    same = [each for each, from_ in adapters.items() if model and (registered_name(from_) or ("",))[0] == model]
+    same = [name for name, from_ in adapters.items() if model and (registered_name(from_) or ("",))[0] == model]
     name = name or (same[0] if same else name_of(source))
     if name not in adapters:
         step = f"say which it replaces with --name: {', '.join(adapters) or 'it has no adapters'}"

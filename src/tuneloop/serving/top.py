@@ -62,10 +62,10 @@ def read_metrics(url: str, now: float, key: str = "") -> Reading:
         if isinstance(error, HttpRefused) and error.status == 401:
             step = "export TUNELOOP_KEY=..., or name its variable: --api-key-env NAME"
             raise UserError("The server needs a key", where=masked(url), next_step=step) from None
-        what = f"The server does not answer: {masked(str(error))}"[:200]
-        raise UserError(what, where=masked(url), next_step="start it: tuneloop serve") from None
+        message = f"The server does not answer: {masked(str(error))}"[:200]
+        raise UserError(message, where=masked(url), next_step="start it: tuneloop serve") from None
     samples = (sample for family in families for sample in family.samples)
-    return Reading(now, {(each.name, tuple(sorted(each.labels.items()))): each.value for each in samples})
+    return Reading(now, {(sample.name, tuple(sorted(sample.labels.items()))): sample.value for sample in samples})
 
 
 def difference(before: Reading | None, after: Reading) -> dict[Key, float]:
@@ -136,9 +136,9 @@ def _times(grown: Mapping[Key, float], tier: str) -> dict[str, float | None]:
 
 def _batch_progress(folder: Path) -> Iterator[dict[str, Any]]:
     """The batches of a server that are not over."""
-    for place in sorted((folder / "batch" / "batches").glob("batch_*")):
+    for path in sorted((folder / "batch" / "batches").glob("batch_*")):
         try:
-            state = read_state(place)
+            state = read_state(path)
         except UserError:
             continue
         if not state.over:

@@ -107,9 +107,9 @@ def main(lines: TextIO | None = None) -> int:
             failed_at = time.monotonic()
             if not warned:
                 warned = True
-                what = f"{KINDS[follower.to].title} could not be written ({_reason(error)})"
+                entry_name = f"{KINDS[follower.to].title} could not be written ({_reason(error)})"
                 with contextlib.suppress(OSError, ValueError):  # the parent may have ended
-                    print(json.dumps({"warning": f"{what}; the run continues without it"}), flush=True)
+                    print(json.dumps({"warning": f"{entry_name}; the run continues without it"}), flush=True)
     return 0
 
 

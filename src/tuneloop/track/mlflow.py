@@ -66,10 +66,10 @@ def _experiment_id(client: MlflowClient, follower: Follower) -> str:
         if experiment.lifecycle_stage != "active":
             client.restore_experiment(experiment.experiment_id)
         return str(experiment.experiment_id)
-    place = (Path("mlartifacts").resolve() / safe(follower.experiment)).as_uri() if follower.local else None
+    artifact_uri = (Path("mlartifacts").resolve() / safe(follower.experiment)).as_uri() if follower.local else None
     # Some versions choose their views by this, others by the address: docs/tracking.md.
     kind = {"mlflow.experimentKind": "custom_model_development"}
-    return str(client.create_experiment(follower.experiment, artifact_location=place, tags=kind))
+    return str(client.create_experiment(follower.experiment, artifact_location=artifact_uri, tags=kind))
 
 
 def _tags(follower: Follower, tags: Mapping[str, str]) -> None:

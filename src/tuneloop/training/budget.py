@@ -144,8 +144,8 @@ def step_tokens(step: Step, rows: Sequence[TrainRow]) -> float:
 
 def place_of(state: State, step: float) -> float:
     """A step's place in the planned schedule, in planned steps: the step itself, unless some have been left out."""
-    since, place = state.turn
-    return place + (step - since) * (state.planned_steps - place) / max(state.total_steps - since, 1)
+    since, position = state.turn
+    return position + (step - since) * (state.planned_steps - position) / max(state.total_steps - since, 1)
 
 
 def is_due(state: State) -> bool:
@@ -185,8 +185,10 @@ def refit_steps(
     tokens, took = state.recent
     state.recent = (fading * tokens + step_tokens(steps[state.step - 1], rows), fading * took + stepping - state.timed)
     state.timed = stepping
-    each = max(state.recent[1], 1e-9) / state.recent[0]  # seconds of a trained token
-    ends = state.step < state.total_steps and seconds + step_tokens(steps[state.step], rows) * each > OVER * limit
+    token_seconds = max(state.recent[1], 1e-9) / state.recent[0]  # seconds of a trained token
+    ends = (
+        state.step < state.total_steps and seconds + step_tokens(steps[state.step], rows) * token_seconds > OVER * limit
+    )
     if state.step < min(KNOWN_FROM, state.total_steps) and not ends:
         return 0
     now = place_of(state, state.step)
@@ -199,7 +201,7 @@ def refit_steps(
     most = len(steps) if not any(map(reference_tokens, rows[:1])) else state.total_steps
     total, used = state.step, 0.0
     for step in steps[state.step : most]:
-        used += step_tokens(step, rows) * each
+        used += step_tokens(step, rows) * token_seconds
         if used > left:
             break
         total += 1
@@ -221,18 +223,20 @@ def steps_in_time(
     rows: Sequence[TrainRow],
     config: TrainConfig,
     seconds: float,  # of the run so far
-    each: float,  # seconds of a token in the reference
+    token_seconds: float,  # seconds of a token in the reference
     referenced: int,  # steps whose rows have their reference
 ) -> int:
     """Steps that fit by the speed of the first references; as many as before where that is about the planned one."""
-    if config.max_minutes is None or 1 / SLOWER < each * FORWARD_SPEED * state.planned_speed < SLOWER:
+    if config.max_minutes is None or 1 / SLOWER < token_seconds * FORWARD_SPEED * state.planned_speed < SLOWER:
         return state.total_steps
     left = (1 - CHECKING_SHARE) * (limit_of(config, state) - seconds)
     seen = {i for step in steps[:referenced] for i in step.indices}
     for number, step in enumerate(steps):
         fresh = {*step.indices} - seen
         seen |= fresh
-        left -= each * (FORWARD_SPEED * step_tokens(step, rows) + sum(reference_tokens(rows[i]) for i in fresh))
+        left -= token_seconds * (
+            FORWARD_SPEED * step_tokens(step, rows) + sum(reference_tokens(rows[i]) for i in fresh)
+        )
         if left < 0:
             return max(number, 1)
     return len(steps)
@@ -245,10 +249,10 @@ def is_too_little(steps: int, whole: int, seen: float) -> bool:
 
 def speed_words(share: float) -> str:
     """A share of a speed in words: `a tenth of`."""
-    words = {2: "half", 3: "a third of", 4: "a quarter of", 5: "a fifth of", 10: "a tenth of"}
-    nearest = min(words, key=lambda n: abs(math.log(share * n)))
+    names = {2: "half", 3: "a third of", 4: "a quarter of", 5: "a fifth of", 10: "a tenth of"}
+    nearest = min(names, key=lambda n: abs(math.log(share * n)))
     close = abs(math.log(share * nearest)) < 0.1
-    return words[nearest] if close else f"{max(100 * share, 1):.0f} % of"
+    return names[nearest] if close else f"{max(100 * share, 1):.0f} % of"
 
 
 def seen_words(seen: int, rows: int, epochs: float) -> str:

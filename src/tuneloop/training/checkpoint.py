@@ -108,8 +108,8 @@ def load_best(folder: Path, step: int) -> dict[str, Any] | None:
     try:
         parameters: dict[str, Any] = _read(path)
     except Exception:
-        what, again = "The best weights can't be read: the file is damaged", f"delete {folder} to {START_AGAIN}"
-        raise UserError(what, where=str(path), next_step=again) from None
+        message, again = "The best weights can't be read: the file is damaged", f"delete {folder} to {START_AGAIN}"
+        raise UserError(message, where=str(path), next_step=again) from None
     return parameters
 
 
@@ -129,10 +129,10 @@ def _write(path: Path, value: Any) -> None:
         checkpoints = list_checkpoints(path.parent)
         if not checkpoints or (isinstance(error, RuntimeError) and "write" not in str(error)):
             raise
-        what = error.what if isinstance(error, UserError) else "Can't write: the disk is full"
-        what = f"{what}; the checkpoint of step {_step_of(checkpoints[-1])} is kept"
+        message = error.what if isinstance(error, UserError) else "Can't write: the disk is full"
+        message = f"{message}; the checkpoint of step {_step_of(checkpoints[-1])} is kept"
         step = "free some space on that disk, then run the same command again: it continues from there"
-        raise UserError(what, where=str(path), next_step=step) from None
+        raise UserError(message, where=str(path), next_step=step) from None
 
 
 def _write_shards(folder: Path, shards: dict[str, Any]) -> None:
@@ -226,9 +226,9 @@ def load_checkpoint(folder: Path, key: str) -> State | None:
             damaged.append(path)
             continue
         if state.key != key:
-            what = "The checkpoints here belong to a run with other settings, data or base model"
+            message = "The checkpoints here belong to a run with other settings, data or base model"
             step = "choose another folder with output_dir=FOLDER, or delete this one"
-            raise UserError(what, where=str(folder), next_step=step)
+            raise UserError(message, where=str(folder), next_step=step)
         for late in _numbered(folder, "best"):
             if _step_of(late) > state.step:  # written on the way to a checkpoint that never came
                 _drop(late)

@@ -234,11 +234,11 @@ class TrainConfig(DistilSettings, FullSettings, PrefixSettings, LoraSettings, Wh
     @model_validator(mode="after")
     def _fits_together(self) -> TrainConfig:
         method = method_named(self.method)
-        for setting, why in {name: why for other in methods() for name, why in other.exclusive.items()}.items():
+        for setting, reason in {name: cause for other in methods() for name, cause in other.exclusive.items()}.items():
             if setting in method.exclusive or getattr(self, setting) == type(self).model_fields[setting].default:
                 continue
             owners = " and ".join(other.name for other in methods() if setting in other.exclusive)
-            raise ValueError(f"train.{setting} is of {owners} only{f': {why}' if why else ''}")
+            raise ValueError(f"train.{setting} is of {owners} only{f': {reason}' if reason else ''}")
         if conflict := method.conflict(self):
             raise ValueError(conflict)
         if self.kl and method.disabled is None:

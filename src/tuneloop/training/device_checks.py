@@ -72,8 +72,8 @@ def self_test() -> list[DeviceCheck]:
     kind = device.in_use()
     count, dtype = len(device.names()), str(device.default_dtype()).removeprefix("torch.")
     several = f" (one of {count})" if count > 1 else ""
-    words = f"{_card()}{several}, {device.capacity():.1f} GiB, models in {dtype}"
-    checks = [DeviceCheck("device", "ok", words)]
+    figures = f"{_card()}{several}, {device.capacity():.1f} GiB, models in {dtype}"
+    checks = [DeviceCheck("device", "ok", figures)]
     with tempfile.TemporaryDirectory() as scratch:
         folder = small_llama(Path(scratch) / "model")
         methods = {method.title: {"method": method.name} for method in SHIPPED}
@@ -111,9 +111,9 @@ def _guarded(name: str, check: Callable[[], DeviceCheck]) -> DeviceCheck:
     except UserError as error:
         return DeviceCheck(name, "not supported", f"{error.what}; {error.next_step}")
     except Exception as error:  # whatever a driver or kernel says is the answer
-        words = str(error).strip().splitlines() or [type(error).__name__]
-        missing = isinstance(error, NotImplementedError) or "not implemented" in words[0].lower()
-        return DeviceCheck(name, "not supported" if missing else "wrong", f"{type(error).__name__}: {words[0][:160]}")
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        missing = isinstance(error, NotImplementedError) or "not implemented" in lines[0].lower()
+        return DeviceCheck(name, "not supported" if missing else "wrong", f"{type(error).__name__}: {lines[0][:160]}")
 
 
 def _card() -> str:
@@ -214,9 +214,9 @@ def _gradient(folder: Path, name: str, settings: dict[str, Any]) -> DeviceCheck:
     length = abs(float(gradient_there.norm() / gradient.norm()) - 1)
     turned = 1 - float(torch.nn.functional.cosine_similarity(gradient_there.double(), gradient.double(), 0))
     most = TOLERANCE[dtype]
-    words = f"loss {loss_there:.4f} against {loss:.4f} ({off:.1e} off); "
-    words += f"gradient's length {length:.1e}, direction {turned:.1e} off"
-    return _verdict(name, off < most and length < 3 * most and turned < 3 * most, words)
+    figures = f"loss {loss_there:.4f} against {loss:.4f} ({off:.1e} off); "
+    figures += f"gradient's length {length:.1e}, direction {turned:.1e} off"
+    return _verdict(name, off < most and length < 3 * most and turned < 3 * most, figures)
 
 
 def _resume(folder: Path, scratch: Path) -> DeviceCheck:
@@ -247,11 +247,11 @@ def _resume(folder: Path, scratch: Path) -> DeviceCheck:
     off_read = abs(read - again.best_val_loss) / again.best_val_loss
     most = _tolerance(model.head.dtype)
     difference = "the same bits" if again.adapter_hash == whole.adapter_hash else f"{off:.1e} off"
-    words = (
+    figures = (
         f"validation loss {again.best_val_loss:.4f} resumed at step {again.resumed_at}, "
         f"{whole.best_val_loss:.4f} in one go ({difference}), {read:.4f} read again"
     )
-    return _verdict("save, resume, reload", off < most and off_read < most, words)
+    return _verdict("save, resume, reload", off < most and off_read < most, figures)
 
 
 def _answers(folder: Path) -> DeviceCheck:
@@ -278,8 +278,10 @@ def _answers(folder: Path) -> DeviceCheck:
         for logits_V, token in zip(logits_TV, answer.token_ids, strict=True):
             worst = max(worst, float((logits_V.max() - logits_V[token]) / logits_V.std()))
             count += 1
-    words = f"each of {count} tokens is Transformers' likeliest, or at most {worst:.1e} of the scores' spread below it"
-    return _verdict(name, worst < most, words)
+    figures = (
+        f"each of {count} tokens is Transformers' likeliest, or at most {worst:.1e} of the scores' spread below it"
+    )
+    return _verdict(name, worst < most, figures)
 
 
 def _four_bits() -> DeviceCheck:
@@ -297,8 +299,8 @@ def _four_bits() -> DeviceCheck:
     here = x.float() @ Nf4Linear(layer).weight.float().t()
     there = Nf4Linear(layer.to(kind, dtype))(x.to(kind)).float().cpu()
     off = float((there - here).norm() / here.norm())
-    words = f"{off:.1e} off the product with the unpacked weight"
-    return _verdict("four bits", off < _tolerance(dtype), words)
+    figures = f"{off:.1e} off the product with the unpacked weight"
+    return _verdict("four bits", off < _tolerance(dtype), figures)
 
 
 # --- speeds
@@ -355,8 +357,8 @@ def _step_checks(kind: str) -> list[DeviceCheck]:
     optimizer = make_optimizer(trainable, config)
     run = TrainingRun(model, config, trainable, optimizer, State("self-test"), Path("self-test"))
     step, spent = Step((tuple(range(count)),), 0.0), []
-    for place in range(STEPS + 2):
-        if place == 2:
+    for location in range(STEPS + 2):
+        if location == 2:
             device.release_memory()
             device.reset_peak_memory()
         device.wait()
@@ -370,12 +372,12 @@ def _step_checks(kind: str) -> list[DeviceCheck]:
     card = this_cpu() if kind == "cpu" else card_in_use(_card(), device.capacity())
     settings = {"model": "random", "method": USUAL.name, "rank": 16, "targets": list(target_modules("all-linear"))}
     expected, planned = planned_step(shape, work, card, dtype.itemsize, **settings)
-    words = f"{speed:,.0f} tokens/s of LoRA on {shape.parameters / 1e6:,.0f}M parameters, {expected:,.0f} planned"
-    checks = [_verdict("speed of a step", speed >= SLOW * expected or not on_gpu, words, "slow")]
+    figures = f"{speed:,.0f} tokens/s of LoRA on {shape.parameters / 1e6:,.0f}M parameters, {expected:,.0f} planned"
+    checks = [_verdict("speed of a step", speed >= SLOW * expected or not on_gpu, figures, "slow")]
     if on_gpu:
         peak = device.peak_memory() - before
-        words = f"{peak:.2f} GiB, {planned:.2f} planned"
-        checks.append(_verdict("memory of a step", abs(peak / planned - 1) <= MEMORY_OFF, words))
+        figures = f"{peak:.2f} GiB, {planned:.2f} planned"
+        checks.append(_verdict("memory of a step", abs(peak / planned - 1) <= MEMORY_OFF, figures))
     return checks
 
 
@@ -385,9 +387,11 @@ def _speed_checks(kind: str, speeds: dict[str, float]) -> list[DeviceCheck]:
         card = find_gpu(_card(), measured=False)
     except UserError as error:
         units = {"tflops": "TFLOPS", "gb_s": "GB/s of memory", "host_gb_s": "GB/s from the host"}
-        words = ", ".join(f"{speeds[key]:,.1f} {unit}" for key, unit in units.items() if key in speeds)
+        figures = ", ".join(f"{speeds[key]:,.1f} {unit}" for key, unit in units.items() if key in speeds)
         options = f"--gpu-memory {device.capacity():.0f} --gpu-tflops {speeds['tflops']:.0f}"
-        return [DeviceCheck("speeds", "ok", words if kind == "cpu" else f"{words}; {error.what}: plan with {options}")]
+        return [
+            DeviceCheck("speeds", "ok", figures if kind == "cpu" else f"{figures}; {error.what}: plan with {options}")
+        ]
     checks = []
     for name, key, unit, expected in (
         ("matrix products", "tflops", "TFLOPS", card.tflops * card.matmul),

@@ -114,7 +114,7 @@ def _teacher_of(batch: Batch, rows: Sequence[Rendered]) -> _Teacher:
         before = 0
         for row in rows:
             assert isinstance(row, Taught) and row.theirs is not None
-            places += [place if place == APART else before + place for place in row.aligned]
+            places += [position if position == APART else before + position for position in row.aligned]
             before += len(positions(row.theirs))
         index = torch.tensor(places)
     counts = None if index is None else put((index >= 0).float(), there)
@@ -122,7 +122,7 @@ def _teacher_of(batch: Batch, rows: Sequence[Rendered]) -> _Teacher:
         store = stored_by(name)
         top = store.read([row.key for row in rows if isinstance(row, Taught)])
         which = slice(None) if index is None else index.clamp(min=0)
-        top = TopProbabilities(*(put(each[which], there) for each in (top.ids_NK, top.p_NK, top.tail_N)))
+        top = TopProbabilities(*(put(part[which], there) for part in (top.ids_NK, top.p_NK, top.tail_N)))
         return _Teacher(vocabulary if others else min(vocabulary, store.about.vocabulary), top=top, counts_N=counts)
     model = teacher_model(name, config.teacher_bits)
     with torch.no_grad():
@@ -161,8 +161,8 @@ def _soft_and_hard(
                 shared.add_(gradient.mul_(soft))
             parts.append(torch.stack((distances, hard_losses)))
         both = torch.cat(parts, 1)
-        for name, each in zip(("divergence", "hard_loss"), both @ weights_N[part], strict=True):
-            metrics[name] = metrics[name] + each if name in metrics else each
+        for name, loss in zip(("divergence", "hard_loss"), both @ weights_N[part], strict=True):
+            metrics[name] = metrics[name] + loss if name in metrics else loss
         return soft * both[0] + hard * both[1]
 
     return loss_of
@@ -172,8 +172,8 @@ def _with_own_answers(model: Model, rows: Sequence[Rendered], share: float) -> l
     """Rows with some answers written by the model as it is now, each counting as much as the row's own answer. Which
     rows and which draws follow from torch's random state, which checkpoints hold."""
     if processes() > 1:
-        what = "Several processes can't write answers while they train"
-        raise UserError(what, where="train.on_policy", next_step="set train.gpus=1")
+        message = "Several processes can't write answers while they train"
+        raise UserError(message, where="train.on_policy", next_step="set train.gpus=1")
     indices = [i for i, draw in enumerate(torch.rand(len(rows)).tolist()) if draw < share]
     seeds = torch.randint(2**31, (len(rows),)).tolist()
     requests = []
@@ -221,8 +221,8 @@ def store_states(model: Model, rows: Sequence[Rendered], hidden_NC: Tensor, stor
     for chunk in torch.split(hidden_NC, there.positions_at_once):
         for logits in torch.split(chunk @ head_VC.t(), there.softmax_rows or POSITIONS_AT_ONCE):
             likeliest = top_of(logits, store.about.top, store.about.temperature)
-            parts.append([each.cpu().numpy() for each in likeliest])
-    store.add(rows, pack(*(np.concatenate(each) for each in zip(*parts, strict=True))))
+            parts.append([part.cpu().numpy() for part in likeliest])
+    store.add(rows, pack(*(np.concatenate(part) for part in zip(*parts, strict=True))))
 
 
 def row_key_of(row: Rendered) -> str:
@@ -261,7 +261,7 @@ def of_logits(
     if kind == "universal":
         p_NV = torch.softmax(teacher_NV.float() / temperature, -1).sort(-1, descending=True).values
         return _of_sorted(student_NV, p_NV, None, temperature)
-    log_p, log_q = (log_probabilities(each, temperature) for each in (teacher_NV, student_NV))
+    log_p, log_q = (log_probabilities(logits, temperature) for logits in (teacher_NV, student_NV))
     q = log_q.exp()
     value_N, weighted_NV = _of_outcomes(kind, mix, log_p.exp(), log_p, q, log_q)
     return value_N, weighted_NV.sub_(q.mul_(weighted_NV.sum(-1, keepdim=True))).div_(temperature)

@@ -97,9 +97,9 @@ def own_share(groups: Sequence[Sequence[T]]) -> list[tuple[Sequence[T], bool]]:
         return [(group, True) for group in groups]
     parts = list(groups)
     while len(parts) % world and any(len(part) > 1 for part in parts):
-        place = max(range(len(parts)), key=lambda i: len(parts[i]))
-        half = (len(parts[place]) + 1) // 2
-        parts[place : place + 1] = [parts[place][:half], parts[place][half:]]
+        middle = max(range(len(parts)), key=lambda i: len(parts[i]))
+        half = (len(parts[middle]) + 1) // 2
+        parts[middle : middle + 1] = [parts[middle][:half], parts[middle][half:]]
     dealt = [(part, True) for part in parts]
     dealt += [(parts[-1], False)] * (-len(dealt) % world)
     return dealt[rank() :: world]
@@ -188,8 +188,8 @@ def regroup(model: Model) -> None:
 def refuse_unsharded(model: Model, method: Method) -> None:
     """Raises UserError: full tuning by several processes of an architecture that is not cut as a whole."""
     if processes() > 1 and method.footprint.all_weights and not model.is_own:
-        what = "Full tuning on several processes works with tuneloop's own model only"
-        raise UserError(what, where="train.method", next_step=f"set train.method={USUAL.name}, or start one process")
+        message = "Full tuning on several processes works with tuneloop's own model only"
+        raise UserError(message, where="train.method", next_step=f"set train.method={USUAL.name}, or start one process")
 
 
 def mesh() -> Any:
@@ -208,7 +208,7 @@ def load_optimizer(optimizer: Any, state: Mapping[str, Any]) -> None:
         return distribute(value, parameter) if of_rows else value
 
     states = {
-        place: {name: divided(value, parameters[place]) for name, value in entries.items()}
-        for place, entries in state["state"].items()
+        parameter_id: {name: divided(value, parameters[parameter_id]) for name, value in entries.items()}
+        for parameter_id, entries in state["state"].items()
     }
     optimizer.load_state_dict({**state, "state": states})

@@ -357,8 +357,8 @@ def _with_reference_in_time(
         referenced, read, ready = referenced | fresh, read + tokens, last
         if read:
             now, took = summed([time.monotonic() - began, time.monotonic() - started])
-            each, seconds = took / processes() / read, state.seconds + now / processes()
-            state.total_steps = budget.steps_in_time(state, steps, rows, config, seconds, each, ready)
+            seconds_a_token, seconds = took / processes() / read, state.seconds + now / processes()
+            state.total_steps = budget.steps_in_time(state, steps, rows, config, seconds, seconds_a_token, ready)
     return with_reference
 
 

@@ -411,7 +411,7 @@ def with_references(model: Model, rows: Sequence[TrainRow]) -> list[TrainRow]:
     if all(isinstance(row, Rendered) for row in rows):
         return list(rows)
     finished: dict[int, TrainRow] = {}  # by place
-    places = {id(row): place for place, row in enumerate(rows)}
+    places = {id(row): row_index for row_index, row in enumerate(rows)}
     progress("reference", 0, len(rows))
 
     def refer(group: Sequence[TrainRow], counts: bool) -> None:
@@ -424,4 +424,4 @@ def with_references(model: Model, rows: Sequence[TrainRow]) -> list[TrainRow]:
 
     _divided(list(in_batches(rows, BATCH_TOKENS))[::-1], refer, "while the reference is computed")
     finished = merged(finished)
-    return [finished[place] for place in range(len(rows))]
+    return [finished[row_index] for row_index in range(len(rows))]

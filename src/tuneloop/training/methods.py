@@ -57,8 +57,8 @@ def _earlier_parameters(folder: Path, model: Model, config: TrainConfig, method:
         step = f"set model={folder}" if layout == WHOLE else "set train.method to the earlier run's"
         raise UserError(f"That run trained {layout}, and this one is {method.name}", where=where, next_step=step)
     if method.resume is None:
-        what = f"{method.name} can't continue from an earlier run"
-        raise UserError(what, where=where, next_step="leave train.init out")
+        message = f"{method.name} can't continue from an earlier run"
+        raise UserError(message, where=where, next_step="leave train.init out")
     return method.resume(model, config, folder)
 
 
@@ -82,9 +82,9 @@ def recompute_layers(net: Any, on: bool, kept_layers: int = 0) -> None:
     from torch.utils.checkpoint import checkpoint
 
     layers = layers_of(net)
-    for place, layer in enumerate(layers):
+    for index, layer in enumerate(layers):
         layer.__dict__.pop("forward", None)
-        if on and place < len(layers) - kept_layers:
+        if on and index < len(layers) - kept_layers:
             layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
 
 

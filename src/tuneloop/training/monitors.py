@@ -229,8 +229,8 @@ def _log_probability(
 def _not_a_number(w: Monitors) -> str:
     if math.isfinite(w.losses[-1]) and math.isfinite(w.norms[-1]):
         return ""
-    what = "loss" if not math.isfinite(w.losses[-1]) else "gradient norm"
-    return f"The {what} at step {w.steps[-1]} is not a finite number: training has diverged."
+    noun = "loss" if not math.isfinite(w.losses[-1]) else "gradient norm"
+    return f"The {noun} at step {w.steps[-1]} is not a finite number: training has diverged."
 
 
 def _above_the_start(w: Monitors) -> str:

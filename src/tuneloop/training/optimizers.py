@@ -89,7 +89,7 @@ class AdamW:
 
     def state_dict(self) -> dict[str, Any]:
         """The states, by the parameters' places, as `torch.optim` writes them."""
-        places = {parameter: place for place, parameter in enumerate(self._parameters())}
+        places = {parameter: position for position, parameter in enumerate(self._parameters())}
         return {
             "state": {places[parameter]: dict(state) for parameter, state in self.state.items()},
             "param_groups": [{**group, "params": [places[p] for p in group["params"]]} for group in self.param_groups],
@@ -99,8 +99,8 @@ class AdamW:
         """Take over the states and the groups' settings."""
         parameters = self._parameters()
         self.state = {
-            parameters[place]: {name: value.to(parameters[place].device, copy=True) for name, value in state.items()}
-            for place, state in saved["state"].items()
+            parameters[path]: {name: value.to(parameters[path].device, copy=True) for name, value in state.items()}
+            for path, state in saved["state"].items()
         }
         self.param_groups = [
             {**old, "params": group["params"]}
@@ -200,8 +200,8 @@ def make_optimizer(trainable: Trainable, config: TrainConfig) -> Any:
         raise UserError("Paged states are not divided over processes", where="train.optimizer", next_step=step)
     if importlib.util.find_spec("bitsandbytes") is None:
         step = "pip install bitsandbytes, or set train.optimizer=adamw-8bit"
-        what = "An optimizer with paged states needs the bitsandbytes package"
-        raise UserError(what, where="train.optimizer", next_step=step)
+        message = "An optimizer with paged states needs the bitsandbytes package"
+        raise UserError(message, where="train.optimizer", next_step=step)
     return _paged_adamw(listed, settings)
 
 

@@ -127,8 +127,8 @@ def _problems(
     if not parts:
         return ["there is no training row: give more data, or smaller split.val and split.test"]
     sentences = []
-    for names, what in problems:
+    for names, problem in problems:
         if names:
             some = ", ".join(names[:NAMED]) + (" ..." if len(names) > NAMED else "")
-            sentences.append(f"{len(names):,} {'row has' if len(names) == 1 else 'rows have'} ({some}) {what}")
+            sentences.append(f"{len(names):,} {'row has' if len(names) == 1 else 'rows have'} ({some}) {problem}")
     return sentences

@@ -43,7 +43,7 @@ class ProbabilityStore:
 
     @staticmethod
     def open(
-        place: Path, local: LoadedTarget, key: str, row: Row, student: str, config: TrainConfig, top: int
+        cache: Path, local: LoadedTarget, key: str, row: Row, student: str, config: TrainConfig, top: int
     ) -> ProbabilityStore:
         """A teacher's store in a folder; what it holds from before stays.
 
@@ -71,7 +71,7 @@ class ProbabilityStore:
             temperature=temperature,
         )
         parts = [about.teacher_key, about.top, temperature, *(["universal"] if universal else [])]
-        folder = place / f"logits-{content_hash(parts)[:12]}"
+        folder = cache / f"logits-{content_hash(parts)[:12]}"
         if universal:
             template.save(folder)  # how the rows are read is next to what is stored of them
         return ProbabilityStore(template, TopStore.create(folder, about))
@@ -84,7 +84,7 @@ class ProbabilityStore:
         from tuneloop.inference.local import answer_requests
 
         rendered = [teacher.rendered(request) for request in requests]
-        accepted = [each for each in rendered if isinstance(each, Request)]
+        accepted = [rendered_row for rendered_row in rendered if isinstance(rendered_row, Request)]
         states: States = {}
 
         def watch(rows: Sequence[ActiveRow | None], hidden: Tensor) -> None:
@@ -98,7 +98,7 @@ class ProbabilityStore:
         answers = answer_requests(teacher.model, accepted, watch=watch)
         self._keep(teacher, accepted, answers, states)
         rest = iter(answers)
-        return [next(rest) if isinstance(each, Request) else each for each in rendered]
+        return [next(rest) if isinstance(rendered_row, Request) else rendered_row for rendered_row in rendered]
 
     def _keep(
         self, teacher: LoadedTarget, requests: Sequence[Request], answers: Sequence[Completion], states: States

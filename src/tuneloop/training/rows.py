@@ -118,8 +118,8 @@ def _pairs(rows: Sequence[Row], template: Template, config: TrainConfig) -> list
 def _ratings(rows: Sequence[Row], template: Template, config: TrainConfig) -> list[TrainRow]:
     answers = [_turns_from(row.messages, len(row.messages) - 1, row, template) for row in rows]
     return [
-        UnpairedAnswer(answer, _mismatched(answer, answers[place - 1]), bool(row.meta["thumb"]))
-        for place, (row, answer) in enumerate(zip(rows, answers, strict=True))
+        UnpairedAnswer(answer, _mismatched(answer, answers[index - 1]), bool(row.meta["thumb"]))
+        for index, (row, answer) in enumerate(zip(rows, answers, strict=True))
     ]
 
 
@@ -145,10 +145,10 @@ TAUGHT = RowKind(lambda row: not row.rated_bad, _taught)
 SHIPPED = {"supervised": CONVERSATIONS, "dpo": PAIRS, "kto": RATINGS, "distil": TAUGHT}  # known without importing torch
 
 
-def _learned(row: Rendered, what: str) -> Rendered:
-    if what == "assistant":
+def _learned(row: Rendered, learned: str) -> Rendered:
+    if learned == "assistant":
         return row
-    if what == "all":
+    if learned == "all":
         return Rendered(row.ids, [1] * len(row.ids))
     begin, end = last_answer(row)
     return Rendered(row.ids, [0] * begin + row.mask[begin:end] + [0] * (len(row.mask) - end))
@@ -192,5 +192,5 @@ def check_rows(rows: Sequence[TrainRow], split: str, vocabulary: int) -> None:
                 raise UserError(f"{name} has no token to learn", next_step=step)
             if max(part.ids) >= vocabulary or min(part.ids) < 0:
                 step = "the tokenizer is not this model's: download the model's folder again, with its tokenizer.json"
-                what = f"{name} has the token {max(part.ids)}, and the model knows {vocabulary}"
-                raise UserError(what, next_step=step)
+                message = f"{name} has the token {max(part.ids)}, and the model knows {vocabulary}"
+                raise UserError(message, next_step=step)

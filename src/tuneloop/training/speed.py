@@ -98,10 +98,10 @@ def _timed(model: Model, rows: Sequence[TrainRow], config: TrainConfig, steps: S
         if not fits(micro):
             break
         whole.append(timed_pass(micro))
-        if agreed(sum(each for _, each in whole) > seconds):
+        if agreed(sum(seconds for _, seconds in whole) > seconds):
             break
     if whole:
-        tokens, took = sum(n for n, _ in whole), sum(each for _, each in whole)
+        tokens, took = sum(n for n, _ in whole), sum(seconds for _, seconds in whole)
     return summed([tokens])[0] / took
 
 

@@ -79,11 +79,11 @@ def _gradients(run: TrainingRun, step: Step, rows: Sequence[TrainRow]) -> tuple[
     parts: dict[str, list[Tensor]] = {}
     own_micro_batches = own_share(step.micro_batches)
     divisible = processes() == 1 and not run.in_backward and run.state.step  # without a step there is no result
-    for place, (micro, counts) in enumerate(own_micro_batches, 1):
+    for index, (micro, counts) in enumerate(own_micro_batches, 1):
         if divisible and time.monotonic() > run.last_moment:
             raise OutOfTime
         if run.in_backward:
-            run.in_backward.armed = place == len(own_micro_batches)
+            run.in_backward.armed = index == len(own_micro_batches)
         value, sums = loss.value(replace(whole_step, rows=[rows[i] for i in micro], share=share if counts else 0.0))
         value.backward()  # type: ignore[no-untyped-call]
         values.append(value.detach())
@@ -91,7 +91,9 @@ def _gradients(run: TrainingRun, step: Step, rows: Sequence[TrainRow]) -> tuple[
             parts.setdefault(name, []).append(metric)
     sum_gradients(list(run.trainable.parameters.values()))
     # Read only now: until here a GPU has been given its work without waiting.
-    read = torch.stack([number.to(values[0].device) for each in (values, *parts.values()) for number in each]).tolist()
+    read = torch.stack(
+        [number.to(values[0].device) for tensors in (values, *parts.values()) for number in tensors]
+    ).tolist()
     ends = [0, *itertools.accumulate(map(len, (values, *parts.values())))]
     total, *sums_of_all = summed([sum(read[start:end]) for start, end in itertools.pairwise(ends)])
     metrics = dict(zip(parts, sums_of_all, strict=True))

@@ -46,7 +46,7 @@ def is_store(name: str) -> bool:
 
 def positions(row: Rendered) -> list[int]:
     """Where a learned token is predicted: places before learned tokens."""
-    return [place - 1 for place in range(1, len(row.ids)) if row.mask[place] > 0]
+    return [position - 1 for position in range(1, len(row.ids)) if row.mask[position] > 0]
 
 
 def row_key(row: Rendered) -> str:
@@ -109,8 +109,8 @@ class TopStore:
         size = file.stat().st_size // store.width if file.is_file() else 0
         for line in read_jsonl(folder / ROWS) if (folder / ROWS).is_file() else ():
             if line["first"] + line["positions"] > size:
-                what = "A file of the teacher's probabilities is shorter than it was"
-                raise UserError(what, where=str(file), next_step=f"delete {folder} and distil again")
+                message = "A file of the teacher's probabilities is shorter than it was"
+                raise UserError(message, where=str(file), next_step=f"delete {folder} and distil again")
             store.rows[line["row"]] = line["first"], line["positions"]
         return store
 
@@ -125,8 +125,8 @@ class TopStore:
                 drop_torn_line(folder / ROWS)
             store = TopStore.open(folder)
             if store.about != about:
-                what, step = "Here are probabilities of another teacher", "choose another folder"
-                raise UserError(what, where=str(folder), next_step=step)
+                message, step = "Here are probabilities of another teacher", "choose another folder"
+                raise UserError(message, where=str(folder), next_step=step)
             size = store.count * store.width
             if (folder / TOKENS).is_file() and (folder / TOKENS).stat().st_size > size:
                 with (folder / TOKENS).open("r+b") as file:
@@ -188,19 +188,19 @@ def keys_of(rows: Sequence[Rendered], config: TrainConfig) -> list[str]:
     if not is_store(str(config.teacher)):
         return [""] * len(rows)
     if config.on_policy:
-        what = "No probabilities are stored of answers that the student writes"
-        raise UserError(what, where="train.on_policy", next_step="name a run or a model as train.teacher")
+        message = "No probabilities are stored of answers that the student writes"
+        raise UserError(message, where="train.on_policy", next_step="name a run or a model as train.teacher")
     store = TopStore.open(Path(str(config.teacher)).expanduser())
     temperature = store.about.temperature
     if temperature != config.teacher_temperature:
-        what = f"The probabilities were stored at a temperature of {temperature:g}"
+        message = f"The probabilities were stored at a temperature of {temperature:g}"
         step = f"set train.teacher_temperature={temperature:g}, or store them again"
-        raise UserError(what, where=str(config.teacher), next_step=step)
+        raise UserError(message, where=str(config.teacher), next_step=step)
     keys = [row_key(row) for row in rows]
     if missing := sum(key not in store.rows for key in keys):
-        what = f"Of {missing:,} of {counted(len(keys), 'row')} no probabilities are stored"
+        message = f"Of {missing:,} of {counted(len(keys), 'row')} no probabilities are stored"
         step = "store them for these rows and this student's chat template: tuneloop distill --level logits"
-        raise UserError(what, where=str(config.teacher), next_step=step)
+        raise UserError(message, where=str(config.teacher), next_step=step)
     return keys
 
 
@@ -208,17 +208,17 @@ def teachers_template(config: TrainConfig) -> Template:
     """The tokenizer and chat template of a teacher whose tokens are not the student's. Raises UserError: the store does
     not hold them; the student is to write answers, which are not converted to the teacher's tokens."""
     if config.on_policy:
-        what = "A teacher with other tokens can't score what the student writes"
+        message = "A teacher with other tokens can't score what the student writes"
         step = "set train.on_policy=0, or choose a teacher with the student's tokens"
-        raise UserError(what, where="train.on_policy", next_step=step)
+        raise UserError(message, where="train.on_policy", next_step=step)
     name = str(config.teacher)
     if not is_store(name):
         return own_template(open_local(name))
     folder = Path(name).expanduser()
     if not (folder / "tokenizer.json").is_file():
-        what = "These probabilities were stored for a student with the teacher's own tokens"
+        message = "These probabilities were stored for a student with the teacher's own tokens"
         step = "store them again: tuneloop distill --level logits train.divergence=universal"
-        raise UserError(what, where=name, next_step=step)
+        raise UserError(message, where=name, next_step=step)
     return load_template(folder)
 
 
@@ -244,16 +244,16 @@ def refuse_other_tokens(teacher: LoadedTarget, row: Row, rendered: Rendered, tem
     if not same_tokens(theirs, template):
         raise UserError("Teacher and student have different tokens", where=teacher.name, next_step=BY_TEXT)
     if theirs.render(row.messages, row.tools).ids != rendered.ids:
-        what = "Teacher and student have different chat templates"
-        what = f"{what}, so the teacher would judge a form that it has not learned"
-        raise UserError(what, where=teacher.name, next_step=BY_TEXT)
+        message = "Teacher and student have different chat templates"
+        message = f"{message}, so the teacher would judge a form that it has not learned"
+        raise UserError(message, where=teacher.name, next_step=BY_TEXT)
 
 
-def same_tokens(one: Template, other: Template) -> bool:
+def same_tokens(first: Template, other: Template) -> bool:
     """Whether the same ids mean the same tokens; one vocabulary may continue where the other ends."""
-    ours, theirs = (each.tokenizer.get_vocab() for each in (one, other))
+    ours, theirs = (template.tokenizer.get_vocab() for template in (first, other))
     shared = min(len(ours), len(theirs))
-    return all(theirs.get(token) == place for token, place in ours.items() if place < shared)
+    return all(theirs.get(token) == token_id for token, token_id in ours.items() if token_id < shared)
 
 
 CONTEXT = 16  # tokens before a token that are decoded with it: its text may depend on them
@@ -274,22 +274,22 @@ def aligned(student: Rendered, teacher: Rendered, of_student: Decode, of_teacher
         of_student, of_teacher: text of token ids, control tokens left out.
     """
     where: defaultdict[int, deque[int]] = defaultdict(deque)
-    for number, place in enumerate(_places(teacher, of_teacher)):
-        if place is not None:
-            where[place].append(number)
+    for number, position in enumerate(_places(teacher, of_teacher)):
+        if position is not None:
+            where[position].append(number)
     ours = _places(student, of_student)
-    return tuple(where[place].popleft() if place is not None and where[place] else APART for place in ours)
+    return tuple(where[index].popleft() if index is not None and where[index] else APART for index in ours)
 
 
 def _places(row: Rendered, decode: Decode) -> list[int | None]:
     """Characters of the supervised text before each supervised token; None inside a character."""
     ids = [token for token, weight in zip(row.ids[1:], row.mask[1:], strict=True) if weight > 0]
     places: list[int | None] = []
-    place, whole = 0, True
+    position, whole = 0, True
     for i, token in enumerate(ids):
-        places.append(place if whole else None)
+        places.append(position if whole else None)
         before = list(ids[max(i - CONTEXT, 0) : i])
         text = decode([*before, token])
-        place += len(text) - len(decode(before))
+        position += len(text) - len(decode(before))
         whole = not text.endswith(BROKEN)
     return places

@@ -81,8 +81,8 @@ def _fields(sources: Sources) -> dict[str, Any]:
 
 
 @lru_cache(4)
-def _index(place: str, folders: tuple[str, ...]) -> Index:
-    os.chdir(place)
+def _index(directory: str, folders: tuple[str, ...]) -> Index:
+    os.chdir(directory)
     sources = Sources(Index(tuple(map(Path, folders))))
     warm(sources)
     return sources.index
@@ -92,9 +92,9 @@ def build_job(order: bytes) -> bytes:
     """In a process of `core.bounded_work`: a page's status and text, as JSON."""
     value = fast_json(order)
     fields, given = value["sources"], value["scope"]
-    place, folders = fields.pop("place"), fields.pop("folders")
-    index = _index(place, tuple(folders))
-    os.chdir(place)
+    directory, folders = fields.pop("place"), fields.pop("folders")
+    index = _index(directory, tuple(folders))
+    os.chdir(directory)
     sources = Sources(index, tuple(fields.pop("given_stores")), **fields)
     host, query = given.pop("host").encode("latin-1"), given.pop("query").encode("latin-1")
     scope = {"type": "http", "method": "GET", "query_string": query, "headers": [(b"host", host)], **given}

@@ -267,8 +267,8 @@ async def _acted(page: Page, request: Request, sources: Sources) -> Response:
         address = await run_in_threadpool(module_of(page).act, request, sources, form)
     except OSError as error:
         step = "free space on that disk or look at its permissions; then go back and send it again"
-        what, where = f"This can't be written: {error.strerror or error}", str(error.filename or "")
-        raise UserError(what, where=where, next_step=step) from error
+        message, where = f"This can't be written: {error.strerror or error}", str(error.filename or "")
+        raise UserError(message, where=where, next_step=step) from error
     return RedirectResponse(address, status_code=303)
 
 
@@ -328,7 +328,7 @@ def asset(name: str) -> bytes | None:
         return b"\n".join(part.read_bytes() for part in parts)
     if name == "samples.js":
         return (files("tuneloop.report") / "templates" / name).read_bytes()
-    names = {each.name for each in (files("tuneloop.web") / "static").iterdir()}
+    names = {path.name for path in (files("tuneloop.web") / "static").iterdir()}
     known = name in names and name.rpartition(".")[2] in KINDS
     return (files("tuneloop.web") / "static" / name).read_bytes() if known else None
 

@@ -26,35 +26,35 @@ REGISTRY_FILE = "mlflow.db"
 _lock = threading.Lock()
 
 
-def command_line(words: Sequence[str]) -> str:
+def command_line(arguments: Sequence[str]) -> str:
     """As it is typed."""
-    return shlex.join(("tuneloop", *words))
+    return shlex.join(("tuneloop", *arguments))
 
 
 def workplace(sources: Sources, near: Path) -> Path:
     """The folder in which commands about something are run: the nearest one above it with a registry."""
-    for place in [near.resolve(), *near.resolve().parents]:
-        if (place / REGISTRY_FILE).is_file() and leads_into(place, sources.index.folders):
-            return place
+    for folder in [near.resolve(), *near.resolve().parents]:
+        if (folder / REGISTRY_FILE).is_file() and leads_into(folder, sources.index.folders):
+            return folder
     return sources.index.folders[0].resolve()
 
 
-def run_words(words: Sequence[str], place: Path, *, within: float = WITHIN) -> tuple[int, dict[str, Any]]:
+def run_words(arguments: Sequence[str], folder: Path, *, within: float = WITHIN) -> tuple[int, dict[str, Any]]:
     """Run a tuneloop command in a folder; returns its exit status and the object that it printed.
 
     Raises UserError: it was refused, in its own words, or has not ended within so many seconds: it continues then.
     """
-    command = [sys.executable, "-m", "tuneloop", *words, "--json", "-q"]
+    command = [sys.executable, "-m", "tuneloop", *arguments, "--json", "-q"]
     own = environment_of_child() | confining(PAGE)
     process = subprocess.Popen(
-        command, cwd=place, env=own, stdin=NOTHING, stdout=subprocess.PIPE, stderr=NOTHING, start_new_session=True
+        command, cwd=folder, env=own, stdin=NOTHING, stdout=subprocess.PIPE, stderr=NOTHING, start_new_session=True
     )
     try:
         out, _ = process.communicate(timeout=within)
     except subprocess.TimeoutExpired:
         threading.Thread(target=process.communicate, daemon=True).start()
-        what = f"`{command_line(words)}` still works after {within:g} s"
-        raise UserError(what, next_step="load the page again in a while: it shows what came of it") from None
+        message = f"`{command_line(arguments)}` still works after {within:g} s"
+        raise UserError(message, next_step="load the page again in a while: it shows what came of it") from None
     record: Any = {}
     with suppress(ValueError, IndexError):
         record = parse_json(out.decode("utf-8", "replace").strip().splitlines()[-1])
@@ -62,7 +62,9 @@ def run_words(words: Sequence[str], place: Path, *, within: float = WITHIN) -> t
     if isinstance(error := record.get("error"), dict):
         raise UserError(str(error.get("what")), where=str(error.get("where") or ""), next_step=error.get("next") or "")
     if not record or process.returncode not in (0, 1, 3):
-        raise UserError(f"`{command_line(words)}` ended with {process.returncode}", next_step="run it in a terminal")
+        raise UserError(
+            f"`{command_line(arguments)}` ended with {process.returncode}", next_step="run it in a terminal"
+        )
     return process.returncode, record
 
 
@@ -87,14 +89,14 @@ _readings: dict[tuple[str, ...], CommandReading] = {}
 KEPT = 64  # readings
 
 
-def reading(words: Sequence[str], place: Path, stamp: object, *, wait: float = 0.05) -> CommandReading:
+def reading(arguments: Sequence[str], folder: Path, stamp: object, *, wait: float = 0.05) -> CommandReading:
     """What a command prints, from the last time that it ran; it runs again in the background where the stamp differs.
 
     Args:
         stamp: of what it reads, as times and sizes of files.
         wait: seconds in which it may end before the page is sent.
     """
-    key = (str(place), *words)
+    key = (str(folder), *arguments)
     with _lock:
         last = _readings.get(key, CommandReading({}))
         due = not last.busy and (last.stamp != stamp or last == CommandReading({}))
@@ -103,16 +105,16 @@ def reading(words: Sequence[str], place: Path, stamp: object, *, wait: float = 0
                 _readings.pop(next(iter(_readings)))
             _readings[key] = replace(last, busy=True)
     if due:
-        threading.Thread(target=_read, args=(key, words, place, stamp), daemon=True).start()
+        threading.Thread(target=_read, args=(key, arguments, folder, stamp), daemon=True).start()
     until = time.monotonic() + wait
     while _readings.get(key, last).busy and time.monotonic() < until:
         time.sleep(0.01)
     return _readings.get(key, last)
 
 
-def _read(key: tuple[str, ...], words: Sequence[str], place: Path, stamp: object) -> None:
+def _read(key: tuple[str, ...], arguments: Sequence[str], folder: Path, stamp: object) -> None:
     try:
-        status, record = run_words(words, place, within=300)
+        status, record = run_words(arguments, folder, within=300)
         result = CommandReading(record, status, stamp=stamp)
     except UserError as error:
         result = CommandReading({}, fault=error, stamp=stamp)
@@ -125,7 +127,7 @@ def _read(key: tuple[str, ...], words: Sequence[str], place: Path, stamp: object
 def stamp_of(*paths: Path) -> tuple[object, ...]:
     """Times and sizes of files, of a SQLite file also of its log; they change as the files do."""
     stamps: list[object] = []
-    for path in (each for one in paths for each in (one, Path(f"{one}-wal"))):
+    for path in (file for store in paths for file in (store, Path(f"{store}-wal"))):
         with suppress(OSError):
             status = os.stat(path)
             stamps += [status.st_mtime_ns, status.st_size]

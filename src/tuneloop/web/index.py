@@ -128,14 +128,16 @@ class Index:
         found: dict[tuple[Kind, str], Found] = {}
         left = deque((str(folder.resolve()), 0) for folder in self.folders)
         while left:
-            place, depth = left.popleft()  # those above first: a server's folder is not behind ten thousand runs
-            if place in known or (folder := self._read(place)) is None:
+            directory, depth = left.popleft()  # those above first: a server's folder is not behind ten thousand runs
+            if directory in known or (folder := self._read(directory)) is None:
                 continue
-            known[place] = folder
-            found |= {(one.kind, one.key): one for one in folder.found}
+            known[directory] = folder
+            found |= {(entry.kind, entry.key): entry for entry in folder.found}
             if depth < MOST_DEPTH:
                 left += [(below, depth + 1) for below in folder.below]
-            if self.reading and (len(known) % PUBLISHED == 0 or any(one.kind == "server" for one in folder.found)):
+            if self.reading and (
+                len(known) % PUBLISHED == 0 or any(folder_found.kind == "server" for folder_found in folder.found)
+            ):
                 self._found = dict(found)
         self._known, self._found = known, found
         keys = {key for _, key in found}
@@ -144,22 +146,22 @@ class Index:
                 self._facts.pop(fact, None)
         self._at = time.monotonic()
 
-    def _read(self, place: str) -> _Folder | None:
+    def _read(self, path: str) -> _Folder | None:
         """A folder, from memory where it has not changed; None: it was deleted, or may not be read."""
         with contextlib.suppress(OSError):
-            status, now = os.stat(place), time.time()
-            before = self._known.get(place)
+            status, now = os.stat(path), time.time()
+            before = self._known.get(path)
             if before and before.time == status.st_mtime_ns and before.seen - status.st_mtime > UNSETTLED:
                 return before
-            with os.scandir(place) as entries:
+            with os.scandir(path) as entries:
                 names = {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
             kind = next((kind for file, kind in FILES.items() if file in names), None)
-            found = [] if kind is None else [_found(kind, place, status.st_mtime, names)]
+            found = [] if kind is None else [_found(kind, path, status.st_mtime, names)]
             if REGISTRY in names:
-                found.append(_found("registry", os.path.join(place, REGISTRY), status.st_mtime, names))
+                found.append(_found("registry", os.path.join(path, REGISTRY), status.st_mtime, names))
             skipped = INNER | ({"dataset"} if kind == "dataset" else set())
             below = [
-                os.path.join(place, name)
+                os.path.join(path, name)
                 for name, is_folder in names.items()
                 if is_folder and name[0] != "." and name not in skipped and kind != "artifact"
             ]
@@ -167,6 +169,6 @@ class Index:
         return None
 
 
-def _found(kind: Kind, place: str, changed: float, names: Sequence[str] | dict[str, bool]) -> Found:
-    key = hashlib.sha256(os.fsencode(place)).hexdigest()[:12]
-    return Found(kind, Path(place), key, changed, frozenset(names))
+def _found(kind: Kind, path: str, changed: float, names: Sequence[str] | dict[str, bool]) -> Found:
+    key = hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
+    return Found(kind, Path(path), key, changed, frozenset(names))

@@ -108,8 +108,8 @@ def _read(found: Found, sources: Sources) -> RunLine:
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         problem = w.clean(f"can't be read: {str(error)[:200]}")
     state: State = "damaged" if problem else "finished" if run else "running" if _works(path) else "stopped"
-    folder = next((one for one in sources.index.folders if leads_into(path, [one])), path)
-    place = os.path.relpath(path, folder.resolve()) if path != folder.resolve() else path.name
+    folder = next((root for root in sources.index.folders if leads_into(path, [root])), path)
+    location = os.path.relpath(path, folder.resolve()) if path != folder.resolve() else path.name
     changed = max(found.changed, _grown(path)[0] / 1e9) if not run else found.changed
     files = w.section(config.get("data")).get("sources") or [""]
     dataset = run.get("dataset") or data.get("id") or evaluation.get("dataset") or Path(str(files[0])).name
@@ -128,16 +128,20 @@ def _read(found: Found, sources: Sources) -> RunLine:
         "gate": w.clean(gate.get("status") or ""),
         "tags": [w.clean(tag) for tag in run.get("tags") or w.section(config.get("track")).get("tags") or []],
     }  # fmt: skip
-    return RunLine(found.key, path, w.clean(place), state, changed, **values)
+    return RunLine(found.key, path, w.clean(location), state, changed, **values)
 
 
 def _verdict(evaluation: dict[str, Any]) -> str:
     """The verdict in a few words; numbers have columns."""
     verdict = w.section(evaluation.get("verdict"))
-    standings = [w.section(each) for each in verdict.get("standings") or []]
-    about = [each for each in standings if each.get("against") == verdict.get("against")]
+    standings = [w.section(standing) for standing in verdict.get("standings") or []]
+    about = [standing for standing in standings if standing.get("against") == verdict.get("against")]
     gain = w.number(about[0].get("gain")) if about else None
-    if gain is not None and len({each.get("name") for each in standings}) == 1 and about[0].get("kind") in KINDS:
+    if (
+        gain is not None
+        and len({standing.get("name") for standing in standings}) == 1
+        and about[0].get("kind") in KINDS
+    ):
         return w.clean(outcome_in_short(str(about[0].get("outcome")), about[0]["kind"], str(about[0]["against"]), gain))
     sentence = w.clean(next(iter(evaluation.get("words") or []), ""))
     return w.between_words(sentence.partition(": ")[0], LONGEST)
@@ -185,10 +189,14 @@ def holder(folder: Path) -> int | None:
             command = subprocess.run(["ps", "-x", "-o", "command=", "-p", str(pid)], capture_output=True, text=True)
             return pid if "tuneloop" in command.stdout else None
         for line in LOCKS.read_text(encoding="utf-8").splitlines():
-            words = line.split()
-            is_held = "->" not in words and len(words) > 5 and words[5].endswith(f":{status.st_ino}")
-            if is_held and status.st_nlink == 1 and _has_open(int(words[4]), status):
-                return int(words[4])
+            fields_of_line = line.split()
+            is_held = (
+                "->" not in fields_of_line
+                and len(fields_of_line) > 5
+                and fields_of_line[5].endswith(f":{status.st_ino}")
+            )
+            if is_held and status.st_nlink == 1 and _has_open(int(fields_of_line[4]), status):
+                return int(fields_of_line[4])
     with suppress(UserError):  # it was started on a page, and holds nothing yet
         if is_file(folder / Job.file, below=folder) and lives(job := read_record(Job, folder, below=folder), folder):
             return job.pid

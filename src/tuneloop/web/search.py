@@ -71,7 +71,9 @@ class TrafficFilter:
 
 def filter_of(query: Mapping[str, str]) -> TrafficFilter:
     """The filter of a query string; UserError: a time or number that is none, or an unknown choice."""
-    values = {each.name: str(query.get(each.name, "")).strip()[:500] for each in fields(TrafficFilter)}
+    values = {
+        filter_field.name: str(query.get(filter_field.name, "")).strip()[:500] for filter_field in fields(TrafficFilter)
+    }
     for name in ("since", "until"):
         values[name] = since_time(values[name])
     for name, choices in (("state", ERRORS), ("feedback", FEEDBACK)):
@@ -122,7 +124,7 @@ def search(store: Database, wanted: TrafficFilter, cursor: str = "", *, seconds:
         if low is None or not id_:  # the part before was searched whole
             low = _part_start(store, wanted, edge, part)
         places = store.execute(query, [low, edge, id_, *values, PAGE]).fetchall()
-        rows += _checked(store, wanted, [str(place[1]) for place in places])
+        rows += _checked(store, wanted, [str(hit[1]) for hit in places])
         edge, id_ = places[-1] if len(places) == PAGE else (low, "")
         over = not id_ and (not low or low <= wanted.since)
         now = time.monotonic()
@@ -166,8 +168,8 @@ def _conditions(store: Database, wanted: TrafficFilter) -> tuple[str, list[Any]]
         inner = json.dumps(wanted.text, ensure_ascii=False)[1:-1]
         for sign in "!%_":
             inner = inner.replace(sign, f"!{sign}")
-        one = f"{{}} {store.like} ? ESCAPE '!'"
-        parts.append((f"({one.format('prompt')} OR {one.format('completion')})", [f"%{inner}%"] * 2))
+        like = f"{{}} {store.like} ? ESCAPE '!'"
+        parts.append((f"({like.format('prompt')} OR {like.format('completion')})", [f"%{inner}%"] * 2))
     return " AND ".join(text for text, _ in parts), [value for _, values in parts for value in values]
 
 
@@ -176,29 +178,32 @@ def _checked(store: Database, wanted: TrafficFilter, ids: Sequence[str]) -> Iter
     if not ids:
         return
     marks = ", ".join("?" * len(ids))
-    requests = {one.id: one for one in read_requests(store, where=f"id IN ({marks})", values=ids)}
+    requests = {request.id: request for request in read_requests(store, where=f"id IN ({marks})", values=ids)}
     said = said_of(store, list(requests.values()))
     for id_ in ids:
         if id_ not in requests:  # erased meanwhile
             continue
-        one = FoundRequest(requests[id_], said.get(id_, []))
-        liked = one.liked
+        joined = FoundRequest(requests[id_], said.get(id_, []))
+        liked = joined.liked
         if wanted.feedback not in ("good", "bad") or (
             liked is not None and (liked >= 0.5) == (wanted.feedback == "good")
         ):
-            yield one
+            yield joined
 
 
 def said_of(store: Database, requests: Sequence[StoredRequest]) -> dict[str, list[Feedback]]:
     """Request -> what holds of all that was said of it or of its conversation."""
     by_id: dict[str, list[Feedback]] = {}
-    names = {one.conversation for one in requests if one.conversation}
-    for column, values in (("request", [one.id for one in requests]), ("conversation", sorted(names))):
+    names = {request.conversation for request in requests if request.conversation}
+    for column, values in (("request", [request.id for request in requests]), ("conversation", sorted(names))):
         if values:
             marks = ", ".join("?" * len(values))
-            for one in read_feedback(store, where=f"{column} IN ({marks})", values=values):
-                by_id.setdefault(str(getattr(one, column)), []).append(one)
-    of = {one.id: current(by_id.get(one.id, []) + by_id.get(one.conversation or "", [])) for one in requests}
+            for vote in read_feedback(store, where=f"{column} IN ({marks})", values=values):
+                by_id.setdefault(str(getattr(vote, column)), []).append(vote)
+    of = {
+        request.id: current(by_id.get(request.id, []) + by_id.get(request.conversation or "", []))
+        for request in requests
+    }
     return {id_: said for id_, said in of.items() if said}
 
 

@@ -73,8 +73,10 @@ def serve_pages(sources: Sources, config: WebConfig, ready: Callable[[str], None
     try:
         listening = listen(config.host, config.port)
     except OSError as error:
-        what = f"Can't listen on {config.host}:{config.port}: {error.strerror}"
-        raise UserError(what, where="port", next_step="choose another: port=8141, or port=0 for a free one") from None
+        message = f"Can't listen on {config.host}:{config.port}: {error.strerror}"
+        raise UserError(
+            message, where="port", next_step="choose another: port=8141, or port=0 for a free one"
+        ) from None
     pages = page_work(1)
     pages.warm(sources)
     access = of_owner(secret, sources.who, read_only=sources.read_only)

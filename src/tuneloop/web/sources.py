@@ -124,8 +124,8 @@ class Sources:
         """Places of all servers' stores, those that were named first; for `serving.store.store.opened`."""
         below = [str(found.path) for found in self.all("server") if is_store(found.path)]
         names: dict[str, str] = {}
-        for place in [*self.given_stores, *below]:  # one store may be named and be in a folder
-            names.setdefault(os.path.realpath(store_name(place)), place)
+        for store in [*self.given_stores, *below]:  # one store may be named and be in a folder
+            names.setdefault(os.path.realpath(store_name(store)), store)
         return list(names.values())
 
     def inside(self, path: Path) -> Path:

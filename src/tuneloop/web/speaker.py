@@ -93,9 +93,9 @@ def close_all() -> None:
 
 
 def _end(children: list[subprocess.Popen[str]]) -> None:
-    for each in children:
-        each.kill()
-        each.wait()
+    for process in children:
+        process.kill()
+        process.wait()
 
 
 def main(target: str, against: str) -> None:

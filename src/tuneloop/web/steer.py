@@ -68,22 +68,22 @@ def started_in(run: Path) -> Path:
     data = config.get("data")
     sources = [str(source) for source in (data.get("sources") if isinstance(data, dict) else None) or []]
     output = str(config.get("output_dir") or f"runs/{run.name}")
-    for place in run.parents:
-        if (place / output).resolve() == run and all((place / source).exists() for source in sources):
-            return place
+    for parent in run.parents:
+        if (parent / output).resolve() == run and all((parent / source).exists() for source in sources):
+            return parent
     step = "start it in a terminal, in the folder of its data"
     raise UserError("It can't be seen where this run was started", where=str(run), next_step=step)
 
 
 def resume_command(sources: Sources, found: Found) -> RunCommand:
     """The command that continues a run. Raises UserError: its recipe names code, or what is outside the folders."""
-    place, values = started_in(found.path), read_yaml(found.path / CONFIG, below=found.path)
-    words = ["run", os.path.relpath(found.path / CONFIG, place)]
-    with confined(PAGE, _roots(sources, place)):
+    start, values = started_in(found.path), read_yaml(found.path / CONFIG, below=found.path)
+    arguments = ["run", os.path.relpath(found.path / CONFIG, start)]
+    with confined(PAGE, _roots(sources, start)):
         make_recipe(values, where=found.path.name)
     if not values.get("output_dir"):
-        words.append(f"output_dir={os.path.relpath(found.path, place)}")
-    return RunCommand((*words,), place, found.path)
+        arguments.append(f"output_dir={os.path.relpath(found.path, start)}")
+    return RunCommand((*arguments,), start, found.path)
 
 
 def clone_command(sources: Sources, found: Found, name: str, changes: Sequence[str]) -> RunCommand:
@@ -102,21 +102,21 @@ def clone_command(sources: Sources, found: Found, name: str, changes: Sequence[s
         raise UserError("There is a folder of this name already", where=name, next_step="choose another name")
     if wrong := next((change for change in changes if "=" not in change), ""):
         raise UserError("A change is written as key=value", where=wrong[:80], next_step="as in train.epochs=2")
-    place = started_in(found.path)
-    output = os.path.relpath(folder, place)
+    start = started_in(found.path)
+    output = os.path.relpath(folder, start)
     values = read_yaml(found.path / CONFIG, below=found.path) | {"output_dir": output}
-    with confined(PAGE, _roots(sources, place)):
+    with confined(PAGE, _roots(sources, start)):
         before, recipe = make_recipe(values, where=found.path.name), make_recipe(values, changes)
     if recipe.output_dir != output:
         raise UserError("The folder of a clone is next to its run", where="output_dir", next_step="give it a name")
-    old, new = (flat(each.model_dump(mode="json")) for each in (before, recipe))
+    old, new = (flat(settings.model_dump(mode="json")) for settings in (before, recipe))
     shown = tuple(f"{key}={json.dumps(value)}" for key, value in new.items() if old.get(key) != value)
-    words = ("run", os.path.relpath(folder / CONFIG, place))
-    return RunCommand(words, place, folder, recipe, shown)
+    arguments = ("run", os.path.relpath(folder / CONFIG, start))
+    return RunCommand(arguments, start, folder, recipe, shown)
 
 
-def _roots(sources: Sources, place: Path) -> Roots:
-    return Roots(tuple(folder.resolve() for folder in sources.index.folders), place)
+def _roots(sources: Sources, path: Path) -> Roots:
+    return Roots(tuple(folder.resolve() for folder in sources.index.folders), path)
 
 
 def start(sources: Sources, command: RunCommand, action: str) -> None:

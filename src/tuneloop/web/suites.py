@@ -40,8 +40,8 @@ def add_to_suite(path: Path, row: Mapping[str, Any]) -> bool:
         file = inside(path.parent, suite.must_pass_file or ROWS)
         if not suite.must_pass_file:
             if file.is_file() and file.stat().st_size:
-                what = "There is a file of rows that the suite does not name"
-                raise UserError(what, where=str(file), next_step=f"add a line to the suite: must_pass_file: {ROWS}")
+                message = "There is a file of rows that the suite does not name"
+                raise UserError(message, where=str(file), next_step=f"add a line to the suite: must_pass_file: {ROWS}")
             file.touch()
             write_text(path, f"{file_bytes(path, 'yaml').decode().rstrip()}\nmust_pass_file: {ROWS}\n")
         if values in [*read_jsonl(file)]:

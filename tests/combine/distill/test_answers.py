@@ -183,9 +183,9 @@ def test_the_best_of_those_that_pass_the_gate_is_learned_and_what_fails_is_count
     gate.write_text("lacks: [sorry]\nmost_words: 3\n")
     said = ["sorry, no answer", "a small red house", "red house", "RED house"]
     server.says = lambda number, body: (200, said[body.get("seed", 0)], "big")
-    one = job(server, dataset, tmp_path / "run", gate=str(gate))
+    item = job(server, dataset, tmp_path / "run", gate=str(gate))
     with pytest.raises(UserError, match=f"{len(dataset.train)} fails the gate"):
-        taught_rows(one)
+        taught_rows(item)
     four = job(server, dataset, tmp_path / "run", best_of=4, gate=str(gate))
     learned = taught_rows(four).train
     assert len(learned) == len(dataset.train) and {row.answer for row in learned} <= {"red house", "RED house"}

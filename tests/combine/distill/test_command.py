@@ -48,8 +48,8 @@ def last_words(teacher: ModelCost, student: ModelCost) -> str:
 def test_the_last_line_says_what_1000_answers_cost_where_both_prices_are_known() -> None:
     student = ModelCost(parameters=139_000_000, rows_per_second=8.0, usd_per_1000=0.0017, usd_per_hour=0.05)
     here = ModelCost(parameters=1_777_000_000, rows_per_second=1.0, usd_per_1000=0.014, usd_per_hour=0.05)
-    words = "It has 139M parameters instead of 1,777M, and answers 8.0 times as many rows a second: "
-    said = words + "1,000 answers cost $0.0017 instead of $0.014, this machine at $0.05 an hour"
+    text = "It has 139M parameters instead of 1,777M, and answers 8.0 times as many rows a second: "
+    said = text + "1,000 answers cost $0.0017 instead of $0.014, this machine at $0.05 an hour"
     assert last_words(here, student) == said
     server = ModelCost(rows_per_second=1.0, usd_per_1000=1.2)
     assert last_words(server, student).endswith(
@@ -158,13 +158,13 @@ def test_probabilities_are_learned_and_asked_for_once(
     ],
 )
 def test_what_is_wrong_is_said_in_a_sentence(
-    arguments: list[str], words: str, teacher: str, capsys: Said, tiny_llama: Path
+    arguments: list[str], text: str, teacher: str, capsys: Said, tiny_llama: Path
 ) -> None:
     given = [str(tiny_llama) if a == "BASE" else a for a in arguments]
-    more = [str(tiny_llama)] if "many" in words else []
+    more = [str(tiny_llama)] if "many" in text else []
     assert main(["distill", teacher, *more, *given, "--dataset", f"{teacher}/dataset", "--out", "s"]) == 2
     error = capsys.readouterr().err
-    assert words in error and "Traceback" not in error and not Path("s/run.json").exists()
+    assert text in error and "Traceback" not in error and not Path("s/run.json").exists()
 
 
 def test_probabilities_of_a_server_are_refused(teacher: str, capsys: Said, tiny_llama: Path) -> None:

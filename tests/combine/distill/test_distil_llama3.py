@@ -49,8 +49,8 @@ def test_from_a_tuned_teacher_in_four_bits_to_a_student_that_answers(
     monkeypatch.chdir(tmp_path)
     big = str(write_llama3(tmp_path / "big", tiny_llama, llama3_tokenizer, 4, 64, False))
     small = str(write_llama3(tmp_path / "llama-small", tiny_llama, llama3_tokenizer, 2, 32, True))
-    words = ["rain", "snow", "sun", "fog", "hail", "wind", "storm", "frost", "cloud", "dew", "ice", "mist"]
-    rows = [{"prompt": f"What is the weather in town {i}?", "completion": f"There is {word} in town {i}."} for i, word in enumerate(words * 3)]  # fmt: skip
+    text = ["rain", "snow", "sun", "fog", "hail", "wind", "storm", "frost", "cloud", "dew", "ice", "mist"]
+    rows = [{"prompt": f"What is the weather in town {i}?", "completion": f"There is {word} in town {i}."} for i, word in enumerate(text * 3)]  # fmt: skip
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     told(
         capsys,

@@ -24,10 +24,10 @@ QUEUE = r"Queue: (\w+)"
         ("Queue: billing. Sorry. " + "word " * 20, "Queue: billing.", "longer than 12 words"),
     ],
 )
-def test_the_first_condition_that_fails_is_named(answer: str, own: str, why: str) -> None:
+def test_the_first_condition_that_fails_is_named(answer: str, own: str, reason: str) -> None:
     gate = AnswerGate(contains=["sorry"], lacks=["as an AI"], matches=["^Queue"], same=[QUEUE], most_words=12)
     found = gate.breach(answer, own)
-    assert found == "" if not why else why in found
+    assert found == "" if not reason else reason in found
 
 
 @pytest.mark.parametrize(
@@ -39,10 +39,10 @@ def test_the_first_condition_that_fails_is_named(answer: str, own: str, why: str
         ("version: 1", "demands nothing"),
     ],
 )
-def test_a_wrong_file_is_said_in_a_sentence(text: str, words: str, tmp_path: Path) -> None:
+def test_a_wrong_file_is_said_in_a_sentence(text: str, sentence: str, tmp_path: Path) -> None:
     file = tmp_path / "gate.yaml"
     file.write_text(text)
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=sentence):
         load_gate(str(file))
     assert load_gate("") is None
 

@@ -52,15 +52,15 @@ def test_a_70b_teacher_of_an_8b_student(dataset: str, capsys: Said) -> None:
 
 
 def test_more_answers_cost_more_and_own_answers_nothing(dataset: str, capsys: Said) -> None:
-    one, four = (planned(capsys, dataset, "--best-of", n)["parts"][0]["hours"] for n in ("1", "4"))
-    assert four == pytest.approx(4 * one)
+    entry, four = (planned(capsys, dataset, "--best-of", n)["parts"][0]["hours"] for n in ("1", "4"))
+    assert four == pytest.approx(4 * entry)
     own = planned(capsys, dataset, "--level", "logits", "--answers", "own")["parts"]
     assert [part["what"] for part in own] == ["the teacher's probabilities", "the student learns"]
-    once, each = (
+    once, item = (
         planned(capsys, dataset, "--level", level, "train.epochs=3", "train.teacher_bits=4")["parts"][1]["hours"]
         for level in ("logits", "live")
     )
-    assert each == pytest.approx(3 * once)
+    assert item == pytest.approx(3 * once)
 
 
 def test_a_live_teacher_stands_beside_the_student_on_each_card(dataset: str, capsys: Said) -> None:
@@ -117,12 +117,12 @@ def test_it_says_beforehand_whether_it_should_pay(dataset: str, capsys: Said, tm
     assert planned(capsys, dataset, *more, "--measured", f"{equal},{weak}")["expected"].startswith("It should not pay")
     assert planned(capsys, dataset, "--measured", f"{good},{weak}")["expected"].startswith("It may pay")
     command = ["distill", "llama-3.3-70b", "llama-3.1-8b", "--dataset", dataset, "--out", "none", "--plan"]
-    for measured, words in (
+    for measured, text in (
         (good, "Two evaluations"),
         (f"{good},{evaluation(tmp_path / 'o', 9, 20)}", "different rows"),
     ):
         assert main([*command, "--measured", measured]) == 2
-        assert words in capsys.readouterr().err
+        assert text in capsys.readouterr().err
 
 
 def test_rows_that_nobody_has_counted_are_refused(dataset: str, capsys: Said) -> None:

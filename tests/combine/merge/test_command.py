@@ -104,10 +104,10 @@ def test_adapters_without_a_run_are_merged_without_rows(experts: list[str], caps
     ],
 )
 def test_what_is_wrong_is_said_in_a_sentence(
-    arguments: list[str], words: str, experts: list[str], capsys: Said, tiny_llama: Path
+    arguments: list[str], text: str, experts: list[str], capsys: Said, tiny_llama: Path
 ) -> None:
     given = [{"tickets": experts[0], "colours": experts[1], "BASE": str(tiny_llama)}.get(a, a) for a in arguments]
     assert main(["merge", *given, "--out", "both"]) == 2
     error = capsys.readouterr().err
-    assert words in error and "Traceback" not in error
+    assert text in error and "Traceback" not in error
     assert not Path("both/run.json").exists()

@@ -97,7 +97,7 @@ def test_cat_is_the_sum_of_products_of_adapters_that_differ_in_everything(
     adapters = [make(f"a{i}", i, **settings) for i, settings in enumerate(DIFFERENT)]
     counts = (1.0, 0.5, -2.0, 0.25)
     found = merge(*adapters, method="cat", weights=counts)
-    parts = [weights(model, one.folder) for one in adapters]
+    parts = [weights(model, adapter.folder) for adapter in adapters]
     now = weights(model, found.folder)
     assert set(now) == {name for part in parts for name in part} and found.lost == 0
     for name, update in now.items():
@@ -107,9 +107,9 @@ def test_cat_is_the_sum_of_products_of_adapters_that_differ_in_everything(
 
 @pytest.mark.parametrize("method", METHODS)
 def test_one_adapter_reproduces_its_logits(method: str, model: Model, make: Make, merge: Merge) -> None:
-    one = make("a", rank=3, rslora=True)
-    found = merge(one, method=method)
-    assert torch.allclose(logits(model, found.folder), logits(model, one.folder), atol=2e-4)
+    item = make("a", rank=3, rslora=True)
+    found = merge(item, method=method)
+    assert torch.allclose(logits(model, found.folder), logits(model, item.folder), atol=2e-4)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -248,17 +248,17 @@ def test_damaged_adapters_are_refused_and_nothing_is_written(make: Make, merge: 
         (narrow, "base's layer is"),
         (dict.clear, "empty"),
     ]
-    for i, (edit, words) in enumerate(cases):
-        with pytest.raises(UserError, match=words):
+    for i, (edit, text) in enumerate(cases):
+        with pytest.raises(UserError, match=text):
             merge(good, change(make(f"bad{i}", i), edit))
     assert not any((tmp_path / "merged").glob("adapter*"))
 
 
 @pytest.mark.parametrize(("settings", "words"), [({"dora": True}, "DoRA"), ({"method": "prefix"}, "PREFIX_TUNING")])
 def test_kinds_that_are_no_plain_lora_are_refused_with_the_way_out(
-    settings: dict[str, Any], words: str, model: Model, make: Make, tmp_path: Path
+    settings: dict[str, Any], text: str, model: Model, make: Make, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match=words) as caught:
+    with pytest.raises(UserError, match=text) as caught:
         make("odd", **settings)
         open_adapter("odd", tmp_path / "odd")
     assert "on its own" in caught.value.next_step
@@ -274,6 +274,6 @@ def test_settings_that_a_method_cannot_take_are_refused(make: Make, merge: Merge
         ({"method": "cat", "rank": 4}, "keeps everything"),
         ({"method": "nonsense"}, "No way to merge"),
     ]
-    for settings, words in cases:
-        with pytest.raises(UserError, match=words):
+    for settings, text in cases:
+        with pytest.raises(UserError, match=text):
             merge(a, b, **settings)

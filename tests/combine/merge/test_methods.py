@@ -29,8 +29,8 @@ def full(product: Product) -> Tensor:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_one_adapter_with_weight_1_is_itself(name: str) -> None:
-    (one,) = updates((3,))
-    assert torch.allclose(full(METHODS[name].merge([one], [1.0])), full(one), atol=1e-9)
+    (item,) = updates((3,))
+    assert torch.allclose(full(METHODS[name].merge([item], [1.0])), full(item), atol=1e-9)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -75,18 +75,18 @@ def told(said: Said, *arguments: str, status: int = 0) -> dict[str, Any]:
 
 @pytest.mark.nightly
 @pytest.mark.slow
-def test_on_six_rows_the_first_lines_and_the_record_say_that_nothing_can_be_shown(place: Path, capsys: Said) -> None:
+def test_on_six_rows_the_first_lines_and_the_record_say_that_nothing_can_be_shown(path: Path, capsys: Said) -> None:
     assert main(["merge", "colours", "animals", "--method", "cat", "--rows", "6", "--allow", "1", "--out", "few"]) == 0
     printed = capsys.readouterr()
     assert printed.out.splitlines()[0].startswith("warn: nothing can be shown for colours on 6 test rows")
     assert "warn: nothing can be shown for animals on 6 test rows" in printed.err
-    words = read_json(Path("few") / "merge.json")["words"]
-    assert [word.split(" on 6 test rows")[0] for word in words[:2]] == [f"nothing can be shown for {t}" for t in TASKS]
-    assert all("Judge by at least 20 test rows" in word for word in words[:2])
+    text = read_json(Path("few") / "merge.json")["words"]
+    assert [word.split(" on 6 test rows")[0] for word in text[:2]] == [f"nothing can be shown for {t}" for t in TASKS]
+    assert all("Judge by at least 20 test rows" in word for word in text[:2])
 
 
 @pytest.mark.slow
-def test_each_task_judges_the_merged_model_beside_its_controls(place: Path, capsys: Said) -> None:
+def test_each_task_judges_the_merged_model_beside_its_controls(path: Path, capsys: Said) -> None:
     found = told(capsys, "merge", "colours", "animals", "--method", "cat", "--allow", "1", "--out", "both")
     assert [task["task"] for task in found["tasks"]] == ["colours", "animals"]
     for task in found["tasks"]:
@@ -99,7 +99,7 @@ def test_each_task_judges_the_merged_model_beside_its_controls(place: Path, caps
 
 
 @pytest.mark.slow
-def test_a_task_that_loses_too_much_stays_with_its_expert(place: Path, capsys: Said) -> None:
+def test_a_task_that_loses_too_much_stays_with_its_expert(path: Path, capsys: Said) -> None:
     found = told(
         capsys, "merge", "colours", "animals", "--weights", "1,0.001", "--method", "cat", "--out", "both", status=1
     )
@@ -114,12 +114,12 @@ def test_a_task_that_loses_too_much_stays_with_its_expert(place: Path, capsys: S
 
 @pytest.mark.nightly
 @pytest.mark.slow
-def test_a_search_goes_by_validation_rows_and_is_not_done_twice(place: Path, capsys: Said) -> None:
+def test_a_search_goes_by_validation_rows_and_is_not_done_twice(path: Path, capsys: Said) -> None:
     command = ["merge", "colours", "animals", "--method", "auto", "--minutes", "0.1", "--rows", "40", "--allow", "9",
                "--pooled", "colours", "--out", "both"]  # fmt: skip
     found = told(capsys, *command)
     tried = found["searched"]
-    assert tried and max(tried, key=lambda one: one["worst"])["method"] == found["method"]
+    assert tried and max(tried, key=lambda item: item["worst"])["method"] == found["method"]
     assert all(task["n"] == 40 and task["pooled"] is not None for task in found["tasks"])
     assert found["tasks"][0]["pooled"] == found["tasks"][0]["expert"], "that run is the first task's expert"
     before = Path("both/adapter/adapter_model.safetensors").stat().st_mtime_ns

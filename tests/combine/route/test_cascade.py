@@ -45,7 +45,7 @@ def test_a_confidence_that_means_something_recovers_more_than_one_that_does_not(
     assert good.gap_recovered is not None and idle.gap_recovered is not None
     assert good.gap_recovered.low > 0.6 and idle.gap_recovered.high < 0.5
     assert good.gap_recovered.low <= good.gap_recovered.value <= good.gap_recovered.high
-    assert [one.name for one in good.singles] == ["s", "l", "oracle"]
+    assert [single.name for single in good.singles] == ["s", "l", "oracle"]
     assert good.singles[2].quality >= good.quality.value
     costs = [point.cost for point in good.frontier]
     assert costs == sorted(costs) and costs[0] == 1.0

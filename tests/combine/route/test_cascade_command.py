@@ -58,12 +58,12 @@ def test_a_cascade_is_chosen_on_one_half_and_judged_on_the_other(tmp_path: Path,
         (["MISSING"], "There is no evaluation here"),
     ],
 )
-def test_what_is_wrong_is_said(what: list[str], words: str, tmp_path: Path, capsys: Said) -> None:
-    small = evaluation(tmp_path / "small", 0.7, confident=what != ["UNSURE"])
-    large = evaluation(tmp_path / "large", 0.95, offset=1000 if what == ["OTHER"] else 0)
-    if what == ["MISSING"]:
+def test_what_is_wrong_is_said(message: list[str], text: str, tmp_path: Path, capsys: Said) -> None:
+    small = evaluation(tmp_path / "small", 0.7, confident=message != ["UNSURE"])
+    large = evaluation(tmp_path / "large", 0.95, offset=1000 if message == ["OTHER"] else 0)
+    if message == ["MISSING"]:
         (Path(large) / "samples.jsonl").unlink()
-    more = what if what[0].startswith("--") else []
+    more = message if message[0].startswith("--") else []
     assert main(["route", "cascade", small, large, *more, "--out", str(tmp_path / "c.json")]) == 2
     error = capsys.readouterr().err
-    assert words in error and "Traceback" not in error and not (tmp_path / "c.json").exists()
+    assert text in error and "Traceback" not in error and not (tmp_path / "c.json").exists()

@@ -29,10 +29,10 @@ def told(said: Said, *arguments: str, status: int = 0) -> dict[str, Any]:
 def runs(make_tuned: Callable[..., Path], tmp_path: Path) -> list[str]:
     rng = random.Random(0)
     found = []
-    for task, words in QUESTIONS.items():
+    for task, question in QUESTIONS.items():
         records = [
             {
-                "text": f"my {rng.choice(words)} {rng.randrange(10**6)} and the {rng.choice(words)} again",
+                "text": f"my {rng.choice(question)} {rng.randrange(10**6)} and the {rng.choice(question)} again",
                 "label": "ab"[i % 2],
             }
             for i in range(80)
@@ -42,15 +42,15 @@ def runs(make_tuned: Callable[..., Path], tmp_path: Path) -> list[str]:
     return found
 
 
-def outcome_file(place: Path, n: int = 300) -> Path:
+def outcome_file(path: Path, n: int = 300) -> Path:
     rng = random.Random(1)
-    with place.open("w", newline="") as handle:
+    with path.open("w", newline="") as handle:
         writer = csv.writer(handle)
         writer.writerow(["prompt", "small", "large", "small_response"])
         for i in range(n):
             hard = rng.random() < 0.5
             writer.writerow([f"{'prove' if hard else 'add'} {i} and {rng.randrange(999)}", not hard, True, "text"])
-    return place
+    return path
 
 
 def test_runs_are_told_apart_by_their_rows(runs: list[str], capsys: Said) -> None:
@@ -114,14 +114,14 @@ def test_hidden_states_of_the_base_are_features_too(runs: list[str], capsys: Sai
         (["eval", "nowhere"], "no fitted router"),
     ],
 )
-def test_what_is_wrong_is_said_in_a_sentence(arguments: list[str], words: str, runs: list[str], capsys: Said) -> None:
+def test_what_is_wrong_is_said_in_a_sentence(arguments: list[str], text: str, runs: list[str], capsys: Said) -> None:
     outcome_file(Path("few.csv"), 12)
     Path("one.csv").write_text("prompt,a\nx,true\n")
     given = [{"cards": runs[0], "parcels": runs[1]}.get(a, a) for a in arguments]
     more = ["--features", "words"] if "fit" in given and "--features" not in given else []
     assert main(["route", *given, *more]) == 2
     error = capsys.readouterr().err
-    assert words in error and "Traceback" not in error
+    assert text in error and "Traceback" not in error
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ COSTS = np.array([1.0, 9.0])
 
 def test_an_oracle_takes_the_cheapest_of_the_best() -> None:
     quality = np.array([[1, 1], [0, 1], [0, 0], [1, 0.0]])
-    found = {one.name: one for one in singles(quality, COSTS, ["small", "large"])}
+    found = {single.name: single for single in singles(quality, COSTS, ["small", "large"])}
     assert found["oracle"].quality == 0.75 and found["oracle"].cost == (1 + 9 + 1 + 1) / 4
     assert (found["small"].quality, found["small"].cost) == (0.5, 1.0)
 

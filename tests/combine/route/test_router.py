@@ -46,9 +46,9 @@ def test_two_tasks_are_told_apart_as_well_as_three() -> None:
 
 def test_the_best_kind_on_validation_rows_is_kept_and_all_are_listed() -> None:
     router = fit_router(tasks(150, 0), tasks(60, 1), record())
-    tried = {one.kind: one for one in router.record.candidates}
+    tried = {candidate.kind: candidate for candidate in router.record.candidates}
     assert set(tried) == {"constant", "centroid", "knn", "logreg"}
-    assert tried[router.record.kind].quality == max(one.quality for one in tried.values()) > tried["constant"].quality
+    assert tried[router.record.kind].quality == max(item.quality for item in tried.values()) > tried["constant"].quality
 
 
 def test_what_is_like_no_fitted_row_goes_to_none_of_them() -> None:
@@ -94,9 +94,9 @@ def test_similarity_is_the_mean_cosine_with_the_nearest_rows() -> None:
 
 
 def test_what_can_not_be_fitted_is_refused(tmp_path: Path) -> None:
-    one = Outcomes(tasks(9, 0).features, np.ones((9, 1)))
+    item = Outcomes(tasks(9, 0).features, np.ones((9, 1)))
     with pytest.raises(UserError, match="two models or more"):
-        fit_router(one, one, record(1))
+        fit_router(item, item, record(1))
     lone = Outcomes(tasks(9, 0).features, np.eye(3)[[0] * 9])
     with pytest.raises(UserError, match="no training rows"):
         fit_router(lone, lone, record())

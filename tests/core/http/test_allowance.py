@@ -37,11 +37,11 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def asked(service: Hostile, work: Any) -> Any:
     async def main() -> Any:
-        one = Service(f"{service.address}/v1", "sk-secret", 0.01)
+        item = Service(f"{service.address}/v1", "sk-secret", 0.01)
         try:
-            return await work(one)
+            return await work(item)
         finally:
-            await one.aclose()
+            await item.aclose()
 
     return asyncio.run(main())
 
@@ -57,7 +57,7 @@ def test_a_list_without_end_is_left_and_what_came_is_kept(kind: str) -> None:
         assert len(service.requests) <= 52
 
         with pytest.raises(Broken, match="has no end"):
-            asked(service, lambda one: one.items("/files"))
+            asked(service, lambda item: item.items("/files"))
         assert len(service.requests) <= 110
 
 
@@ -85,7 +85,7 @@ def test_an_answer_of_no_use_is_an_error_and_no_key_goes_elsewhere(
             asked(service, survey_of)
         assert len(str(refused.value)) < 1000 and "\x1b" not in str(refused.value)
         if kind == "redirect":
-            asked(service, lambda one: one.download("/files/x/content", tmp_path / "x", lambda size: None))
+            asked(service, lambda item: item.download("/files/x/content", tmp_path / "x", lambda size: None))
             assert other.requests and not any(other.keys)
 
 
@@ -145,26 +145,26 @@ def test_a_copy_of_wrong_types_ends_in_a_record_or_a_sentence_and_stays_in_its_f
         }
         folder = tmp_path / f"copy-{name}"
 
-        async def copied(one: Service, folder: Path = folder) -> Any:
-            return await copy_all(one, await survey_of(one), folder)
+        async def copied(service: Service, folder: Path = folder) -> Any:
+            return await copy_all(service, await survey_of(service), folder)
 
         service.object_ = answer
         try:
             asked(service, copied)
         except UserError as error:
             assert len(str(error)) < 2000 and ESCAPES not in str(error)
-        assert {path.name for path in tmp_path.iterdir()} <= {f"copy-{each}" for each in WRONG}
+        assert {path.name for path in tmp_path.iterdir()} <= {f"copy-{item}" for item in WRONG}
 
 
 @pytest.mark.parametrize("of", hosted.SERVICES.values(), ids=lambda of: of.title)
 def test_a_training_service_of_wrong_types_ends_in_a_state_or_a_sentence(
     of: TrainingService, stand_in: Hostile, tmp_path: Path
 ) -> None:
-    async def looked(one: Service) -> Any:
-        await hosted._job_of(of, one, "key")
-        state = await of.look(one, of.jobs + "/job-1")
+    async def looked(service: Service) -> Any:
+        await hosted._job_of(of, service, "key")
+        state = await of.look(service, of.jobs + "/job-1")
         if of.weights:
-            await hosted.fetch(of.weights(one, "job-1", "m"), one, tmp_path / "weights")
+            await hosted.fetch(of.weights(service, "job-1", "m"), service, tmp_path / "weights")
         return state
 
     for field in FIELDS:
@@ -181,5 +181,5 @@ def test_weights_leave_their_folder_under_no_name(tmp_path: Path, name: str) -> 
         return {name: "/file"}
 
     with hostile("html") as service, pytest.raises(Broken, match="is named"):
-        asked(service, lambda one: hosted.fetch(files(), one, tmp_path))
+        asked(service, lambda item: hosted.fetch(files(), item, tmp_path))
     assert not service.requests and not list(tmp_path.iterdir())

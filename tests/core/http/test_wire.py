@@ -111,8 +111,8 @@ def test_a_connection_that_was_closed_while_it_rested_is_opened_anew() -> None:
         answers = [await wire.post("/x", b"") for _ in range(3)]
         assert answers == [b"1", b"2", b"3"] and server.connections == 2 and len(server.asked) == 4
 
-    one, two, three = (OK + f"Content-Length: 1\r\n\r\n{i}".encode() for i in (1, 2, 3))
-    run(lambda: Server(one, two, None, three), work)
+    item, two, three = (OK + f"Content-Length: 1\r\n\r\n{i}".encode() for i in (1, 2, 3))
+    run(lambda: Server(item, two, None, three), work)
 
 
 @pytest.mark.parametrize(

@@ -158,8 +158,8 @@ def test_missing_empty_cut_and_contradicting_reasoning_is_counted() -> None:
         "lack the reasoning that others have, or contradict it: 2 have none, 1 have an empty one, "
         "1 reason towards another answer; reasoning of 3 further rows is never closed, so they are left out"
     )
-    for each in rows:
-        each.messages[-1] |= {"content": "Rome", "reasoning_content": "It is Rome."}
+    for item in rows:
+        item.messages[-1] |= {"content": "Rome", "reasoning_content": "It is Rome."}
     assert by_name(dataset(rows, "generation"))["reasoning"]["level"] == "ok"
 
 

@@ -43,9 +43,9 @@ CARD = ["card", "pin", "chip", "lost", "stolen", "blocked", "expired"]
 LOAN = ["loan", "mortgage", "rate", "credit", "house", "interest", "years"]
 
 
-def texts(words: list[str], n: int, seed: int = 0, size: int = 4) -> list[str]:
+def texts(text: list[str], n: int, seed: int = 0, size: int = 4) -> list[str]:
     rng = random.Random(seed)
-    return [f"please my {' '.join(rng.choices(words, k=size))} {rng.randrange(1000)}" for _ in range(n)]
+    return [f"please my {' '.join(rng.choices(text, k=size))} {rng.randrange(1000)}" for _ in range(n)]
 
 
 def test_texts_of_one_source_are_alike() -> None:
@@ -81,10 +81,10 @@ def test_copies_on_both_sides_or_on_one_fool_nobody() -> None:
 
 def test_halves_of_one_set_are_found_alike_as_often_as_the_interval_promises() -> None:
     rng = np.random.default_rng(0)
-    words = [f"word{i}" for i in range(300)]
+    text = [f"word{i}" for i in range(300)]
     held = 0
     for seed in range(20):
-        some = [" ".join(rng.choice(words, 8)) for _ in range(160)]
+        some = [" ".join(rng.choice(text, 8)) for _ in range(160)]
         auc = compare_with(some[:80], some[80:], seed=seed).auc
         held += auc.low <= 0.5 <= auc.high
     assert held >= 17

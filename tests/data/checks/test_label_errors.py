@@ -45,8 +45,8 @@ def test_a_wrong_copy_does_not_testify_against_the_right_one() -> None:
     texts, labels = tickets(200)
     texts.append(texts[0].upper())
     labels.append(next(name for name in WORDS if name != labels[0]))
-    place = [error.index for error in find_label_errors(texts, labels)]
-    assert place[0] == 200 and place.index(0) > 20
+    path = [error.index for error in find_label_errors(texts, labels)]
+    assert path[0] == 200 and path.index(0) > 20
 
 
 def test_the_same_input_gives_the_same_ranking_of_every_row() -> None:

@@ -125,7 +125,7 @@ def answers() -> list[str]:
     drinks = ["tea", "coffee", "cocoa", "water", "juice"]
     sizes = ["small", "medium", "large", "enormous"]
     whole = [f"Your {size} {drink} will be ready at the counter in {n} minutes" for drink in drinks for size in sizes for n in range(3, 8)]  # fmt: skip
-    return [text + ("." if place % 3 else "") for place, text in enumerate(whole)]
+    return [text + ("." if path % 3 else "") for path, text in enumerate(whole)]
 
 
 @pytest.mark.parametrize(

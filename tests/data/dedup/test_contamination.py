@@ -55,11 +55,11 @@ def test_the_answer_and_label_of_the_test_row_do_not_matter() -> None:
 
 
 def test_half_of_a_long_question_gives_it_away_and_less_does_not() -> None:
-    words = passage(1, 100).split()
-    test = ask(" ".join(words))
+    text = passage(1, 100).split()
+    test = ask(" ".join(text))
     own = passage(2, 400)
-    assert leaks(ask(own + " " + " ".join(words[:70])), test) == [Leak("overlap", 0, pytest.approx(58 / 88))]
-    assert leaks(ask(own + " " + " ".join(words[:40])), test) == [None]
+    assert leaks(ask(own + " " + " ".join(text[:70])), test) == [Leak("overlap", 0, pytest.approx(58 / 88))]
+    assert leaks(ask(own + " " + " ".join(text[:40])), test) == [None]
 
 
 def test_an_instruction_that_many_test_rows_share_gives_none_away() -> None:

@@ -53,8 +53,8 @@ class Texts(list[RowTexts]):
 def questions(count: int, spread: int, seed: int = 0) -> Texts:
     """Questions of which many are nearly equal."""
     draw = random.Random(seed)
-    words = ["".join(draw.choices("abcdefghijklmnop", k=6)) for _ in range(spread)]
-    return Texts(RowTexts(" ".join(words[(n % 97) :][:9]) + f" {draw.choice(words)}", "", "") for n in range(count))
+    text = ["".join(draw.choices("abcdefghijklmnop", k=6)) for _ in range(spread)]
+    return Texts(RowTexts(" ".join(text[(n % 97) :][:9]) + f" {draw.choice(text)}", "", "") for n in range(count))
 
 
 def alike(texts: Texts, threshold: float = 0.8, **more: Any) -> Alike:
@@ -230,9 +230,9 @@ def test_turns_keep_their_places_for_exact_keys() -> None:
     def chat(*turns: tuple[str, str]) -> RowTexts:
         return texts_of(Row("0", [{"role": r, "content": t} for r, t in turns]))  # type: ignore[typeddict-item]
 
-    one = chat(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
+    item = chat(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
     other = chat(("user", "a"), ("user", "c"), ("assistant", "b"), ("assistant", "d"))
-    assert one != other and len(search([one, other]).dropped[search([one, other]).exact]) == 0
+    assert item != other and len(search([item, other]).dropped[search([item, other]).exact]) == 0
 
 
 def test_calls_and_tools_count() -> None:
@@ -257,8 +257,8 @@ def test_a_shared_instruction_is_found_and_left_out() -> None:
     prompts = [f"{start}{word} is {other}{end}" for word in WORDS for other in WORDS[:3]]
     frame = shared_frame(prompts)
     assert frame.before.startswith("Which of our") and frame.after.endswith("please.")
-    one, other = (texts_of(row(f"{start}{text}{end}"), frame) for text in ("my card is lost", "no refund yet"))
-    assert similarities(shape_of(one), shape_of(other))[1] < 0.3
+    item, other = (texts_of(row(f"{start}{text}{end}"), frame) for text in ("my card is lost", "no refund yet"))
+    assert similarities(shape_of(item), shape_of(other))[1] < 0.3
     assert frame.inside("Something else") == "Something else" and frame.inside(start + end) == start + end
     assert shared_frame([f"{word} please" for word in WORDS]) == PromptFrame()
     assert shared_frame(prompts[:5]) == PromptFrame()
@@ -281,8 +281,8 @@ def test_rows_with_different_answers_are_not_the_same(answer: str, other: str, s
 
 def test_one_long_answer_to_many_questions_does_not_make_them_the_same() -> None:
     answer = " ".join(WORDS * 2)
-    one, other = (RowTexts(text, answer, "") for text in ("Where is my card?", "I want a loan"))
-    assert similarities(shape_of(one), shape_of(other))[1] == 0.0
+    item, other = (RowTexts(text, answer, "") for text in ("Where is my card?", "I want a loan"))
+    assert similarities(shape_of(item), shape_of(other))[1] == 0.0
 
 
 # --- candidates ----------------------------------------------------------------------------------
@@ -299,14 +299,14 @@ def test_pairs_just_above_the_threshold_are_found(length: int) -> None:
     draw = random.Random(length)
     texts: list[RowTexts] = []
     while len(texts) < 600:
-        words = sentence(draw, length)
-        changed = list(words)
+        text = sentence(draw, length)
+        changed = list(text)
         for _ in range(draw.randint(2, length // 2 if length <= LONG else length // 10)):
             changed[draw.randrange(length)] += draw.choice("aeiou")
         if draw.random() < 0.2:
             changed = changed + changed[: length // 9]  # across the limit
-        if 0.8 <= similarity(" ".join(words), " ".join(changed)) <= 0.87:
-            texts += ask(" ".join(words), " ".join(changed))
+        if 0.8 <= similarity(" ".join(text), " ".join(changed)) <= 0.87:
+            texts += ask(" ".join(text), " ".join(changed))
     found = as_dict(search(texts, on="user"))
     missed = sum(found.get(i + 1) != i for i in range(0, len(texts), 2))
     assert missed <= 6  # 1 % of 300 at the threshold, and chance
@@ -315,8 +315,8 @@ def test_pairs_just_above_the_threshold_are_found(length: int) -> None:
 def test_pairs_across_the_limit_of_length_are_found() -> None:
     draw = random.Random(1)
     for extra in range(1, 6):
-        words = sentence(draw, LONG + 4)
-        texts = ask(" ".join(words[: LONG - 1]), " ".join(words[: LONG - 1 + extra]))
+        text = sentence(draw, LONG + 4)
+        texts = ask(" ".join(text[: LONG - 1]), " ".join(text[: LONG - 1 + extra]))
         assert as_dict(search(texts)) == {1: 0}
         assert as_dict(search(texts[::-1], chunk=1)) == {1: 0}
 
@@ -361,8 +361,8 @@ def test_how_rows_are_cut_into_chunks_does_not_matter(prompts: list[str], chunk:
 
 
 def test_a_chain_of_similar_rows_does_not_drop_its_end() -> None:
-    words = sentence(random.Random(0), 24)
-    chain = ask(*(" ".join(words[step : step + 20]) for step in range(0, 5)))
+    text = sentence(random.Random(0), 24)
+    chain = ask(*(" ".join(text[step : step + 20]) for step in range(0, 5)))
     found = as_dict(search(chain, threshold=0.85))
     shapes = [shape_of(cut) for cut in chain]
     assert prompt_similarity(shapes[0], shapes[1]) >= 0.85 > prompt_similarity(shapes[0], shapes[4])
@@ -488,7 +488,7 @@ def test_semantic_duplicates_are_like_a_kept_row_of_their_kind(count: int, seed:
     apart = draw.integers(0, 2, count)
     order = draw.permutation(count + 5)
     rows = np.sort(draw.permutation(count + 5)[:count])
-    place = {row: number for number, row in enumerate(rows.tolist())}
+    path = {row: number for number, row in enumerate(rows.tolist())}
     original = duplicates._ROWS_AT_ONCE
     try:
         duplicates._ROWS_AT_ONCE = 7  # several blocks
@@ -498,10 +498,10 @@ def test_semantic_duplicates_are_like_a_kept_row_of_their_kind(count: int, seed:
     of = as_dict(found)
     rank = np.argsort(order)
     for i, j in of.items():
-        assert j not in of and rank[j] < rank[i] and apart[place[i]] == apart[place[j]]
-        assert vectors[place[i]] @ vectors[place[j]] >= 0.9 - 1e-6
+        assert j not in of and rank[j] < rank[i] and apart[path[i]] == apart[path[j]]
+        assert vectors[path[i]] @ vectors[path[j]] >= 0.9 - 1e-6
     for i, j in combinations([row for row in rows.tolist() if row not in of], 2):
-        assert apart[place[i]] != apart[place[j]] or vectors[place[i]] @ vectors[place[j]] < 0.9 + 1e-6
+        assert apart[path[i]] != apart[path[j]] or vectors[path[i]] @ vectors[path[j]] < 0.9 + 1e-6
 
 
 # --- real logs -----------------------------------------------------------------------------------

@@ -122,9 +122,9 @@ LONG = "when I was at the bank in {} last week they told me that my new card wou
     ],
 )
 def test_longer_texts_differ_in_a_negation_an_opposite_or_exchanged_parts_too(
-    one: tuple[str, str, str], other: tuple[str, str, str], same: bool
+    item: tuple[str, str, str], other: tuple[str, str, str], same: bool
 ) -> None:
-    assert copies(LONG.format(*one), LONG.format(*other)) == ({1: 0} if same else {})
+    assert copies(LONG.format(*item), LONG.format(*other)) == ({1: 0} if same else {})
 
 
 def test_a_text_of_courtesies_alone_stays_as_it_is() -> None:

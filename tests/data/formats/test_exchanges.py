@@ -165,7 +165,7 @@ def test_reasoning_of_a_response_is_read_whole_and_streamed(name: str) -> None:
     pieces = [{name: "so "}, {name: "b"}, {"content": "b"}]
     stream = [{"choices": [{"index": 0, "delta": piece, "finish_reason": None}]} for piece in pieces]
     stream.append({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
-    text = "".join(f"data: {json.dumps(each)}\n\n" for each in stream) + "data: [DONE]\n\n"
+    text = "".join(f"data: {json.dumps(item)}\n\n" for item in stream) + "data: [DONE]\n\n"
     for response in ({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}, text):
         parsed = parse({"request": REQUEST, "response": response})
         assert isinstance(parsed, Parsed)

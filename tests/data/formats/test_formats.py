@@ -83,8 +83,8 @@ def test_injected_defects_of_structure_are_rejected_and_clean_rows_are_not(name:
         line = defect["line"]
         if line in parsed and line not in nameless and (expected := FITTING.get(defect["type"])):
             found = parsed[line]
-            words = {found.reason} if isinstance(found, Rejection) else {repair["kind"] for repair in found.repairs}
-            assert words and words <= expected, (defect, found)
+            sentence = {found.reason} if isinstance(found, Rejection) else {repair["kind"] for repair in found.repairs}
+            assert sentence and sentence <= expected, (defect, found)
     for line in parsed.keys() - {defect["line"] for defect in defects} - nameless:
         assert isinstance(parsed[line], Parsed), (line, parsed[line])
 

@@ -93,8 +93,8 @@ def family(root: Path) -> Path:
 def made(root: Path, folder: Path, pattern: str = "anna berg") -> dict[tuple[str, str], int | None]:
     found: SubjectRows = find_rows(folder, Matcher(pattern))
     return {
-        (one.kind, str(Path(one.path).relative_to(root))): one.rows
-        for one in descendants(found, Matcher(pattern), root)
+        (descendant.kind, str(Path(descendant.path).relative_to(root))): descendant.rows
+        for descendant in descendants(found, Matcher(pattern), root)
     }
 
 
@@ -179,7 +179,7 @@ def test_a_second_removal_keeps_the_account_of_the_first(tmp_path: Path) -> None
     second = remove(folder, "anna berg")
     assert (first.rows, second.rows) == (1, 4)
     forgotten = read_json(folder / "dataset.json")["forgotten"]
-    assert forgotten["rows"] == 4 and [one["rows"] for one in forgotten["earlier"]] == [1]
+    assert forgotten["rows"] == 4 and [item["rows"] for item in forgotten["earlier"]] == [1]
     assert second.old_id == first.new_id
 
 

@@ -40,8 +40,8 @@ def luhn_check_digit(digits: str) -> str:
 @pytest.mark.parametrize("value", FREE_IDS)
 def test_ids_with_a_form_of_their_own(value: str) -> None:
     assert identifiers.is_national_id(value)
-    place = max(i for i, c in enumerate(value) if c.isdigit())
-    wrong = value[:place] + str((int(value[place]) + 1) % 10) + value[place + 1 :]
+    path = max(i for i, c in enumerate(value) if c.isdigit())
+    wrong = value[:path] + str((int(value[path]) + 1) % 10) + value[path + 1 :]
     if value != "AB123456C":  # has no check digit
         assert not identifiers.is_national_id(wrong)
 

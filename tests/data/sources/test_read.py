@@ -40,10 +40,12 @@ from tuneloop.data.sources.read import dataset_info, find_files, read_file, read
         ("x.csv", b'a,"b\n1,2\n', "header line can't be read"),
     ],
 )
-def test_unusable_files_are_user_errors_that_name_the_file(tmp_path: Path, name: str, data: bytes, what: str) -> None:
+def test_unusable_files_are_user_errors_that_name_the_file(
+    tmp_path: Path, name: str, data: bytes, message: str
+) -> None:
     if name.endswith(".zst"):
         pytest.importorskip("backports.zstd" if sys.version_info < (3, 14) else "compression.zstd")
-    with pytest.raises(UserError, match=what) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         read(tmp_path / name, data)
     assert name in caught.value.where and caught.value.next_step
 

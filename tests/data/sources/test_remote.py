@@ -81,7 +81,7 @@ def test_a_file_is_fetched_whole_through_cuts_redirects_and_outages(web: str, tr
     assert content_of(web) == ROWS
     assert len([*read_records([web])]) == 500
     if troubles[:2] == ["cut", "cut"]:
-        assert [bool(each) for each in Web.ranges[:3]] == [False, True, True]  # it continues where it broke off
+        assert [bool(item) for item in Web.ranges[:3]] == [False, True, True]  # it continues where it broke off
 
 
 def test_a_file_that_changes_between_two_parts_is_fetched_again_from_its_beginning(web: str) -> None:
@@ -153,7 +153,7 @@ class Hub(Quiet):
 
     def do_POST(self) -> None:
         paths = json.loads(self.body() or b"{}").get("paths", [])
-        files = [{"type": "file", "path": each, "size": len(ROWS), "oid": "b" * 40} for each in paths if "." in each]
+        files = [{"type": "file", "path": path, "size": len(ROWS), "oid": "b" * 40} for path in paths if "." in path]
         self.answer(200, files, {"X-Repo-Commit": Hub.sha})
 
 
@@ -219,7 +219,7 @@ def test_the_name_of_a_file_does_not_decide_where_its_copy_is(web: str, tmp_path
     (file,) = find_files([address])
     assert file.path.parents[2] == tmp_path / "cache" and file.path.read_bytes() == ROWS
     assert not file.path.name.startswith(".") and file.path.name.isprintable()
-    files = [each for each in tmp_path.rglob("*") if each.is_file()]
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert files == [file.path]
 
 
@@ -228,7 +228,7 @@ def test_names_of_a_hub_do_not_leave_the_cache(hub: None, tmp_path: Path, monkey
         url = "hf://datasets/org/data"
         sizes = staticmethod(lambda: {"../../../outside.jsonl": 5, "a/..\\..\\x.jsonl": 5, "b/\x1b.jsonl": 5})
         version = staticmethod(str)
-        get = staticmethod(lambda name, place: place.parent.mkdir(parents=True) or place.write_bytes(b"{}"))
+        get = staticmethod(lambda name, path: path.parent.mkdir(parents=True) or path.write_bytes(b"{}"))
 
     monkeypatch.setattr(remote, "open_store", lambda url: Store)
     files = find_files(["hf://datasets/org/data@main"])

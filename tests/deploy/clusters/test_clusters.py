@@ -38,8 +38,8 @@ def test_the_places_are_known_and_a_slip_is_named() -> None:
 
 @pytest.mark.parametrize("name", ["skypilot", "kubernetes", "slurm", "torchrun"])
 def test_one_card_runs_alone_and_several_find_each_other(name: str) -> None:
-    one, several, many = ("\n".join(find_cluster(name).project(job).values()) for job in JOBS)
-    assert "-m tuneloop run recipe.yaml" in one and "torchrun" not in one.replace("--on torchrun", "")
+    item, several, many = ("\n".join(find_cluster(name).project(job).values()) for job in JOBS)
+    assert "-m tuneloop run recipe.yaml" in item and "torchrun" not in item.replace("--on torchrun", "")
     assert "torchrun --nproc-per-node 8 -m tuneloop" in several
     assert "--nproc-per-node 8 --nnodes" in many and "--node-rank" in many and "--master-addr" in many
     assert len(find_cluster(name).commands(JOBS[0])) == 3
@@ -69,7 +69,7 @@ for store in task.get("file_mounts", {}).values():
 @pytest.mark.parametrize("job", JOBS)
 def test_kubernetes_accepts_the_job_strictly(tmp_path: Path, job: ClusterJob) -> None:
     files = written("kubernetes", job, tmp_path)
-    kinds = [each["kind"] for each in yaml.safe_load_all(files["job.yaml"].read_text())]
+    kinds = [item["kind"] for item in yaml.safe_load_all(files["job.yaml"].read_text())]
     assert ("Service" in kinds) is (job.nodes > 1)
     code = """
 import sys, yaml, kubernetes_validate

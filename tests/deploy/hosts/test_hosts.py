@@ -56,12 +56,12 @@ def test_every_host_of_the_list_is_there() -> None:
 
 @pytest.mark.parametrize(("name", "form"), CASES)
 def test_a_project_names_the_model_its_template_and_no_secret(name: str, form: Form) -> None:
-    host, one = find_host(name), job(name, form)
-    text = "\n".join(host.project(one).values()) + readme(host, one)
+    host, item = find_host(name), job(name, form)
+    text = "\n".join(host.project(item).values()) + readme(host, item)
     assert "tickets" in text and "4,096 tokens" in text and "File the ticket." in text
     assert not re.search(r"hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9]{8,}", text)
-    assert len(host.commands(one)) == 3 and host.unchecked and ", read on 2026-" in host.source
-    assert host.unchecked in readme(host, one) and host.source in readme(host, one)
+    assert len(host.commands(item)) == 3 and host.unchecked and ", read on 2026-" in host.source
+    assert host.unchecked in readme(host, item) and host.source in readme(host, item)
 
 
 def test_the_page_says_of_each_host_what_it_was_held_against() -> None:
@@ -85,8 +85,8 @@ def test_an_adapter_is_served_on_its_base_with_room_for_its_rank(name: str, form
 
 @pytest.mark.parametrize(("name", "form"), CASES)
 def test_yaml_has_neither_anchors_nor_escapes(name: str, form: Form) -> None:
-    one = replace(job(name, form), scores_labels=True)
-    for file, text in find_host(name).project(one).items():
+    item = replace(job(name, form), scores_labels=True)
+    for file, text in find_host(name).project(item).items():
         if file.endswith((".yaml", ".yml")):
             assert not re.search(r"[:-] [&*]\w+$", text, re.M), "an anchor"
             assert "\\" not in text and not re.search(r"\w''|''\w", text), "an escape"
@@ -123,10 +123,10 @@ def test_a_card_without_bfloat16_computes_in_half_precision(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "form"), CASES)
 def test_every_variable_of_the_commands_is_explained(name: str, form: Form) -> None:
-    host, one = find_host(name), job(name, form)
-    commands = "\n".join(command for command, _ in host.commands(one))
-    told = readme(host, one)
-    for command, _ in host.commands(one):
+    host, item = find_host(name), job(name, form)
+    commands = "\n".join(command for command, _ in host.commands(item))
+    told = readme(host, item)
+    for command, _ in host.commands(item):
         told = told.replace(command, "")
     set_there = set(re.findall(r"^([A-Z_]+)=", commands, re.M)) | {"PORT", "PWD"}
     used = set(re.findall(r"\$\{?([A-Z_]+)", commands)) - set_there
@@ -141,16 +141,16 @@ EXPLAINED = {
 
 @pytest.mark.parametrize(("name", "form"), CASES)
 def test_the_first_request_is_as_the_model_was_trained(name: str, form: Form) -> None:
-    host, one = find_host(name), job(name, form)
-    text = request_text(host, one)
-    asks = host.commands(one)[1][0]
+    host, item = find_host(name), job(name, form)
+    text = request_text(host, item)
+    asks = host.commands(item)[1][0]
     if text is None:
         assert name == "replicate" and "request.json" not in asks
         return
     request = json.loads(text)
     assert "request.json" in asks and request["messages"][0] == {"role": "system", "content": "File the ticket."}
     assert (request.get("model") or "").endswith("tickets") or name == "sagemaker"
-    assert request.get("stop_token_ids") == ([128009] if host.vllm and one.ends else None)
+    assert request.get("stop_token_ids") == ([128009] if host.vllm and item.ends else None)
     assert request["temperature"] == 0, "as it was evaluated"
 
 
@@ -167,8 +167,8 @@ def test_compose_mounts_what_is_not_on_the_hub(form: Form) -> None:
 def test_compose_asks_for_a_token_only_where_the_base_is_gated(hub: bool) -> None:
     host = find_host("compose")
     for base, gated in (("meta-llama/Llama-3.1-8B-Instruct", True), ("Qwen/Qwen2.5-0.5B-Instruct", False)):
-        one = replace(job("compose", "adapter"), base=base)
-        files = host.project(one if hub else replace(one, repo=""))
+        item = replace(job("compose", "adapter"), base=base)
+        files = host.project(item if hub else replace(item, repo=""))
         environment = yaml.safe_load(files["compose.yaml"])["services"]["engine"]["environment"]
         assert environment.get("HF_TOKEN", "").startswith("${HF_TOKEN:?") == gated
         assert ("\nHF_TOKEN=" in files[".env.example"]) == gated
@@ -177,8 +177,8 @@ def test_compose_asks_for_a_token_only_where_the_base_is_gated(hub: bool) -> Non
 
 def test_with_priorities_compose_lets_a_server_in_front_load_the_adapter() -> None:
     for form, loads in (("adapter", True), ("merged", False)):
-        one = replace(job("compose", form), priorities=True)  # type: ignore[arg-type]
-        files = find_host("compose").project(one)
+        item = replace(job("compose", form), priorities=True)  # type: ignore[arg-type]
+        files = find_host("compose").project(item)
         engine = yaml.safe_load(files["compose.yaml"])["services"]["engine"]
         assert ("VLLM_ALLOW_RUNTIME_LORA_UPDATING" in engine["environment"]) == loads
         mounts = [mount for mount in engine["volumes"] if mount.endswith(":${ARTIFACT}:ro")]  # the path of both
@@ -188,16 +188,16 @@ def test_with_priorities_compose_lets_a_server_in_front_load_the_adapter() -> No
 
 def test_a_readme_asks_for_a_token_only_where_something_is_read_from_the_hub() -> None:
     for form, asks in (("gguf", False), ("merged", False), ("adapter", True)):
-        one = replace(job("compose", form), repo="")
-        assert ("HF_TOKEN" in readme(find_host("compose"), one)) == asks
+        item = replace(job("compose", form), repo="")
+        assert ("HF_TOKEN" in readme(find_host("compose"), item)) == asks
     for form, asks in (("gguf", False), ("adapter", True)):
         assert ("HF_TOKEN" in readme(find_host("kubernetes"), job("kubernetes", form))) == asks
 
 
 def test_what_runs_on_a_machine_of_one_s_own_names_no_bill() -> None:
-    host, one = find_host("ollama"), job("ollama", "gguf")
-    assert "costs nothing more" in readme(host, one) and "bills by use" not in readme(host, one)
-    assert "cd " not in host.commands(one)[0][0], "the first request lies in this folder"
+    host, item = find_host("ollama"), job("ollama", "gguf")
+    assert "costs nothing more" in readme(host, item) and "bills by use" not in readme(host, item)
+    assert "cd " not in host.commands(item)[0][0], "the first request lies in this folder"
 
 
 def test_a_format_that_a_host_can_t_serve_names_one_that_it_can() -> None:
@@ -309,13 +309,13 @@ for path in sys.argv[1:]:
 
 def resources(path: Path) -> dict[str, dict[str, Any]]:
     """The resources of a file by kind."""
-    return {each["kind"]: each for each in yaml.safe_load_all(path.read_text())}
+    return {item["kind"]: item for item in yaml.safe_load_all(path.read_text())}
 
 
 def test_replicas_come_and_go_where_there_may_be_more(tmp_path: Path) -> None:
-    one = resources(written("kubernetes", "merged", tmp_path, traffic=Replicas(1, 1))["service.yaml"])
-    assert "HorizontalPodAutoscaler" not in one and one["Deployment"]["spec"]["replicas"] == 1
-    assert one["PersistentVolumeClaim"]["spec"]["accessModes"] == ["ReadWriteOnce"]
+    item = resources(written("kubernetes", "merged", tmp_path, traffic=Replicas(1, 1))["service.yaml"])
+    assert "HorizontalPodAutoscaler" not in item and item["Deployment"]["spec"]["replicas"] == 1
+    assert item["PersistentVolumeClaim"]["spec"]["accessModes"] == ["ReadWriteOnce"]
     more = resources(written("kubernetes", "merged", tmp_path, traffic=Replicas(0, 4, idle_minutes=30))["service.yaml"])
     scaler = more["HorizontalPodAutoscaler"]["spec"]
     assert (scaler["minReplicas"], scaler["maxReplicas"]) == (1, 4)

@@ -73,35 +73,35 @@ def from_modal(files: dict[str, str]) -> Any:
 def from_replicate(files: dict[str, str]) -> Any:
     for node in ast.walk(ast.parse(files["predict.py"])):
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "AsyncEngineArgs":
-            return {each.arg: ast.literal_eval(each.value) for each in node.keywords}
+            return {keyword.arg: ast.literal_eval(keyword.value) for keyword in node.keywords}
     raise AssertionError("no engine")
 
 
 def from_runpod(files: dict[str, str]) -> Any:
     """As the worker does: each variable is an option in small letters, a few have names of their own."""
     names = {"MODEL_NAME": "--model", "OPENAI_SERVED_MODEL_NAME_OVERRIDE": "--served-model-name"}
-    words = []
+    sentence = []
     for name, text in json.loads(files["template.json"])["env"].items():
         if name not in ("MAX_CONCURRENCY", "HF_TOKEN"):
             option = names.get(name, "--" + name.replace("_", "-").lower())
-            words += [option] if text == "true" else [option, text]
-    return words
+            sentence += [option] if text == "true" else [option, text]
+    return sentence
 
 
 def from_sagemaker(files: dict[str, str]) -> Any:
     container = json.loads(files["requests.json"])["create_model"]["PrimaryContainer"]["Environment"]
     names = {"HF_MODEL_ID": "--model", "OPTION_TENSOR_PARALLEL_DEGREE": "--tensor-parallel-size"}
     of_the_container = ("OPTION_ROLLING_BATCH", "OPTION_ASYNC_MODE", "OPTION_ENTRYPOINT")
-    words = []
+    sentence = []
     for name, text in container.items():
         if name in names or (name.startswith("OPTION_") and name not in of_the_container):
-            words += [names.get(name, "--" + name.removeprefix("OPTION_").lower()), text]
-    return words
+            sentence += [names.get(name, "--" + name.removeprefix("OPTION_").lower()), text]
+    return sentence
 
 
 def container(files: dict[str, str]) -> Any:
     documents = yaml.safe_load_all(files["service.yaml"])
-    pod = next(each for each in documents if each["kind"] == "Deployment")["spec"]["template"]["spec"]
+    pod = next(document for document in documents if document["kind"] == "Deployment")["spec"]["template"]["spec"]
     return pod["containers"][0]["command"][2:]
 
 
@@ -142,15 +142,15 @@ def test_vllm_understands_the_arguments_of_every_project(version: str) -> None:
         for special in (False, True)
     ]
     names = [name for name, _ in CASES for _ in range(2)]
-    lists = [ARGUMENTS[name](find_host(name).project(one)) for name, one in zip(names, jobs, strict=True)]
+    lists = [ARGUMENTS[name](find_host(name).project(entry)) for name, entry in zip(names, jobs, strict=True)]
     assert len(lists) == len(CASES) * 2 >= 40
-    for name, one, read in zip(names, jobs, parsed(lists, version), strict=True):
-        adapter, at_huggingface = one.form == "adapter", name == "huggingface"
+    for name, item, read in zip(names, jobs, parsed(lists, version), strict=True):
+        adapter, at_huggingface = item.form == "adapter", name == "huggingface"
         where = "/repository" if at_huggingface else "acme/tickets"
-        assert read["model"] == (one.base if adapter else where), name
+        assert read["model"] == (item.base if adapter else where), name
         assert read["max_model_len"] == 4096 and read["generation_config"] == "vllm", name
-        assert read["hf_overrides"] == (FP32_HEAD if one.scores_labels else {}), name
-        assert read["scheduling_policy"] == ("priority" if one.priorities else "fcfs"), name
+        assert read["hf_overrides"] == (FP32_HEAD if item.scores_labels else {}), name
+        assert read["scheduling_policy"] == ("priority" if item.priorities else "fcfs"), name
         assert read["enable_prefix_caching"] is not False, name
         assert read["dtype"] == "auto", name
         assert bool(read["enable_lora"]) == adapter, name

@@ -49,15 +49,15 @@ def test_an_alternative_learns_and_gives_log_probabilities(name):
     assert trained.system([]) == []
 
 
-def several(i, words, labels):
-    turns = [{"role": "user", "content": " ".join(words)}, {"role": "assistant", "content": "x"}]
+def several(i, text, labels):
+    turns = [{"role": "user", "content": " ".join(text)}, {"role": "assistant", "content": "x"}]
     return Row(str(i), turns, ", ".join(labels) or "none", meta={"labels": labels or ["none"]})
 
 
 def test_rows_with_several_labels_get_a_decision_a_label_also_in_sets_never_seen():
     sets = [["fruit"], ["tool"], ["big"], ["big", "fruit"], []]
-    words = {"fruit": "apple", "tool": "hammer", "big": "huge"}
-    train = [several(i, [words[w] for w in sets[i % 5]] + ["today"], sets[i % 5]) for i in range(60)]
+    text = {"fruit": "apple", "tool": "hammer", "big": "huge"}
+    train = [several(i, [text[w] for w in sets[i % 5]] + ["today"], sets[i % 5]) for i in range(60)]
     answer = label_classifier(TFIDF, train).system
     asked = [several("a", ["a", "huge", "hammer"], []), several("b", ["nothing", "today"], []), train[3]]
     assert [a.text for a in answer(asked)] == ["big, tool", "none", "big, fruit"]
@@ -67,8 +67,8 @@ def test_rows_with_several_labels_get_a_decision_a_label_also_in_sets_never_seen
 
 
 def test_training_twice_gives_the_same():
-    one, two = label_classifier(TFIDF, TRAIN), label_classifier(TFIDF, TRAIN)
-    assert one.system(HOSTILE) == two.system(HOSTILE)
+    item, two = label_classifier(TFIDF, TRAIN), label_classifier(TFIDF, TRAIN)
+    assert item.system(HOSTILE) == two.system(HOSTILE)
 
 
 def test_one_label_or_no_words_is_a_user_error():

@@ -34,14 +34,14 @@ def written(path: Path, value: Any) -> str:
     return str(path)
 
 
-def the_one(place: str) -> ForeignEvaluation:
-    (evaluation,) = read_foreign(place)
+def the_one(path: str) -> ForeignEvaluation:
+    (evaluation,) = read_foreign(path)
     return evaluation
 
 
-def refused(place: str) -> str:
+def refused(path: str) -> str:
     with pytest.raises(UserError) as error:
-        read_foreign(place)
+        read_foreign(path)
     return str(error.value)
 
 
@@ -63,8 +63,8 @@ def test_an_inspect_log_as_zip_is_read_a_sample_at_a_time(tmp_path: Path, zstand
         kind = pytest.importorskip("backports.zstd.zipfile")
     header = {k: v for k, v in inspect_log([]).items() if k != "samples"}
     with kind.ZipFile(tmp_path / "log.eval", "w", 93 if zstandard else zipfile.ZIP_DEFLATED) as log:
-        for one in SAMPLES:
-            log.writestr(f"samples/{one['id']}_epoch_{one['epoch']}.json", json.dumps(one))
+        for item in SAMPLES:
+            log.writestr(f"samples/{item['id']}_epoch_{item['epoch']}.json", json.dumps(item))
         log.writestr("header.json", json.dumps(header))
     assert the_one(str(tmp_path / "log.eval")).items["1"].scores == {"match": [1.0, 0.0]}
 
@@ -113,14 +113,14 @@ def test_promptfoo_gives_an_evaluation_for_each_provider(tmp_path: Path) -> None
 
     lines = [line("a", "q1", True), line("a", "q2", False), line("b", "q1", True), line("b", "q1", False)]
     lines.append(line("b", "q2", False, failureReason=2, error="rate limit", gradingResult=None))
-    place = written(tmp_path / "results.json", {"evalId": "e", "results": {"version": 3, "results": lines}})
-    a, b = read_foreign(place)
+    path = written(tmp_path / "results.json", {"evalId": "e", "results": {"version": 3, "results": lines}})
+    a, b = read_foreign(path)
     assert (a.system, b.system, a.metrics) == ("a", "b", ["pass", "score", "polite"])
     assert a.items.keys() == b.items.keys() and len(a.items) == 2
     (averaged,) = (item for item in b.items.values() if item.text == "q1")
     assert averaged.mean("pass") == 0.5 and any("ended in an error" in note for note in b.notes)
-    assert read_foreign(f"{place}:b")[0].system == "b"
-    assert "no one system 'c'" in refused(f"{place}:c") and "choose one of a, b" in refused(f"{place}:c")
+    assert read_foreign(f"{path}:b")[0].system == "b"
+    assert "no one system 'c'" in refused(f"{path}:c") and "choose one of a, b" in refused(f"{path}:c")
 
 
 def lm_eval_sample(number: int, value: float, **more: Any) -> dict[str, Any]:
@@ -131,9 +131,9 @@ def lm_eval_sample(number: int, value: float, **more: Any) -> dict[str, Any]:
 def test_samples_of_lm_eval_are_a_file_or_the_folder_of_a_model(tmp_path: Path) -> None:
     folder = tmp_path / "out" / "model"
     folder.mkdir(parents=True)
-    one = folder / "samples_first_2026-11-30T10-20-30.123456.jsonl"
+    item = folder / "samples_first_2026-11-30T10-20-30.123456.jsonl"
     strict = lm_eval_sample(0, 0.0, filter="strict", metrics=["acc"])
-    assert the_one(written(one, [lm_eval_sample(0, 1.0), strict])).items["0"].scores == {
+    assert the_one(written(item, [lm_eval_sample(0, 1.0), strict])).items["0"].scores == {
         "acc": [1.0],
         "acc,strict": [0.0],
     }

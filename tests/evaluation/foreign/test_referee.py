@@ -39,8 +39,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def answered(status: int, *words: str) -> dict[str, Any]:
-    done = CliRunner().invoke(app, [*words, "--json"])
+def answered(status: int, *text: str) -> dict[str, Any]:
+    done = CliRunner().invoke(app, [*text, "--json"])
     assert done.exit_code == status, (done.output, done.exception)
     result: dict[str, Any] = json.loads(done.stdout)
     return result
@@ -108,9 +108,9 @@ def test_an_evaluation_of_ours_is_compared_with_one_of_another_tool(here: Path) 
     ],
 )
 def test_bad_input_is_refused_in_a_sentence(
-    here: Path, capsys: pytest.CaptureFixture[str], words: list[str], says: str
+    here: Path, capsys: pytest.CaptureFixture[str], text: list[str], says: str
 ) -> None:
-    assert main(words) == 2
+    assert main(text) == 2
     assert says in " ".join(capsys.readouterr().err.split())
 
 

@@ -137,8 +137,8 @@ def test_a_loss_in_one_slice_fails_though_the_whole_passes(judged: Any) -> None:
         "accuracy": "pass", "accuracy [label billing]": "pass", "accuracy [label delivery]": "pass",
         "accuracy [label refund]": "fail",
     }  # fmt: skip
-    one = judged({"metrics": [{"metric": "accuracy", "margin": 0.15, "slice": {"label": "refund"}}]}, new=wrong)
-    assert one.status == "fail" and one.checks[0].rows == 66
+    item = judged({"metrics": [{"metric": "accuracy", "margin": 0.15, "slice": {"label": "refund"}}]}, new=wrong)
+    assert item.status == "fail" and item.checks[0].rows == 66
 
 
 def test_slices_by_columns_of_the_data_set(judged: Any) -> None:
@@ -249,19 +249,19 @@ def test_the_status_of_a_run_goes_stale_with_its_evaluation(judged: Any, evaluat
 def test_nothing_is_made_of_a_run_at_a_red_gate_unless_forced_and_that_is_recorded(
     judged: Any, evaluation: Folder, new: Any, said: str
 ) -> None:
-    place = evaluation("run").parent / "new"
-    assert gate.gate_for_release(place.parent / "run") == {"status": "none", "suite": None, "forced": False}
-    write_record(place / GateResult.file, judged(ACCURACY, new=new))
+    path = evaluation("run").parent / "new"
+    assert gate.gate_for_release(path.parent / "run") == {"status": "none", "suite": None, "forced": False}
+    write_record(path / GateResult.file, judged(ACCURACY, new=new))
     if not said:
         assert (
-            gate.gate_for_release(place) == gate.gate_for_release(place, force=True)
-            and not gate.gate_for_release(place)["forced"]
+            gate.gate_for_release(path) == gate.gate_for_release(path, force=True)
+            and not gate.gate_for_release(path)["forced"]
         )
         return
     with pytest.raises(UserError, match=said):
-        gate.gate_for_release(place)
-    forced = gate.gate_for_release(place, force=True)
-    assert forced["forced"] and forced["status"] == gate.status(place) and forced["suite"]["hash"]
+        gate.gate_for_release(path)
+    forced = gate.gate_for_release(path, force=True)
+    assert forced["forced"] and forced["status"] == gate.status(path) and forced["suite"]["hash"]
 
 
 def test_a_refused_release_names_the_line_that_failed_and_not_one_without_evidence(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_the_run_that_a_suite_was_made_from_passes_it_and_a_worse_one_does_not(t
 
 
 def test_a_suite_of_a_prepared_data_set_asks_for_each_label_and_fits_the_number_of_rows(tmp_path: Path) -> None:
-    words = [
+    text = [
         "card",
         "limit",
         "refund",
@@ -79,7 +79,7 @@ def test_a_suite_of_a_prepared_data_set_asks_for_each_label_and_fits_the_number_
         "branch",
     ]
     rows = [
-        {"text": f"my {label[:-1]} and the {words[i % 12]} of {words[(5 * i + i // 12) % 12]} {i}", "label": label}
+        {"text": f"my {label[:-1]} and the {text[i % 12]} of {text[(5 * i + i // 12) % 12]} {i}", "label": label}
         for i in range(96)
         for label in ("cards", "loans")
     ]

@@ -76,8 +76,8 @@ def evaluations(seed: int, n: int) -> dict[str, ScoredAnswers]:
 
 
 def told(folder: Path, everyone: dict[str, ScoredAnswers]) -> EvaluationManifest:
-    others = {name: one for name, one in everyone.items() if name != "tuned"}
-    pairs = [c for name, one in others.items() for c in compare(name, one, "tuned", everyone["tuned"])]
+    others = {name: item for name, item in everyone.items() if name != "tuned"}
+    pairs = [c for name, other in others.items() for c in compare(name, other, "tuned", everyone["tuned"])]
     write_evaluation(folder, everyone["tuned"], Subject("m", "d"), ComparedWith(others, pairs))
     return read_record(EvaluationManifest, folder)
 
@@ -101,11 +101,11 @@ def opponent(s: Standing) -> str:
 def test_every_sentence_is_shown_by_its_own_numbers(seed: int, rows: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         manifest = told(Path(folder), evaluations(seed, rows))
-    verdict, words = manifest.verdict, manifest.words
+    verdict, text = manifest.verdict, manifest.words
     assert verdict is not None
     claims = [claim_of(seen_from("tuned", pair)) for pair in manifest.comparisons]
     allowed = {sure(claim, tests=False) for claim in claims}
-    for sentence in words:
+    for sentence in text:
         assert not ONE_OF_MANY.search(sentence), sentence
         for clause in clauses(sentence):
             match = SHOWN.search(clause)
@@ -125,33 +125,33 @@ def test_every_sentence_is_shown_by_its_own_numbers(seed: int, rows: int) -> Non
             assert float(would[1]) >= scale * abs(gain) - 0.05, sentence
         if "Don't use" in sentence:
             assert any(s.outcome == "worse" and s.lost for s in verdict.standings), sentence
-    check_numbers(manifest, words)
+    check_numbers(manifest, text)
     check_one_verdict(manifest)
 
 
-def check_numbers(manifest: EvaluationManifest, words: list[str]) -> None:
+def check_numbers(manifest: EvaluationManifest, sentence: list[str]) -> None:
     """A figure behind a metric's title, and a gain in front of an interval, are those of the table."""
     metric = manifest.primary
     values = {"tuned": manifest.metrics, **manifest.baselines}
     for name, shown in values.items():
         if name in (MAJORITY, "tuned"):
             continue
-        for text in re.findall(rf"{re.escape(name)} \((\d[\d.]*(?: %)?)\)", " ".join(words)):
+        for text in re.findall(rf"{re.escape(name)} \((\d[\d.]*(?: %)?)\)", " ".join(sentence)):
             assert text == metric_of(metric).in_words(shown[metric].value), (name, text)
     own = metric_of(metric).in_words(manifest.metrics[metric].value)
-    assert f"{title_of(metric)} {own}" in words[0], words[0]
+    assert f"{title_of(metric)} {own}" in sentence[0], sentence[0]
 
 
 def check_one_verdict(manifest: EvaluationManifest) -> None:
     """Headline, table and Markdown name the same verdict, and no sentence says another one of the same pair."""
-    verdict, words = manifest.verdict, manifest.words
+    verdict, text = manifest.verdict, manifest.words
     assert verdict is not None
     metrics = shown_metrics(manifest)
     lines = {line.name: line for line in systems_of(manifest, metrics)}
     table = comparison_as(manifest, "markdown")
     heads = {"better": "Better than", "promising": "Promising", NOT_ENOUGH: "No proven gain", "mixed": "Mixed against", "worse": "Worse than"}  # fmt: skip
     if verdict.standings:
-        assert words[0].startswith(heads[verdict.outcome])
+        assert text[0].startswith(heads[verdict.outcome])
     for s in verdict.standings:
         line = lines[s.against]
         assert line.verdict == outcome_words(s, verdict.metric)
@@ -161,11 +161,11 @@ def check_one_verdict(manifest: EvaluationManifest) -> None:
             )
         decides = s.claims[0]
         assert line.delta is None or (line.delta.value, line.delta.low, line.delta.high) == (decides.gain, decides.low, decides.high) or decides.low != decides.low  # fmt: skip
-        said = " ".join(sentence for sentence in words if re.search(rf"(?:than|over|from|of|prompt,|alternative,) {opponent(s)}\b", sentence))  # fmt: skip
+        said = " ".join(sentence for sentence in text if re.search(rf"(?:than|over|from|of|prompt,|alternative,) {opponent(s)}\b", sentence))  # fmt: skip
         if s.outcome == NOT_ENOUGH:
             assert not re.search(rf"(?:[Bb]etter|worse) than {opponent(s)}(?! \(.*on these rows)", said.replace("no better", "")), said  # fmt: skip
         if s.outcome in ("better", "promising"):
-            assert not re.search(f"worse than {opponent(s)}", said) and (not said or amount(decides) in " ".join(words))
+            assert not re.search(f"worse than {opponent(s)}", said) and (not said or amount(decides) in " ".join(text))
 
 
 @settings(max_examples=20)

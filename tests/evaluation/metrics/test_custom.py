@@ -86,9 +86,9 @@ def test_parameters_are_filled_by_name_or_else_in_order(file):
         ("{file}:endless", "returned inf"),
     ],
 )
-def test_what_is_wrong_is_said_without_a_traceback(file, place, said):
+def test_what_is_wrong_is_said_without_a_traceback(file, path, said):
     with pytest.raises(UserError, match=said):
-        own_scores(load_scorer("mine", place.format(file=file)), ROWS, ["a", "b", "c"])
+        own_scores(load_scorer("mine", path.format(file=file)), ROWS, ["a", "b", "c"])
 
 
 def test_a_file_that_does_not_load_is_told_with_its_line(tmp_path):

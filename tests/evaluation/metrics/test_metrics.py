@@ -80,7 +80,7 @@ def test_pages_and_tables_have_its_title_its_format_and_its_direction(folder: Pa
     facts = read_run(folder)
     metrics = shown_metrics(facts.evaluation)
     assert metrics[0] == "wordy"
-    line = next(each for each in systems_of(facts.evaluation, metrics) if each.name == "zero-shot")
+    line = next(item for item in systems_of(facts.evaluation, metrics) if item.name == "zero-shot")
     assert line.delta is not None and line.delta.value == pytest.approx(4)  # the tuned model is better
     table = comparison_as(facts.evaluation, "markdown")
     assert "| words too many |" in table and "| 4.5 [" in table and "| 0.5 [" in table

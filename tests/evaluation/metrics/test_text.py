@@ -104,11 +104,11 @@ def test_meteor_is_nltks_without_synonyms_and_takes_the_best_reference():
         return re.findall(r"\w+|[^\w\s]", text)
 
     for references, answer, ours in zip(REFERENCES, ANSWERS, meteor(REFERENCES, ANSWERS), strict=True):
-        each = [
+        item = [
             single_meteor_score(split(r), split(answer), stemmer=PorterStemmer(), wordnet=NoSynonyms())
             for r in references
         ]
-        assert ours == pytest.approx(max(each), abs=1e-6)
+        assert ours == pytest.approx(max(item), abs=1e-6)
 
 
 def test_length_ratio_takes_the_nearest_reference():

@@ -64,16 +64,16 @@ def test_agreement_of_ratings_is_ordinal(two: Path) -> None:
 
 def test_preferences_leave_out_ties_and_disagreement_and_take_corrections(two: Path, tmp_path: Path) -> None:
     review = pair_review(two)
-    one, tie, split, mended, *_ = review.items
-    append_vote(review.votes_path, vote(one.id, "anna", winner="tuned"))
+    item, tie, split, mended, *_ = review.items
+    append_vote(review.votes_path, vote(item.id, "anna", winner="tuned"))
     append_vote(review.votes_path, vote(tie.id, "anna", "tie"))
     append_vote(review.votes_path, vote(split.id, "anna", winner="tuned"))
     append_vote(review.votes_path, vote(split.id, "ben", winner="few_shot"))
     append_vote(review.votes_path, vote(mended.id, "anna", winner="few_shot", corrected="Better still."))
     written = export(review, "preference", tmp_path / "p.jsonl")
     rows = {r["row"]: r for r in map(json.loads, (tmp_path / "p.jsonl").read_text().splitlines())}
-    assert rows.keys() == {one.row, mended.row}
-    assert rows[one.row]["chosen"] == one.answers[1] and rows[one.row]["rejected"] == one.answers[0]
+    assert rows.keys() == {item.row, mended.row}
+    assert rows[item.row]["chosen"] == item.answers[1] and rows[item.row]["rejected"] == item.answers[0]
     assert (rows[mended.row]["chosen"], rows[mended.row]["rejected"]) == ("Better still.", mended.answers[0])
     assert written["left_out"]["tie or both bad"] == 1 and written["left_out"]["reviewers disagree"] == 1
 

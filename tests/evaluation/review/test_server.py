@@ -286,10 +286,10 @@ def test_on_a_phone_everything_is_within_reach_of_a_thumb(two: Path, browser: An
 @pytest.mark.browser
 def test_on_a_phone_a_text_that_is_cut_says_so_and_opens(two: Path, browser: Any, cli_environment: Any) -> None:
     rows = [json.loads(line) for line in (two / "samples.jsonl").read_text().splitlines()]
-    for each in rows:
+    for row in rows:
         turns = [{"role": "system", "content": "File tickets by the rules of the house. " * 12}]
-        each["messages"] = [*turns, {"role": "user", "content": each["prompt"]}]
-    (two / "samples.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+        row["messages"] = [*turns, {"role": "user", "content": row["prompt"]}]
+    (two / "samples.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in rows))
     process, url = served(["run", "--share", "0.1"], two.parent, cli_environment)
     page = Page(browser.new_page(viewport={"width": 390, "height": 844}), url)
     page.enter("Ben")

@@ -24,9 +24,9 @@ plain = given["conversations"]["plain"]
 found["streamed"] = "".join(piece.delta or "" for piece in chat.stream_chat(turns(plain)))
 
 
-def look_up(place: str) -> str:
+def look_up(path: str) -> str:
     """Look a place up."""
-    return f"{place}: in Utrecht"
+    return f"{path}: in Utrecht"
 
 
 long = OpenAILike(**settings, is_chat_model=True, is_function_calling_model=True, max_tokens=200)

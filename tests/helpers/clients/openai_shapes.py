@@ -33,15 +33,15 @@ message = answer.choices[0].message
 found["call"] = [call.function.name, json.loads(call.function.arguments)]
 turns = [*plain, message.to_dict(), {"role": "tool", "tool_call_id": call.id, "content": "in Utrecht"}]
 found["after the call"] = bool(text(turns, tools=[tool]))
-one = {"type": "function", "function": {"name": tool["function"]["name"]}}
-again = chat.create(model=model, messages=plain, tools=[tool], tool_choice=one, max_tokens=200)
+entry = {"type": "function", "function": {"name": tool["function"]["name"]}}
+again = chat.create(model=model, messages=plain, tools=[tool], tool_choice=entry, max_tokens=200)
 found["named call"] = [call.function.name for call in again.choices[0].message.tool_calls]
 form = {"type": "json_schema", "json_schema": {"name": "kind", "strict": True, "schema": given["schema"]}}
 found["form"] = json.loads(text(plain, response_format=form, max_tokens=200))
 developer = [{"role": "developer", "content": given["conversations"]["system"][0]["content"]}]
 found["developer"] = text([*developer, given["conversations"]["system"][1]])
 found["named"] = text([{**plain[0], "name": "anna"}])
-found["embeddings"] = [len(each.embedding) for each in api.embeddings.create(model="minilm", input=["x", "y"]).data]
+found["embeddings"] = [len(datum.embedding) for datum in api.embeddings.create(model="minilm", input=["x", "y"]).data]
 if hasattr(api, "responses"):
     found["responses"] = api.responses.create(
         model=model, input="Where is my parcel?", max_output_tokens=given["tokens"]

@@ -37,7 +37,7 @@ def test_a_recipe_of_a_classifier_reads_the_collected_chats_and_keeps_its_own_ro
     recipe = tmp_path / "r.yaml"
     recipe.write_text(json.dumps({"name": "q", "data": {"sources": ["gone.jsonl"], "text": "text", "label": "label",
                                   "instruction": "Which kind?"}}))  # fmt: skip
-    settings = [one.removeprefix("data.") for one in settings_of_retraining(tmp_path / "c")]
+    settings = [item.removeprefix("data.") for item in settings_of_retraining(tmp_path / "c")]
     assert main(["prepare", str(recipe), *settings, "split.val=0", "-o", "set", "--json", "-q"]) in (0, 1)
     found = json.loads(capsys.readouterr().out)
     assert found["task"] == "classification"

@@ -57,8 +57,8 @@ class Runner:
     def __init__(self, **answers):
         self.answers, self.ran = answers, []
 
-    def __call__(self, words):
-        step = next(step for step in STEPS if words[: len(FIRST[step])] == FIRST[step])
+    def __call__(self, text):
+        step = next(step for step in STEPS if text[: len(FIRST[step])] == FIRST[step])
         self.ran.append(step)
         found = self.answers.get(step, (0, {"path": step}))
         if isinstance(found, BaseException):
@@ -75,7 +75,7 @@ def test_a_good_candidate_goes_all_the_way(store):
     done = w.improve(project(store), command=runner)
     assert runner.ran == STEPS
     assert (done.state, done.cycle) == ("ended", 1) and done.sentence == "promoted: Promoted after 9 days"
-    assert all(one.follows for one in w.replay(project(store)))
+    assert all(item.follows for item in w.replay(project(store)))
     assert w.improve(project(store), command=runner).state == "idle"  # a day has not passed
 
 
@@ -92,7 +92,7 @@ def test_a_bad_one_ends_the_cycle_and_nothing_is_promoted(store, answers, outcom
     runner = Runner(**answers)
     done = w.improve(project(store), command=runner)
     assert done.sentence.startswith(outcome) and runner.ran[-1] == last and "promote" not in runner.ran
-    assert all(one.follows for one in w.replay(project(store)))
+    assert all(item.follows for item in w.replay(project(store)))
 
 
 def test_a_cycle_without_a_new_row_ends_before_it_trains(store):
@@ -100,9 +100,9 @@ def test_a_cycle_without_a_new_row_ends_before_it_trains(store):
     runner = Runner(collect=(0, collected))
     done = w.improve(project(store), command=runner)
     assert runner.ran == ["collect"] and done.state == "ended"
-    why = "no new row to train on came of 129 requests with feedback; left out: 129 failed"
-    assert done.sentence == f"nothing new: {why}"
-    assert all(one.follows for one in w.replay(project(store)))
+    reason = "no new row to train on came of 129 requests with feedback; left out: 129 failed"
+    assert done.sentence == f"nothing new: {reason}"
+    assert all(item.follows for item in w.replay(project(store)))
     runner = Runner(collect=(0, collected))
     w.improve(project(store, name="pairs", steps={"train": ["run", "kto.yaml"]}), command=runner)
     assert runner.ran[:2] == ["collect", "train"]  # a recipe of one's own may read the other files
@@ -115,19 +115,19 @@ def test_a_step_that_prints_no_result_is_not_done(store):
 
 
 def compared(verdict):
-    one = {"metric": "accuracy", "delta": 0.05, "low_holm": 0.01, "high_holm": 0.09, "verdict": verdict}
-    return 0, {"path": "x", "comparisons": [one]}
+    item = {"metric": "accuracy", "delta": 0.05, "low_holm": 0.01, "high_holm": 0.09, "verdict": verdict}
+    return 0, {"path": "x", "comparisons": [item]}
 
 
 class Starts(Runner):
     """The commands with a second training, from the run in use."""
 
-    def __call__(self, words):
-        if words[0] == "compare" or any(word.startswith("train.init=") for word in words):
-            self.ran.append("choose" if words[0] == "compare" else "warm_start")
+    def __call__(self, text):
+        if text[0] == "compare" or any(word.startswith("train.init=") for word in text):
+            self.ran.append("choose" if text[0] == "compare" else "warm_start")
             return self.answers.get(self.ran[-1], (0, {"path": self.ran[-1]}))
-        self.words = [*getattr(self, "words", []), list(words)]
-        return super().__call__(words)
+        self.words = [*getattr(self, "words", []), list(text)]
+        return super().__call__(text)
 
 
 @pytest.mark.parametrize(
@@ -145,22 +145,20 @@ def test_the_run_from_the_champion_goes_on_where_it_measures_better(store, answe
     runner = Starts(**answers)
     assert w.improve(asks, command=runner).state == "ended"
     assert runner.ran == [*STEPS[:2], *ran, *STEPS[2:]]
-    used = [
-        word for words in runner.words for word in words if word.endswith(("/1/run", "/1/warm")) and "=" not in word
-    ]
+    used = [word for text in runner.words for word in text if word.endswith(("/1/run", "/1/warm")) and "=" not in word]
     assert used and {word.rsplit("/", 1)[1] for word in used} == {run}
     checked = w.replay(asks)
-    assert all(one.follows for one in checked)
+    assert all(item.follows for item in checked)
     with opened(store) as connection:
-        log = [one for one in read_decisions(connection) if one.data.get("step") == "choose"]
+        log = [decision for decision in read_decisions(connection) if decision.data.get("step") == "choose"]
     assert log[0].data["result"]["chosen"] == run and log[0].data["result"]["sentence"]
     later = Runner()
     with opened(store) as connection:
         insert(connection, (thumb(i, 0, True, id=f"c{i}", kind="label", value="x", time=utc_now()) for i in range(3)))
     again = project(store, triggers={"every_days": 91, "corrections": 3})
     seen = []
-    w.improve(again, command=lambda words: (seen.append(words), later(words))[1])
-    assert next(words for words in seen if words[0] == "evaluate")[1].endswith(f"/1/{run}")
+    w.improve(again, command=lambda text: (seen.append(text), later(text))[1])
+    assert next(text for text in seen if text[0] == "evaluate")[1].endswith(f"/1/{run}")
 
 
 def test_a_warm_start_without_a_run_in_use_is_refused(store):
@@ -184,7 +182,7 @@ def test_a_controller_that_is_killed_goes_on_with_the_step_it_was_at(store, step
     again = Runner()
     assert w.improve(project(store), command=again).state == "ended"
     assert again.ran == STEPS[STEPS.index(step) :]
-    assert all(one.follows for one in w.replay(project(store)))
+    assert all(item.follows for item in w.replay(project(store)))
 
 
 def test_a_step_that_fails_says_why_and_is_tried_again(store):
@@ -204,7 +202,7 @@ def test_a_person_approves_first(store):
     with pytest.raises(UserError, match="nothing to approve"):
         w.improve(asks, approve="train", command=runner)
     assert w.improve(asks, approve="promote", command=runner).state == "ended" and runner.ran[-1] == "promote"
-    assert all(one.follows for one in w.replay(asks))
+    assert all(item.follows for item in w.replay(asks))
 
 
 def test_two_controllers_at_once_are_refused(store):
@@ -214,15 +212,15 @@ def test_two_controllers_at_once_are_refused(store):
 
 @pytest.mark.usefixtures("each_database")
 def test_two_controllers_on_two_machines_are_refused_by_their_database(tmp_path, each_database):
-    place = tmp_path / "serve"
-    with opened(place, create=True) as elsewhere:
+    path = tmp_path / "serve"
+    with opened(path, create=True) as elsewhere:
         assert elsewhere.alone("improve queue") and elsewhere.alone("improve other")
         if each_database == "sqlite":  # its file is on one machine, where the folder's lock says it
-            assert w.improve(project(place), command=Runner()).state == "idle"
+            assert w.improve(project(path), command=Runner()).state == "idle"
         else:
             with pytest.raises(UserError, match="Another controller of queue"):
-                w.improve(project(place), command=Runner())
-    assert w.improve(project(place), command=Runner()).state == "idle"
+                w.improve(project(path), command=Runner())
+    assert w.improve(project(path), command=Runner()).state == "idle"
 
 
 def test_the_gate_compares_with_the_run_that_was_promoted_last(store):
@@ -232,9 +230,9 @@ def test_the_gate_compares_with_the_run_that_was_promoted_last(store):
     gates = []
 
     class Listening(Runner):
-        def __call__(self, words):
-            gates.extend([words] if words[0] == "evaluate" else [])
-            return super().__call__(words)
+        def __call__(self, text):
+            gates.extend([text] if text[0] == "evaluate" else [])
+            return super().__call__(text)
 
     w.improve(project(store, triggers={"corrections": 2}), command=Listening())
     assert gates[0][1].endswith("improve/1/run")
@@ -245,7 +243,7 @@ def test_a_replay_finds_what_does_not_follow(store):
     with opened(store) as connection:
         data = {"cycle": 1, "step": "promote", "status": 0, "result": {}, "outcome": "promoted", "why": "so"}
         insert(connection, [Decision(id="ffff", time=utc_now(), kind="improve.end", subject="queue", data=data)])
-    assert [one.follows for one in w.replay(project(store))][-1] is False
+    assert [item.follows for item in w.replay(project(store))][-1] is False
 
 
 @pytest.mark.parametrize(
@@ -289,8 +287,8 @@ def test_a_missing_file_is_told_before_a_cycle_needs_it(store, tmp_path, capfd, 
     values = {"recipe": str(tmp_path / "recipe.yaml"), name: str(tmp_path / "recpe.yaml")}
     file = tmp_path / "project.yaml"
     file.write_text(json.dumps({"name": "queue", "store": str(store), "model": "m", **values}))
-    for words in ([], ["--watch"]):
-        assert main(["improve", str(file), *words, "-q"]) == 2
+    for text in ([], ["--watch"]):
+        assert main(["improve", str(file), *text, "-q"]) == 2
         said = capfd.readouterr().err
         assert f"The project's {name} is not there" in said and f"did you mean {tmp_path / 'recipe.yaml'}?" in said
     assert not (store / "improve").exists()
@@ -332,23 +330,23 @@ JUDGED = Facts(100, 500, 50, 0, requests_per_day=1000, bad=0.3, expected_usd=5.0
         ({"budget": {"hours": 3}}, {"expected_hours": math.nan}, False, "the planner could not say"),
     ],
 )  # fmt: skip
-def test_a_cycle_has_to_be_worth_it_and_within_the_budget(settings, changes, begins, why):
+def test_a_cycle_has_to_be_worth_it_and_within_the_budget(settings, changes, begins, reason):
     given = ProjectConfig.model_validate({"name": "q", "model": "m", "recipe": "r", **settings})
     found = choose(given, replace(JUDGED, **changes))
-    assert found.begins is begins and why in found.why
+    assert found.begins is begins and reason in found.why
 
 
 def test_why_no_cycle_begins_is_logged_once_a_day_and_replays(store):
     asks = project(store, value={"usd_per_answer": 0.0001}, usd_per_hour=1.0)
 
-    def plan(words):
-        assert words == ["plan", "r.yaml"]
+    def plan(text):
+        assert text == ["plan", "r.yaml"]
         return 0, {"time": {"hours": 3.0}, "cost": {"usd": 99.0}}
 
     for _ in range(2):
         done = w.improve(asks, command=plan)
         assert done.state == "idle" and "expected cost $3.00" in done.sentence
-    assert [(one.what.split(":")[0], one.follows) for one in w.replay(asks)] == [("cycle 1 did not begin", True)]
+    assert [(item.what.split(":")[0], item.follows) for item in w.replay(asks)] == [("cycle 1 did not begin", True)]
 
 
 def test_what_steps_take_is_logged_and_counts_for_the_budget_of_the_quarter(store, monkeypatch):
@@ -385,7 +383,7 @@ def test_watching_goes_on_after_a_failed_pass_and_says_what_is_new(store, tmp_pa
     answers = iter([(2, {"error": {"what": "No such recipe", "next": "check the path"}}), *([(0, {"path": "x"})] * 20)])
     with reporting(say=said.append):
         w.watch(
-            file, every=60, command=lambda words: (0, {"path": "x"}) if words[0] != "run" else next(answers), passes=4
+            file, every=60, command=lambda text: (0, {"path": "x"}) if text[0] != "run" else next(answers), passes=4
         )
     told = [line.split("  ", 1)[1] for line in said if line[:2] == "20"]
     assert (
@@ -406,8 +404,8 @@ def test_a_pass_compares_the_window_that_is_over_with_the_data_of_the_run_in_use
     monkeypatch.setattr(w, "monitor_if_due", lambda *given: asked.append(given))
     asks = project(store, monitor={"reference": "champion", "window": "2d"})
     w.improve(asks, command=Runner(decide=(3, {})))
-    ((place, reference, settings),) = asked
-    assert (place, reference) == (str(store), "runs/old/dataset")
+    ((path, reference, settings),) = asked
+    assert (path, reference) == (str(store), "runs/old/dataset")
     assert settings == {"model": "m", "window": "2d", "false_alarms": 1.0}
 
 
@@ -423,9 +421,9 @@ def test_a_candidate_is_registered_once_though_the_controller_is_killed_before_i
     versions = []
 
     class Killed(Runner):
-        def __call__(self, words):
-            status, found = super().__call__(words)
-            if words[:2] != ["models", "register"]:
+        def __call__(self, text):
+            status, found = super().__call__(text)
+            if text[:2] != ["models", "register"]:
                 return status, found
             versions.append(register_artifact(artifact, "m").version)
             if len(versions) == 1:
@@ -441,12 +439,12 @@ def test_a_candidate_is_registered_once_though_the_controller_is_killed_before_i
 def test_in_shadow_mode_each_pass_judges_before_it_decides(store):
     ran = []
 
-    def command(words):
-        ran.append(words)
-        if words[:2] == ["ab", "start"]:
-            assert words[-1] == "--shadow"
-            ab.start(store, words[2], {"model": "m"})
-        return (3, {"sentence": "Shadow mode continues"}) if words[:2] == ["ab", "check"] else (0, {"path": "x"})
+    def command(text):
+        ran.append(text)
+        if text[:2] == ["ab", "start"]:
+            assert text[-1] == "--shadow"
+            ab.start(store, text[2], {"model": "m"})
+        return (3, {"sentence": "Shadow mode continues"}) if text[:2] == ["ab", "check"] else (0, {"path": "x"})
 
     asks = project(store, judge="llama-3.1-8b-instruct")
     assert w.improve(asks, command=command).state == "waiting"

@@ -48,7 +48,7 @@ def test_a_good_candidate_is_promoted_and_every_decision_replays(store):
     assert verdict.outcome == "promote"
     assert verdict.registration == state.registration
     done = ab.replay(store, "new")
-    assert len(done) >= 2 and all(one.same and one.follows for one in done)
+    assert len(done) >= 2 and all(item.same and item.follows for item in done)
     assert ab.check(store, "new", at=at(11))[1].to_json() == verdict.to_json()  # it has ended: the same decision again
 
 
@@ -68,7 +68,7 @@ def test_earlier_votes_of_the_users_count_in_the_evidence_and_in_its_replay(stor
             proofs.append(ab.verdict_of(connection, changed, at(7)).evidence.strengths)
     assert proofs[1].promotion > 1.2 * proofs[0].promotion and proofs[1].better == proofs[0].better
     ab.check(store, at=at(7))
-    assert all(one.same and one.follows for one in ab.replay(store, "new"))
+    assert all(item.same and item.follows for item in ab.replay(store, "new"))
 
 
 def test_a_bad_one_is_rolled_back(store):
@@ -80,8 +80,8 @@ def test_a_bad_one_is_rolled_back(store):
 
 def test_no_second_experiment_with_the_same_model_or_name(store):
     begun(store)
-    for name, why in (("new", "already"), ("other", "still runs")):
-        with pytest.raises(UserError, match=why):
+    for name, reason in (("new", "already"), ("other", "still runs")):
+        with pytest.raises(UserError, match=reason):
             ab.start(store, name, SETTINGS)
     ab.stop(store, "", "enough")
     assert ab.start(store, "other", SETTINGS).share == 0.5
@@ -109,11 +109,11 @@ def test_what_came_before_a_decision_and_was_stored_after_it_changes_no_replay(s
         late = ab.check(store, at=at(10))
         insert(connection, requests[200:] + feedback[150:])
     assert late[1].seen == 350
-    assert any(one.time < at(10) for one in requests[200:])
-    (one,) = ab.replay(store, "new")
-    assert one.same and one.follows
+    assert any(entry.time < at(10) for entry in requests[200:])
+    (item,) = ab.replay(store, "new")
+    assert item.same and item.follows
     assert ab.check(store, at=at(11))[1].evidence.users > late[1].evidence.users
-    assert all(one.same for one in ab.replay(store, "new"))
+    assert all(entry.same for entry in ab.replay(store, "new"))
 
 
 def test_an_erased_request_shows_in_the_replay(store):
@@ -121,8 +121,8 @@ def test_an_erased_request_shows_in_the_replay(store):
     ab.check(store, at=at(10))
     with opened(store) as connection:
         connection.execute("DELETE FROM requests WHERE id < 'r000050'")
-    (one,) = ab.replay(store, "new")
-    assert not one.same and one.follows
+    (item,) = ab.replay(store, "new")
+    assert not item.same and item.follows
 
 
 def test_two_processes_that_decide_at_once_leave_one_decision(store, monkeypatch):
@@ -145,8 +145,8 @@ def test_two_processes_that_decide_at_once_leave_one_decision(store, monkeypatch
 
 
 def test_the_command_line_from_start_to_end(store, capsys):
-    def run(*words):
-        code = main(["ab", *words, "--store", str(store), "--json"])
+    def run(*text):
+        code = main(["ab", *text, "--store", str(store), "--json"])
         return code, json.loads(capsys.readouterr().out)
 
     code, made = run("start", "new", "--model", "m", "--no-shadow", "--ramp", "50,100", "--maturation-hours", "1e-6")
@@ -160,7 +160,7 @@ def test_the_command_line_from_start_to_end(store, capsys):
     assert main(["ab", "show", "new", "--store", str(store)]) == 0
     assert "stopped by hand: a test" in capsys.readouterr().out
     code, found = run("show")
-    assert code == 0 and [one["name"] for one in found["experiments"]] == ["new"]
+    assert code == 0 and [match["name"] for match in found["experiments"]] == ["new"]
     assert run("check", "nothing")[0] == 2
     assert main(["ab", "show", "new", "--store", str(store)]) == 0
     assert "stopped" in capsys.readouterr().out
@@ -197,7 +197,7 @@ def test_the_random_sample_is_listed_without_arms(store, capsys):
         insert(connection, [thumb(int(some[1:]), 1, True, id="c1", kind="checked", user="ann", voice=None)])
     assert main(["ab", "sample", "--store", str(store), "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
-    assert {one["user"] for one in listed["requests"]} == drawn and listed["checked"] == 1
+    assert {item["user"] for item in listed["requests"]} == drawn and listed["checked"] == 1
     assert "arm" not in listed["requests"][0] and listed["requests"][0]["question"].startswith("question")
     assert main(["ab", "sample", "--open", "--store", str(store), "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["requests"]) == len(drawn) - 1

@@ -34,9 +34,9 @@ def test_missing_ratings_and_users_who_return_cost_days(plan):
     dense = {**ASKED, "requests_per_day": 80, "rated": 0.75, "share": 0, "simulations": 200}
     days = [e.plan_experiment({**dense, **more}).days_50 for more in ({}, {"missing": "one-way"}, {"ramp": "2,5,10"})]
     assert days[0] < days[1] and days[0] < days[2]
-    one, six = (e.plan_experiment({**dense, "requests_per_day": 480, "requests_per_user": n}) for n in (1, 6))
-    assert "Harm to a few users" in " ".join(one.summary) and "Harm to a few users" not in " ".join(six.summary)
-    assert six.units_per_day < one.units_per_day / 4 and six.days_50 > one.days_50
+    item, six = (e.plan_experiment({**dense, "requests_per_day": 480, "requests_per_user": n}) for n in (1, 6))
+    assert "Harm to a few users" in " ".join(item.summary) and "Harm to a few users" not in " ".join(six.summary)
+    assert six.units_per_day < item.units_per_day / 4 and six.days_50 > item.days_50
     assert e.plan_experiment({**dense, "users": 300}).days_50 is None  # too few to show it, ever
     assert e.plan_experiment({**dense, "missing": "any", "sample": 0}).days_50 is None  # a quarter is not rated
     checked, few = (e.plan_experiment({**dense, "missing": "any", "sample": share}) for share in (0.5, 0.1))
@@ -107,11 +107,11 @@ def test_numbers_that_cannot_be_are_refused(change):
 
 
 def test_the_command_prints_one_object_or_a_table(capsys):
-    words = ["ab", "plan", "--requests-per-day", "1000", "--rated", "0.03", "--simulations", "100"]
-    assert main([*words, "--json"]) == 0
+    sentence = ["ab", "plan", "--requests-per-day", "1000", "--rated", "0.03", "--simulations", "100"]
+    assert main([*sentence, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["version"] == 1 and found["units_per_day"] == 30
-    assert main(words) == 0
+    assert main(sentence) == 0
     text = capsys.readouterr().out
     assert "rolled back" in text and "users who meet a bad candidate" in text
     assert main(["ab", "plan", "--effect", "5", "--json"]) == 2

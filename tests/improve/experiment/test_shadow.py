@@ -33,9 +33,9 @@ def store(tmp_path):
     return tmp_path
 
 
-def values(place):
-    with opened(place) as connection:
-        return [(one.value, one.user) for one in read_feedback(connection, where="kind = 'shadow'")]
+def values(path):
+    with opened(path) as connection:
+        return [(item.value, item.user) for item in read_feedback(connection, where="kind = 'shadow'")]
 
 
 def test_equal_answers_tie_and_what_people_have_said_needs_no_judge(store, capsys):
@@ -82,8 +82,8 @@ def by_rule(prefers, obeys=False):
 
 def test_an_endpoint_judges_what_is_left(store, capsys):
     with standing_in(by_rule("better")) as host:
-        words = ["ab", "judge", "--store", str(store), "--judge", f"{host.url}/v1", "--judge-model", "judge-1"]
-        assert main([*words, "--json"]) == 0
+        text = ["ab", "judge", "--store", str(store), "--judge", f"{host.url}/v1", "--judge-model", "judge-1"]
+        assert main([*text, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["votes"] == {"equal": 10, "people": 10, "judge": 20} and told["open"] == 0
     assert len(host.bodies) == 40 and {body["model"] for body in host.bodies} == {"judge-1"}  # both orders
@@ -97,12 +97,12 @@ def test_a_candidate_that_speaks_to_the_judge_wins_nothing_by_it(store, capsys):
                 for i in range(300, 310))  # fmt: skip
         insert(connection, [*(request(i, 1, arm="champion") for i in range(300, 310)), *more])
     with standing_in(by_rule("better", obeys=True)) as host:
-        words = ["ab", "judge", "--store", str(store), "--judge", f"{host.url}/v1", "--judge-model", "judge-1"]
-        assert main(words) == 0
+        sentence = ["ab", "judge", "--store", str(store), "--judge", f"{host.url}/v1", "--judge-model", "judge-1"]
+        assert main(sentence) == 0
     text = capsys.readouterr().out
     assert "10 times an answer speaks to the judge" in text and "10 pairs have no verdict" in text
     with opened(store) as connection:
-        judged = {one.request for one in read_feedback(connection, where="kind = 'shadow'")}
+        judged = {item.request for item in read_feedback(connection, where="kind = 'shadow'")}
     assert not judged & {f"r{i:06d}" for i in range(300, 310)}
 
 

@@ -158,7 +158,7 @@ def test_users_of_the_candidate_who_are_missing_stop_promotion_and_ramp(lost, mo
     rng = np.random.default_rng(0)
     left = [r for r in requests if r.arm != "candidate" or rng.random() >= lost]
     looks = (verdict(registered, left[:users], votes, share=0.25) for users in range(400, most, 100))
-    found = next(one for one in looks if one.reason == "assignment")
+    found = next(look for look in looks if look.reason == "assignment")
     assert (found.outcome, found.share) == ("continue", 0.25) and "seem to be missing" in found.sentence
     assert verdict(registered, requests, votes, share=0.25).outcome == "promote"
 
@@ -247,12 +247,12 @@ def test_invalid_answers_hold_a_gain_back_and_the_user_says_how_many_it_is_worth
     requests, votes = traffic(design(), 0.5, 900, 10, rates=(0.85, 0.6))
     arms = {"candidate": 0, "champion": 0}
 
-    def with_errors(one):
-        arms[one.arm] += 1
-        every = 33 if one.arm == "candidate" else 100
-        return replace(one, error="timeout") if arms[one.arm] % every == 0 else one
+    def with_errors(item):
+        arms[item.arm] += 1
+        every = 33 if item.arm == "candidate" else 100
+        return replace(item, error="timeout") if arms[item.arm] % every == 0 else item
 
-    broken = [with_errors(one) for one in requests]
+    broken = [with_errors(item) for item in requests]
     found = verdict(design(), broken, votes)
     assert (found.outcome, found.reason) == ("continue", "guardrail") and "it seems that invalid is" in found.sentence
     assert verdict(design(), broken, votes, days=400).outcome == "futility"

@@ -57,7 +57,7 @@ def test_a_queue_goes_to_people_and_their_votes_become_training_rows(store, tmp_
         assert main(["review", "votes", str(folder), "--store", str(store), "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["added"] == added
     with opened(store) as connection:
-        found = {one.kind: one.value for one in read_feedback(connection, where="\"user\" = 'reviewer:Anna'")}
+        found = {item.kind: item.value for item in read_feedback(connection, where="\"user\" = 'reviewer:Anna'")}
     assert found == {"thumbs": False, "correction": "It is there, mail <EMAIL>", "comment": "so"}
     assert collect_store(store, tmp_path / "c", {}).origins == {"correction": 1}
     assert main(["review", "draw", str(store), "-o", str(tmp_path / "again"), "--rows", "40", "--json"]) == 0
@@ -82,8 +82,8 @@ def test_a_sample_that_measures_comes_back_as_one(store, tmp_path, capsys):
     with opened(store) as connection:
         votes = list(read_feedback(connection, where="\"user\" = 'reviewer:Anna'"))
         requests = list(read_requests(connection, where="shadow IS NULL"))
-    assert {one.source for one in votes} == {"sample"}
-    quality = estimate_quality(requests, (), {one.request: [one] for one in votes})
+    assert {vote.source for vote in votes} == {"sample"}
+    quality = estimate_quality(requests, (), {vote.request: [vote] for vote in votes})
     assert (quality.estimated, quality.judged) == (0.75, 20)
 
 
@@ -92,8 +92,8 @@ def test_a_sample_has_its_share_of_every_degree_of_sureness():
     counts = Counter()
     for seed in range(400):
         sample = spread(rows, 20, random.Random(seed))
-        assert len(sample) == 20 and sorted(int(one.id[1:]) // 5 for one in sample) == list(range(20))
-        counts.update(one.id for one in sample)
+        assert len(sample) == 20 and sorted(int(item.id[1:]) // 5 for item in sample) == list(range(20))
+        counts.update(item.id for item in sample)
     assert min(counts.values()) > 40 and max(counts.values()) < 125  # each with the chance 1 in 5: 80
 
 

@@ -48,9 +48,9 @@ def test_four_in_ten_are_random_and_the_rest_comes_in_equal_parts_from_what_teac
     requests = [request(i, i) for i in range(400)]
     groups = {r.id: ("disliked", "uncertain", "rest", "rest")[i % 4] for i, r in enumerate(requests)}
     chosen = queue(requests, groups, 50)
-    strata = Counter(one.stratum for one in chosen)
+    strata = Counter(item.stratum for item in chosen)
     assert strata == {"random": 20, "disliked": 15, "uncertain": 15}
-    assert len({one.request.id for one in chosen}) == 50
+    assert len({item.request.id for item in chosen}) == 50
     assert chosen == queue(requests, groups, 50) != queue(requests, groups, 50, seed=1)
 
 
@@ -58,6 +58,6 @@ def test_nobody_fills_the_queue_alone_and_what_a_group_lacks_others_give():
     requests = [request(i, i, user="flood") for i in range(40)] + [request(i, i) for i in range(40, 60)]
     groups = {r.id: "disliked" if i < 40 else "rest" for i, r in enumerate(requests)}
     chosen = queue(requests, groups, 20)
-    assert sum(one.request.user == "flood" for one in chosen if one.stratum == "disliked") == 3
+    assert sum(item.request.user == "flood" for item in chosen if item.stratum == "disliked") == 3
     assert len(chosen) == 20
     assert len(queue(requests[:2], groups, 20)) == 2

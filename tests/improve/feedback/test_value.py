@@ -21,20 +21,20 @@ def test_feedback_has_a_value_between_bad_and_good_or_none(kind, value, good):
 
 def test_who_votes_again_is_counted_once_with_the_last_vote():
     votes = [thumb(1, 2, True, id="f3"), thumb(1, 1, False, id="f1"), thumb(1, 1, False, id="f2", user="another")]
-    assert [one.id for one in current(votes)] == ["f2", "f3"]
+    assert [item.id for item in current(votes)] == ["f2", "f3"]
 
 
 def test_feedback_on_a_conversation_counts_for_its_last_request():
     of_talk = thumb(1, 1, True, request=None, conversation="c")
     unknown = thumb(2, 1, True, request=None, conversation="other")
     found = by_request([of_talk, unknown], {"c": ["r1", "r2"]})
-    assert {key: [one.id for one in value] for key, value in found.items()} == {"r2": [of_talk.id]}
+    assert {key: [item.id for item in value] for key, value in found.items()} == {"r2": [of_talk.id]}
 
 
 def test_one_vote_of_each_sender_holds_and_names_of_the_same_user_meet_among_believed_ones():
     votes = [thumb(1, day, True, id=f"f{day}", user="u", voice=voice)
              for day, voice in enumerate((None, "trusted:app", "key:anna", "anyone", "anyone"))]  # fmt: skip
-    assert [one.id for one in current(votes)] == ["f1", "f2", "f4"]
+    assert [item.id for item in current(votes)] == ["f1", "f2", "f4"]
 
 
 def test_conversations_of_two_keys_are_two_whatever_their_names():
@@ -45,7 +45,7 @@ def test_conversations_of_two_keys_are_two_whatever_their_names():
             for i, voice in enumerate((None, "key:anna", "key:ben", "key:carl", "anyone", "trusted:ben", "trusted:desk"))]  # fmt: skip
     found = by_request(said, conversations_of(requests))
     # Who began it had it, where nothing else is said; a stranger speaks of none.
-    assert {id_: [one.id for one in of] for id_, of in found.items()} == {
+    assert {id_: [item.id for item in of] for id_, of in found.items()} == {
         "r000001": ["f0", "f1", "f6"], "r000002": ["f2", "f5"],
     }  # fmt: skip
 

@@ -40,7 +40,7 @@ def asked(days, answer=lambda i: "right", **changes):
 
 
 def followed(*rounds, level=LEVEL):
-    return follow(rounds_of(one for each in rounds for one in each), ROWS, level)
+    return follow(rounds_of(entry for item in rounds for entry in item), ROWS, level)
 
 
 FIRST = [asked(k / 1000) for k in range(FIRST_ROUNDS)]
@@ -48,14 +48,14 @@ FIRST = [asked(k / 1000) for k in range(FIRST_ROUNDS)]
 
 def test_answers_that_stay_raise_nothing():
     found = followed(*FIRST, asked(1), asked(2))
-    assert not any(one.alarm or one.changed for one in found)
+    assert not any(match.alarm or match.changed for match in found)
     assert "for the first time" in found[0].sentence and "answered as before" in found[-1].sentence
     assert found[-1].compared == N and found[-1].chances == N * FIRST_ROUNDS
 
 
 def test_an_alarm_names_the_prompts_the_change_and_what_it_costs():
     found = followed(*FIRST, asked(1, lambda i: "wrong" if i in (3, 7) else "right"))[-1]
-    assert found.alarm and found.p <= found.level and [one.row for one in found.changed] == ["row3", "row7"]
+    assert found.alarm and found.p <= found.level and [item.row for item in found.changed] == ["row3", "row7"]
     assert (found.right_before, found.right_now, found.known) == (2, 0, 2)
     text = round_in_words(found)
     assert "'question 3': 'right' -> 'wrong'" in text and "Next: nothing was released" in text
@@ -74,16 +74,16 @@ def test_a_new_release_may_answer_otherwise_and_is_what_is_compared_with_from_th
 
 
 def test_one_new_answer_is_said_at_once_and_an_alarm_when_there_is_enough_to_compare_with():
-    one = {"answer": lambda i: "wrong" if i == 0 else "right"}
-    at_once = followed(*FIRST, asked(1, **one))[-1]
+    item = {"answer": lambda i: "wrong" if i == 0 else "right"}
+    at_once = followed(*FIRST, asked(1, **item))[-1]
     assert len(at_once.changed) == 1 and not at_once.alarm and "1 of 20" in at_once.sentence
-    assert followed(*FIRST, *(asked(day) for day in range(1, 10)), asked(10, **one))[-1].alarm
+    assert followed(*FIRST, *(asked(day) for day in range(1, 10)), asked(10, **item))[-1].alarm
 
 
 def test_an_answer_that_comes_back_is_known():
     flips = [asked(day, lambda i, day=day: "b" if i == 0 and day % 2 else "a") for day in range(1, 9)]
     found = followed(*flips)
-    assert [len(one.changed) for one in found] == [0, 1, 0, 0, 0, 0, 0, 0]
+    assert [len(match.changed) for match in found] == [0, 1, 0, 0, 0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("rate", [3e-4, 3e-3, 0.03, 0.3])
@@ -106,9 +106,9 @@ def test_engines_that_change_answers_by_chance_keep_the_false_alarms_of_a_year(r
 
 def test_failed_and_erased_answers_are_counted_and_change_nothing():
     gone = asked(1, lambda i: None)
-    broken = [replace(one, **{"error": "engine: it died", "completion": None}) for one in asked(2)]
+    broken = [replace(item, **{"error": "engine: it died", "completion": None}) for item in asked(2)]
     found = followed(*FIRST, gone, broken, asked(3))
-    assert found[-3].failed == found[-2].failed == N and not any(one.changed for one in found)
+    assert found[-3].failed == found[-2].failed == N and not any(match.changed for match in found)
     assert "20 got no answer" in found[-2].sentence
 
 

@@ -30,20 +30,20 @@ def dataset(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     rows = [{"prompt": f"what is the number after {i}", "completion": f"it is {i + 1}"} for i in range(120)]
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    words = [str(folder / "rows.jsonl"), "-o", str(folder / "set"), "-q", "duplicates.near=false"]
-    assert main(["prepare", *words]) == 0
+    text = [str(folder / "rows.jsonl"), "-o", str(folder / "set"), "-q", "duplicates.near=false"]
+    assert main(["prepare", *text]) == 0
     return load_dataset(folder / "set")
 
 
-def asked(place, rows, *, words=("it is", " so"), adapter="base", release="1", rounds=1, engine=None):
+def asked(path, rows, *, text=("it is", " so"), adapter="base", release="1", rounds=1, engine=None):
     """Rounds by a server's gateway, and what the last one shows."""
 
     async def ask():
-        store = StoreWriter(place, "full")
+        store = StoreWriter(path, "full")
         store.start()
         models = {"m": ServedModel("m", adapter=adapter, release=release)}
         gateway = SimpleNamespace(
-            engine=engine or StubEngine(words), models=models, admission=Admission(4, 10, True), store=store
+            engine=engine or StubEngine(text), models=models, admission=Admission(4, 10, True), store=store
         )
         try:
             for _ in range(rounds):
@@ -52,7 +52,7 @@ def asked(place, rows, *, words=("it is", " so"), adapter="base", release="1", r
             await asyncio.to_thread(store.stop)
 
     asyncio.run(ask())
-    return w.check_last(place, "m", rows, LEVEL)
+    return w.check_last(path, "m", rows, LEVEL)
 
 
 def test_a_server_asks_when_it_is_due_and_an_unexplained_change_is_an_alarm(tmp_path, dataset):
@@ -64,7 +64,7 @@ def test_a_server_asks_when_it_is_due_and_an_unexplained_change_is_an_alarm(tmp_
     assert w.rounds_due(tmp_path, "m", (None, "1"), 1.0) == 0
     assert w.rounds_due(tmp_path, "m", (None, "2"), 1.0) == 1  # another release
     assert w.rounds_due(tmp_path, "m", (None, "1"), 1.0, now="2999-01-01T00:00:00Z") == 1
-    found = asked(tmp_path, rows, words=("it was",))
+    found = asked(tmp_path, rows, text=("it was",))
     assert found.alarm and len(found.changed) == 10 and found.changed[0].now == "it was"
     with opened(tmp_path) as store:
         events = list(read_decisions(store, where="kind = 'monitor.canaries'"))
@@ -101,11 +101,11 @@ def test_the_report_of_a_window_has_them(tmp_path, dataset, capsys, monkeypatch)
     asked(tmp_path, rows, rounds=FIRST_ROUNDS)
     with opened(tmp_path) as store:
         insert(store, [request(i, 0, time=utc_now()) for i in range(5)])
-    words = ["monitor", str(tmp_path), "--reference", dataset.path, "--canaries", "10"]
-    assert main(words) == 0
+    text = ["monitor", str(tmp_path), "--reference", dataset.path, "--canaries", "10"]
+    assert main(text) == 0
     assert f"sent {FIRST_ROUNDS} times, all answered as before" in capsys.readouterr().out
-    asked(tmp_path, rows, words=("it was",))
-    assert main([*words, "--json"]) == 1
+    asked(tmp_path, rows, text=("it was",))
+    assert main([*text, "--json"]) == 1
     report = json.loads(capsys.readouterr().out)
     assert report["alarms"] == ["canaries"] and report["canary_rounds"] == FIRST_ROUNDS + 1
     assert any("what is the number after" in line and "'it was'" in line for line in report["summary"])
@@ -146,22 +146,13 @@ def test_any_target_can_be_asked(tmp_path, dataset):
 def test_a_server_is_not_asked_from_outside_since_its_log_takes_that_for_traffic(tmp_path, dataset, capsys):
     connect(tmp_path, create=True).close()
     (tmp_path / "state.json").write_text('{"version": 1, "address": "http://127.0.0.1:9"}')
-    words = [
-        "monitor",
-        str(tmp_path),
-        "--reference",
-        dataset.path,
-        "--ask-model",
-        "m",
-        "--ask",
-        "http://127.0.0.1:9/v1",
-    ]
-    assert main(words) == 2
+    text = ["monitor", str(tmp_path), "--reference", dataset.path, "--ask-model", "m", "--ask", "http://127.0.0.1:9/v1"]
+    assert main(text) == 2
     assert "monitor.reference=DATASET" in capsys.readouterr().err
 
 
 def test_an_endpoint_needs_the_name_of_its_model(tmp_path, dataset, capsys):
     connect(tmp_path, create=True).close()
-    words = ["monitor", str(tmp_path), "--reference", dataset.path, "--model", "m", "--ask", "http://127.0.0.1:9/v1"]
-    assert main(words) == 2
+    text = ["monitor", str(tmp_path), "--reference", dataset.path, "--model", "m", "--ask", "http://127.0.0.1:9/v1"]
+    assert main(text) == 2
     assert "--ask-model" in capsys.readouterr().err

@@ -55,11 +55,11 @@ def test_a_calm_week_raises_no_alarm_and_is_logged_once(tmp_path, dataset, capsy
     monkeypatch.setattr(
         w, "helpers", lambda: w.Helpers(None, None, lambda before, now: compare_with(before, now).words_b)
     )
-    words = ["monitor", str(store), "--reference", str(dataset), "--until", at(35), "--json"]
-    assert main(words) == 0
+    sentence = ["monitor", str(store), "--reference", str(dataset), "--until", at(35), "--json"]
+    assert main(sentence) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["alarms"] == [] and found["requests"] == 140 and "embedder" in found["skipped"]["inputs"]
-    assert main(words) == 0
+    assert main(sentence) == 0
     with opened(store) as connection:
         (event,) = read_decisions(connection)
     assert (event.kind, event.subject, event.data["alarms"]) == ("monitor.window", "m", [])
@@ -86,10 +86,10 @@ def test_a_change_that_a_person_knows_raises_no_alarm_until_then(tmp_path, datas
     monkeypatch.setattr(
         w, "helpers", lambda: w.Helpers(None, None, lambda before, now: compare_with(before, now).words_b)
     )
-    words = ["monitor", str(store), "--reference", str(dataset), "--until", at(35), "--json"]
-    assert main(words) == 1
+    sentence = ["monitor", str(store), "--reference", str(dataset), "--until", at(35), "--json"]
+    assert main(sentence) == 1
     found = json.loads(capsys.readouterr().out)["alarms"]
-    silence = [*words, "--model", "m", "--ignore", ",".join(found)]
+    silence = [*sentence, "--model", "m", "--ignore", ",".join(found)]
     assert main([*silence, "--ignore-until", at(60)]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["alarms"] == [] and set(told["ignored"]) == set(found) and "Ignored" in told["summary"][-1]
@@ -101,7 +101,7 @@ def test_a_change_that_a_person_knows_raises_no_alarm_until_then(tmp_path, datas
         ["--ignore", "inputs"],
         ["--ignore", "inputs", "--ignore-until", "soon"],
     ):
-        assert main([*words, "--model", "m", *bad]) == 2
+        assert main([*sentence, "--model", "m", *bad]) == 2
 
 
 def test_capital_letters_are_no_language():
@@ -129,7 +129,7 @@ def test_the_packaged_embedder_finds_the_new_kind(tmp_path, dataset):
 
     report = w.monitor_store(filled(tmp_path, change), dataset, {"until": at(35)})
     assert {"inputs", "vocabulary"} <= set(report.alarms)
-    assert all((int(one[1:]) % 4) == 0 for d in report.detections if d.name == "inputs" for one in d.requests)
+    assert all((int(item[1:]) % 4) == 0 for d in report.detections if d.name == "inputs" for item in d.requests)
 
 
 @pytest.mark.parametrize(("text", "days"), [("7d", 7), ("12h", 0.5), ("2w", 14), ("1.5d", 1.5)])

@@ -23,8 +23,8 @@ VECTORS = {label: np.eye(8)[i] for i, label in enumerate(LABELS)}
 
 def ask(rng, label=None):
     i = rng.randrange(5) if label is None else LABELS.index(label)
-    words = QUESTIONS[i].split()
-    return " ".join([*words, str(rng.randrange(40))]), LABELS[i]
+    text = QUESTIONS[i].split()
+    return " ".join([*text, str(rng.randrange(40))]), LABELS[i]
 
 
 def embed(texts):
@@ -76,10 +76,12 @@ def test_false_alarms_of_a_year_are_kept():
 def test_copies_of_a_text_count_once():
     """A data set has no copies and production has; the same questions by other users are no change."""
     window = requests(70, 5000, 3)
-    copied = [replace(one, **{"id": f"{one.id}-{k}", "user": f"{one.user}-{k}"}) for one in window for k in range(6)]
+    copied = [
+        replace(item, **{"id": f"{item.id}-{k}", "user": f"{item.user}-{k}"}) for item in window for k in range(6)
+    ]
     found = report(window=copied, earlier=requests(400, 0, 103)[300:])  # one window before: none are pooled
     assert not {"inputs", "novelty", "vocabulary", "length", "language", "labels", "output length"} & set(found.alarms)
-    assert next(one for one in found.detections if one.name == "labels").rows[1] <= 70
+    assert next(detection for detection in found.detections if detection.name == "labels").rows[1] <= 70
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -126,7 +128,7 @@ def says(text):
 def test_planted_changes_raise_the_alarm_that_names_them(change, detector):
     found = report(change)
     assert detector in found.alarms
-    alarm = next(one for one in found.detections if one.name == detector)
+    alarm = next(detection for detection in found.detections if detection.name == detector)
     assert alarm.p <= alarm.level and alarm.next_step and len(alarm.requests) == m.SHOWN
     assert any(alarm.sentence in line and alarm.next_step in line for line in found.summary)
     if detector == "length":
@@ -144,24 +146,26 @@ def test_a_model_that_is_less_sure_of_its_labels_raises_an_alarm():
     assert "confidence" not in report(sure(0.7), earlier=earlier).alarms
     found = report(sure(0.4), earlier=earlier)
     assert found.alarms == ["confidence"]
-    named = next(one for one in found.detections if one.name == "confidence").requests
-    chances = {one.id: m.probability_of(one) for one in requests(200, 5000, 1, sure(0.4))}
+    named = next(detection for detection in found.detections if detection.name == "confidence").requests
+    chances = {item.id: m.probability_of(item) for item in requests(200, 5000, 1, sure(0.4))}
     assert all(chances[name] < 0.5 for name in named)
-    assert not {"confidence"} & ({one.name for one in report().detections} | set(report().skipped))
+    assert not {"confidence"} & ({detection.name for detection in report().detections} | set(report().skipped))
 
 
 def test_the_named_requests_are_the_changed_ones():
     found = report(lambda i, text, label: says(f"refund for the crypto wallet {i}") if i % 5 == 0 else {})
     for name in ("inputs", "novelty", "vocabulary"):
-        alarm = next(one for one in found.detections if one.name == name)
-        assert sum(int(one[1:]) % 5 == 0 for one in alarm.requests) >= 4 and alarm.words == ["telling"]
+        alarm = next(detection for detection in found.detections if detection.name == name)
+        assert sum(int(item[1:]) % 5 == 0 for item in alarm.requests) >= 4 and alarm.words == ["telling"]
 
 
 def test_worse_feedback_raises_an_alarm_and_better_feedback_does_not():
     good = [thumb(i, 1, i % 10 > 1, user=f"u{i}") for i in range(400)]
     bad = [thumb(i, 6, i % 10 > 5, user=f"u{i}") for i in range(5000, 5200)]
     found = report(feedback=[*good, *bad])
-    assert "rollback" in next(one.next_step for one in found.detections if one.name == "feedback" and one.alarm)
+    assert "rollback" in next(
+        detection.next_step for detection in found.detections if detection.name == "feedback" and detection.alarm
+    )
     better = [
         *(thumb(i, 1, i % 10 > 5, user=f"u{i}") for i in range(400)),
         *(thumb(i, 6, i % 10 > 1, user=f"u{i}") for i in range(5000, 5200)),
@@ -186,7 +190,7 @@ def test_a_change_that_no_week_shows_is_found_over_several():
     alone = report(window=window, earlier=earlier[:200])  # as if the weeks between had not been
     assert not {"labels", "agreement"} & set(alone.alarms)
     found = report(window=window, earlier=earlier)
-    alarm = next(one for one in found.detections if one.name == "agreement")
+    alarm = next(detection for detection in found.detections if detection.name == "agreement")
     assert alarm.alarm and alarm.windows > 1 and f"over {alarm.windows} windows" in alarm.sentence
     assert not report(window=weekly(lambda i, label: {})[1], earlier=weekly(lambda i, label: {})[0]).alarms
 
@@ -195,7 +199,7 @@ def test_answers_of_a_release_that_is_gone_say_nothing_of_now():
     """A bad release was rolled back a week ago: its answers raise no alarm any more."""
     earlier, window = weekly(lambda i, label: {"completion": "billing", "release": "2"} if i < 550 else {})
     assert not {"labels", "agreement"} & set(report(window=window, earlier=earlier).alarms)
-    same = [replace(one, release=None) for one in earlier]
+    same = [replace(item, release=None) for item in earlier]
     assert {"labels", "agreement"} & set(report(window=window, earlier=same).alarms)
 
 
@@ -218,7 +222,7 @@ def test_what_weeks_usually_do_raises_no_alarm_and_a_new_topic_does():
     alarms = [report(**wavering(seed)).alarms for seed in range(12)]
     assert sum(map(bool, alarms)) <= 2, alarms  # one a year is accepted
     found = report(**wavering(0))
-    assert any("no more than windows usually do" in one.sentence for one in found.detections)
+    assert any("no more than windows usually do" in detection.sentence for detection in found.detections)
     for seed in range(3):
         new = report(**wavering(seed, lambda i: says(f"refund for the crypto wallet {i}") if i % 8 == 0 else {}))
         assert new.alarms, seed
@@ -227,9 +231,9 @@ def test_what_weeks_usually_do_raises_no_alarm_and_a_new_topic_does():
 def test_while_weeks_are_learnt_only_large_changes_raise_an_alarm():
     early = [report(**wavering(seed, weeks=3)) for seed in range(6)]
     assert all(
-        one.learning == 2 and "Learning what windows usually do: 2 of 4" in " ".join(one.summary) for one in early
+        item.learning == 2 and "Learning what windows usually do: 2 of 4" in " ".join(item.summary) for item in early
     )
-    assert sum(bool(one.alarms) for one in early) <= 1
+    assert sum(bool(item.alarms) for item in early) <= 1
     assert "outputs" in report(**wavering(0, lambda i: {"completion": None, "error": "HTTP 500"}, weeks=3)).alarms
 
 
@@ -253,7 +257,7 @@ def test_few_right_labels_a_week_show_errors_that_nothing_else_does():
         return found
 
     earlier, window = weekly(lambda i, label: {})
-    labels = [one.completion for one in [*earlier, *window]]
+    labels = [item.completion for item in [*earlier, *window]]
     assert report(window=window, earlier=earlier, feedback=judged(0.35)).alarms == ["errors"]
     assert report(window=window, earlier=earlier, feedback=judged(0.1)).alarms == []
 
@@ -281,7 +285,7 @@ def test_too_few_requests_say_so():
 def test_texts_that_were_not_kept_leave_the_inputs_out():
     without = [requests(n, start, 1, lambda i, text, label: {"prompt": []}) for n, start in ((400, 0), (200, 5000))]
     found = report(earlier=without[0], window=without[1])
-    names = {one.name for one in found.detections}
+    names = {detection.name for detection in found.detections}
     assert "latency" in names and "length" not in names and "length" in found.skipped
 
 
@@ -295,7 +299,7 @@ def test_a_new_release_is_named_beside_an_alarm():
 
 def sampled(rights, start=5000, **fields):
     given = {"kind": "label", "user": "reviewer", **fields}
-    truth = {one.id: one.completion for one in requests(200, 5000, 1)}
+    truth = {item.id: item.completion for item in requests(200, 5000, 1)}
     values = [truth[f"r{start + i:06d}"] if right else "no such" for i, right in enumerate(rights)]
     return [thumb(start + i, 6, True, value=value, **given) for i, value in enumerate(values)]
 
@@ -306,7 +310,7 @@ def test_the_interval_of_the_share_of_right_answers_holds_the_truth():
     covered = 0
     for _ in range(200):
         rights = rng.random(20) < 0.9
-        found = m.estimate_quality(window, (), {f"r{5000 + i:06d}": [one] for i, one in enumerate(sampled(rights))})
+        found = m.estimate_quality(window, (), {f"r{5000 + i:06d}": [item] for i, item in enumerate(sampled(rights))})
         assert found.estimated == rights.mean() and found.judged == 20 and math.isnan(found.before)
         covered += found.low <= 0.9 <= found.high
     assert covered >= 190
@@ -323,7 +327,7 @@ def test_without_labels_of_the_window_its_quality_is_not_said():
     found = report(sure, earlier=requests(400, 0, 2, sure), feedback=[*liked, *corrections])
     assert found.quality is None and any("not known" in line for line in found.summary)
     assert report(feedback=sampled([True] * 9)).quality is None
-    lies = [one.model_copy(update={"voice": "anyone"}) for one in sampled([False] * 30)]
+    lies = [item.model_copy(update={"voice": "anyone"}) for item in sampled([False] * 30)]
     assert report(feedback=lies).quality is None
 
 
@@ -332,5 +336,5 @@ def test_votes_on_a_drawn_sample_count_as_labels_do():
     found = report(feedback=votes)
     assert (found.quality.estimated, found.quality.judged) == (0.75, 20)
     assert any("from 20 judged" in line for line in found.summary)
-    hidden = [one.model_copy(update={"source": "sample", "kind": "correction"}) for one in sampled([True] * 20)]
+    hidden = [item.model_copy(update={"source": "sample", "kind": "correction"}) for item in sampled([True] * 20)]
     assert report(feedback=hidden).quality.estimated == 1, "who writes the given answer says that it is right"

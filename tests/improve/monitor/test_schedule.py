@@ -80,8 +80,8 @@ def test_canary_prompts_are_asked_when_they_are_due_and_what_they_show_is_said(s
     monkeypatch.setattr(w, "due_window", lambda folder, window, model: "")
     said: list[str] = []
 
-    async def serve(*words):
-        gateway = served("m", engine=StubEngine(words))
+    async def serve(*text):
+        gateway = served("m", engine=StubEngine(text))
         gateway.store = StoreWriter(store, "full")
         gateway.store.start()
         reading = config(store, reference=str(tmp_path / "set"), canaries=5, canaries_every="1h")

@@ -131,7 +131,7 @@ def test_a_crash_is_an_error_of_those_who_have_read_something_and_the_next_is_an
         rest = [update async for update in stream]
         assert rest[-1].completion is not None and rest[-1].completion.finish in ("error", "length", "stop")
         later = await asyncio.gather(*(complete(engine, asked()) for _ in range(6)))
-        assert [each.token_ids for each in later] == [before.token_ids] * 6 and await engine.healthy()
+        assert [item.token_ids for item in later] == [before.token_ids] * 6 and await engine.healthy()
 
     served.run(served.llamacpp(files, ()), work)  # type: ignore[arg-type]
 
@@ -148,7 +148,7 @@ def test_one_that_hangs_is_ended_and_what_it_had_is_asked_again(files: Files, mo
         os.kill(process, signal.SIGSTOP)
         began = time.monotonic()
         later = await asyncio.gather(*(complete(engine, asked()) for _ in range(6)))
-        assert [each.token_ids for each in later] == [before.token_ids] * 6
+        assert [item.token_ids for item in later] == [before.token_ids] * 6
         assert engine.process != process and time.monotonic() - began < HANG
         last = [update async for update in stream][-1].completion
         assert last is not None and last.finish in ("error", "length", "stop")
@@ -182,17 +182,19 @@ def test_answers_of_two_adapters_take_turns_and_are_what_they_are_alone(files: F
 
         engine._turn = counted  # type: ignore[method-assign]
         long, short = asked(a, max_new_tokens=300, logprobs=2), asked(b, max_new_tokens=40, logprobs=2)
-        wanted = [await complete(engine, each) for each in (long, short)]
+        wanted = [await complete(engine, element) for element in (long, short)]
         assert cut == 0
         sampled = replace(short, sampling=Sampling(temperature=1.0, seed=5))
-        *longs, drawn = await asyncio.gather(*(complete(engine, each) for each in (long, long, sampled)))
-        pairs = [(wanted[1], await complete(engine, short)), *((wanted[0], each) for each in longs)]
-        for one, each in pairs:
-            assert not each.error and len(each.token_ids) == len(one.token_ids)
-            parts = next((i for i, (x, y) in enumerate(zip(one.token_ids, each.token_ids, strict=True)) if x != y), -1)
+        *longs, drawn = await asyncio.gather(*(complete(engine, element) for element in (long, long, sampled)))
+        pairs = [(wanted[1], await complete(engine, short)), *((wanted[0], long) for long in longs)]
+        for entry, item in pairs:
+            assert not item.error and len(item.token_ids) == len(entry.token_ids)
+            parts = next(
+                (i for i, (x, y) in enumerate(zip(entry.token_ids, item.token_ids, strict=True)) if x != y), -1
+            )
             if parts >= 0:  # a batch of another size rounds differently
-                assert one.logprobs is not None and parts > 1
-                assert one.logprobs[parts].top[0][1] - one.logprobs[parts].top[1][1] < 0.02
+                assert entry.logprobs is not None and parts > 1
+                assert entry.logprobs[parts].top[0][1] - entry.logprobs[parts].top[1][1] < 0.02
         assert len(drawn.token_ids) in (39, 40) and not drawn.error
         assert cut >= 1, "nothing was interrupted"
 
@@ -347,7 +349,7 @@ def test_a_character_in_several_tokens_is_whole_in_a_stream(files: Files) -> Non
     first = answer.read({"tokens": template.encode("a"), "content": "a", "tokens_predicted": 1, "stop": False})
     # llama.cpp holds text back until a character is whole, and then tells its last token only
     then = answer.read({"tokens": ids[-1:], "content": "🪐", "tokens_predicted": 1 + len(ids), "stop": False})
-    assert [each.text for each in (*first, *then)] == ["a", "🪐"]
+    assert [item.text for item in (*first, *then)] == ["a", "🪐"]
     assert answer.ids == [*template.encode("a"), *ids]
 
 

@@ -37,8 +37,8 @@ def test_it_answers_and_scores_as_our_engine(files: Files) -> None:
     own = LocalTarget.of(load_model(str(files.base), dtype="float32"))
     requests = [Request(turns, max_new_tokens=6) for turns in TURNS]
     ours, theirs = list(own.complete(requests)), list(target.complete(requests))
-    assert [each.token_ids for each in theirs] == [each.token_ids for each in ours]
-    assert {each.engine for each in theirs} == {"llama.cpp"} and all(each.ttft_ms for each in theirs)
+    assert [their.token_ids for their in theirs] == [our.token_ids for our in ours]
+    assert {their.engine for their in theirs} == {"llama.cpp"} and all(their.ttft_ms for their in theirs)
     updates = list(target.stream(requests[0]))
     assert "".join(update.text for update in updates).strip() == theirs[0].text and len(updates) > 1
     scored = zip(target.score(requests, LABELS), own.score(requests, LABELS, exact=True), strict=True)
@@ -73,9 +73,9 @@ def test_it_draws_penalises_and_foresees_as_our_engine(files: Files) -> None:
     assert penalised.token_ids == asked(own, repetition_penalty=1.5).token_ids != greedy.token_ids
     assert asked(target, temperature=1.5, top_k=1).token_ids == greedy.token_ids, "of one token the likeliest is drawn"
     drawn = [asked(target, temperature=2.0, seed=seed) for seed in (1, 1, 2, 3)]
-    assert drawn[0] == drawn[1] and len({each.token_ids for each in drawn}) == 3
+    assert drawn[0] == drawn[1] and len({item.token_ids for item in drawn}) == 3
     narrow = [asked(target, temperature=5.0, top_k=3, seed=seed) for seed in range(8)]
-    assert all(each.id in dict(each.top) for answer in narrow for each in answer.logprobs or ())
+    assert all(logprob.id in dict(logprob.top) for answer in narrow for logprob in answer.logprobs or ())
     rows = [target.template.render([*turns, {"role": "assistant", "content": "Yes, it is."}]) for turns in TURNS]
     for found_fit, wanted_fit in zip(target.fits(rows), own.fits(rows), strict=True):
         assert (found_fit.tokens, found_fit.verbatim) == (wanted_fit.tokens, wanted_fit.verbatim)
@@ -104,11 +104,11 @@ def test_an_answer_under_a_schema_is_that_of_our_engine(files: Files) -> None:
     for found, wanted in zip(greedy, asked(own), strict=True):
         assert (found.token_ids, found.text, found.finish) == (wanted.token_ids, wanted.text, "stop")
         assert set(json.loads(found.text)) == {"queue", "urgent"} and len(found.logprobs or ()) == len(found.token_ids)
-    penalised = [each.token_ids for each in asked(target, repetition_penalty=1.3)]
-    assert penalised == [each.token_ids for each in asked(own, repetition_penalty=1.3)]
+    penalised = [item.token_ids for item in asked(target, repetition_penalty=1.3)]
+    assert penalised == [item.token_ids for item in asked(own, repetition_penalty=1.3)]
     drawn = [asked(target, temperature=3.0, seed=seed)[0] for seed in (1, 1, 2, 3, 4)]
-    assert all(json.loads(each.text)["queue"] in ("refund", "delivery") for each in drawn)
-    assert drawn[0].token_ids == drawn[1].token_ids and len({each.text for each in drawn}) > 1
+    assert all(json.loads(item.text)["queue"] in ("refund", "delivery") for item in drawn)
+    assert drawn[0].token_ids == drawn[1].token_ids and len({item.text for item in drawn}) > 1
     cut = next(target.complete([Request(TURNS[0], max_new_tokens=3, schema=SCHEMA)]))
     assert (cut.finish, cut.token_ids) == ("length", greedy[0].token_ids[:3])
     free = next(target.complete([Request(TURNS[0], max_new_tokens=6)]))
@@ -122,8 +122,8 @@ def test_what_it_cannot_do_says_why(files: Files, tmp_path: Path, monkeypatch: p
         Request(TURNS[0], choices=("a", "b")), Request(TURNS[0], schema={"type": "nonsense"}),
         Request(ids=[5] * 200_000), Request(),
     ]  # fmt: skip
-    words = [each.error.split(":")[0] for each in target.complete(bad)]
-    assert words == ["constrained", "no_schema", "too_long", "no_prompt"]
+    text = [item.error.split(":")[0] for item in target.complete(bad)]
+    assert text == ["constrained", "no_schema", "too_long", "no_prompt"]
     target.close()
     manifest = {
         "version": 1,

@@ -37,7 +37,7 @@ def model(tiny_llama: Path) -> Any:
 
 def requests_of(model: Model, **settings: Any) -> list[Request]:
     ids = [model.template.prompt_ids([{"role": "user", "content": q}]) for q in QUESTIONS]
-    return [Request(ids=each, **{"max_new_tokens": 4 + 3 * i, **settings}) for i, each in enumerate(ids)]
+    return [Request(ids=id_, **{"max_new_tokens": 4 + 3 * i, **settings}) for i, id_ in enumerate(ids)]
 
 
 def alone(model: Model, request: Request) -> Completion:
@@ -111,8 +111,8 @@ def test_requests_that_cannot_be_answered_say_why(model: Model) -> None:
     ids = requests_of(model)[0].ids
     bad = [Request(), Request(ids=[5] * model.context), Request(ids=ids, adapter="0" * 64)]
     found = list(answers_of(Engine(model), [*bad, Request(ids=ids, max_new_tokens=2)]))
-    assert [each.finish for each in found] == ["error"] * 3 + ["length"]
-    assert [each.error.split(":")[0] for each in found] == ["no_prompt", "too_long", "no_adapter", ""]
+    assert [match.finish for match in found] == ["error"] * 3 + ["length"]
+    assert [match.error.split(":")[0] for match in found] == ["no_prompt", "too_long", "no_adapter", ""]
 
 
 def test_a_stop_string_may_span_tokens_and_is_not_part_of_the_answer(model: Model) -> None:
@@ -141,14 +141,14 @@ def test_log_probabilities_are_those_of_a_full_pass(model: Model) -> None:
         logits = model.hidden(torch.tensor([ids]))[0] @ model.head.t()
     expected = logits.float().log_softmax(-1)[len(request.ids) - 1 : -1]
     for found in others:
-        assert found.logprobs is not None and [each.id for each in found.logprobs] == list(found.token_ids)
+        assert found.logprobs is not None and [entry.id for entry in found.logprobs] == list(found.token_ids)
         assert [e.logprob for e in found.logprobs] == pytest.approx(
             [float(p[t]) for p, t in zip(expected, found.token_ids, strict=True)], abs=1e-3
         )
-        for each, p in zip(found.logprobs, expected, strict=True):
+        for logprob, p in zip(found.logprobs, expected, strict=True):
             top = p.topk(3)
-            assert [i for i, _ in each.top] == top.indices.tolist()
-            assert [x for _, x in each.top] == pytest.approx(top.values.tolist(), abs=1e-3)
+            assert [i for i, _ in logprob.top] == top.indices.tolist()
+            assert [x for _, x in logprob.top] == pytest.approx(top.values.tolist(), abs=1e-3)
 
 
 def generate_with_others(model: Model, request: Request) -> Completion:

@@ -44,9 +44,9 @@ def _alongside(model: Model, count: int) -> list[str]:
     """Names of adapters, without values, next to each other."""
     names = [f"adapter {i}" for i in range(count)]
     for i, name in enumerate(names):
-        for place, update in lora._new_layers(model.net, lora.LoraShape(16, 32.0, 0.0, TARGETS), i).items():
-            layer = model.net.get_submodule(place)
+        for path, update in lora._new_layers(model.net, lora.LoraShape(16, 32.0, 0.0, TARGETS), i).items():
+            layer = model.net.get_submodule(path)
             switch = layer if isinstance(layer, lora.Switch) else lora.Switch(layer)
             switch.updates[name] = update.requires_grad_(False)
-            lora._put(model.net, place, switch)
+            lora._put(model.net, path, switch)
     return names or [BASE]

@@ -90,8 +90,8 @@ def test_each_adapter_answers_as_it_does_alone_when_all_are_asked_at_once(
         )
         names = [BASE, *engine.adapters] * 3
         found = await asyncio.gather(*(complete(engine, asked(name)) for name in names))
-        assert [each.token_ids for each in found] == expected * 3
-        assert [each.adapter for each in found] == names
+        assert [match.token_ids for match in found] == expected * 3
+        assert [match.adapter for match in found] == names
         unnamed = await complete(engine, asked(""))
         assert unnamed.token_ids == expected[0], "where none is named, the base answers"
 
@@ -229,9 +229,9 @@ def test_what_cannot_be_answered_says_why(served: Callable[..., None]) -> None:
             Request(ids=[5] * 511, choices=LABELS),
         ]
         found = [await complete(engine, request) for request in bad]
-        assert {each.finish for each in found} == {"error"}
-        words = [each.error.split(":")[0] for each in found]
-        assert words == ["no_adapter", "too_long", "no_prompt", "no_schema", "too_long"]
+        assert {match.finish for match in found} == {"error"}
+        text = [match.error.split(":")[0] for match in found]
+        assert text == ["no_adapter", "too_long", "no_prompt", "no_schema", "too_long"]
         assert (await complete(engine, asked())).finish in ("stop", "length"), "and the engine goes on"
 
     served(work, tokens=512)

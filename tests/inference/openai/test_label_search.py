@@ -32,16 +32,16 @@ class Model:
 
     async def read(self, places: Sequence[Path], allowed: Sequence[int], length: int) -> list[Reading]:
         self.requests += 1
-        return [self.written(place, allowed, length) for place in places]
+        return [self.written(path, allowed, length) for path in places]
 
-    def written(self, place: Path, allowed: Sequence[int], length: int) -> Reading:
+    def written(self, path: Path, allowed: Sequence[int], length: int) -> Reading:
         reading = []
         for _ in range(length):
-            logs = self.logs(place)
+            logs = self.logs(path)
             token = max(allowed, key=lambda t: logs[t])
             likeliest = sorted(range(VOCABULARY), key=lambda t: -logs[t])[: self.top]
             reading.append((token, {t: logs[t] for t in (*likeliest, token)}))
-            place = (*place, token)
+            path = (*path, token)
         return reading
 
 

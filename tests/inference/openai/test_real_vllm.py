@@ -64,7 +64,7 @@ def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def endpoint(server: RealVllm, adapters: Sequence[Path]) -> EndpointEngine:
     settings = EndpointSettings(f"{server.address}/v1", tokenizer="smollm2-135m", slots=4)
-    return EndpointEngine(Served("base"), [Served(str(each)) for each in adapters], settings)
+    return EndpointEngine(Served("base"), [Served(str(adapter)) for adapter in adapters], settings)
 
 
 async def answers(engine: ServingEngine, **settings: Any) -> list[Completion]:
@@ -84,7 +84,7 @@ def on_both(server: RealVllm, adapters: Sequence[Path], **settings: Any) -> list
     async def work(engine: ServingEngine) -> list[Completion]:
         return await answers(engine, **settings)
 
-    local = LocalEngine(Served("smollm2-135m"), [Served(str(each)) for each in adapters])
+    local = LocalEngine(Served("smollm2-135m"), [Served(str(adapter)) for adapter in adapters])
     ours, theirs = served.run(local, work), served.run(endpoint(server, adapters), work)
     return list(zip(ours, theirs, strict=True))
 

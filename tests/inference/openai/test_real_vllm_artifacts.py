@@ -75,8 +75,8 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Tuned:
 
 
 def accuracy(tuned: Tuned, replies: list[Completion]) -> float:
-    assert not any(each.error for each in replies), [each.error for each in replies]
-    return sum(each.text == label for each, label in zip(replies, tuned.answers, strict=True)) / len(replies)
+    assert not any(reply.error for reply in replies), [reply.error for reply in replies]
+    return sum(reply.text == label for reply, label in zip(replies, tuned.answers, strict=True)) / len(replies)
 
 
 @pytest.mark.parametrize("quant", list(TOLERANCES))
@@ -89,8 +89,8 @@ def test_an_exported_model_classifies_test_rows_as_it_does_here(tuned: Tuned, qu
 
     async def work(engine: ServingEngine) -> list[Completion]:
         return [
-            await complete(engine, Request(each.messages, choices=tuned.labels, max_new_tokens=16))
-            for each in tuned.requests
+            await complete(engine, Request(request.messages, choices=tuned.labels, max_new_tokens=16))
+            for request in tuned.requests
         ]
 
     try:
@@ -114,10 +114,10 @@ WINDY = "Is it windy on Jupiter?"
 
 def into_cache(cache: Path, name: str, folder: Path) -> None:
     """Put a folder where the hub's library finds it by a name, without a network."""
-    place = cache / f"models--{name.replace('/', '--')}"
-    shutil.copytree(folder, place / "snapshots" / "0123")
-    (place / "refs").mkdir()
-    (place / "refs" / "main").write_text("0123")
+    path = cache / f"models--{name.replace('/', '--')}"
+    shutil.copytree(folder, path / "snapshots" / "0123")
+    (path / "refs").mkdir()
+    (path / "refs" / "main").write_text("0123")
 
 
 @contextmanager
@@ -132,8 +132,8 @@ def cog_server(project: Path, cache: Path) -> Iterator[str]:
         "PATH": f"{Path(real_vllm.PYTHON).parent}{os.pathsep}{os.environ['PATH']}",  # it starts `python`
     }  # fmt: skip
     log = (project / "log.txt").open("wb")
-    words = [real_vllm.PYTHON, "-m", "cog.server.http", "--host", "127.0.0.1"]
-    process = subprocess.Popen(words, cwd=project, env=variables, stdout=log, stderr=log, start_new_session=True)
+    text = [real_vllm.PYTHON, "-m", "cog.server.http", "--host", "127.0.0.1"]
+    process = subprocess.Popen(text, cwd=project, env=variables, stdout=log, stderr=log, start_new_session=True)
     address, until = f"http://127.0.0.1:{port}", time.monotonic() + real_vllm.READY_WITHIN
     try:
         while True:
@@ -174,7 +174,7 @@ def test_replicate_s_project_answers_as_the_adapter_does_here(tmp_path: Path) ->
     async def work(engine: LocalEngine) -> list[str]:
         turns: Any = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": WINDY}]
         requests = [Request(turns, adapter=name, max_new_tokens=8) for name in (next(iter(engine.adapters)), "base")]
-        return [each.text for each in await asyncio.gather(*(complete(engine, request) for request in requests))]
+        return [item.text for item in await asyncio.gather(*(complete(engine, request) for request in requests))]
 
     ours, of_the_base = served.run(LocalEngine(Served("smollm2-135m"), [Served(str(adapter))]), work)
     with cog_server(project, tmp_path / "hub") as address:

@@ -34,8 +34,8 @@ async def answered(engine: ServingEngine, *, adapted: bool) -> list[tuple[tuple[
     requests = [Request(messages, adapter=adapter, max_new_tokens=8, logprobs=1) for messages in turns]
     found = await asyncio.gather(*(complete(engine, request) for request in requests))
     await engine.stop()
-    assert not [each.error for each in found if each.error]
-    return [(each.token_ids, math.fsum(token.logprob for token in each.logprobs or ())) for each in found]
+    assert not [match.error for match in found if match.error]
+    return [(match.token_ids, math.fsum(token.logprob for token in match.logprobs or ())) for match in found]
 
 
 @KINDS

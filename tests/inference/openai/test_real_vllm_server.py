@@ -103,7 +103,7 @@ def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def endpoint(server: RealVllm, *adapters: Path, **settings: Any) -> EndpointEngine:
     options = EndpointSettings(f"{server.address}/v1", tokenizer="smollm2-135m", slots=4, **settings)
-    return EndpointEngine(Served("base"), [Served(str(each)) for each in adapters], options)
+    return EndpointEngine(Served("base"), [Served(str(adapter)) for adapter in adapters], options)
 
 
 async def answers(engine: ServingEngine) -> list[Completion]:
@@ -116,8 +116,8 @@ def test_answers_end_and_are_drawn_as_they_were_evaluated_whatever_the_base_s_se
 ) -> None:
     ours = served.run(LocalEngine(Served("smollm2-135m"), [Served(str(adapters[0]))]), answers)
     theirs = served.run(endpoint(server, adapters[0]), answers)
-    assert [each.token_ids for each in theirs] == [each.token_ids for each in ours]
-    assert [each.finish for each in theirs] == [each.finish for each in ours] and ours[1].finish == "stop"
+    assert [their.token_ids for their in theirs] == [our.token_ids for our in ours]
+    assert [their.finish for their in theirs] == [our.finish for our in ours] and ours[1].finish == "stop"
 
     async def ids(engine: EndpointEngine) -> list[int]:
         return list(await engine.render(FRANCE))
@@ -182,10 +182,10 @@ def test_tools_seeds_and_log_probabilities_through_our_server(server: RealVllm, 
         assert drawn[0] == drawn[1] != drawn[2]
         likely = ask(model="base", messages=FRANCE, max_tokens=5, temperature=0, logprobs=True, top_logprobs=3)
         tokens = likely.choices[0].logprobs.content
-        assert "".join(each.token for each in tokens).strip() == likely.choices[0].message.content
-        for each in tokens:
-            tops = [top.logprob for top in each.top_logprobs]
-            assert len(tops) == 3 and each.logprob == max(tops) and sum(map(math.exp, tops)) <= 1 + 1e-6
+        assert "".join(entry.token for entry in tokens).strip() == likely.choices[0].message.content
+        for token in tokens:
+            tops = [top.logprob for top in token.top_logprobs]
+            assert len(tops) == 3 and token.logprob == max(tops) and sum(map(math.exp, tops)) <= 1 + 1e-6
 
 
 def test_reasoning_is_apart_whole_and_streamed(server: RealVllm, tmp_path: Path) -> None:

@@ -79,8 +79,8 @@ def check_labels(ours: list[dict[str, Any]], theirs: list[dict[str, Any]], run: 
     assert len(ours) >= 20
     requests = [Request(row["messages"]) for row in ours]
     exact = open_target(str(run)).score(requests, sorted(TOPICS), exact=True)
-    for one, other, true in zip(ours, theirs, exact, strict=True):
-        assert other["completion"]["finish"] == "choice" and one["prediction"] == other["prediction"] == true.text
+    for our, other, true in zip(ours, theirs, exact, strict=True):
+        assert other["completion"]["finish"] == "choice" and our["prediction"] == other["prediction"] == true.text
         assert other["confidence"] == pytest.approx(true.label_probability, abs=PROBABILITY)
 
 
@@ -102,12 +102,12 @@ def test_an_evaluation_by_url_is_that_of_the_run_and_passes_its_gate(
 def test_rows_are_predicted_by_url_as_here(
     server: RealVllm, classifier: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Path("in.jsonl").write_text("".join(json.dumps({"text": each["text"]}) + "\n" for each in TICKETS[:8]))
+    Path("in.jsonl").write_text("".join(json.dumps({"text": ticket["text"]}) + "\n" for ticket in TICKETS[:8]))
     ours = reported(capsys, "predict", str(classifier), "in.jsonl", "--top", "5")["predictions"]
     by_url = ("predict", server.address, "in.jsonl", "-m", str(classifier), *TOGETHER)
-    for one, other in zip(ours, reported(capsys, *by_url)["predictions"], strict=True):
-        assert one["prediction"] == other["prediction"]
-        assert one["probability"] == pytest.approx(other["probability"], abs=PROBABILITY)
+    for our, other in zip(ours, reported(capsys, *by_url)["predictions"], strict=True):
+        assert our["prediction"] == other["prediction"]
+        assert our["probability"] == pytest.approx(other["probability"], abs=PROBABILITY)
 
 
 def test_a_teacher_by_url_teaches_what_it_would_here(
@@ -125,9 +125,9 @@ def test_a_teacher_by_url_teaches_what_it_would_here(
 def test_a_judge_by_url_judges_every_pair_in_both_orders(server: RealVllm, capsys: pytest.CaptureFixture[str]) -> None:
     for name, word in (("a", "Yes"), ("b", "No")):
         answers = [{"id": f"r{i}", "prediction": f"{word}, about {i}."} for i in range(20)]
-        Path(f"{name}.jsonl").write_text("".join(json.dumps(each) + "\n" for each in answers))
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(answer) + "\n" for answer in answers))
     rows = [{"id": f"r{i}", "prompt": f"Is it {i}?", "completion": f"Yes, about {i}."} for i in range(20)]
-    Path("rows.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     before = server.metric("vllm:request_success_total")
     judge = ("--judge", f"{server.address}/v1", "--judge-model", "base", "--judge-rows", "4", *TOGETHER)
     made = reported(capsys, "compare", "a.jsonl", "b.jsonl", "--references", "rows.jsonl", *judge)
@@ -155,9 +155,9 @@ def test_an_experiment_s_arms_are_answered_by_their_own_adapters(
             body = json.dumps(asked).encode()
             with urllib.request.urlopen(f"{address}/v1/chat/completions", body, timeout=HANG) as reply:
                 tokens = json.loads(reply.read())["choices"][0]["logprobs"]["content"]
-            values = of.setdefault(reply.headers["x-tuneloop-release"], [each["logprob"] for each in tokens])
+            values = of.setdefault(reply.headers["x-tuneloop-release"], [token["logprob"] for token in tokens])
             same = pytest.approx(values, abs=1e-3)
-            assert [each["logprob"] for each in tokens] == same, "an arm answers one way"
+            assert [token["logprob"] for token in tokens] == same, "an arm answers one way"
         return of
 
     folder = tmp_path / "served"
@@ -181,17 +181,17 @@ def test_a_pool_of_two_goes_on_with_one(server: RealVllm, base: Path, tmp_path: 
         assert (await complete(engine, request)).text
 
     async def work() -> None:
-        settings = [EndpointSettings(each.address, tokenizer="smollm2-135m") for each in (server, other)]
-        pool = EnginePool([EndpointEngine(Served("base"), [], each) for each in settings], prove, every=0.5)
+        settings = [EndpointSettings(item.address, tokenizer="smollm2-135m") for item in (server, other)]
+        pool = EnginePool([EndpointEngine(Served("base"), [], setting) for setting in settings], prove, every=0.5)
         await pool.start()
         try:
             first = await asyncio.gather(*(complete(pool, request) for _ in range(6)))
-            assert len({each.token_ids for each in first}) == 1 and {each.engine for each in first} == {
+            assert len({item.token_ids for item in first}) == 1 and {item.engine for item in first} == {
                 server.address, other.address,
             }  # fmt: skip
             other.kill()
             later = await asyncio.gather(*(complete(pool, request) for _ in range(6)))
-            assert {each.token_ids for each in later} == {first[0].token_ids}
+            assert {item.token_ids for item in later} == {first[0].token_ids}
         finally:
             await pool.stop()
 

@@ -40,7 +40,9 @@ def against(
 ) -> None:
     """Run some work with an engine that asks a server."""
     with server as url:
-        engine = EndpointEngine(Served(MODEL), [Served(each) for each in adapters], EndpointSettings(url, **settings))
+        engine = EndpointEngine(
+            Served(MODEL), [Served(adapter) for adapter in adapters], EndpointSettings(url, **settings)
+        )
         served.run(engine, work)
 
 
@@ -58,7 +60,7 @@ def test_prompts_are_the_trained_tokens_and_adapters_go_by_their_hash(files: Fil
         last = updates[-1].completion
         assert last is not None and "".join(update.text for update in updates).strip() == last.text
         assert len(last.token_ids) == len(last.logprobs or ()) == last.completion_tokens == 8
-        assert [each.id for each in last.logprobs or ()] == list(last.token_ids)
+        assert [logprob.id for logprob in last.logprobs or ()] == list(last.token_ids)
         body = server.bodies[-1]
         assert body["model"] == name and body["prompt"] == await engine.render(TURNS, adapter=name)
         assert last.cached_tokens == 0
@@ -375,12 +377,12 @@ def test_no_quantum_begins_while_somebody_is_answered_but_its_share(files: Files
         before = len(server.bodies)
         whole = await complete(engine, asked(max_new_tokens=40))
         assert whole.error == "" and len(server.bodies) <= before + 3
-        for each in rows:
-            assert not each.done()
+        for item in rows:
+            assert not item.done()
         engine._turns.share = 1.0
         engine._turns._rest_until = 0.0
         engine._turns.go("")
-        assert len({(await each).text for each in rows}) == 1
+        assert len({(await row).text for row in rows}) == 1
         first = asyncio.create_task(row())
         await asyncio.sleep(0.05)
         first.cancel()  # its reader leaves, and others go on

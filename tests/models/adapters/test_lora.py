@@ -300,8 +300,8 @@ def test_answers_take_one_product_for_the_a_of_layers_that_read_the_same(tiny_mo
         with Counts():
             found = side_by_side(layers, x)
         assert counted["narrow"] == 1 and not counted["aten.cat.default"]
-        for one, layer in zip(found, layers, strict=True):
-            torch.testing.assert_close(one, layer(x))
+        for match, layer in zip(found, layers, strict=True):
+            torch.testing.assert_close(match, layer(x))
         layers[1].lora_A.mul_(2)  # what was put together is not used any more
         torch.testing.assert_close(side_by_side(layers, x)[1], layers[1](x))
 

@@ -88,9 +88,9 @@ def test_an_engine_that_takes_anothers_place_needs_no_second_base_on_the_gpu(
 
     with pretend_gpu() as gpu:
         asyncio.run(asyncio.wait_for(work(gpu), HANG))
-    one, both, later, none = live
-    assert both - one < 0.2 * one, "the second engine has brought its adapter, and no base"
-    assert later <= one + 4096 and none < 0.02 * one
+    item, both, later, none = live
+    assert both - item < 0.2 * item, "the second engine has brought its adapter, and no base"
+    assert later <= item + 4096 and none < 0.02 * item
 
 
 def test_a_base_that_cannot_take_an_adapter_is_given_back(own_base: Path, tmp_path: Path) -> None:

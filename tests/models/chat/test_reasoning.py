@@ -47,21 +47,21 @@ def test_the_end_of_a_block_whose_beginning_the_prompt_had_is_known_as_one() -> 
 @given(parts=st.lists(PARTS, max_size=12), sizes=st.lists(st.integers(1, 9), min_size=1), opened=st.booleans())
 def test_pieces_together_are_the_whole(parts: list[str], sizes: list[int], opened: bool) -> None:
     text, stream = "".join(parts), ReasoningStream(opened)
-    pieces, place, number = [], 0, 0
-    while place < len(text):
+    pieces, path, number = [], 0, 0
+    while path < len(text):
         size = sizes[number % len(sizes)]
-        pieces.append(stream.push(text[place : place + size]))
-        place, number = place + size, number + 1
+        pieces.append(stream.push(text[path : path + size]))
+        path, number = path + size, number + 1
     pieces.append(stream.push("", last=True))
-    reasoning, answer = ("".join(each) for each in zip(*pieces, strict=True))
+    reasoning, answer = ("".join(piece) for piece in zip(*pieces, strict=True))
     whole = split_reasoning(text, opened=opened)
     assert (reasoning, answer.strip()) == (whole[0] or "", (whole[1] or "").strip())
 
 
 def test_answers_of_gpt_oss_keep_the_control_tokens_that_name_their_channels(tmp_path: Path) -> None:
     controls = ["<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>", "<|call|>"]
-    words = ["analysis", "final", "assistant", "Hm", "Yes", "[UNK]"]
-    vocabulary = {word: i for i, word in enumerate([*controls, *words])}
+    sentence = ["analysis", "final", "assistant", "Hm", "Yes", "[UNK]"]
+    vocabulary = {word: i for i, word in enumerate([*controls, *sentence])}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.add_special_tokens(controls)
     tokenizer.decoder = Fuse()

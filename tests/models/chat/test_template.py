@@ -639,8 +639,8 @@ def test_reasoning_has_its_own_weight_in_the_loss(llama3: Template, source: str)
         row = template.render(REASONED[2:], reasoning=weight)
         assert row.ids == whole.ids
         by_weight: dict[float, list[int]] = {}
-        for token, each in zip(row.ids, row.mask, strict=True):
-            by_weight.setdefault(each, []).append(token)
+        for token, item in zip(row.ids, row.mask, strict=True):
+            by_weight.setdefault(item, []).append(token)
         assert template.tokenizer.decode(by_weight[1], skip_special_tokens=False).strip() == "Monday.<|eot_id|>"
         assert "Sent on the 3rd.\n</think>" in template.tokenizer.decode(by_weight[weight])
     without = template.render(TURNS_WITHOUT, reasoning=0)  # an empty block is reasoning too
@@ -722,7 +722,7 @@ def test_a_template_that_knows_users_and_assistants_only_gets_tools_and_their_an
     assert "[weather(city='Bonn')]<|eot_id|>" in text and "user:Rain\nRain<|eot_id|>" in text
     assert text.index('"weather"') < text.index("Weather?")
     row = template.render([*CALLED[:3], CALLED[2], *CALLED[3:]], WEATHER)
-    assert [each.split("<")[0] for each in supervised_texts(template, row.ids, row.mask)] == [
+    assert [text.split("<")[0] for text in supervised_texts(template, row.ids, row.mask)] == [
         "[weather(city='Bonn')]",
         "It rains.",
     ]

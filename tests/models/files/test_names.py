@@ -85,8 +85,8 @@ def test_the_packaged_model_resolves_in_any_case(smollm2: Path) -> None:
         ("org/name", "org/name"),
     ],
 )
-def test_a_folder_in_a_cache_goes_by_the_models_name(place: str, name: str) -> None:
-    assert known_name(place) == name
+def test_a_folder_in_a_cache_goes_by_the_models_name(path: str, name: str) -> None:
+    assert known_name(path) == name
 
 
 def test_a_converted_file_goes_by_its_own_name() -> None:

@@ -145,7 +145,7 @@ def test_an_adapter_in_a_layout_of_its_own_is_loaded_by_its_method(
     with pytest.raises(UserError, match="Not a plain LoRA adapter"):
         load_trained(model, folder)
     loaded: list[Path] = []
-    register(replace(method_named("lora"), name="own", layout="OWN", load=lambda model, place: loaded.append(place)))
+    register(replace(method_named("lora"), name="own", layout="OWN", load=lambda model, path: loaded.append(path)))
     load_trained(model, folder.parent)
     assert loaded == [folder]
 

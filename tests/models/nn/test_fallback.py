@@ -176,8 +176,8 @@ def test_on_a_gpu_it_answers_scores_and_trains_as_on_the_processor(granite_folde
     for here, there in zip(scores, scores_there, strict=True):
         assert there == pytest.approx(here, abs=1e-4)
     mine, theirs = (
-        [loss for _, *both in losses(tmp_path / place) for loss in both if loss is not None]
-        for place in ("here", "there")
+        [loss for _, *both in losses(tmp_path / name) for loss in both if loss is not None]
+        for name in ("here", "there")
     )
     assert theirs == pytest.approx(mine, rel=2e-4)
     assert not [kernel for kernel, _ in gpu.attention if kernel == "math"]

@@ -187,9 +187,9 @@ def test_plain_peft_loads_an_adapter_with_the_same_logits_and_gradients(
     for logits in (ours, wanted):
         torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), x[:, 1:].flatten()).backward()
     expected = {key: p.grad for key, p in peft.named_parameters() if p.grad is not None}
-    for place, layer in lora_layers(net).items():
+    for path, layer in lora_layers(net).items():
         for part, parameter in (("A", layer.lora_A), ("B", layer.lora_B)):
-            key = f"base_model.model.{place}.lora_{part}.default.weight"
+            key = f"base_model.model.{path}.lora_{part}.default.weight"
             torch.testing.assert_close(parameter.grad, expected.pop(key), atol=1e-4, rtol=1e-2)
     assert not expected
 

@@ -154,9 +154,9 @@ def test_a_selected_cache_is_a_copy_of_those_rows(tmp_path: Path) -> None:
     cache = ours.new_cache()
     ours.hidden(x[:, :19], cache=cache)
     mask = torch.ones(1, 1, 1, 20, dtype=torch.bool)
-    place = torch.tensor([[19]])
+    path = torch.tensor([[19]])
     picked = torch.tensor([2, 0, 2])
-    chosen = ours.hidden(x[picked, 19:], place, mask, cache.select(picked))
+    chosen = ours.hidden(x[picked, 19:], path, mask, cache.select(picked))
     assert cache.length == 19
     torch.testing.assert_close(chosen[:, 0], ours.hidden(x)[picked, -1], atol=1e-4, rtol=1e-4)
 

@@ -78,7 +78,7 @@ def test_an_adapter_is_loaded_by_peft_next_to_no_layer_that_sees_pictures(
     peft = PeftModel.from_pretrained(theirs, folder)
     equals(adapted, peft)
     assert not any("vision" in key for key in peft.state_dict() if "lora_" in key)
-    assert not any("missing" in str(each.message) for each in recwarn)
+    assert not any("missing" in str(item.message) for item in recwarn)
 
 
 def test_an_adapter_with_the_names_of_an_older_transformers_is_loaded(smollm2: Path, tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ def evaluation(tuned, **baselines):
 
 
 def test_fields_in_which_an_alternative_is_ahead_are_named_with_it():
-    one = evaluation(
+    item = evaluation(
         metrics(order=0.9, queue=0.8), few=metrics(order=0.1, queue=0.3), **{"tf-idf": metrics(queue=0.85)}
     )
-    first, second = field_lines(one)
+    first, second = field_lines(item)
     assert first == "Fields right on 60 test rows: order 90 %, queue 80 %"
     assert second == "A cheap alternative has more right in queue (tf-idf: 85 %)."
 

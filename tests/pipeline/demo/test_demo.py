@@ -113,7 +113,7 @@ def test_without_the_extras_the_install_line_is_named(monkeypatch: pytest.Monkey
 
 def test_a_full_disk_is_named_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=300 << 20))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=300 << 20))
     with pytest.raises(UserError, match=r"needs 1.5 GiB on the disk, and 0.3 GiB are free"):
         demo.demo_recipe([])
     assert not list(tmp_path.iterdir())

@@ -66,7 +66,7 @@ def test_the_adapter_alone_is_an_artifact_too(make_run: MakeRun) -> None:
 
 def test_what_makes_no_sense_is_refused_before_anything_is_written(make_run: MakeRun) -> None:
     run = make_run()
-    for form, quant, why in (
+    for form, quant, reason in (
         ("gguf", "q4km", "did you mean q4_k_m"),
         ("gguf-lora", "q4_0", "not quantised"),
         ("merged", "q4_0", "add --format gguf"),
@@ -74,7 +74,7 @@ def test_what_makes_no_sense_is_refused_before_anything_is_written(make_run: Mak
     ):
         with pytest.raises(UserError) as refused:
             export_run(run, form, weights=WeightOptions(quant=quant))
-        assert why in f"{refused.value}" and not Path("artifacts").exists()
+        assert reason in f"{refused.value}" and not Path("artifacts").exists()
     with pytest.raises(UserError, match="is not quantised"):
         GgufSettings("gguf", "f16", dict)
 

@@ -230,9 +230,9 @@ def test_llamacpp_computes_an_adapter_of_each_family(name: str, tiny_llama: Path
     ],
 )
 def test_what_llamacpp_would_compute_otherwise_is_refused(
-    name: str, change: dict[str, Any], why: str, tiny_llama: Path, tmp_path: Path
+    name: str, change: dict[str, Any], reason: str, tiny_llama: Path, tmp_path: Path
 ) -> None:
     folder_of(name, tmp_path / "model", **change)
     weights = open_tuned("", tmp_path / "model")
-    with pytest.raises(UserError, match=f"llama.cpp would compute this model otherwise: {why}"):
+    with pytest.raises(UserError, match=f"llama.cpp would compute this model otherwise: {reason}"):
         write_gguf(weights, load_template(tiny_llama), tmp_path / "x.gguf", "f16", ABOUT)

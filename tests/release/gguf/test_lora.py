@@ -90,10 +90,10 @@ def test_scales_are_peft_s() -> None:
     ],
 )
 def test_what_a_lora_file_cannot_hold_is_refused(
-    change: dict[str, Any], what: str, way_out: str, tiny_llama: Path, make_run: MakeRun, tmp_path: Path
+    change: dict[str, Any], message: str, way_out: str, tiny_llama: Path, make_run: MakeRun, tmp_path: Path
 ) -> None:
     adapter = make_run() / "adapter"
     write_json(adapter / "adapter_config.json", {**read_json(adapter / "adapter_config.json"), **change})
-    with pytest.raises(UserError, match=what) as refused:
+    with pytest.raises(UserError, match=message) as refused:
         write_gguf_lora(tiny_llama, adapter, tmp_path / "lora.gguf", "f32", "x")
     assert way_out in str(refused.value.next_step) and not (tmp_path / "lora.gguf").exists()

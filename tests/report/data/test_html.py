@@ -350,8 +350,8 @@ def test_large_files_are_read_to_a_bound_and_counts_come_from_the_manifest(
     manifest = json.loads((folder / "dataset.json").read_text())
     manifest["counts"]["train"] = 1_000_000
     (folder / "dataset.json").write_text(json.dumps(manifest))
-    one = {"source": "s", "line": 1, "reason": "broken_json", "detail": "", "record": "x"}
-    lines(folder / "rejects.jsonl", [*[one] * 60, {**one, "reason": "too_long"}])
+    item = {"source": "s", "line": 1, "reason": "broken_json", "detail": "", "record": "x"}
+    lines(folder / "rejects.jsonl", [*[item] * 60, {**item, "reason": "too_long"}])
     facts = read_data(folder)
     assert facts.rows_read["train"] == 20
     assert len(facts.rejects["broken_json"]) == data_facts.EXAMPLES and "too_long" not in facts.rejects
@@ -515,8 +515,8 @@ def test_a_manifest_that_cannot_be_read_is_named_and_the_rest_is_shown(tmp_path:
 
 def test_long_duplicates_are_shown_from_where_they_differ(tmp_path: Path) -> None:
     shared = "the same long beginning of both rows " * 40
-    one, other = from_difference(f"{shared}kept end", f"{shared}gone end", 200)
-    assert one.endswith("kept end") and other.endswith("gone end") and one.startswith("… ") and len(one) <= 200
+    item, other = from_difference(f"{shared}kept end", f"{shared}gone end", 200)
+    assert item.endswith("kept end") and other.endswith("gone end") and item.startswith("… ") and len(item) <= 200
     assert from_difference("short", "shorter", 200) == ("short", "shorter")
     assert from_difference(f"a {shared}", f"b {shared}", 200) == (f"a {shared}", f"b {shared}")
 

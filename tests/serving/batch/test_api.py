@@ -39,7 +39,7 @@ def lines(n: int) -> bytes:
         }
         for i in range(n)
     ]
-    return "".join(json.dumps(each) + "\n" for each in made).encode()
+    return "".join(json.dumps(item) + "\n" for item in made).encode()
 
 
 def client(address: str, key: str = "none") -> Any:
@@ -66,14 +66,14 @@ def test_a_batch_is_done_and_its_results_are_read(tmp_path: Path) -> None:
         done = waited(api, begin(api, lines(10)))
         assert done.status == "completed"
         assert (done.request_counts.total, done.request_counts.completed, done.request_counts.failed) == (10, 9, 1)
-        output = [json.loads(each) for each in api.files.content(done.output_file_id).text.splitlines()]
-        assert [each["custom_id"] for each in output] == [f"id-{i}" for i in range(10) if i != 3]
+        output = [json.loads(line) for line in api.files.content(done.output_file_id).text.splitlines()]
+        assert [item["custom_id"] for item in output] == [f"id-{i}" for i in range(10) if i != 3]
         assert output[0]["response"]["body"]["choices"][0]["message"]["content"] == "Hello there."
-        (wrong,) = [json.loads(each) for each in api.files.content(done.error_file_id).text.splitlines()]
+        (wrong,) = [json.loads(line) for line in api.files.content(done.error_file_id).text.splitlines()]
         assert wrong["custom_id"] == "id-3" and wrong["response"]["body"]["error"]["code"] == "model_not_found"
-        assert [each.id for each in api.batches.list()] == [done.id]
+        assert [item.id for item in api.batches.list()] == [done.id]
         api.files.delete(done.input_file_id)
-        assert [each.id for each in api.files.list()] == []
+        assert [item.id for item in api.files.list()] == []
         with pytest.raises(openai.ConflictError):
             api.batches.cancel(done.id)
         assert gateway.metrics.text().count(b"tuneloop_requests_total") > 0
@@ -94,7 +94,7 @@ def test_a_batch_is_cancelled_and_one_that_a_server_left_is_done_by_the_next(tmp
     with live(tmp_path) as (address, _):
         api = client(address)
         second = waited(api, api.batches.retrieve(second.id))
-        output = [json.loads(each)["custom_id"] for each in api.files.content(second.output_file_id).text.splitlines()]
+        output = [json.loads(line)["custom_id"] for line in api.files.content(second.output_file_id).text.splitlines()]
         assert second.status == "completed" and output == [f"id-{i}" for i in range(50) if i != 3]
 
 
@@ -208,7 +208,7 @@ def request(name: Any, **body: Any) -> str:
 
 
 def results(api: Any, file: str | None) -> list[dict[str, Any]]:
-    return [json.loads(each) for each in api.files.content(file).text.splitlines()] if file else []
+    return [json.loads(line) for line in api.files.content(file).text.splitlines()] if file else []
 
 
 POISON = [
@@ -239,12 +239,12 @@ def test_poison_lines_cost_themselves_only(tmp_path: Path) -> None:
         api = client(address)
         done = waited(api, begin(api, data))
         assert done.status == "completed"
-        assert [each["custom_id"] for each in results(api, done.output_file_id)] == ["good", "last"]
+        assert [result["custom_id"] for result in results(api, done.output_file_id)] == ["good", "last"]
         errors = results(api, done.error_file_id)
         assert len(errors) == len(POISON) == done.request_counts.failed
-        for each in errors:
-            error = each["error"] or each["response"]["body"]["error"]
-            assert error["code"] or error["param"], each
+        for item in errors:
+            error = item["error"] or item["response"]["body"]["error"]
+            assert error["code"] or error["param"], item
             assert 3 < len(error["message"]) < 500
         api.files.delete(done.output_file_id)
         with pytest.raises(openai.NotFoundError):
@@ -262,7 +262,7 @@ def test_an_error_in_our_own_code_ends_one_row_and_one_in_the_batch_no_other_bat
         monkeypatch.setattr("tuneloop.serving.http.api_request.as_messages", odd)
         done = waited(api, begin(api, lines(3)))
         assert (done.status, done.request_counts.failed) == ("completed", 3)
-        assert {each["error"]["code"] for each in results(api, done.error_file_id)} == {"server"}
+        assert {result["error"]["code"] for result in results(api, done.error_file_id)} == {"server"}
         monkeypatch.undo()
         monkeypatch.setattr("tuneloop.serving.batch.file.BatchFile.waiting", odd)
         failed = waited(api, begin(api, lines(3)))
@@ -333,7 +333,7 @@ FILE = b'Content-Disposition: form-data; name="file"; filename="in.jsonl"\r\n\r\
 
 
 def stored(folder: Path) -> list[str]:
-    return [each.name for each in (folder / "batch" / "files").glob("*")]
+    return [path.name for path in (folder / "batch" / "files").glob("*")]
 
 
 def test_an_endless_upload_ends_at_the_limit_and_leaves_nothing(tmp_path: Path) -> None:
@@ -465,10 +465,10 @@ def test_a_damaged_state_is_a_line_and_keeps_nothing_from_working(
         api = client(address)
         waiting = [begin(api, lines(20)) for _ in range(len(DAMAGE) + 6)]
         files = [api.files.create(file=("in.jsonl", lines(1)), purpose="batch") for _ in range(3)]
-    folders = [tmp_path / "batch" / "batches" / each.id for each in waiting]
+    folders = [tmp_path / "batch" / "batches" / item.id for item in waiting]
     whole = json.loads((folders[0] / "batch.json").read_text()) | {"status": "in_progress"}
     types = [whole | {"status": 5}, whole | {"request_counts": None}, whole | {"created_at": "noon"}]
-    damage = [*DAMAGE, *(json.dumps(each).encode() for each in types)]
+    damage = [*DAMAGE, *(json.dumps(item).encode() for item in types)]
     for folder, data in zip(folders, damage, strict=False):
         (folder / "batch.json").write_bytes(data)
     (folders[-3] / "batch.json").unlink()
@@ -482,8 +482,8 @@ def test_a_damaged_state_is_a_line_and_keeps_nothing_from_working(
     capsys.readouterr()
     with live(tmp_path, log={"content": "full"}) as (address, _):
         api = client(address)
-        said = [each for each in capsys.readouterr().out.splitlines() if "is left out" in each]
-        assert len(said) == len(folders) - 1 and all("missing or damaged" in each for each in said)
+        said = [line for line in capsys.readouterr().out.splitlines() if "is left out" in line]
+        assert len(said) == len(folders) - 1 and all("missing or damaged" in item for item in said)
         assert waited(api, begin(api, lines(3))).status == "completed"
         for folder in folders[:-1]:
             with pytest.raises(openai.InternalServerError, match="missing or damaged"):
@@ -492,7 +492,7 @@ def test_a_damaged_state_is_a_line_and_keeps_nothing_from_working(
         assert failed.status == "failed" and "journal" in failed.errors.data[0].message
         assert str(tmp_path) not in failed.errors.data[0].message
         assert len(api.batches.list().data) == 2
-        assert not {each.id for each in files} & {each.id for each in api.files.list()}
+        assert not {file.id for file in files} & {item.id for item in api.files.list()}
 
 
 def test_a_new_key_of_the_same_name_is_somebody_else(tmp_path: Path) -> None:
@@ -549,11 +549,11 @@ def test_a_batch_continues_once_the_disk_has_room(tmp_path: Path, capsys: pytest
             done = waited(api, batch)
             assert gateway.store.counts.losses == 0
             assert (done.status, done.request_counts.completed, done.paused) == ("completed", 300, None)
-            names = [each["custom_id"] for each in results(api, done.output_file_id)]
+            names = [result["custom_id"] for result in results(api, done.output_file_id)]
             assert names == [f"id-{i}" for i in range(300)] and len(engine.asked) == 300
         with opened(disk / "serve") as store:
             assert len(list(read_requests(store))) == 300, "the store lost what it could not write"
-        said = [each for each in capsys.readouterr().out.splitlines() if "disk" in each]
+        said = [line for line in capsys.readouterr().out.splitlines() if "disk" in line]
         assert len(said) == 2, said
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=False)

@@ -45,20 +45,20 @@ def line(name: Any, **fields: Any) -> dict[str, Any]:
 
 def new(folder: Path, lines: list[Any], seconds: float | None = None) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    texts = [each if isinstance(each, str) else json.dumps(each) for each in lines]
+    texts = [item if isinstance(item, str) else json.dumps(item) for item in lines]
     (folder / INPUT).write_text("\n".join(texts) + "\n")
     make_batch(folder, CHAT, seconds=seconds)
     return folder
 
 
 def results(folder: Path, name: str) -> list[dict[str, Any]]:
-    return [json.loads(each) for each in (folder / name).read_text().splitlines()]
+    return [json.loads(item) for item in (folder / name).read_text().splitlines()]
 
 
-async def echo(each: Line) -> dict[str, Any]:
+async def echo(item: Line) -> dict[str, Any]:
     await asyncio.sleep(0)
-    assert each.body is not None
-    return {"id": f"r{each.number}", "said": each.body["messages"][0]["content"]}
+    assert item.body is not None
+    return {"id": f"r{item.number}", "said": item.body["messages"][0]["content"]}
 
 
 def test_each_line_stands_once_in_output_or_errors(tmp_path: Path) -> None:
@@ -70,12 +70,12 @@ def test_each_line_stands_once_in_output_or_errors(tmp_path: Path) -> None:
     batch = BatchJob(folder, echo)
     assert asyncio.run(batch.run()) == "completed"
     good, bad = results(folder, OUTPUT), results(folder, ERRORS)
-    assert [each["custom_id"] for each in good] == ["a", "z"]
+    assert [item["custom_id"] for item in good] == ["a", "z"]
     assert good[1]["response"]["body"]["said"] == "z" and good[1]["response"]["status_code"] == 200
-    assert Counter(each["error"]["code"] for each in bad) == {
+    assert Counter(item["error"]["code"] for item in bad) == {
         "invalid_json_line": 3, "missing_custom_id": 2, "duplicate_custom_id": 1, "invalid_url": 1, "invalid_body": 1
     }  # fmt: skip
-    names = [each["custom_id"] for each in good + bad if each["custom_id"]]
+    names = [item["custom_id"] for item in good + bad if item["custom_id"]]
     assert len(names) == len(set(names))
     assert batch.state.request_counts.to_json() == {"total": 10, "completed": 2, "failed": 8}
     assert asyncio.run(BatchJob(folder, echo).run()) == "completed", "a batch that is over is not done again"
@@ -84,13 +84,13 @@ def test_each_line_stands_once_in_output_or_errors(tmp_path: Path) -> None:
 def test_refusals_are_kept_and_failures_tried_again(tmp_path: Path) -> None:
     tries: Counter[str] = Counter()
 
-    async def answer(each: Line) -> dict[str, Any]:
-        tries[each.custom_id or ""] += 1
-        if each.custom_id == "never":
+    async def answer(item: Line) -> dict[str, Any]:
+        tries[item.custom_id or ""] += 1
+        if item.custom_id == "never":
             raise ApiError(404, "no such model", code="model_not_found")
-        if tries[each.custom_id or ""] < 3:
+        if tries[item.custom_id or ""] < 3:
             raise ApiError(503, "the engine died", code="engine")
-        return await echo(each)
+        return await echo(item)
 
     folder = new(tmp_path, [line("never"), line("later")])
     assert asyncio.run(BatchJob(folder, answer, pause=0.001).run()) == "completed"
@@ -106,18 +106,18 @@ def test_a_cancelled_and_an_expired_batch_keep_what_is_done(tmp_path: Path) -> N
         folder = new(tmp_path / name, [line(str(i)) for i in range(10)], seconds=3600)
         batch = BatchJob(folder, echo, rows=1)
 
-        async def answer(each: Line, batch: BatchJob = batch, end: str = end) -> dict[str, Any]:
-            if each.number == 4:
+        async def answer(item: Line, batch: BatchJob = batch, end: str = end) -> dict[str, Any]:
+            if item.number == 4:
                 if end == "cancelled":
                     await batch.cancel()
                 else:
                     batch.steady = lambda: time.monotonic() + 7200
-            return await echo(each)
+            return await echo(item)
 
         batch.answer = answer
         assert asyncio.run(batch.run()) == end
         assert len(results(folder, OUTPUT)) == 4 and len(results(folder, ERRORS)) == 6
-        assert {each["error"]["code"] for each in results(folder, ERRORS)} == {f"batch_{end}"}
+        assert {result["error"]["code"] for result in results(folder, ERRORS)} == {f"batch_{end}"}
 
 
 def test_rows_give_way_while_others_wait(tmp_path: Path) -> None:
@@ -143,10 +143,10 @@ def do_in_a_child(folder: Path, life: str, notes: Path | None = None) -> int:
     try:
         begun = os.open((notes or folder) / "begun", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
-        async def answer(each: Line) -> dict[str, Any]:
-            os.write(begun, f"{life} {each.number}\n".encode())
+        async def answer(item: Line) -> dict[str, Any]:
+            os.write(begun, f"{life} {item.number}\n".encode())
             await asyncio.sleep(random.uniform(0.001, 0.01))
-            return {"id": "r", "said": each.custom_id, "long": "x" * 3000}
+            return {"id": "r", "said": item.custom_id, "long": "x" * 3000}
 
         status = 0 if asyncio.run(BatchJob(folder, answer, rows=8).run()) == "completed" else 1
     finally:
@@ -166,7 +166,7 @@ def test_twenty_kills_lose_nothing_and_repeat_nothing_that_was_done(tmp_path: Pa
     for life in map(str, range(60)):
         raw = (folder / JOURNAL).read_bytes() if (folder / JOURNAL).exists() else b""
         whole = raw[: raw.rfind(b"\n") + 1].splitlines()
-        done_before[life] = {json.loads(each)["number"] for each in whole}
+        done_before[life] = {json.loads(item)["number"] for item in whole}
         child = do_in_a_child(folder, life)
         if kills < 20:
             if kills % 2:  # else at any time, so also before anything is begun
@@ -182,11 +182,11 @@ def test_twenty_kills_lose_nothing_and_repeat_nothing_that_was_done(tmp_path: Pa
             break
     assert kills == 20
     good = results(folder, OUTPUT)
-    assert [each["custom_id"] for each in good] == [f"id-{i}" for i in range(6000)]
+    assert [item["custom_id"] for item in good] == [f"id-{i}" for i in range(6000)]
     assert (folder / ERRORS).read_bytes() == b""
     begun = [text.split() for text in (folder / "begun").read_text().splitlines()]
     assert len({life for life, _ in begun}) >= 10, "the kills came before anything was begun"
-    assert [each for each in begun if int(each[1]) in done_before[each[0]]] == []
+    assert [item for item in begun if int(item[1]) in done_before[item[0]]] == []
 
 
 # --- nothing that one request does ends the others
@@ -196,42 +196,42 @@ def test_what_our_own_code_raises_is_the_error_of_its_row(tmp_path: Path) -> Non
     said: list[str] = []
     raised = {"1": OverflowError("int too large"), "3": RecursionError(), "5": AssertionError("no"), "7": MemoryError()}
 
-    async def answer(each: Line) -> dict[str, Any]:
-        if (error := raised.get(each.custom_id or "")) is not None:
+    async def answer(item: Line) -> dict[str, Any]:
+        if (error := raised.get(item.custom_id or "")) is not None:
             raise error
-        if each.custom_id == "8":
+        if item.custom_id == "8":
             return {"id": "r", "odd": object()}  # can't be written
-        if each.custom_id == "9":
+        if item.custom_id == "9":
             return ["no object"]  # type: ignore[return-value]
-        return await echo(each)
+        return await echo(item)
 
     folder = new(tmp_path, [line(f"{i}") for i in range(12)])
     with reporting(say=said.append):
         assert asyncio.run(BatchJob(folder, answer).run()) == "completed"
-    assert [each["custom_id"] for each in results(folder, OUTPUT)] == ["0", "2", "4", "6", "10", "11"]
+    assert [result["custom_id"] for result in results(folder, OUTPUT)] == ["0", "2", "4", "6", "10", "11"]
     errors = results(folder, ERRORS)
-    assert [each["custom_id"] for each in errors] == ["1", "3", "5", "7", "8", "9"]
-    assert all(each["error"]["code"] == "server" and each["error"]["message"] for each in errors)
+    assert [error["custom_id"] for error in errors] == ["1", "3", "5", "7", "8", "9"]
+    assert all(error["error"]["code"] == "server" and error["error"]["message"] for error in errors)
     assert len(said) == 1 and "OverflowError" in said[0], "a million rows that fail are not a million lines of log"
 
 
 def test_an_answer_that_never_comes_is_the_error_of_its_row(tmp_path: Path) -> None:
-    async def answer(each: Line) -> dict[str, Any]:
-        if each.custom_id in ("1", "2", "3", "4"):
+    async def answer(item: Line) -> dict[str, Any]:
+        if item.custom_id in ("1", "2", "3", "4"):
             await asyncio.sleep(3600)
-        return await echo(each)
+        return await echo(item)
 
     folder = new(tmp_path, [line(f"{i}") for i in range(20)])
     assert asyncio.run(asyncio.wait_for(BatchJob(folder, answer, longest=0.3).run(), 20)) == "completed"
     assert len(results(folder, OUTPUT)) == 16
-    assert [each["error"]["code"] for each in results(folder, ERRORS)] == ["timeout"] * 4
+    assert [result["error"]["code"] for result in results(folder, ERRORS)] == ["timeout"] * 4
 
 
 def test_what_ends_all_work_is_no_error_of_a_row(tmp_path: Path) -> None:
-    async def lost(each: Line) -> dict[str, Any]:
-        if each.number > 5:
+    async def lost(item: Line) -> dict[str, Any]:
+        if item.number > 5:
             raise UserError("All actors are lost")
-        return await echo(each)
+        return await echo(item)
 
     folder = new(tmp_path, [line(f"{i}") for i in range(20)])
     with pytest.raises(UserError, match="actors"):
@@ -248,7 +248,7 @@ def test_a_refusal_travels_between_processes() -> None:
 
 
 def test_numbers_that_json_lacks_are_null(tmp_path: Path) -> None:
-    async def answer(each: Line) -> dict[str, Any]:
+    async def answer(item: Line) -> dict[str, Any]:
         return {"id": "r", "logprob": float("-inf"), "other": float("nan")}
 
     folder = new(tmp_path, [line("a")])
@@ -259,10 +259,10 @@ def test_numbers_that_json_lacks_are_null(tmp_path: Path) -> None:
 def test_a_file_that_became_shorter_does_not_hold_the_batch(tmp_path: Path) -> None:
     folder = new(tmp_path, [line(f"{i}") for i in range(500)])
 
-    async def answer(each: Line) -> dict[str, Any]:
-        if each.number == 1:
+    async def answer(item: Line) -> dict[str, Any]:
+        if item.number == 1:
             (folder / INPUT).write_text("")
-        return await echo(each)
+        return await echo(item)
 
     batch = BatchJob(folder, answer)
     assert asyncio.run(asyncio.wait_for(batch.run(), 20)) == "failed"
@@ -278,17 +278,17 @@ def test_a_rate_that_is_used_up_costs_no_row(tmp_path: Path) -> None:
     refused: Counter[int] = Counter()
     at_work, most = 0, 0
 
-    async def answer(each: Line) -> dict[str, Any]:
+    async def answer(item: Line) -> dict[str, Any]:
         nonlocal at_work, most
         now = time.monotonic()
         if len([at for at in taken if at > now - 0.2]) >= 2:
-            refused[each.number] += 1
+            refused[item.number] += 1
             raise ApiError(429, "slowly", code="rate_limit_exceeded", headers={"Retry-After": "0.2"})
         taken.append(now)
         at_work, most = at_work + 1, max(most, at_work + 1)
         await asyncio.sleep(0.001)
         at_work -= 1
-        return await echo(each)
+        return await echo(item)
 
     folder = new(tmp_path, [line(f"{i}") for i in range(40)])
     assert asyncio.run(asyncio.wait_for(BatchJob(folder, answer, rows=8).run(), 60)) == "completed"
@@ -299,11 +299,11 @@ def test_a_rate_that_is_used_up_costs_no_row(tmp_path: Path) -> None:
 def test_a_refusal_without_a_time_is_asked_later_and_later(tmp_path: Path) -> None:
     asked: list[float] = []
 
-    async def answer(each: Line) -> dict[str, Any]:
+    async def answer(item: Line) -> dict[str, Any]:
         asked.append(time.monotonic())
         if len(asked) < 8:
             raise ApiError(429, "slowly", code="rate_limit_exceeded")
-        return await echo(each)
+        return await echo(item)
 
     folder = new(tmp_path, [line("a")])
     assert asyncio.run(BatchJob(folder, answer, pause=0.01).run()) == "completed"
@@ -312,20 +312,20 @@ def test_a_refusal_without_a_time_is_asked_later_and_later(tmp_path: Path) -> No
 
 
 def test_a_row_that_is_always_refused_holds_up_no_other_and_ends_with_the_window(tmp_path: Path) -> None:
-    async def answer(each: Line) -> dict[str, Any]:
-        if each.number == 1:
+    async def answer(item: Line) -> dict[str, Any]:
+        if item.number == 1:
             raise ApiError(429, "too large for the rate", code="rate_limit_exceeded", headers={"Retry-After": "0.05"})
-        return await echo(each)
+        return await echo(item)
 
     folder = new(tmp_path, [line(f"{i}") for i in range(30)], seconds=2)
     batch = BatchJob(folder, answer)
     assert asyncio.run(asyncio.wait_for(batch.run(), 20)) == "expired"
     assert len(results(folder, OUTPUT)) == 29
-    assert [each["error"]["code"] for each in results(folder, ERRORS)] == ["batch_expired"]
+    assert [result["error"]["code"] for result in results(folder, ERRORS)] == ["batch_expired"]
 
 
 def test_a_batch_without_a_window_waits_a_day_and_no_longer(tmp_path: Path) -> None:
-    async def answer(each: Line) -> dict[str, Any]:
+    async def answer(item: Line) -> dict[str, Any]:
         raise ApiError(429, "slowly", code="rate_limit_exceeded", headers={"Retry-After": "90000"})
 
     folder = new(tmp_path, [line("a")])
@@ -334,7 +334,7 @@ def test_a_batch_without_a_window_waits_a_day_and_no_longer(tmp_path: Path) -> N
 
 
 def test_a_budget_that_is_spent_is_no_rate(tmp_path: Path) -> None:
-    async def answer(each: Line) -> dict[str, Any]:
+    async def answer(item: Line) -> dict[str, Any]:
         raise ApiError(429, "spent", code="insufficient_quota")
 
     folder = new(tmp_path, [line("a"), line("b")])
@@ -380,9 +380,9 @@ def test_a_cancel_is_kept_through_a_kill(tmp_path: Path) -> None:
     assert read_json(folder / STATE)["status"] == "cancelling"
     begun: list[int] = []
 
-    async def answer(each: Line) -> dict[str, Any]:
-        begun.append(each.number)
-        return await echo(each)
+    async def answer(item: Line) -> dict[str, Any]:
+        begun.append(item.number)
+        return await echo(item)
 
     assert asyncio.run(BatchJob(folder, answer).run()) == "cancelled" and not begun
     done = len(results(folder, OUTPUT))
@@ -403,11 +403,11 @@ def test_a_cancel_ends_a_batch_whose_engine_hangs(tmp_path: Path, monkeypatch: p
     folder = new(tmp_path, [line(f"{i}") for i in range(10)])
     hangs = asyncio.Event()
 
-    async def answer(each: Line) -> dict[str, Any]:
-        if each.number == 3:
+    async def answer(item: Line) -> dict[str, Any]:
+        if item.number == 3:
             hangs.set()
             await asyncio.sleep(3600)
-        return await echo(each)
+        return await echo(item)
 
     batch = BatchJob(folder, answer)
 
@@ -418,11 +418,11 @@ def test_a_cancel_ends_a_batch_whose_engine_hangs(tmp_path: Path, monkeypatch: p
         assert batch.state.cancelling_at == at
 
     assert asyncio.run(run_until(batch, hangs.is_set, twice)) == "cancelled"
-    assert "2" not in {each["custom_id"] for each in results(folder, OUTPUT)}
+    assert "2" not in {result["custom_id"] for result in results(folder, OUTPUT)}
 
 
 def test_a_cancel_ends_a_batch_that_waits_for_room_or_for_a_rate(tmp_path: Path) -> None:
-    async def refused(each: Line) -> dict[str, Any]:
+    async def refused(item: Line) -> dict[str, Any]:
         raise ApiError(429, "slowly", headers={"Retry-After": "3000"})
 
     async def never() -> None:
@@ -462,9 +462,9 @@ def test_a_full_disk_pauses_a_batch_wherever_it_writes(tmp_path: Path, monkeypat
         with replacing(path) as file:
             yield file
 
-    async def answer(each: Line) -> dict[str, Any]:
-        asked[each.number] += 1
-        return await echo(each)
+    async def answer(item: Line) -> dict[str, Any]:
+        asked[item.number] += 1
+        return await echo(item)
 
     monkeypatch.setattr("tuneloop.serving.batch.file.os.write", short)
     monkeypatch.setattr(module, "replacing", no_room)
@@ -472,20 +472,20 @@ def test_a_full_disk_pauses_a_batch_wherever_it_writes(tmp_path: Path, monkeypat
         batch = BatchJob(folder, answer, full_pause=0.02)
 
         async def make_room() -> None:
-            for count, what in enumerate(full, 1):
-                while sum("waits" in each for each in said) < count:
+            for count, message in enumerate(full, 1):
+                while sum("waits" in item for item in said) < count:
                     await asyncio.sleep(0.01)
                 await asyncio.sleep(0.1)
-                full[what] = False
+                full[message] = False
 
         async def both() -> str:
             return (await asyncio.gather(batch.run(), make_room()))[0]
 
         assert asyncio.run(asyncio.wait_for(both(), 20)) == "completed"
-        assert [each["custom_id"] for each in results(folder, OUTPUT)] == [f"{i}" for i in range(20)]
+        assert [result["custom_id"] for result in results(folder, OUTPUT)] == [f"{i}" for i in range(20)]
         assert set(asked.values()) == {1}, "what is answered waits in memory, and is not asked again"
-        assert ["waits" in each for each in said] == [True, False, True, False]
-        numbers = [json.loads(each)["number"] for each in (folder / JOURNAL).read_bytes().splitlines()]
+        assert ["waits" in item for item in said] == [True, False, True, False]
+        numbers = [json.loads(item)["number"] for item in (folder / JOURNAL).read_bytes().splitlines()]
         assert sorted(numbers) == list(range(1, 21))
 
 
@@ -524,8 +524,8 @@ def test_a_disk_that_is_full_for_some_lives_costs_nothing(small_disk: Path) -> N
     time.sleep(0.5)
     filler.unlink()
     assert os.waitpid(child, 0)[1] == 0
-    assert [each["custom_id"] for each in results(folder, OUTPUT)] == [f"id-{i}" for i in range(500)]
-    numbers = [json.loads(each)["number"] for each in (folder / JOURNAL).read_bytes().splitlines()]
+    assert [result["custom_id"] for result in results(folder, OUTPUT)] == [f"id-{i}" for i in range(500)]
+    numbers = [json.loads(item)["number"] for item in (folder / JOURNAL).read_bytes().splitlines()]
     assert sorted(numbers) == list(range(1, 501))
 
 
@@ -554,7 +554,7 @@ def test_a_server_that_is_stopped_in_a_batch_leaves_no_request_of_it_half_done(t
         with live(tmp_path, StubEngine(pause=pause)) as (address, gateway):
             api = httpx.Client(base_url=address)
             if pause:
-                data = "".join(json.dumps(each) + "\n" for each in lines).encode()
+                data = "".join(json.dumps(item) + "\n" for item in lines).encode()
                 file = api.post("/v1/files", files={"file": ("in.jsonl", data)}, data={"purpose": "batch"}).json()["id"]
                 body = {"input_file_id": file, "endpoint": CHAT, "completion_window": "24h"}
                 batch = api.post("/v1/batches", json=body).json()["id"]
@@ -597,10 +597,10 @@ def test_a_clock_that_jumps_neither_ends_a_batch_nor_keeps_it_for_ever(tmp_path:
     folder = new(tmp_path, [line(str(i)) for i in range(6)], seconds=1800)
     batch = BatchJob(folder, echo, rows=1)
 
-    async def answer(each: Line) -> dict[str, Any]:
-        if each.number == 3:
+    async def answer(item: Line) -> dict[str, Any]:
+        if item.number == 3:
             batch.clock = lambda: time.time() + jump
-        return await echo(each)
+        return await echo(item)
 
     batch.answer = answer
     assert asyncio.run(batch.run()) == "completed" and len(results(folder, OUTPUT)) == 6

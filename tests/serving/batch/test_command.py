@@ -34,15 +34,15 @@ def told(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 0) -
 
 
 def answers(path: str) -> dict[str, str]:
-    lines = [json.loads(each) for each in Path(path).read_text().splitlines()]
-    return {each["custom_id"]: each["response"]["body"]["choices"][0]["message"]["content"] for each in lines}
+    lines = [json.loads(line) for line in Path(path).read_text().splitlines()]
+    return {line["custom_id"]: line["response"]["body"]["choices"][0]["message"]["content"] for line in lines}
 
 
 def test_rows_texts_and_requests_get_what_predict_gives(
     make_tuned: MakeTuned, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = str(make_tuned(data={"instruction": "Name the kind of ticket."}))
-    labels = [each.label for each in predict(run, [{"text": text} for text in TEXTS])]
+    labels = [item.label for item in predict(run, [{"text": text} for text in TEXTS])]
     with open("rows.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerows([["id", "text"], *([f"t{i}", text] for i, text in enumerate(TEXTS))])
@@ -69,7 +69,7 @@ def test_rows_texts_and_requests_get_what_predict_gives(
          "body": {"model": "any", "messages": [{"role": "user", "content": text}]}}
         for i, text in enumerate(TEXTS)
     ]  # fmt: skip
-    Path("in.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+    Path("in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert is_request_file(Path("in.jsonl")) and not is_request_file(Path("rows.csv"))
     found = told(capsys, "in.jsonl", "--model", run)
     assert answers(found["out"]) == {f"c{i}": label for i, label in enumerate(labels)}
@@ -118,7 +118,7 @@ class Limited(Quiet):
             self.taken.append(now)
         choice = {"index": 0, "delta": {"content": text.upper()}, "finish_reason": "stop"}
         events = [{"choices": [choice]}, {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 1}}]
-        data = "".join(f"data: {json.dumps(each)}\n\n" for each in events) + "data: [DONE]\n\n"
+        data = "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n"
         self.answer(200, data.encode(), {"Content-Type": "text/event-stream"})
 
 

@@ -24,7 +24,7 @@ def text(name: str = "a", **more: Any) -> str:
 
 
 def checked(path: Path, lines: Iterable[str | bytes], most: int | None = None, **more: Any) -> BatchFile:
-    path.write_bytes(b"".join(each.encode() + b"\n" if isinstance(each, str) else each + b"\n" for each in lines))
+    path.write_bytes(b"".join(line.encode() + b"\n" if isinstance(line, str) else line + b"\n" for line in lines))
     file = BatchFile(path, CHAT, **more)
     for _ in file.check(most):
         pass
@@ -64,11 +64,11 @@ POISON: list[tuple[str | bytes, str, str | None]] = [
 ]
 
 
-@pytest.mark.parametrize(("poison", "code", "name"), POISON, ids=[f"{i}-{each[1]}" for i, each in enumerate(POISON)])
+@pytest.mark.parametrize(("poison", "code", "name"), POISON, ids=[f"{i}-{item[1]}" for i, item in enumerate(POISON)])
 def test_a_poison_line_is_a_fault_of_its_own(tmp_path: Path, poison: str | bytes, code: str, name: str | None) -> None:
     file = checked(tmp_path / "in.jsonl", [text("first"), poison, text("last")])
     assert list(file.states[1:]) == [WAITING, FAULTY, WAITING]
-    assert [each.custom_id for some in file.waiting() for each in some] == ["first", "last"]
+    assert [item.custom_id for some in file.waiting() for item in some] == ["first", "last"]
     fault = list(file.lines())[1]
     assert isinstance(fault, Line) and fault.fault is not None
     assert (fault.fault[0], fault.custom_id) == (code, name)
@@ -89,12 +89,12 @@ def test_a_line_without_end_is_never_in_memory(tmp_path: Path) -> None:
     tracemalloc.start()
     for _ in file.check():
         pass
-    lines = [each for some in file.waiting() for each in some]
+    lines = [item for some in file.waiting() for item in some]
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert [each.number for each in lines] == [2] and list(file.states[1:]) == [FAULTY, WAITING, FAULTY]
+    assert [line.number for line in lines] == [2] and list(file.states[1:]) == [FAULTY, WAITING, FAULTY]
     assert peak < 4_000_000
-    assert [each.fault and each.fault[0] for each in file.lines() if isinstance(each, Line)] == [
+    assert [line.fault and line.fault[0] for line in file.lines() if isinstance(line, Line)] == [
         "line_too_long", None, "line_too_long"
     ]  # fmt: skip
 
@@ -102,9 +102,11 @@ def test_a_line_without_end_is_never_in_memory(tmp_path: Path) -> None:
 def test_a_repeated_custom_id_names_the_line_that_has_it(tmp_path: Path) -> None:
     file = checked(tmp_path / "in.jsonl", [text("a"), "", text("b"), text("a"), text("a", method="GET"), text("c")])
     assert list(file.states[1:]) == [WAITING, BLANK, WAITING, REPEATED, REPEATED, WAITING]
-    faults = [each for each in file.lines() if isinstance(each, Line) and each.fault]
-    assert [(each.custom_id, each.fault and each.fault[0]) for each in faults] == [(None, "duplicate_custom_id")] * 2
-    assert all(each.fault and "is that of line 1" in each.fault[1] for each in faults)
+    faults = [line for line in file.lines() if isinstance(line, Line) and line.fault]
+    assert [(fault.custom_id, fault.fault and fault.fault[0]) for fault in faults] == [
+        (None, "duplicate_custom_id")
+    ] * 2
+    assert all(fault.fault and "is that of line 1" in fault.fault[1] for fault in faults)
     assert (file.total, file.failed) == (5, 2)
 
 
@@ -154,7 +156,7 @@ def test_whatever_a_file_holds_each_request_is_there_once(data: bytes | str) -> 
             return
         lines = list(file.lines())
         assert len(lines) == file.total == sum(file.counts) - file.counts[BLANK]
-        waiting = [each.number for some in file.waiting() for each in some]
-        assert waiting == [each.number for each in lines if isinstance(each, Line) and each.fault is None]
-        names = [each.custom_id for each in lines if isinstance(each, Line) and each.custom_id]
+        waiting = [item.number for some in file.waiting() for item in some]
+        assert waiting == [line.number for line in lines if isinstance(line, Line) and line.fault is None]
+        names = [line.custom_id for line in lines if isinstance(line, Line) and line.custom_id]
         assert len(names) == len(set(names))

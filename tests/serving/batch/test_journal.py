@@ -53,7 +53,7 @@ def test_a_line_that_was_cut_is_dropped(tmp_path: Path) -> None:
     journal = opened(tmp_path)
     assert list(journal.rows.states[1:]) == [ANSWERED, WAITING, REFUSED, WAITING]
     assert added(journal, 2) == [None]
-    assert [json.loads(each)["number"] for each in path.read_bytes().splitlines()] == [1, 3, 2]
+    assert [json.loads(line)["number"] for line in path.read_bytes().splitlines()] == [1, 3, 2]
     journal = opened(tmp_path)
     with path.open("rb") as file:
         assert [journal.read(file, i)["number"] for i in (2, 1, 3)] == [2, 1, 3]
@@ -118,7 +118,7 @@ def test_what_does_not_fit_is_taken_back_for_all_that_came_together(
         both = await asyncio.gather(
             *(journal.add(Line(i, None), encoded(i, DONE), wrong=False) for i in (2, 3)), return_exceptions=True
         )
-        assert all(isinstance(each, OSError) and each.errno == errno.ENOSPC for each in both), both
+        assert all(isinstance(item, OSError) and item.errno == errno.ENOSPC for item in both), both
         assert list(journal.rows.states[1:]) == [ANSWERED, WAITING, WAITING, WAITING]
         monkeypatch.setattr(os, "write", write)
         monkeypatch.setattr(os, "fsync", sync)
@@ -127,7 +127,7 @@ def test_what_does_not_fit_is_taken_back_for_all_that_came_together(
 
     asyncio.run(asyncio.wait_for(work(), 20))
     lines = (tmp_path / "journal.jsonl").read_bytes().splitlines()
-    assert [json.loads(each)["number"] for each in lines] == [1, 2, 3]
+    assert [json.loads(line)["number"] for line in lines] == [1, 2, 3]
 
 
 def test_a_new_file_in_its_place_is_read(tmp_path: Path) -> None:

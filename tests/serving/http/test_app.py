@@ -204,9 +204,9 @@ def test_one_sender_can_not_flood_the_store_with_feedback(tmp_path: Path) -> Non
         id_ = post((address, gateway), "/v1/chat/completions", CHAT).json()["id"]
         body = {"request": id_, "kind": "thumbs", "value": True}
         open_ = [httpx.post(f"{address}/v1/feedback", json=body, headers=shop) for _ in range(4)]
-        assert [one.status_code for one in open_] == [200] * 3 + [429]  # readers together
+        assert [item.status_code for item in open_] == [200] * 3 + [429]  # readers together
         sent = [post((address, gateway), "/v1/feedback", {**body, "user": f"u{i}"}) for i in range(4)]
-        assert [one.status_code for one in sent] == [200] * 2 + [429] * 2
+        assert [item.status_code for item in sent] == [200] * 2 + [429] * 2
         assert int(sent[-1].headers["retry-after"]) >= 1
         assert "One sender may send 5" in sent[-1].json()["error"]["message"]
         headers = {"Authorization": f"Bearer {add_key(tmp_path, 'anna', Limits(rights=['feedback']))[0]}"}
@@ -219,7 +219,7 @@ def test_feedback_is_in_the_store_when_the_reply_comes(tmp_path: Path) -> None:
     with live(tmp_path, keys={"open_rights": ["feedback"]}) as server:
         body = {"request": "r1", "kind": "thumbs", "value": False}
         sent = [post(server, "/v1/feedback", body, idempotency_key="k1", x_tuneloop_user="u9") for _ in range(2)]
-        assert [one.status_code for one in sent] == [200, 200] and sent[0].json()["id"] == sent[1].json()["id"]
+        assert [item.status_code for item in sent] == [200, 200] and sent[0].json()["id"] == sent[1].json()["id"]
         more = {**body, "key": "k2", "source": "app", "weight": 2}
         assert post(server, "/v1/feedback", more).status_code == 200
         for bad in (0, -1, 1e9, "heavy"):
@@ -347,8 +347,8 @@ def test_keys_are_read_as_clients_write_them_and_never_two_at_once(tmp_path: Pat
             assert status(("Authorization", bad)) == 401
         wrong = "tl-00000000-" + "A" * 43
         for lines in ((key, wrong), (wrong, key), (key, key)):
-            assert status(*(("Authorization", f"Bearer {each}") for each in lines)) == 400
-            assert status(*(("x-api-key", each) for each in lines)) == 400
+            assert status(*(("Authorization", f"Bearer {line}") for line in lines)) == 400
+            assert status(*(("x-api-key", line) for line in lines)) == 400
 
 
 def test_costs_tell_requests_that_never_ran_from_those_that_failed(
@@ -394,8 +394,8 @@ def test_other_addresses_need_a_key_from_the_start(tmp_path: Path) -> None:
 
 def test_calls_of_functions_are_told_as_such(tmp_path: Path) -> None:
     tools = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
-    words = ['{"name": "wea', 'ther", "parameters"', ': {"city": "Rome"}}']
-    with live(tmp_path, StubEngine(words)) as (address, _):
+    text = ['{"name": "wea', 'ther", "parameters"', ': {"city": "Rome"}}']
+    with live(tmp_path, StubEngine(text)) as (address, _):
         url, body = f"{address}/v1/chat/completions", {**CHAT, "tools": tools}
         choice = httpx.post(url, json=body).json()["choices"][0]
         assert choice["finish_reason"] == "tool_calls" and choice["message"]["content"] is None
@@ -442,8 +442,8 @@ HOSTS = (
 def test_a_page_of_another_site_gets_nothing(server: tuple[str, Gateway], path: str) -> None:
     address, gateway = server
     method, asked = ("POST" if path in POSTS else "GET"), len(gateway.engine.asked)  # type: ignore[attr-defined]
-    forms = [{"origin": each} for each in ("http://evil.example", "http://localhost:3000", "null", "file://")]
-    forms += [{"host": each} for each in HOSTS[:-1]] + [{"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"}]
+    forms = [{"origin": name} for name in ("http://evil.example", "http://localhost:3000", "null", "file://")]
+    forms += [{"host": host} for host in HOSTS[:-1]] + [{"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"}]
     for headers in forms:
         reply = httpx.request(method, f"{address}{path}", content=json.dumps(CHAT), headers=headers)
         assert reply.status_code == 403 and reply.json()["error"]["code"] in ("foreign_origin", "foreign_host"), headers
@@ -561,7 +561,7 @@ def test_a_full_disk_costs_no_accepted_request(tmp_path: Path, full: bool) -> No
             time.sleep(0.05)
         assert httpx.post(f"{address}/v1/chat/completions", json=CHAT).status_code == 200
     with opened(tmp_path) as store:
-        assert {each.id for each in read_requests(store)} >= ids
+        assert {request.id for request in read_requests(store)} >= ids
 
 
 JSON = st.recursive(
@@ -603,7 +603,7 @@ def test_the_dashboard_asks_for_metrics_that_there_are(server: tuple[str, Gatewa
     queries = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
     asked = {name for query in queries for name in re.findall(r"\b(?:tuneloop|gen_ai)_\w+", query)}
     labels = {name for query in queries for name in re.findall(r"by \(([^)]*)\)", query)}
-    asked -= {each.strip() for group in labels for each in group.split(",")}
+    asked -= {part.strip() for group in labels for part in group.split(",")}
     assert len(asked) >= 15 and asked <= told, asked - told
     assert asked >= {name for name in told if name.startswith("tuneloop_") and not name.endswith("_created")} - {
         "tuneloop_shadow_dropped", "tuneloop_requests_created",
@@ -666,8 +666,8 @@ def test_reasoning_that_a_client_sends_back_reaches_the_template(tmp_path: Path)
 )
 def test_what_is_said_before_a_call_is_its_content(call: str, tmp_path: Path) -> None:
     tools = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
-    words = ["I ", "look. ", *(call[i : i + 4] for i in range(0, len(call), 4))]
-    with live(tmp_path, StubEngine(words)) as (address, _):
+    text = ["I ", "look. ", *(call[i : i + 4] for i in range(0, len(call), 4))]
+    with live(tmp_path, StubEngine(text)) as (address, _):
         url, body = f"{address}/v1/chat/completions", {**CHAT, "tools": tools}
         choice = httpx.post(url, json=body).json()["choices"][0]
         assert choice["message"]["content"] == "I look." and choice["finish_reason"] == "tool_calls"

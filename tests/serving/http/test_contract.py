@@ -28,7 +28,11 @@ from tuneloop.serving.http.app import routes_of
 from tuneloop.serving.http.contract import OPERATIONS, document
 
 DOCUMENT = document(most_choices=16)
-BODIES = {each.path: each.body for each in OPERATIONS if each.body is not None and each.media == "application/json"}
+BODIES = {
+    operation.path: operation.body
+    for operation in OPERATIONS
+    if operation.body is not None and operation.media == "application/json"
+}
 TURNS: list[dict[str, Any]] = [{"role": "user", "content": "Where is my parcel?"}]
 TOOL = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}
 SCHEMA = {"type": "object", "properties": {"kind": {"type": "string"}}}
@@ -72,7 +76,7 @@ def test_the_routes_of_a_server_are_those_of_the_document(tmp_path: Any) -> None
         routes = [*routes_of(gateway), *Batches(gateway, tmp_path / "batch").routes()]
     served = {(method, route.path.replace(":path", "")) for route in routes for method in route.methods}
     assert {(method, path) for method, path in served if method != "HEAD"} - {("GET", "/")} == {
-        (each.method.upper(), each.path) for each in OPERATIONS
+        (operation.method.upper(), operation.path) for operation in OPERATIONS
     }
 
 

@@ -92,7 +92,7 @@ def test_feedback_needs_an_answer_that_its_sender_may_speak_of(server: tuple[str
     assert foreign.status_code == 404 and foreign.json() == unknown_.json(), "as if it were not there"
     assert anna.say(request=mine).status_code == reader.say(request=mine).status_code == 200
     assert app.say(request=mine, weight=3, source="support").status_code == 200
-    assert [(one.voice, one.weight, one.source) for one in stored(tmp_path)] == [
+    assert [(item.voice, item.weight, item.source) for item in stored(tmp_path)] == [
         ("key:anna", None, "api"), (ANYONE, None, "page"), ("trusted:app", 3.0, "support"),
     ]  # fmt: skip
     other = anna.ask()
@@ -117,7 +117,7 @@ def test_an_answer_that_nobody_got_is_none_to_speak_of(tmp_path: Path) -> None:
             time.sleep(0.02)
         with opened(tmp_path) as store:
             insert(store, [StoredRequest(id="copy", time=utc_now(), model="stub", prompt=[], shadow=first)])
-            ids = [one.id for one in read_requests(store, where="error IS NOT NULL")]
+            ids = [request.id for request in read_requests(store, where="error IS NOT NULL")]
         gateway.recent.clear()
         assert len(ids) == 3
         assert {id_: me.say(request=id_).status_code for id_ in ids} == {
@@ -138,7 +138,7 @@ def test_feedback_may_come_before_the_answer_ends_and_years_later(tmp_path: Path
         with opened(tmp_path) as store:
             insert(store, [old])
         assert me.say(request=old.id).status_code == 200
-    assert all(one.time > "2026" for one in stored(tmp_path)), "its time is that at which it came"
+    assert all(item.time > "2026" for item in stored(tmp_path)), "its time is that at which it came"
 
 
 def test_a_conversation_is_spoken_of_by_the_key_that_had_it_alone(server: tuple[str, Gateway], tmp_path: Path) -> None:
@@ -233,11 +233,14 @@ def test_the_user_of_feedback_is_the_requests_unless_the_key_is_believed(
         assert reader.say(request=of_app, user=f"u{number}").status_code == 200
         assert plain.say(request=of_plain, user=f"u{number}").status_code == 200
     assert app.say(request=of_app, user="ben").status_code == 200
-    assert [(one.user, one.voice) for one in stored(tmp_path)] == [
+    assert [(item.user, item.voice) for item in stored(tmp_path)] == [
         *[("anna", ANYONE), (None, "key:plain")] * 3, ("ben", "key:app"),
     ]  # fmt: skip
     with opened(tmp_path) as store:
-        assert [(one.user, one.voice) for one in read_requests(store)] == [("anna", None), ("anna", "key:plain")]
+        assert [(request.user, request.voice) for request in read_requests(store)] == [
+            ("anna", None),
+            ("anna", "key:plain"),
+        ]
 
 
 def test_an_idempotency_key_is_its_senders_own(server: tuple[str, Gateway], tmp_path: Path) -> None:
@@ -250,7 +253,7 @@ def test_an_idempotency_key_is_its_senders_own(server: tuple[str, Gateway], tmp_
         assert replies[0].json()["id"] == replies[1].json()["id"]
         sent.append(replies[0].json()["id"])
     assert len(set(sent)) == 5 == len(stored(tmp_path))
-    assert not any("vote-1" in str(one.key) for one in stored(tmp_path))
+    assert not any("vote-1" in str(item.key) for item in stored(tmp_path))
 
 
 def test_invented_users_and_addresses_do_not_get_round_the_limit(tmp_path: Path) -> None:
@@ -323,7 +326,7 @@ def test_only_users_whom_a_believed_key_names_decide_an_experiment(
         _, verdict = check(tmp_path, "try", at=late)
         assert verdict.outcome == outcome, verdict.sentence
         assert verdict.evidence.users == (USERS if outcome == "promote" else 1)
-        assert all(one.same and one.follows for one in replay(tmp_path, "try"))
+        assert all(item.same and item.follows for item in replay(tmp_path, "try"))
 
 
 def gateway_arm(gateway: Gateway, id_: str) -> str:

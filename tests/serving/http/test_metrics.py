@@ -17,15 +17,15 @@ def answered(ttft_ms: float, total_ms: float, tokens: int, tier: str = "default"
 
 def test_requests_are_counted_by_model_tier_and_end() -> None:
     metrics = Metrics()
-    for each in (answered(30, 130, 11), answered(600, 700, 11), answered(5, 5, 1)):
-        metrics.count(each, "ok")
+    for item in (answered(30, 130, 11), answered(600, 700, 11), answered(5, 5, 1)):
+        metrics.count(item, "ok")
     metrics.count(answered(30, 130, 11, "flex"), "503")
     refused = StoredRequest(id="r", time="t", model="tickets", prompt=[], total_ms=1.0)
     metrics.count(refused, "429")
     found = {
-        (one.name, one.labels.get("tier"), one.labels.get("le") or one.labels.get("status")): one.value
+        (sample.name, sample.labels.get("tier"), sample.labels.get("le") or sample.labels.get("status")): sample.value
         for family in text_string_to_metric_families(metrics.text().decode())
-        for one in family.samples
+        for sample in family.samples
     }
     assert found["tuneloop_requests_total", "default", "ok"] == 3
     assert found["tuneloop_requests_total", "default", "429"] == 1

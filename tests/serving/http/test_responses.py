@@ -84,7 +84,7 @@ def test_calls_are_streamed_in_openai_s_events(tmp_path: Path) -> None:
             kinds = [event.type for event in stream]
             done = stream.get_final_response()
         plain = client_of(address).responses.create(**ASK)
-        one = client_of(address).responses.create(**ASK, parallel_tool_calls=False)
+        entry = client_of(address).responses.create(**ASK, parallel_tool_calls=False)
         continued = client_of(address).responses.create(model="stub", input="Thanks", previous_response_id=done.id)
     assert [item.type for item in done.output] == ["message", "function_call", "function_call"]
     assert done.output_text.strip() == "I look." == plain.output_text and continued.output_text
@@ -92,7 +92,7 @@ def test_calls_are_streamed_in_openai_s_events(tmp_path: Path) -> None:
     assert [json.loads(item.arguments) for item in calls] == [{"id": "7"}, {"id": "8"}]
     assert [item.name for item in calls] == ["look_up"] * 2 and calls[0].call_id != calls[1].call_id
     assert len([item for item in plain.output if item.type == "function_call"]) == 2
-    assert [item.type for item in one.output] == ["message", "function_call"] and not one.parallel_tool_calls
+    assert [item.type for item in entry.output] == ["message", "function_call"] and not entry.parallel_tool_calls
     call = [
         "response.output_item.added", "response.function_call_arguments.delta",
         "response.function_call_arguments.done", "response.output_item.done",

@@ -39,16 +39,16 @@ def until(true: Callable[[], Any]) -> None:
         time.sleep(0.02)
 
 
-def fill(place: str) -> None:
+def fill(path: str) -> None:
     """Store requests of two users, one of whom is erased later."""
     anna = request(0, 0.0, user="zqxvanna", conversation="t", completion="the unmistakable answer")
-    with opened(place, create=True) as store:
+    with opened(path, create=True) as store:
         insert(store, [anna, request(1, 0.1, user="ben", completion="Grüße"), request(2, 0.2), thumb(1, 0.3, True)])
 
 
-def ids_in(place: str) -> set[str]:
-    with opened(place) as store:
-        return {each.id for each in read_requests(store)}
+def ids_in(path: str) -> set[str]:
+    with opened(path) as store:
+        return {item.id for item in read_requests(store)}
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_what_can_not_be_opened_is_said_in_one_sentence(postgres: Postgres, tmp_
     connect(later, create=True).close()
     postgres.execute("INSERT INTO store_version VALUES (99)", url=later)
     postgres.execute("CREATE TABLE requests (mine TEXT)", url=foreign)
-    for url, what, step in (
+    for url, message, step in (
         (there.replace(PASSWORD, "wrong"), "password authentication failed", "PGPASSWORD"),
         (f"{plain}/nowhere", 'database "nowhere" does not exist', "createdb"),
         (f"postgresql://nobody:{PASSWORD}@127.0.0.1:{postgres.port}/postgres", "authentication failed", "PGPASSWORD"),
@@ -116,7 +116,7 @@ def test_what_can_not_be_opened_is_said_in_one_sentence(postgres: Postgres, tmp_
     ):
         with pytest.raises(UserError) as told:
             connect(url)
-        assert what in told.value.what and step in told.value.next_step, told.value
+        assert message in told.value.what and step in told.value.next_step, told.value
         assert PASSWORD not in str(told.value) and "\n" not in told.value.what
     with pytest.raises(UserError, match="already exists") as told:
         connect(foreign, create=True)
@@ -128,21 +128,21 @@ def test_what_can_not_be_opened_is_said_in_one_sentence(postgres: Postgres, tmp_
 def test_two_writers_at_once_leave_no_place_twice(postgres: Postgres, tmp_path: Path) -> None:
     url = postgres.url()
     writers = [StoreWriter(tmp_path / name, store=url) for name in "ab"]
-    for each in writers:
-        each.folder.mkdir()
-    begun = [threading.Thread(target=each.start) for each in writers]  # both make the tables
+    for writer in writers:
+        writer.folder.mkdir()
+    begun = [threading.Thread(target=entry.start) for entry in writers]  # both make the tables
     for thread in begun:
         thread.start()
     for thread in begun:
         thread.join()
     numbers = itertools.count()
     for _ in range(300):
-        for each in writers:
-            each.add(request(next(numbers), 0.0))
-    for each in writers:
-        each.stop()
+        for writer in writers:
+            writer.add(request(next(numbers), 0.0))
+    for writer in writers:
+        writer.stop()
     places = [row[0] for row in postgres.execute("SELECT place FROM requests ORDER BY place", url=url)]
-    assert places == list(range(1, 601)) and [each.counts.losses for each in writers] == [0, 0]
+    assert places == list(range(1, 601)) and [entry.counts.losses for entry in writers] == [0, 0]
     assert postgres.execute("SELECT number FROM store_version", url=url) == [(VERSION,)]
 
 
@@ -221,25 +221,25 @@ def test_commands_take_a_url_or_the_folder_of_its_server_and_show_no_password(
     Path("serve").mkdir()
     write_json(Path("serve/state.json"), {"version": 1, "config": {"log": {"store": keep_password(url)}}})
     told = {}
-    for place in (url, "serve"):
+    for path in (url, "serve"):
         asked = ["--model", "m", "--candidate", "m@2", "--champion", "m@1"]
         for command in (
-            ["collect", "add", "r000002", "--kind", "label", "--value", place, "--store", place],
-            ["collect", "show", "--store", place],
-            ["review", "draw", place, "-o", f"queue-{len(told)}"],
-            ["ab", "start", f"e{len(told)}", "--store", place, *asked],
-            ["ab", "check", "--store", place],
-            ["ab", "stop", f"e{len(told)}", "--store", place],
-            ["costs", "-f", place],
-            ["collect", "requests", "-f", place, "-o", "requests.jsonl"],
-            ["collect", place, "-o", f"collected-{len(told)}"],
-            ["improve", "report", place],
-            ["data", "forget", place, "--match", "user=carl"],
+            ["collect", "add", "r000002", "--kind", "label", "--value", path, "--store", path],
+            ["collect", "show", "--store", path],
+            ["review", "draw", path, "-o", f"queue-{len(told)}"],
+            ["ab", "start", f"e{len(told)}", "--store", path, *asked],
+            ["ab", "check", "--store", path],
+            ["ab", "stop", f"e{len(told)}", "--store", path],
+            ["costs", "-f", path],
+            ["collect", "requests", "-f", path, "-o", "requests.jsonl"],
+            ["collect", path, "-o", f"collected-{len(told)}"],
+            ["improve", "report", path],
+            ["data", "forget", path, "--match", "user=carl"],
         ):
             status = main([*command, "--json", "-q"])
             out, err = capsys.readouterr()
             assert status in (0, 1, 3) and PASSWORD not in out + err, (command, status, out, err)
-            told[(place, command[0], command[1])] = json.loads(out)
+            told[(path, command[0], command[1])] = json.loads(out)
     asked = ["ab", "start", "far", "--store", url, "--model", "m", "--candidate", "m@2", "--champion", "m@1"]
     assert main([*asked, "-q"]) == 0
     Path("elsewhere").mkdir()

@@ -84,14 +84,14 @@ def test_a_user_is_erased_and_the_receipt_shows_it(tmp_path: Path, capsys: pytes
     done = forget("--yes")
     assert done["erased"] and done["requests"] == 3
     with opened(tmp_path) as store:
-        assert [each.id for each in read_requests(store, shadow=None)] == [ids["ben"]]
-        assert [each.user for each in read_feedback(store)] == ["ben"]
+        assert [item.id for item in read_requests(store, shadow=None)] == [ids["ben"]]
+        assert [item.user for item in read_feedback(store)] == ["ben"]
         (stone,) = read_decisions(store)
         assert spent_by_erased(store) == {"k": 0.75}  # it still counts against the budget
         assert proved(store, "user=anna", done["receipt"]) == stone
         assert proved(store, "user=ben", done["receipt"]) is None and proved(store, "user=anna", "guess") is None
     text = json.dumps(stone.data)
-    assert "anna" not in text and not any(each in text for each in ids.values()) and len(stone.data["records"]) == 5
+    assert "anna" not in text and not any(id_ in text for id_ in ids.values()) and len(stone.data["records"]) == 5
     left = bytes_of(tmp_path)
     assert b"unmistakable" not in left and b"anna" not in left and done["receipt"].encode() not in left
     assert forget("--receipt", done["receipt"])["proved"] is True
@@ -119,9 +119,9 @@ def test_texts_and_users_expire_and_figures_stay(tmp_path: Path, each_database: 
         insert(store, [request(9, user="carl", time="2020-01-01T00:00:00Z", usd=0.125, key="k")])
         assert expire(store, "2021-01-01T00:00:00Z") == 1 and expire(store, "2021-01-01T00:00:00Z") == 0
         kept = list(read_requests(store))
-    old = next(each for each in kept if each.time.startswith("2020"))
+    old = next(item for item in kept if item.time.startswith("2020"))
     assert (old.prompt, old.completion, old.user, old.usd) == ([], None, None, 0.125)
-    assert sum(each.completion is not None for each in kept) == 3
+    assert sum(item.completion is not None for item in kept) == 3
     assert exported(old) is None
     if each_database == "sqlite":
         assert b"carl" not in bytes_of(tmp_path)
@@ -137,7 +137,7 @@ def test_requests_of_a_key_without_consent_are_no_training_data(tmp_path: Path) 
             assert reply.status_code == 200
         assert gateway.keyring.used
     with opened(tmp_path) as store:
-        kept = {each.key: each for each in read_requests(store)}
+        kept = {item.key: item for item in read_requests(store)}
     assert (kept["yes"].train, kept["no"].train) == (None, "no")
     assert exported(kept["yes"]) is not None and exported(kept["no"]) is None
 
@@ -157,18 +157,18 @@ def test_a_key_may_say_how_long_its_requests_are_kept(tmp_path: Path) -> None:
         for key in ("short", "long", "plain", "") for days in (1, 10, 50, 100)
     ]  # fmt: skip
     said = [
-        Feedback(id=f"{one.id}-{about}", kind="comment", value="so", user="u", time=one.time, **{about: one.id})
-        for one in rows for about in ("request", "conversation")
+        Feedback(id=f"{row.id}-{about}", kind="comment", value="so", user="u", time=row.time, **{about: row.id})
+        for row in rows for about in ("request", "conversation")
     ]  # fmt: skip
     with opened(tmp_path, create=True) as store:
         insert(store, [*rows, *said])
         for days, more in ((None, 3 + 1), (30.0, 2 + 2)):
             assert expire_all(store, days, keys, 1_800_000_000) == more
             assert expire_all(store, days, keys, 1_800_000_000) == 0
-        left = {each.id for each in read_requests(store) if each.completion is not None}
+        left = {item.id for item in read_requests(store) if item.completion is not None}
         wanted = {"short-1", "long-1", "long-10", "long-50", "plain-1", "plain-10", "-1", "-10"}
-        assert left == wanted == {each.id for each in read_requests(store) if each.user and each.conversation}
-        assert {each.id.rpartition("-")[0] for each in read_feedback(store)} == wanted
+        assert left == wanted == {item.id for item in read_requests(store) if item.user and item.conversation}
+        assert {item.id.rpartition("-")[0] for item in read_feedback(store)} == wanted
 
 
 def test_nothing_expires_in_the_hour_in_which_the_clock_went_ahead(

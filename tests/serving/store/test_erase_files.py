@@ -101,13 +101,13 @@ def batch_of(folder: Path, name: str, status: str) -> Path:
              "metadata": {"for": USER, "note": "weekly"}, "created_at": 1, "expires_at": None,
              "request_counts": {"total": 9, "completed": 9, "failed": 0}}  # fmt: skip
     (batch / "batch.json").write_text(json.dumps(state, indent=2))
-    for i, each in enumerate(LINES if status == "completed" else LINES[:4], 1):
+    for i, item in enumerate(LINES if status == "completed" else LINES[:4], 1):
         answer = {
             "status_code": 200,
             "request_id": "r",
-            "body": {"text": json.loads(each)["body"]["messages"][0]["content"]},
+            "body": {"text": json.loads(item)["body"]["messages"][0]["content"]},
         }
-        value = {"custom_id": json.loads(each)["custom_id"], "response": answer, "error": None}
+        value = {"custom_id": json.loads(item)["custom_id"], "response": answer, "error": None}
         with (batch / "journal.jsonl").open("a") as file:
             file.write(json.dumps({"number": i, **value}) + "\n")
         if status == "completed":
@@ -129,7 +129,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     late, *_ = rows(1)
     records = [["requests", {"version": 1, **asdict(late)}], 7, ["requests", {"user": USER}]]
     (folder / "store.ahead-0.jsonl").write_text(
-        "\n".join(json.dumps(each) for each in records) + f'\n["requests", "{TEXT}'
+        "\n".join(json.dumps(record) for record in records) + f'\n["requests", "{TEXT}'
     )
     (folder / "store.dead.jsonl").write_text(
         json.dumps({"why": "", "record": {"user": USER, "prompt": TEXT}}) + "\n{}\n"
@@ -152,12 +152,16 @@ def left(folder: Path) -> None:
     """All of the others is there, and nothing of the person."""
     assert holding(folder) == []
     with opened(folder) as store:
-        assert {each.user for each in read_requests(store)} == {"ben"} == {each.user for each in read_feedback(store)}
+        assert (
+            {request.user for request in read_requests(store)}
+            == {"ben"}
+            == {item.user for item in read_feedback(store)}
+        )
         assert len(list(read_requests(store))) >= 3
     done = folder / "batch" / "batches" / f"batch_{'a' * 32}"
     upload = (folder / "batch" / "files" / f"file-{'a' * 32}.jsonl").read_text().split("\n")
-    assert [i for i, each in enumerate(upload) if each.strip()] == [0, 2, 3, 5, 6, 8]
-    assert [json.loads(each)["id"] for each in (done / "output.jsonl").read_text().splitlines()] == [
+    assert [i for i, item in enumerate(upload) if item.strip()] == [0, 2, 3, 5, 6, 8]
+    assert [json.loads(item)["id"] for item in (done / "output.jsonl").read_text().splitlines()] == [
         f"batch_req_{i}" for i in (1, 3, 4, 6)
     ]
     assert len((done / "errors.jsonl").read_text().splitlines()) == 2
@@ -258,7 +262,7 @@ def test_a_server_erases_while_it_works_and_goes_on_with_its_batches(folder: Pat
             batch = httpx.get(f"{address}/v1/batches/{batch['id']}", timeout=HANG).json()
         assert batch["request_counts"] == {"total": 30, "completed": 30, "failed": 0}
         results = httpx.get(f"{address}/v1/files/{batch['output_file_id']}/content", timeout=HANG).text.splitlines()
-        assert [json.loads(each)["custom_id"] for each in results] == [f"ben-{i}" for i in range(0, 60, 2)]
+        assert [json.loads(result)["custom_id"] for result in results] == [f"ben-{i}" for i in range(0, 60, 2)]
         assert holding(folder) == []
     assert holding(folder) == []
 
@@ -285,7 +289,7 @@ def test_a_server_takes_from_batches_what_is_older_than_it_may_be(folder: Path, 
             assert time.monotonic() < end
             time.sleep(0.05)
         assert (other / "output.jsonl").exists() and (other / "input.jsonl").exists()
-    assert [each.name for each in done.iterdir()] == ["batch.json"]
+    assert [path.name for path in done.iterdir()] == ["batch.json"]
 
 
 def test_texts_are_found_however_json_writes_them(tmp_path: Path) -> None:
@@ -309,12 +313,12 @@ def test_a_batch_that_is_over_keeps_its_results_and_as_much_of_its_texts_as_the_
         batch = httpx.post(f"{address}/v1/batches", json={"input_file_id": file["id"], "endpoint": CHAT}).json()
         end = time.monotonic() + 30
         while not batch["output_file_id"] or (
-            leaves and any("zqxv" in each.read_text() for each in (tmp_path / "batch").rglob("*.jsonl"))
+            leaves and any("zqxv" in path.read_text() for path in (tmp_path / "batch").rglob("*.jsonl"))
         ):
             assert time.monotonic() < end, batch
             time.sleep(0.05)
             batch = httpx.get(f"{address}/v1/batches/{batch['id']}").json()
-        kept = [each.name for each in (tmp_path / "batch").rglob("*.jsonl") if b"zqxvplanted" in each.read_bytes()]
+        kept = [path.name for path in (tmp_path / "batch").rglob("*.jsonl") if b"zqxvplanted" in path.read_bytes()]
         assert sorted(kept) == ([] if leaves else [f"{file['id']}.jsonl", "input.jsonl"])
         assert len(httpx.get(f"{address}/v1/files/{batch['output_file_id']}/content").text.splitlines()) == 9
         again = httpx.post(f"{address}/v1/batches", json={"input_file_id": file["id"], "endpoint": CHAT})
@@ -332,7 +336,7 @@ def test_old_batches_uploads_and_dead_letters_lose_their_texts(folder: Path) -> 
     done, busy = (folder / "batch" / "batches" / f"batch_{name * 32}" for name in "ab")
     assert expire_files(folder, lambda owner: None, "full") == 0
     assert expire_files(folder, lambda owner: None if owner == "long" else now - 1000, "full") == 4
-    assert sorted(each.name for each in done.iterdir()) == ["batch.json"]
+    assert sorted(path.name for path in done.iterdir()) == ["batch.json"]
     assert "zoë" not in json.loads((done / "batch.json").read_text()).__repr__()
     assert (busy / "input.jsonl").exists() and (busy / "journal.jsonl").exists()  # it is not over
     assert not list((folder / "batch" / "files").glob("file-*.json*"))
@@ -349,7 +353,7 @@ def test_names_that_are_words_of_the_format_or_short_cost_nobody_else(folder: Pa
     for user, number in (("u1", 0), ("in_progress", 1)):
         assert main(["data", "forget", str(folder), "--user", user, "--yes", "-q"]) == 0
         lines = (folder / "batch" / "files" / "file-other.jsonl").read_text().split("\n")
-        assert [i for i, each in enumerate(lines) if not each.strip()] == list(range(number + 1))
+        assert [i for i, item in enumerate(lines) if not item.strip()] == list(range(number + 1))
     state = json.loads((batch / "batch.json").read_text())
     assert (state["status"], state["owner"], state["metadata"]) == ("in_progress", "k", {"for": "erased"})
     assert len((batch / "journal.jsonl").read_text().splitlines()) == 4
@@ -408,7 +412,7 @@ def test_what_was_made_of_requests_is_named_with_a_command_and_in_the_folder_it_
         insert(store, rows(30))
         asked = list(read_requests(store))
         insert(
-            store, [Feedback(id=uuid7(), request=each.id, kind="thumbs", value=True, time=utc_now()) for each in asked]
+            store, [Feedback(id=uuid7(), request=item.id, kind="thumbs", value=True, time=utc_now()) for item in asked]
         )
         (theirs, *_) = read_requests(store, where='"user" = ?', values=[USER])
     inside = folder / "improve" / "2"
@@ -426,5 +430,5 @@ def test_what_was_made_of_requests_is_named_with_a_command_and_in_the_folder_it_
     assert any("set" in name for name in holding(folder))
     assert main(["data", "forget", str(folder), "--user", USER, "--yes", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert ("file", "rm 'an export.csv'") in {(each["kind"], each["advice"]) for each in told["descendants"]}
+    assert ("file", "rm 'an export.csv'") in {(item["kind"], item["advice"]) for item in told["descendants"]}
     assert holding(folder) == []

@@ -50,11 +50,11 @@ def place(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def versions(place, monkeypatch):
+def versions(path, monkeypatch):
     """A registry with a version of the run that has learned the values, one of the data set whose run is gone, and another."""
     lineages = [
         ("one-1", "x"),
-        ("gone-1", json.loads((place / "set" / "dataset.json").read_text())["id"]),
+        ("gone-1", json.loads((path / "set" / "dataset.json").read_text())["id"]),
         ("two-1", "x"),
     ]
     held = [
@@ -70,66 +70,66 @@ def versions(place, monkeypatch):
     )
 
 
-def holding(place):
+def holding(folder):
     return sorted(
-        str(path.relative_to(place)) for path in place.rglob("*") if path.is_file() and b"zqxv" in path.read_bytes()
+        str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and b"zqxv" in path.read_bytes()
     )
 
 
-def test_200_planted_values_are_named_wherever_they_are_and_then_stand_nowhere(place, capsys):
+def test_200_planted_values_are_named_wherever_they_are_and_then_stand_nowhere(path, capsys):
     capsys.readouterr()
-    assert len(holding(place)) >= 6
+    assert len(holding(path)) >= 6
     assert main(["data", "forget", "serve", "--match", "user=anna", "--yes", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["requests"] == 200 and told["erased"]
-    named = {(one["kind"], one["path"]) for one in told["descendants"]}
+    named = {(entry["kind"], entry["path"]) for entry in told["descendants"]}
     assert named == {("collected rows", "collected"), ("data set", "set"), ("review draw", "queue"), ("file", "said.jsonl"),
                      ("run", "runs/one"), ("artifact", "artifacts/one")}  # fmt: skip
-    assert not [name for name in holding(place) if name.startswith("serve")]
-    for one in told["descendants"]:
-        if one["kind"] == "data set":
-            words = one["advice"].replace("'", "").split()[1:]
-            assert main([*words, "--yes", "-q"]) == 0
-        elif one["kind"] in ("collected rows", "review draw"):
-            shutil.rmtree(place / one["path"])
-        elif one["kind"] == "file":
-            (place / one["path"]).unlink()
-    assert holding(place) == []
-    assert made_of_requests([place], [f"r{i:06d}" for i in range(200)], "user=anna") == []
+    assert not [name for name in holding(path) if name.startswith("serve")]
+    for item in told["descendants"]:
+        if item["kind"] == "data set":
+            text = item["advice"].replace("'", "").split()[1:]
+            assert main([*text, "--yes", "-q"]) == 0
+        elif item["kind"] in ("collected rows", "review draw"):
+            shutil.rmtree(path / item["path"])
+        elif item["kind"] == "file":
+            (path / item["path"]).unlink()
+    assert holding(path) == []
+    assert made_of_requests([path], [f"r{i:06d}" for i in range(200)], "user=anna") == []
 
 
-def test_data_sets_are_rebuilt_without_them_when_it_is_asked_for(place, capsys):
+def test_data_sets_are_rebuilt_without_them_when_it_is_asked_for(path, capsys):
     capsys.readouterr()
-    before = json.loads((place / "set" / "dataset.json").read_text())["id"]
+    before = json.loads((path / "set" / "dataset.json").read_text())["id"]
     assert main(["data", "forget", "serve", "--match", "user=anna", "--yes", "--rebuild", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    after = json.loads((place / "set" / "dataset.json").read_text())["id"]
+    after = json.loads((path / "set" / "dataset.json").read_text())["id"]
     assert told["rebuilt"] == {before: after} and before != after
-    assert not [name for name in holding(place) if name.startswith(("serve", "set"))]
+    assert not [name for name in holding(path) if name.startswith(("serve", "set"))]
 
 
-def test_versions_that_were_registered_are_named(place, versions, capsys):
+def test_versions_that_were_registered_are_named(path, versions, capsys):
     capsys.readouterr()
     wanted = {"models:/support/1", "models:/support/2"}
     for of, match in (("serve", "user=anna"), ("set", "zqxv")):
         assert main(["data", "forget", of, "--match", match, "--dry-run", "--json"]) == 0
         told = [
-            one for one in json.loads(capsys.readouterr().out)["descendants"] if one["kind"] == "registered version"
+            load for load in json.loads(capsys.readouterr().out)["descendants"] if load["kind"] == "registered version"
         ]
-        assert {one["path"] for one in told} == wanted
+        assert {item["path"] for item in told} == wanted
         assert "its champion" in told[0]["why"] and "--name support" in told[0]["advice"]
 
 
-def test_a_registry_that_can_not_be_read_is_named(place):
+def test_a_registry_that_can_not_be_read_is_named(path):
     Path("mlflow.db").write_text("this is no database " * 100)
     (found,) = [
-        one
-        for one in made_of_requests([place], [f"r{i:06d}" for i in range(200)], "user=anna")
-        if one.kind == "registry"
+        item
+        for item in made_of_requests([path], [f"r{i:06d}" for i in range(200)], "user=anna")
+        if item.kind == "registry"
     ]
     assert "can't be read" in found.why
 
 
-def test_nothing_is_named_that_holds_none_of_them(place):
-    assert made_of_requests([place], ["r999999"], "user=nobody") == [] and made_of_requests([place], [], "x") == []
-    assert {one.kind for one in made_of_requests([place], ["r000001"], "id=r000001")} >= {"file"}
+def test_nothing_is_named_that_holds_none_of_them(path):
+    assert made_of_requests([path], ["r999999"], "user=nobody") == [] and made_of_requests([path], [], "x") == []
+    assert {item.kind for item in made_of_requests([path], ["r000001"], "id=r000001")} >= {"file"}

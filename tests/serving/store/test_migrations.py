@@ -106,8 +106,8 @@ def test_the_step_to_priced_tokens_in_each_database(tmp_path: Path) -> None:
 
 
 def test_an_upgraded_store_has_the_tables_of_a_new_one(serve: Path, tmp_path: Path) -> None:
-    def tables(place: Path) -> Counter[str]:
-        with contextlib.closing(connect(place, create=True, steps=LATER)) as store:
+    def tables(path: Path) -> Counter[str]:
+        with contextlib.closing(connect(path, create=True, steps=LATER)) as store:
             return Counter(" ".join(str(sql).split()) for (sql,) in store.execute("SELECT sql FROM sqlite_master"))
 
     assert tables(serve) == tables(tmp_path / "new")
@@ -139,8 +139,8 @@ def test_a_step_that_fails_leaves_the_store_as_it_was(tmp_path: Path) -> None:
         assert rows(store) == before and not store.has_table("half")
 
 
-def outcomes(place: str) -> list[str]:
-    command = [sys.executable, str(HELPERS / "killed_upgrade.py"), place]
+def outcomes(path: str) -> list[str]:
+    command = [sys.executable, str(HELPERS / "killed_upgrade.py"), path]
     result = subprocess.run(command, cwd=HELPERS, capture_output=True, text=True, timeout=HANG)
     assert result.returncode == 0, result.stderr
     return result.stdout.splitlines()
@@ -237,7 +237,7 @@ def test_what_an_older_server_was_given_meanwhile_is_not_lost(serve: Path) -> No
     newer.start()
     newer.stop()
     with opened(serve) as store:
-        assert request(20).id in [each.id for each in read_requests(store)]
+        assert request(20).id in [item.id for item in read_requests(store)]
 
 
 def test_what_is_erased_or_expires_leaves_the_backup_too(serve: Path, monkeypatch: pytest.MonkeyPatch) -> None:

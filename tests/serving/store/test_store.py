@@ -72,9 +72,9 @@ ODD: dict[str, dict[str, Any]] = {
 def test_what_a_server_writes_is_what_any_other_writes(name: str, tmp_path: Path) -> None:
     asked = [request(**ODD[name]) for _ in range(3)]
     store = writer(tmp_path)
-    for each in asked:
-        store.begin(each)
-        store.add(each)
+    for item in asked:
+        store.begin(item)
+        store.add(item)
     store.stop()
     with opened(tmp_path / "other", create=True) as other:
         insert(other, asked)
@@ -95,7 +95,7 @@ def test_a_record_that_can_not_be_written_costs_itself_alone(tmp_path: Path) -> 
         store = StoreWriter(tmp_path)
         store.start()
         bad = Feedback(id=uuid7(), request="r", kind="k", value="x", time=utc_now()).model_copy(update={"value": value})
-        futures = [store.add_durably(each) for each in (request(), bad, request())]
+        futures = [store.add_durably(item) for item in (request(), bad, request())]
         assert isinstance(futures[1].exception(20), OSError)
         for future in (futures[0], futures[2], store.add_durably(request())):
             future.result(20)
@@ -108,7 +108,7 @@ def test_a_record_that_can_not_be_written_costs_itself_alone(tmp_path: Path) -> 
 def test_ids_grow_and_carry_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [uuid7() for _ in range(10_000)]
     assert found == sorted(set(found))
-    assert all(each[14] == "7" and each[19] in "89ab" for each in found)
+    assert all(match[14] == "7" and match[19] in "89ab" for match in found)
     monkeypatch.setattr("tuneloop.core.ids.time.time_ns", lambda: 10**18)  # the clock jumps back
     assert uuid7() > found[-1]
 
@@ -146,7 +146,7 @@ def test_feedback_with_the_same_key_is_kept_once(tmp_path: Path) -> None:
     with opened(tmp_path, create=True) as store:
         for value in (True, False):
             insert(store, [Feedback(id=uuid7(), request="r", kind="thumbs", value=value, time=utc_now(), key="k")])
-        assert [each.value for each in read_feedback(store)] == [True]
+        assert [item.value for item in read_feedback(store)] == [True]
 
 
 @EACH
@@ -203,8 +203,8 @@ def test_a_locked_store_spills_and_comes_back(tmp_path: Path) -> None:
         store.start()
         asked = [request() for _ in range(3)]
         with opened(tmp_path) as holder, holder.transaction():
-            for each in asked:
-                store.add_durably(each).result(HANG)
+            for item in asked:
+                store.add_durably(item).result(HANG)
             assert (tmp_path / SPILL).exists() and store.counts.spilled == 3
         later = request()
         store.add(later)
@@ -216,8 +216,8 @@ def test_a_locked_store_spills_and_comes_back(tmp_path: Path) -> None:
             again.add_durably(request(id="last")).result(HANG)
             again.stop()
             with opened(tmp_path) as connection:
-                assert {each.id for each in read_requests(connection)} == {
-                    *(each.id for each in asked),
+                assert {entry.id for entry in read_requests(connection)} == {
+                    *(entry.id for entry in asked),
                     later.id,
                     "last",
                 }
@@ -256,8 +256,8 @@ def test_what_can_be_written_nowhere_waits(tmp_path: Path, monkeypatch: pytest.M
             spilled = tmp_path / SPILL
             spilled.symlink_to(tmp_path / "none" / "none")
             asked = [request() for _ in range(50)]
-            for each in asked:
-                store.add(each)
+            for item in asked:
+                store.add(item)
             until = time.monotonic() + 10
             while not store.counts.fault and time.monotonic() < until:
                 time.sleep(0.01)
@@ -275,7 +275,7 @@ def test_what_can_be_written_nowhere_waits(tmp_path: Path, monkeypatch: pytest.M
             again = writer(tmp_path)
             again.stop()
         with opened(tmp_path) as connection:
-            assert {each.id for each in read_requests(connection)} == {each.id for each in asked}
+            assert {entry.id for entry in read_requests(connection)} == {entry.id for entry in asked}
 
 
 SECRET = "anna.schmidt@example.org"
@@ -306,11 +306,11 @@ def test_texts_of_feedback_are_kept_as_those_of_requests_are(tmp_path: Path, con
         for kind, value in said
     ]
     store.stop()
-    assert all(each.exception() is None for each in futures)
+    assert all(future.exception() is None for future in futures)
     held = b"".join(path.read_bytes() for path in tmp_path.iterdir())
     assert (SECRET.encode() in held) == (content == "full")
     with opened(tmp_path) as connection:
-        kept = {one.kind: one.value for one in read_feedback(connection)}
+        kept = {item.kind: item.value for item in read_feedback(connection)}
     assert [kept[kind] for kind in ("label", "choice", "resolved", "thumbs")] == ["billing", "r2", "yes", True]
     shown = {"full": f"ask {SECRET}", "redacted": "ask [EMAIL]", "none": ""}.get(content, "sha256:")
     assert kept["comment"].startswith(shown) and len(kept) == len(said)
@@ -325,7 +325,7 @@ def test_text_that_can_not_be_searched_is_left_out(tmp_path: Path) -> None:
     store.add(request())
     store.stop()
     with opened(tmp_path) as connection:
-        assert [(each.prompt, each.completion) for each in read_requests(connection)] == [([], None)]
+        assert [(item.prompt, item.completion) for item in read_requests(connection)] == [([], None)]
 
 
 def test_a_killed_server_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
@@ -347,7 +347,7 @@ while True:
     told += [line.strip() for line in child.stdout.read().splitlines(keepends=True) if line.endswith("\n")]
     child.wait()
     with opened(tmp_path) as connection:
-        assert {each.id for each in read_requests(connection)} >= set(told)
+        assert {item.id for item in read_requests(connection)} >= set(told)
 
 
 def test_exported_requests_are_read_by_prepare(tmp_path: Path) -> None:
@@ -420,8 +420,8 @@ def test_the_log_keeps_its_order_when_the_clock_jumps(
                 now += jump
                 monkeypatch.setattr(ids, "_last", 0)
             insert(store, [request(usd=1.0), Decision(id=uuid7(), time=utc_now(), kind=f"k{i}", key=f"k{i}")])
-        assert [each.kind for each in read_decisions(store)] == [f"k{i}" for i in range(6)]
+        assert [decision.kind for decision in read_decisions(store)] == [f"k{i}" for i in range(6)]
         assert not decision_log(tmp_path).fault
         assert len(list(read_requests(store))) == 6
         assert store.execute("SELECT SUM(usd) FROM costs").fetchone()[0] == 6.0
-        assert [place for (place,) in store.execute("SELECT place FROM requests ORDER BY place")] == list(range(1, 7))
+        assert [path for (path,) in store.execute("SELECT place FROM requests ORDER BY place")] == list(range(1, 7))

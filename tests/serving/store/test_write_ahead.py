@@ -49,7 +49,7 @@ def request(number: int = 0, **changes: Any) -> StoredRequest:
 def killed_after(folder: Path, answers: int, pause: float) -> list[str]:
     """Ids of the answers that clients had when the server was killed in the midst of others."""
     script = SERVER.format(
-        paths=[str(ROOT / place) for place in ("src", "tests", "tests/helpers")], folder=str(folder), pause=pause
+        paths=[str(ROOT / name) for name in ("src", "tests", "tests/helpers")], folder=str(folder), pause=pause
     )
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -79,11 +79,11 @@ def test_every_answer_is_in_the_store_after_a_kill(tmp_path: Path) -> None:
         told += killed_after(tmp_path, 5 + 4 * number, pause)
     StoreWriter(tmp_path).start()  # the next server
     with opened(tmp_path) as store:
-        kept = {each.id: each for each in read_requests(store)}
+        kept = {item.id: item for item in read_requests(store)}
     assert len(told) >= 25 and set(told) <= set(kept)
-    assert all("Hello there." in str(kept[each].completion) and kept[each].error is None for each in told)
-    unanswered = [each for each in kept.values() if each.error == KILLED]
-    assert all(each.completion is None and each.prompt for each in unanswered)
+    assert all("Hello there." in str(kept[item].completion) and kept[item].error is None for item in told)
+    unanswered = [item for item in kept.values() if item.error == KILLED]
+    assert all(item.completion is None and item.prompt for item in unanswered)
 
 
 def restarted(folder: Path, **options: Any) -> list[StoredRequest]:
@@ -102,22 +102,22 @@ def test_the_last_word_on_a_request_counts_whatever_was_stored(tmp_path: Path, m
     slow = request(99)
     lines.begin(slow)
     done = [request(i) for i in range(40)]
-    for each in done:
-        lines.begin(each)
+    for item in done:
+        lines.begin(item)
         with lines.lock:
-            lines.end(each.id, line_of(each))
+            lines.end(item.id, line_of(item))
             number = lines.turn()
         if number is not None:
             with opened(tmp_path) as store:
                 from tuneloop.serving.store.database import insert
 
-                insert(store, done[: done.index(each) + 1])
+                insert(store, done[: done.index(item) + 1])
             lines.clear(number)
     sizes = [(tmp_path / name).stat().st_size for name in FILES]
     assert 0 < sum(sizes) < 4_000
-    kept = {each.id: each for each in restarted(tmp_path)}
+    kept = {entry.id: entry for entry in restarted(tmp_path)}
     assert len(kept) == 41 and kept[slow.id].error == KILLED and kept[slow.id].completion is None
-    assert all(kept[each.id].completion == each.completion for each in done)
+    assert all(kept[entry.id].completion == entry.completion for entry in done)
     assert not any((tmp_path / name).exists() for name in FILES)
 
 
@@ -125,7 +125,7 @@ def test_a_cut_line_costs_itself_alone(tmp_path: Path) -> None:
     connect(tmp_path, create=True).close()
     whole = line_of(request(1)).decode().strip()
     (tmp_path / FILES[0]).write_text(f"{whole}\n{whole[:50]}")
-    assert [each.completion for each in restarted(tmp_path)] == ["answer 1"]
+    assert [item.completion for item in restarted(tmp_path)] == ["answer 1"]
 
 
 @pytest.mark.parametrize("content", ["hash", "none"])
@@ -170,9 +170,9 @@ def test_a_server_that_is_stopped_leaves_nothing_to_do(tmp_path: Path) -> None:
     store = StoreWriter(tmp_path)
     store.start()
     for i in range(30):
-        each = request(i)
-        store.begin(each)
-        store.add(each)
+        item = request(i)
+        store.begin(item)
+        store.add(item)
     store.stop()
     assert not any((tmp_path / name).exists() for name in FILES)
     assert len(restarted(tmp_path)) == 30
@@ -210,8 +210,8 @@ def test_what_a_batch_holds_is_stored_if_its_journal_names_it(tmp_path: Path) ->
     journal, answered, again = tmp_path / "journal.jsonl", request(1), request(2)
     lines = WriteAhead(tmp_path)
     lines.open()
-    for each in (answered, again):
-        lines.hold(each.id, line_of(each), journal)
+    for item in (answered, again):
+        lines.hold(item.id, line_of(item), journal)
     lines.turn(always=True)  # both are written into the other file too, since they are not stored
     lines.clear(0)
     assert WriteAhead(tmp_path).open() == ([], []), "without the journal the batch answers again"
@@ -234,5 +234,5 @@ def test_a_batchs_record_is_as_clean_as_any_other(tmp_path: Path) -> None:
     held[1].drop()
     store.stop()
     with opened(tmp_path) as connection:
-        assert [each.prompt[0]["content"] for each in read_requests(connection)] == ["write to <EMAIL>"]
+        assert [item.prompt[0]["content"] for item in read_requests(connection)] == ["write to <EMAIL>"]
     assert not any((tmp_path / name).exists() for name in FILES)

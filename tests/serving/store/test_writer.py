@@ -137,7 +137,7 @@ CLEANED: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("what", [*POISON, *CLEANED])
 @pytest.mark.parametrize("locked", [False, True])
 def test_a_row_that_no_store_takes_costs_none_of_the_others(
-    tmp_path: Path, what: str, locked: bool, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, message: str, locked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writer, "AGAIN", 0.05)
     said: list[str] = []
@@ -146,21 +146,21 @@ def test_a_row_that_no_store_takes_costs_none_of_the_others(
         store.start()
         if locked:  # the records take the way through the spill file
             with opened(tmp_path) as holder, holder.transaction():
-                bad = store.add_durably(request(**{**POISON, **CLEANED}[what]))
+                bad = store.add_durably(request(**{**POISON, **CLEANED}[message]))
                 good = [store.add_durably(request()) for _ in range(3)]
-                for each in (bad, *good):
-                    each.exception(20)
+                for future in (bad, *good):
+                    future.exception(20)
         else:
-            futures = [store.add_durably(request(**more)) for more in ({}, {**POISON, **CLEANED}[what], {}, {})]
-            for each in futures:
-                each.exception(20)
+            futures = [store.add_durably(request(**more)) for more in ({}, {**POISON, **CLEANED}[message], {}, {})]
+            for future in futures:
+                future.exception(20)
         assert store.add_durably(request()).result(20)
         assert store.settle(HANG)
         store.stop()
         with opened(tmp_path) as found:
-            assert len(list(read_requests(found))) == 4 + (what in CLEANED)
-        assert (tmp_path / DEAD).exists() == (what in POISON) and store.counts.dead == (what in POISON)
-        if what in POISON:
+            assert len(list(read_requests(found))) == 4 + (message in CLEANED)
+        assert (tmp_path / DEAD).exists() == (message in POISON) and store.counts.dead == (message in POISON)
+        if message in POISON:
             (letter,) = letters(tmp_path)
             assert letter["why"] and (tmp_path / DEAD).stat().st_mode & 0o777 == 0o600
             assert sum(DEAD in line for line in said) == 1
@@ -198,7 +198,7 @@ def test_nothing_that_a_killed_server_left_prevents_a_start(tmp_path: Path, name
         assert store.settle(HANG)
         store.stop()
     with opened(tmp_path) as found:
-        ids = {each.id for each in read_requests(found)}
+        ids = {item.id for item in read_requests(found)}
     poisoned = "poison" in line
     assert ids == {"good"} | ({"poison"} if poisoned else set())
     assert (tmp_path / DEAD).exists() != poisoned
@@ -249,7 +249,7 @@ def test_a_killed_server_with_odd_texts_starts_again_and_has_every_request(tmp_p
         assert gateway.store.settle(HANG)
         assert gateway.store.counts.dead == 1
     with opened(tmp_path) as store:
-        users = sorted(str(each.user) for each in read_requests(store))
+        users = sorted(str(item.user) for item in read_requests(store))
     assert users == ["zoë", "zoë", "zoë", "\ufffd"]
 
 
@@ -283,16 +283,16 @@ def test_texts_that_can_not_be_stored_are_refused_at_the_edge(tmp_path: Path, ha
         assert httpx.post(f"{address}/v1/chat/completions", json={"messages": turns}, headers=named).status_code == 200
         assert gateway.store.settle(HANG)
     with opened(tmp_path) as store:
-        assert [each.user for each in read_requests(store)] == ["Zoë"]
+        assert [item.user for item in read_requests(store)] == ["Zoë"]
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_half_a_character_from_an_engine_is_answered_and_stored(tmp_path: Path, stream: bool) -> None:
     call = '{"name": "f", "parameters": {"a": "\\ud800"}}'
     tools = [{"type": "function", "function": {"name": "f"}}]
-    for number, (words, more) in enumerate(((["half \ud83d"], {}), ([call], {"tools": tools}))):
+    for number, (text, more) in enumerate(((["half \ud83d"], {}), ([call], {"tools": tools}))):
         folder = tmp_path / str(number)
-        with live(folder, StubEngine(words=words), log={"content": "full"}) as (address, gateway):
+        with live(folder, StubEngine(words=text), log={"content": "full"}) as (address, gateway):
             body = {"messages": [{"role": "user", "content": "Hi"}], "stream": stream, **more}
             reply = httpx.post(f"{address}/v1/chat/completions", json=body, timeout=HANG)
             assert reply.status_code == 200 and "\ufffd" in reply.text.replace("\\ufffd", "\ufffd"), reply.text
@@ -312,7 +312,7 @@ def test_a_batch_line_with_half_a_character_is_refused_alone(tmp_path: Path) -> 
         {"custom_id": f"c{i}", "url": "/v1/chat/completions", "method": "POST", "body": {"messages": turns, **more}}
         for i, more in enumerate(bodies)
     ]
-    data = "".join(json.dumps(each) + "\n" for each in lines)
+    data = "".join(json.dumps(line) + "\n" for line in lines)
     with live(tmp_path) as (address, gateway):
         given = httpx.post(f"{address}/v1/files", files={"file": ("in.jsonl", data)}, data={"purpose": "batch"}).json()
         asked = {"input_file_id": given["id"], "endpoint": "/v1/chat/completions"}
@@ -332,10 +332,10 @@ def test_a_batch_line_with_half_a_character_is_refused_alone(tmp_path: Path) -> 
 def modes(folder: Path) -> dict[str, str]:
     """What others may, by the names of files and folders."""
     found = {}
-    for each in [folder, *folder.rglob("*")]:
+    for item in [folder, *folder.rglob("*")]:
         with contextlib.suppress(FileNotFoundError):  # a temporary file
-            if others := each.stat().st_mode & 0o077:
-                found[str(each.relative_to(folder))] = oct(others)
+            if others := item.stat().st_mode & 0o077:
+                found[str(item.relative_to(folder))] = oct(others)
     return found
 
 
@@ -363,8 +363,8 @@ def test_what_a_server_keeps_is_its_users_alone(tmp_path: Path, umask: int) -> N
             write_json(folder / "state.json", {})
             write_json(folder / "experiments" / "one.json", {})
             assert modes(folder) == {} and (folder / "store.db-wal").is_file()
-        for each in [folder, *folder.rglob("*")]:  # as an earlier version left them
-            each.chmod(0o777 if each.is_dir() else 0o666)
+        for item in [folder, *folder.rglob("*")]:  # as an earlier version left them
+            item.chmod(0o777 if item.is_dir() else 0o666)
         said: list[str] = []
         for _ in range(2):
             with reporting(say=said.append):

@@ -73,7 +73,7 @@ def test_one_is_started_as_by_command_and_refused_as_by_command(folder: Path) ->
 
 def test_decisions_are_made_again_and_an_experiment_is_simulated_on_the_page(folder: Path) -> None:
     pages = pages_of(folder)
-    for path, words in (("/experiments/new?replay=1", "made again: the same"), ("/experiments/new?plan=1", "promoted")):
+    for path, text in (("/experiments/new?replay=1", "made again: the same"), ("/experiments/new?plan=1", "promoted")):
         pages.get(path)
         until = time.monotonic() + HANG
         while time.monotonic() < until:
@@ -81,4 +81,4 @@ def test_decisions_are_made_again_and_an_experiment_is_simulated_on_the_page(fol
             if 'http-equiv="refresh"' not in html:
                 break
             time.sleep(0.05)
-        assert words in html
+        assert text in html

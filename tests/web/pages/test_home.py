@@ -49,8 +49,8 @@ def test_the_last_week_is_a_small_picture_with_todays_requests_last(folder: Path
 
 
 @pytest.mark.parametrize(("rate", "words"), [(3.2, "3.2 a second"), (0.2, "12 a minute"), (0.0047, "17 an hour")])
-def test_rates_are_said_as_people_count(rate: float, words: str) -> None:
-    assert home.rate_in_words(rate) == words
+def test_rates_are_said_as_people_count(rate: float, text: str) -> None:
+    assert home.rate_in_words(rate) == text
 
 
 def test_of_much_traffic_the_latest_requests_are_read_and_the_page_says_so(

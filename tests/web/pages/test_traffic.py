@@ -75,8 +75,8 @@ def test_a_person_thumbs_corrects_and_labels_as_the_api_does(folder: Path) -> No
 
 def test_a_form_that_is_sent_twice_counts_once(folder: Path) -> None:
     pages = pages_of(folder)
-    for words in ("is stored", "stored before"):
-        assert words in pages.send("/traffic/r000001", {"kind": "up", "once": "n1"})
+    for name in ("is stored", "stored before"):
+        assert name in pages.send("/traffic/r000001", {"kind": "up", "once": "n1"})
     with opened(folder / "serve") as store:
         assert len([*read_feedback(store, where="request = 'r000001'")]) == 1
 
@@ -87,7 +87,7 @@ def test_of_two_people_the_second_one_is_warned(folder: Path) -> None:
     html = bob.send("/traffic/r000001", {"kind": "correction", "value": "billing", "seen": ""}, 400)
     assert "ann has said something of this answer meanwhile" in html
     with opened(folder / "serve") as store:
-        seen = [each.id for each in read_feedback(store, where="request = 'r000001'")][-1]
+        seen = [item.id for item in read_feedback(store, where="request = 'r000001'")][-1]
     bob.send("/traffic/r000001", {"kind": "correction", "value": "billing", "seen": seen})
 
 

@@ -211,9 +211,9 @@ def answers_of(job: DistilJob) -> dict[str, Completion]:
     failed = _request_all(job, [(row, n) for row, n in draws if (row.id, n) not in answers], answers, file)
     if len(failed) > MOST_FAILED * len(draws):
         reason, _ = Counter(answer.error for answer in failed.values()).most_common(1)[0]
-        what = f"{len(failed):,} of {counted(len(draws), 'request')} to the teacher failed, most often: {reason}"
+        message = f"{len(failed):,} of {counted(len(draws), 'request')} to the teacher failed, most often: {reason}"
         step = "the same command sends these again; what came is kept"
-        raise UserError(what, where=job.teacher.name, next_step=step)
+        raise UserError(message, where=job.teacher.name, next_step=step)
     _append(file, [_line(draw, answer) for draw, answer in failed.items()])  # so that the rows stay the same
     return _best(job, answers | failed)
 
@@ -227,7 +227,7 @@ def _request_all(job: DistilJob, draws: Draws, answers: dict[Draw, Completion], 
         # A server gets one request before it gets many: another model may answer there, and its answers cost, too.
         some = draws[count : count + (1 if not count and endpoint else AT_ONCE)]
         lines = []
-        requests = [_request(job, *one) for one in some]
+        requests = [_request(job, *pair) for pair in some]
         for (row, number), answer in zip(some, teacher_answers(job, requests), strict=True):
             draw = row.id, number
             checked = endpoint is not None and answer.served and not job.options.any_model
@@ -243,8 +243,8 @@ def _request_all(job: DistilJob, draws: Draws, answers: dict[Draw, Completion], 
         progress("requesting the teacher's answers", count, len(draws))
     if other and endpoint:
         step = f"give --model {other}, or --any-model if that is the same; what the right one answered is kept"
-        what = f"{other} has answered, and {endpoint.model} was requested"
-        raise UserError(what, where=job.teacher.name, next_step=step)
+        message = f"{other} has answered, and {endpoint.model} was requested"
+        raise UserError(message, where=job.teacher.name, next_step=step)
     return failed
 
 
@@ -344,17 +344,17 @@ def taught_rows(job: DistilJob) -> Dataset:
     answers = answers_of(job)
     rows: list[Row] = [] if job.options.answers == "teacher" else list(job.dataset.train)
     for row in job.for_teacher:
-        why = unusable(answers[row.id], job, row)
-        if why:
-            job.dropped[why] += 1
+        reason = unusable(answers[row.id], job, row)
+        if reason:
+            job.dropped[reason] += 1
             continue
         text = answers[row.id].text.strip()
         turns: list[Message] = [*row.prompt, {**row.messages[-1], "content": text}]
         label = text if row.label is not None else None
         rows.append(replace(row, messages=turns, label=label, meta={**row.meta, "teacher": job.teacher.name}))
     if not rows:
-        what = f"No answer of the teacher is usable ({reasons_of(job.dropped)})"
-        raise UserError(what, where=job.teacher.name, next_step="use another teacher")
+        message = f"No answer of the teacher is usable ({reasons_of(job.dropped)})"
+        raise UserError(message, where=job.teacher.name, next_step="use another teacher")
     out, old = job.place / "dataset", job.dataset.manifest
     files = write_splits(out, {"train": rows, "val": job.dataset.val, "test": job.dataset.test}, job.dataset.task)
     hash_ = content_hash([old.hash, job.teacher.identity, [[row.id, row.answer] for row in rows]])
@@ -375,7 +375,7 @@ Prompt = tuple[list[Message], list[dict[str, Any]]]  # turns, and tools
 
 def reasons_of(dropped: Mapping[str, int]) -> str:
     """What was left out, in words, as in `3 empty, 1 failed`."""
-    return ", ".join(f"{count} {why}" for why, count in dropped.items())
+    return ", ".join(f"{count} {reason}" for reason, count in dropped.items())
 
 
 def unlabelled_rows(source: str, dataset: Dataset, dropped: Counter[str]) -> list[Row]:
@@ -405,8 +405,8 @@ def unlabelled_rows(source: str, dataset: Dataset, dropped: Counter[str]) -> lis
     if len(clean) < len(rows):
         dropped["near a validation or test row"] += len(rows) - len(clean)
     if not clean:
-        what = f"No request is left for the teacher ({reasons_of(dropped)})"
-        raise UserError(what, where=source, next_step="give other requests, or leave --prompts out")
+        message = f"No request is left for the teacher ({reasons_of(dropped)})"
+        raise UserError(message, where=source, next_step="give other requests, or leave --prompts out")
     return clean
 
 

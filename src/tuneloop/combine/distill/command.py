@@ -169,8 +169,8 @@ def _refuse_impossible(job: DistilJob, student: str) -> None:
         step = "add --level logits, or --prompts FILE for the teacher to answer, or leave --answers out"
         raise UserError("The rows' own text alone is what the control learns", where=where, next_step=step)
     if options.best_of > 1 and job.labels:
-        what = "Labels are scored: there is one answer to each row"
-        raise UserError(what, where=where, next_step="leave --best-of out")
+        message = "Labels are scored: there is one answer to each row"
+        raise UserError(message, where=where, next_step="leave --best-of out")
     _ = job.gate, job.unlabelled  # files that are wrong are reported before the teacher costs anything
     if (options.pick == "judge") != bool(options.judge):
         raise UserError("--pick judge and --judge MODEL go together", where=where, next_step="give both or none")
@@ -186,8 +186,8 @@ def _refuse_impossible(job: DistilJob, student: str) -> None:
             for name in (student, job.teacher.local.base)
         )
         if small > large:
-            what = f"The student has {small:,.0f}M parameters and its teacher {large:,.0f}M"
-            raise UserError(what, where=student, next_step="name a smaller model, or give --layers N")
+            message = f"The student has {small:,.0f}M parameters and its teacher {large:,.0f}M"
+            raise UserError(message, where=student, next_step="name a smaller model, or give --layers N")
 
 
 def _forget_teacher(job: DistilJob) -> None:
@@ -317,13 +317,13 @@ def _cost_words(teacher: ModelCost, student: ModelCost) -> str:
     if teacher.parameters and student.parameters:
         sizes = f"has {student.parameters / 1e6:,.0f}M parameters instead of {teacher.parameters / 1e6:,.0f}M, and "
     times = student.rows_per_second / teacher.rows_per_second
-    words = f"It {sizes}answers {times:.1f} times as many rows a second"
+    summary = f"It {sizes}answers {times:.1f} times as many rows a second"
     if student.usd_per_1000 and teacher.usd_per_1000:
         price, before = usd_words(student.usd_per_1000, 2), usd_words(teacher.usd_per_1000, 2)
         hour = usd_words(student.usd_per_hour or 0.0)
-        return f"{words}: 1,000 answers cost {price} instead of {before}, this machine at {hour} an hour"
-    span, before = (span_words(1 / one.rows_per_second) for one in (student, teacher))
-    return f"{words}: {span} an answer instead of {before}"
+        return f"{summary}: 1,000 answers cost {price} instead of {before}, this machine at {hour} an hour"
+    span, before = (span_words(1 / cost.rows_per_second) for cost in (student, teacher))
+    return f"{summary}: {span} an answer instead of {before}"
 
 
 def layers_to_drop(model: Model, texts: Sequence[Sequence[int]], layers: int) -> PrunedStudent:
@@ -340,8 +340,8 @@ def layers_to_drop(model: Model, texts: Sequence[Sequence[int]], layers: int) ->
     modules = layers_of(model.net)
     count = len(modules) - layers
     if layers < 2 or count < 1:
-        what = f"A student of {layers} layers can't be made of a model of {len(modules)}"
-        raise UserError(what, where=f"--layers {layers}", next_step=f"choose 2 to {len(modules) - 1}")
+        message = f"A student of {layers} layers can't be made of a model of {len(modules)}"
+        raise UserError(message, where=f"--layers {layers}", next_step=f"choose 2 to {len(modules) - 1}")
     before: list[Tensor] = []
 
     def watch(_: Any, inputs: Any) -> None:

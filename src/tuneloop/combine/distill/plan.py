@@ -183,9 +183,9 @@ def expectation(measured: str, labelled: int, further: int) -> str:
     return f"It should pay: {gap} {delta.in_words()}, and it labels {counted(further, 'further request')}"
 
 
-def _part(what: str, machine: Serving, hours: float) -> PlannedPart:
+def _part(task: str, machine: Serving, hours: float) -> PlannedPart:
     gib, usd = machine.shape.parameters * BF16 / 2**30, hours * machine.engine.usd_per_hour
-    return PlannedPart(what=what, machine=machine.engine.source, gib=gib, hours=hours, usd=usd)
+    return PlannedPart(what=task, machine=machine.engine.source, gib=gib, hours=hours, usd=usd)
 
 
 def _student(student: str, amount: Amount, epochs: float, live: float) -> PlannedPart:
@@ -200,10 +200,10 @@ def _student(student: str, amount: Amount, epochs: float, live: float) -> Planne
             machine, hours, usd = f"{plan['gpus']} x {plan['gpu']}", plan["time"]["hours"], plan["cost"].get("usd")
             return PlannedPart(what="the student learns", machine=machine, gib=gib, hours=hours, usd=usd)
     teacher = f" next to a teacher of {live:,.0f} GiB on each of them" if live else ""
-    what = f"No {MOST_GPUS} {STUDENT_GPU} hold the training of this student{teacher}"
+    message = f"No {MOST_GPUS} {STUDENT_GPU} hold the training of this student{teacher}"
     fewer = "set train.teacher_bits=4, or use --level logits, which needs no teacher there"
     step = fewer if live else "name a smaller one"
-    raise UserError(what, where=student, next_step=step)
+    raise UserError(message, where=student, next_step=step)
 
 
 def plan_sentences(plan: DistillationPlan) -> Sequence[str]:

@@ -122,8 +122,8 @@ class Adapter:
         except (SafetensorError, BeyondLimits) as error:
             raise self._refused(f"The adapter file is damaged: {error}", "restore it, or train again") from None
 
-    def _refused(self, what: str, step: str) -> UserError:
-        return UserError(what, where=str(self.folder), next_step=step)
+    def _refused(self, message: str, step: str) -> UserError:
+        return UserError(message, where=str(self.folder), next_step=step)
 
 
 def open_adapter(name: str, folder: Path, fingerprint: str = "") -> Adapter:
@@ -153,19 +153,19 @@ def check_together(adapters: Sequence[Adapter]) -> None:
         raise UserError("Merge what?", where="tuneloop merge", next_step="name two or more runs or adapters")
     seen: dict[str, Adapter] = {}
     first, conditions = adapters[0], list(_conditions(adapters[0].folder).values())
-    for one in adapters:
-        if one.hash in seen:
-            what = f"The same adapter twice: {seen[one.hash].name} and {one.name}"
-            raise UserError(what, where="tuneloop merge", next_step="name it once; --weights makes it count more")
-        seen[one.hash] = one
-        if one.fingerprint != first.fingerprint:
-            what = f"{first.name} and {one.name} were trained on different base models"
-            raise UserError(what, where=str(one.folder), next_step="merge adapters of one base only")
-        for (name, here), there in zip(_conditions(one.folder).items(), conditions, strict=True):
+    for adapter in adapters:
+        if adapter.hash in seen:
+            message = f"The same adapter twice: {seen[adapter.hash].name} and {adapter.name}"
+            raise UserError(message, where="tuneloop merge", next_step="name it once; --weights makes it count more")
+        seen[adapter.hash] = adapter
+        if adapter.fingerprint != first.fingerprint:
+            message = f"{first.name} and {adapter.name} were trained on different base models"
+            raise UserError(message, where=str(adapter.folder), next_step="merge adapters of one base only")
+        for (name, here), there in zip(_conditions(adapter.folder).items(), conditions, strict=True):
             if here is not None and there is not None and here != there:
-                what = f"{first.name} and {one.name} differ in their {name}"
+                message = f"{first.name} and {adapter.name} differ in their {name}"
                 step = "train one of them again as the other was; or keep both"
-                raise UserError(what, where=str(one.folder), next_step=step)
+                raise UserError(message, where=str(adapter.folder), next_step=step)
 
 
 def _conditions(folder: Path) -> dict[str, str | None]:

@@ -58,7 +58,7 @@ class Expert:
         if self.run is None or self.recipe is None:
             return None
         places = [self.run / "dataset", *map(Path, self.recipe.data.sources[:1])]
-        return next((load_dataset(place) for place in places if (place / MANIFEST).is_file()), None)
+        return next((load_dataset(folder) for folder in places if (folder / MANIFEST).is_file()), None)
 
 
 def open_experts(names: Sequence[str], base: str = "") -> list[Expert]:
@@ -77,8 +77,8 @@ def _open_expert(name: str, base: str) -> Expert:
             step = "restore it, or train again"
             raise UserError("The adapter has no adapter_config.json", where=name, next_step=step)
         resolve(target.base)  # refuses a name of nothing
-        what = "This is a whole model and no adapter: only LoRA adapters are merged"
-        raise UserError(what, where=name, next_step=ALONE)
+        message = "This is a whole model and no adapter: only LoRA adapters are merged"
+        raise UserError(message, where=name, next_step=ALONE)
     adapter = open_adapter(name, target.trained)
     if not adapter.fingerprint:
         adapter = replace(adapter, fingerprint=fingerprint(resolve(target.base)))
@@ -99,7 +99,7 @@ def _run_folder(name: str) -> Path | None:
 def merge_key(experts: Sequence[Expert], settings: MergeSettings) -> str:
     """Hash of all that a merge depends on; the order of the adapters is not in it."""
     weights = settings.weights or (1.0,) * len(experts)
-    pairs = sorted(zip((one.adapter.hash for one in experts), weights, strict=False))
+    pairs = sorted(zip((expert.adapter.hash for expert in experts), weights, strict=False))
     fingerprint = experts[0].adapter.fingerprint if experts else ""
     return content_hash([pairs, settings.method, settings.rank, fingerprint, 1])
 
@@ -112,7 +112,7 @@ def merge_runs(experts: Sequence[Expert], settings: MergeSettings, out: Path) ->
     """
     from tuneloop.combine.merge.merge import base_shapes, merge_adapters
 
-    check_together([one.adapter for one in experts])
+    check_together([expert.adapter for expert in experts])
     key = merge_key(experts, settings)
     earlier = done_record(MergeRecord, out, key)
     if earlier and (out / RUN).is_file():
@@ -132,7 +132,7 @@ def merge_runs(experts: Sequence[Expert], settings: MergeSettings, out: Path) ->
                 shutil.copyfile(first.adapter.folder / name, out / "adapter" / name)
         else:
             load_tokenizer(first.base).save(out / "adapter")
-        adapters = [one.adapter for one in experts]
+        adapters = [expert.adapter for expert in experts]
         merged = merge_adapters(adapters, settings, (first.base, shapes), out / "adapter")
         record = _record(experts, settings, merged, key)
         write_record(out / MergeRecord.file, record)
@@ -145,10 +145,10 @@ def merge_runs(experts: Sequence[Expert], settings: MergeSettings, out: Path) ->
 
 def _record(experts: Sequence[Expert], settings: MergeSettings, merged: MergedAdapter, key: str) -> MergeRecord:
     sources = []
-    for one, weight in zip(experts, settings.weights or (1.0,) * len(experts), strict=True):
-        rank = max(map(one.adapter.rank, one.adapter.modules))
-        rows = {"run": str(one.run or ""), "dataset": one.dataset.id if one.dataset else ""}
-        sources.append(MergeSource(name=one.name, hash=one.adapter.hash, weight=weight, rank=rank, **rows))
+    for expert, weight in zip(experts, settings.weights or (1.0,) * len(experts), strict=True):
+        rank = max(map(expert.adapter.rank, expert.adapter.modules))
+        rows = {"run": str(expert.run or ""), "dataset": expert.dataset.id if expert.dataset else ""}
+        sources.append(MergeSource(name=expert.name, hash=expert.adapter.hash, weight=weight, rank=rank, **rows))
     cut = "nothing was cut off" if merged.lost < 1e-6 else f"cutting to the rank took {merged.lost:.1%} of its length"
     rank_words = f"rank {merged.rank} in {counted(merged.modules, 'module')}; {cut}"
     return MergeRecord(
@@ -169,7 +169,7 @@ def _write_run(experts: Sequence[Expert], merged: MergedAdapter, key: str, out: 
     dataset, sources = _rows_of(experts, out)
     name = re.sub(r"[^A-Za-z0-9._-]", "-", out.resolve().name).lstrip("._-") or "merged"
     recipe = make_recipe({"name": name, "model": experts[0].base, "track": {"report_to": "none"}})
-    like = next((one.recipe for one in experts if one.recipe), recipe)
+    like = next((expert.recipe for expert in experts if expert.recipe), recipe)
     data = recipe.data.model_copy(update={"sources": sources})
     recipe = recipe.model_copy(update={"evaluate": like.evaluate, "plan": like.plan, "seed": like.seed, "data": data})
     write_yaml(out / "config.yaml", recipe.model_dump(mode="json"))
@@ -185,9 +185,9 @@ def _write_run(experts: Sequence[Expert], merged: MergedAdapter, key: str, out: 
 
 def _rows_of(experts: Sequence[Expert], out: Path) -> tuple[Dataset | None, list[str]]:
     """The rows of all tasks and the folder that holds them; none where a task's rows are not available."""
-    datasets = {one.name: one.dataset for one in experts if one.dataset is not None}
+    datasets = {expert.name: expert.dataset for expert in experts if expert.dataset is not None}
     if len(datasets) < len(experts):
-        missing = [one.name for one in experts if one.dataset is None]
+        missing = [expert.name for expert in experts if expert.dataset is None]
         say(f"data      no rows are known for {', '.join(missing)}: evaluate with --dataset FOLDER")
         return None, []
     if len({dataset.manifest.hash for dataset in datasets.values()}) == 1:

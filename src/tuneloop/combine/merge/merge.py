@@ -58,12 +58,12 @@ def merge_adapters(adapters: Adapters, settings: MergeSettings, base: Base, out:
     method = methods.merge_method(settings.method)
     check_together(adapters)
     weights = weights_of(adapters, settings, method)
-    for one in adapters:
-        one.check_shapes(dict(base[1]))
+    for adapter in adapters:
+        adapter.check_shapes(dict(base[1]))
     pairs = sorted(zip(adapters, weights, strict=True), key=lambda pair: pair[0].hash)
-    modules = sorted({module for one in adapters for module in one.modules})
-    ranks = {module: _rank_of(module, [one for one, _ in pairs], settings, method, base[1]) for module in modules}
-    job = _Merging([one for one, _ in pairs], [weight for _, weight in pairs], method, ranks)
+    modules = sorted({module for entry in adapters for module in entry.modules})
+    ranks = {module: _rank_of(module, [entry for entry, _ in pairs], settings, method, base[1]) for module in modules}
+    job = _Merging([entry for entry, _ in pairs], [weight for _, weight in pairs], method, ranks)
     shapes = {
         f"{PEFT_PREFIX}{module}{end}": shape
         for module in modules
@@ -78,10 +78,10 @@ def merge_adapters(adapters: Adapters, settings: MergeSettings, base: Base, out:
                 digests[f"{PEFT_PREFIX}{module}{end}"] = hashlib.sha256(data).hexdigest()
                 file.write(data)
             progress("merging", count, len(modules))
-        for one, length in zip(job.adapters, job.length, strict=True):
+        for adapter, length in zip(job.adapters, job.length, strict=True):
             if length == 0:
-                what = "The adapter changes nothing: all its B matrices are zero"
-                raise UserError(what, where=str(one.folder), next_step="train it, or leave it out")
+                message = "The adapter changes nothing: all its B matrices are zero"
+                raise UserError(message, where=str(adapter.folder), next_step="train it, or leave it out")
     merged = MergedAdapter(
         folder=out,
         rank=max(ranks.values()),
@@ -101,9 +101,9 @@ def weights_of(adapters: Sequence[Adapter], settings: MergeSettings, method: met
     """
     weights = list(settings.weights) or [1.0] * len(adapters)
     if len(weights) != len(adapters):
-        what = f"{len(weights)} weights for {counted(len(adapters), 'adapter')}"
+        message = f"{len(weights)} weights for {counted(len(adapters), 'adapter')}"
         step = "give one number for each adapter, as in --weights 1,0.5"
-        raise UserError(what, where="--weights", next_step=step)
+        raise UserError(message, where="--weights", next_step=step)
     if not all(map(math.isfinite, weights)) or not any(weights):
         raise UserError("Weights are numbers, and not all 0", where="--weights", next_step="write them as in 1,0.5")
     if not method.averages:
@@ -117,14 +117,16 @@ def weights_of(adapters: Sequence[Adapter], settings: MergeSettings, method: met
 def _rank_of(
     module: str, adapters: Adapters, settings: MergeSettings, method: methods.MergeMethod, shapes: Shapes
 ) -> int:
-    total, most = sum(one.rank(module) for one in adapters), min(shapes[module])
+    total, most = sum(adapter.rank(module) for adapter in adapters), min(shapes[module])
     if method.exact:
         if settings.rank and settings.rank < total:
-            what = f"{method.name} keeps everything: the result has rank {total}"
+            message = f"{method.name} keeps everything: the result has rank {total}"
             step = "leave --rank out, or use --method svd"
-            raise UserError(what, where=f"--rank {settings.rank}", next_step=step)
+            raise UserError(message, where=f"--rank {settings.rank}", next_step=step)
         return total
-    usual = total if method.rank == "sum" else max(one.rank(name) for one in adapters for name in one.modules)
+    usual = (
+        total if method.rank == "sum" else max(adapter.rank(name) for adapter in adapters for name in adapter.modules)
+    )
     return min(settings.rank or usual, total, most)
 
 
@@ -142,7 +144,7 @@ class _Merging:
 
     def merged(self, module: str) -> tuple[Tensor, Tensor]:
         """A and B (fp32) of a module's merged update; their scale is alpha / rank, with the largest rank as alpha."""
-        there = [i for i, one in enumerate(self.adapters) if one.rank(module)]
+        there = [i for i, adapter in enumerate(self.adapters) if adapter.rank(module)]
         products = [self.adapters[i].update(module) for i in there]
         for i, product in zip(there, products, strict=True):
             self.length[i] += methods.squared_length(product)
@@ -162,11 +164,11 @@ class _Merging:
 def _write_header(file: BinaryIO, shapes: Shapes) -> None:
     """The head of a safetensors file whose fp32 tensors follow in this order: its length in 8 bytes, padded JSON."""
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    place = 0
+    offset = 0
     for name, (rows, columns) in shapes.items():
-        end = place + 4 * rows * columns
-        entries[name] = {"dtype": "F32", "shape": [rows, columns], "data_offsets": [place, end]}
-        place = end
+        end = offset + 4 * rows * columns
+        entries[name] = {"dtype": "F32", "shape": [rows, columns], "data_offsets": [offset, end]}
+        offset = end
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     file.write(struct.pack("<Q", len(text)) + text)

@@ -85,7 +85,7 @@ class TaskJudge:
         share, delta = kept_share(base, before, after), difference(before, after)
         fine, sure = holds(share, delta, self.options.allow)
         scores = {"base": base, "expert": before, "merged": after}
-        scores |= {which: self.score(expert, "test", place, which) for which, place in controls.items()}
+        scores |= {which: self.score(expert, "test", folder, which) for which, folder in controls.items()}
         return TaskResult(
             task=expert.name,
             metric=self._metrics[expert.name],
@@ -101,11 +101,11 @@ class TaskJudge:
 
 def can_judge(experts: Sequence[Expert]) -> str:
     """Why the tasks can't be judged; empty where they can."""
-    for one in experts:
-        if one.dataset is None or one.recipe is None:
-            return f"no rows are known for {one.name}"
-        if not len(one.dataset.test):
-            return f"{one.name} has no test rows"
+    for expert in experts:
+        if expert.dataset is None or expert.recipe is None:
+            return f"no rows are known for {expert.name}"
+        if not len(expert.dataset.test):
+            return f"{expert.name} has no test rows"
     return ""
 
 
@@ -127,23 +127,23 @@ def merge_tasks(
     Raises:
         UserError: adapters that don't go together; a search without validation rows.
     """
-    check_together([one.adapter for one in experts])
-    hashes = [one.dataset.manifest.hash if one.dataset else "" for one in experts]
+    check_together([entry.adapter for entry in experts])
+    hashes = [entry.dataset.manifest.hash if entry.dataset else "" for entry in experts]
     # The order of the experts counts, for weights and sentences follow it.
-    request = content_hash([[one.adapter.hash for one in experts], hashes, settings, options])
+    request = content_hash([[entry.adapter.hash for entry in experts], hashes, settings, options])
     if all((out / name).is_file() for name in (MergeRecord.file, RUN, TaskDeployment.file)):
         earlier = read_record(MergeRecord, out)
         if earlier.request == request:
             say("merge     already done")
             return earlier, read_record(TaskDeployment, out)
     judge = TaskJudge(experts, options)
-    for one in experts:
-        if (few := len(judge.rows(one, "test"))) < FEWEST_SHARED:
-            say(f"warn: {_nothing_shown(one.name, few)}")
+    for expert in experts:
+        if (few := len(judge.rows(expert, "test"))) < FEWEST_SHARED:
+            say(f"warn: {_nothing_shown(expert.name, few)}")
     attempts: list[TriedMerge] = []
     if settings.method == AUTO:
         attempts = search(judge, settings)
-        settings = max(attempts, key=lambda one: one.worst).settings
+        settings = max(attempts, key=lambda attempt: attempt.worst).settings
         say(f"search    {settings.method} with weights {', '.join(f'{w:g}' for w in settings.weights)} keeps most")
     left, now, results = _tasks_that_hold(judge, settings)
     if len(left) < 2:
@@ -151,10 +151,10 @@ def merge_tasks(
     record = merge_runs(left, now, out)
     if options.pooled:
         results |= _judged(judge, left, now, {"pooled": _pooled(left, out, Path(options.pooled))})
-    tasks = [results[one.name] for one in experts]
+    tasks = [results[entry.name] for entry in experts]
     fields = {
-        "request": request, "routed": [one.name for one in experts if one not in left], "allowed": options.allow,
-        "tasks": tasks, "searched": [one.record for one in attempts],
+        "request": request, "routed": [entry.name for entry in experts if entry not in left], "allowed": options.allow,
+        "tasks": tasks, "searched": [attempt.record for attempt in attempts],
         "words": [*unshown(tasks), *record.words, *map(sentence, tasks)],
     }  # fmt: skip
     record, deployment = record.model_copy(update=fields), _deploy(experts, left, out, results)
@@ -169,10 +169,10 @@ def _tasks_that_hold(judge: TaskJudge, settings: MergeSettings) -> tuple[list[Ex
     while len(left) > 1:
         now = replace(settings, weights=tuple(weights))
         results |= _judged(judge, left, now, {})
-        losing = [one for one in left if not results[one.name].holds]
+        losing = [expert for expert in left if not results[expert.name].holds]
         if not losing:
             return left, now, results
-        worst = min(losing, key=lambda one: _kept(results[one.name]))
+        worst = min(losing, key=lambda expert: _kept(results[expert.name]))
         share, delta = results[worst.name].kept, results[worst.name].delta
         loss = f"is worse than its expert ({delta.value:+.3f}, 95 % interval {delta.low:+.3f} to {delta.high:+.3f})"
         if share:
@@ -185,19 +185,19 @@ def _tasks_that_hold(judge: TaskJudge, settings: MergeSettings) -> tuple[list[Ex
 
 def _judged(judge: TaskJudge, experts: Experts, settings: MergeSettings, controls: dict[str, Path]) -> Results:
     """Each task's result under one merge, with a control for each: random adapters instead of the other experts."""
-    name = f"merged {content_hash([[one.name for one in experts], settings])[:8]}"
+    name = f"merged {content_hash([[entry.name for entry in experts], settings])[:8]}"
     with tempfile.TemporaryDirectory() as scratch:
         merged = _merged(experts, settings, Path(scratch) / "merged")
         results = {}
-        for i, one in enumerate(experts):
-            place = Path(scratch) / f"random{i}"
+        for i, expert in enumerate(experts):
+            folder = Path(scratch) / f"random{i}"
             others = [
-                one if j == i else replace(other, adapter=random_adapter(other.adapter, place / f"r{j}", seed=j))
+                expert if j == i else replace(other, adapter=random_adapter(other.adapter, folder / f"r{j}", seed=j))
                 for j, other in enumerate(experts)
             ]
-            random = _merged(others, settings, place / "merged")
-            results[one.name] = judge.result(one, merged, name, {"random": random, **controls})
-            say(f"task      {sentence(results[one.name])}")
+            random = _merged(others, settings, folder / "merged")
+            results[expert.name] = judge.result(expert, merged, name, {"random": random, **controls})
+            say(f"task      {sentence(results[expert.name])}")
     return results
 
 
@@ -205,7 +205,7 @@ def _merged(experts: Sequence[Expert], settings: MergeSettings, out: Path) -> Pa
     from tuneloop.combine.merge.merge import base_shapes, merge_adapters
 
     base = (experts[0].base, base_shapes(resolve(experts[0].base)))
-    return merge_adapters([one.adapter for one in experts], settings, base, out).folder
+    return merge_adapters([expert.adapter for expert in experts], settings, base, out).folder
 
 
 def _pooled(experts: Sequence[Expert], out: Path, run: Path) -> Path:
@@ -232,11 +232,11 @@ def search(judge: TaskJudge, least: MergeSettings) -> list[TriedMerge]:
 
     `least`: rank of the first attempts. Raises UserError: a task has no validation rows.
     """
-    for one in judge.experts:
-        if one.dataset is None or not len(one.dataset.val):
+    for expert in judge.experts:
+        if expert.dataset is None or not len(expert.dataset.val):
             step = "prepare its rows with data.split.val=0.1, or name a method"
-            what = f"{one.name} has no validation rows to search on"
-            raise UserError(what, where="--method auto", next_step=step)
+            message = f"{expert.name} has no validation rows to search on"
+            raise UserError(message, where="--method auto", next_step=step)
     ends, tried = time.monotonic() + 60 * judge.options.minutes, list[TriedMerge]()
     for settings in first_round(len(judge.experts), least.rank):
         if tried and time.monotonic() > ends:
@@ -251,9 +251,9 @@ def _try(judge: TaskJudge, settings: MergeSettings) -> TriedMerge:
     began, name = time.monotonic(), f"tried {content_hash(settings)[:8]}"
     with tempfile.TemporaryDirectory() as scratch:
         merged, shares = _merged(judge.experts, settings, Path(scratch)), []
-        for one in judge.experts:
-            models = {"base": None, "expert": one.adapter.folder, name: merged}
-            scores = [judge.score(one, "val", folder, model).value for model, folder in models.items()]
+        for expert in judge.experts:
+            models = {"base": None, "expert": expert.adapter.folder, name: merged}
+            scores = [judge.score(expert, "val", folder, model).value for model, folder in models.items()]
             shares.append(point_share(*scores))
     weights = ", ".join(f"{weight:g}" for weight in settings.weights)
     say(f"search    {settings.method:<10} weights {weights}: the worst task keeps {min(shares):.0%}")
@@ -269,15 +269,15 @@ def _kept(result: TaskResult) -> float:
 
 def unshown(tasks: Sequence[TaskResult]) -> list[str]:
     """The tasks that were merged though their rows can't show what that costs them: what a reader has to know first."""
-    doubtful = [one for one in tasks if one.holds and (one.n < FEWEST_SHARED or one.kept is None)]
-    return [_nothing_shown(one.task, one.n, no_gain=one.kept is None) for one in doubtful]
+    doubtful = [task for task in tasks if task.holds and (task.n < FEWEST_SHARED or task.kept is None)]
+    return [_nothing_shown(task.task, task.n, no_gain=task.kept is None) for task in doubtful]
 
 
 def _nothing_shown(task: str, rows: int, *, no_gain: bool = False) -> str:
-    why = ", where its expert shows no gain over the base" if no_gain else ""
+    clause = ", where its expert shows no gain over the base" if no_gain else ""
     more = f". Judge by at least {FEWEST_SHARED} test rows" if rows < FEWEST_SHARED else ""
-    what = f"nothing can be shown for {task} on {counted(rows, 'test row')}"
-    return f"{what}{why}: a loss by merging would not be seen{more}"
+    message = f"nothing can be shown for {task} on {counted(rows, 'test row')}"
+    return f"{message}{clause}: a loss by merging would not be seen{more}"
 
 
 def sentence(result: TaskResult) -> str:
@@ -294,9 +294,9 @@ def sentence(result: TaskResult) -> str:
 
 def _deploy(experts: Experts, merged: Experts, out: Path, results: Results) -> TaskDeployment:
     routes = []
-    for one in experts:
-        target, dataset = str(out) if one in merged else one.name, one.dataset.path if one.dataset else ""
-        routes.append(TaskRoute(task=one.name, target=target, dataset=dataset, why=sentence(results[one.name])))
+    for expert in experts:
+        target, dataset = str(out) if expert in merged else expert.name, expert.dataset.path if expert.dataset else ""
+        routes.append(TaskRoute(task=expert.name, target=target, dataset=dataset, why=sentence(results[expert.name])))
     deployment = TaskDeployment(base=experts[0].base, routes=routes)
     write_record(out / TaskDeployment.file, deployment)
     return deployment
@@ -342,9 +342,9 @@ def next_settings(tried: Sequence[TriedMerge]) -> MergeSettings | None:
     Args:
         tried: one or more.
     """
-    best = max(tried, key=lambda one: one.worst)
+    best = max(tried, key=lambda attempt: attempt.worst)
     weakest = best.shares.index(best.worst)
     factors = (STRONGER if i == weakest else WEAKER for i in range(len(best.shares)))
     weights = tuple(round(w * factor, 4) for w, factor in zip(best.settings.weights, factors, strict=True))
     step = MergeSettings(best.settings.method, weights, best.settings.rank)
-    return None if any(one.settings == step for one in tried) else step
+    return None if any(attempt.settings == step for attempt in tried) else step

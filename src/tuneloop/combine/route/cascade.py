@@ -120,26 +120,26 @@ def cascade_of(small: str, large: str, costs: tuple[float, float], out: Path, ma
     cost.
     """
     if costs[0] < 0 or costs[1] <= costs[0]:
-        what = f"The large model must cost more than the small one: {costs[0]:g} and {costs[1]:g}"
+        message = f"The large model must cost more than the small one: {costs[0]:g} and {costs[1]:g}"
         step = "a small model that costs as much never comes first; give --cost SMALL,LARGE"
-        raise UserError(what, where="--cost", next_step=step)
+        raise UserError(message, where="--cost", next_step=step)
     if 0 < max_cost < costs[0]:
-        what = f"No answer costs as little as {max_cost:g}: the small model's costs {costs[0]:g}"
-        raise UserError(what, where="--max-cost", next_step="raise it")
+        message = f"No answer costs as little as {max_cost:g}: the small model's costs {costs[0]:g}"
+        raise UserError(message, where="--max-cost", next_step="raise it")
     metric = read_record(EvaluationManifest, Path(small)).primary
     first, second = _samples(small), _samples(large)
     shared = sorted(first.keys() & second.keys())
     if any(first[i].reference != second[i].reference for i in shared) or len(shared) < 2 * FEWEST:
-        what = f"The evaluations share {counted(len(shared), 'row')}, and {2 * FEWEST} or more are needed"
+        message = f"The evaluations share {counted(len(shared), 'row')}, and {2 * FEWEST} or more are needed"
         step = "evaluate both models on the same split: tuneloop evaluate MODEL --dataset DATASET"
-        raise UserError(what, where=f"{small}, {large}", next_step=step)
+        raise UserError(message, where=f"{small}, {large}", next_step=step)
     unknown = sum(first[i].confidence is None for i in shared)
     if unknown:
-        what = f"Of {unknown} of {counted(len(shared), 'answer')} the small model's confidence is not known"
+        message = f"Of {unknown} of {counted(len(shared), 'answer')} the small model's confidence is not known"
         step = "it is known of labels that are scored; evaluate with evaluate.answer=choice"
-        raise UserError(what, where=small, next_step=step)
+        raise UserError(message, where=small, next_step=step)
     confidence = np.array([first[i].confidence for i in shared], dtype=np.float64)
-    quality = np.array([[worth_of(each[i], metric) for each in (first, second)] for i in shared])
+    quality = np.array([[worth_of(samples[i], metric) for samples in (first, second)] for i in shared])
     rows = CascadeRows(confidence, quality, costs)
     chooses = np.array([hashlib.sha256(i.encode()).digest()[0] % 2 == 0 for i in shared])
     if min(chooses.sum(), (~chooses).sum()) < FEWEST:
@@ -182,7 +182,7 @@ def cascade_sentences(record: CascadeRecord) -> Sequence[str]:
     return [
         f"Below a confidence of {record.threshold:.3f} the large model answers: {rows}",
         f"{record.metric} {value} at a mean cost of {record.cost:g}",
-        *(f"  {one.name:<40} {one.quality:.3f}  cost {one.cost:g}" for one in record.singles),
+        *(f"  {single.name:<40} {single.quality:.3f}  cost {single.cost:g}" for single in record.singles),
         f"It is {THAN[by_interval(over.low, over.high)]} the large model alone: {over.in_words()}",
         last,
     ]

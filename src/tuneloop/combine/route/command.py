@@ -116,18 +116,18 @@ def read_outcomes(file: Path, models: Sequence[str] = ()) -> OutcomeTable:
         name for name in columns if name != "prompt" and all(_outcome(row.get(name)) is not None for row in rows)
     ]
     if len(names) < 2:
-        what = "A router needs two models or more, each with a column of outcomes (true, false, or 0 to 1)"
-        raise UserError(what, where=str(file), next_step="see docs/route.md")
+        message = "A router needs two models or more, each with a column of outcomes (true, false, or 0 to 1)"
+        raise UserError(message, where=str(file), next_step="see docs/route.md")
     quality = np.zeros((len(rows), len(names)), dtype=np.float32)
     for i, row in enumerate(rows):
         for j, name in enumerate(names):
             value = _outcome(row.get(name))
             if value is None:
-                what, step = (
+                message, step = (
                     f"{name} is not an outcome: {row.get(name)!r:.40}",
                     "write true, false, or a number from 0 to 1",
                 )
-                raise UserError(what, where=f"{file}, row {i + 1}", next_step=step)
+                raise UserError(message, where=f"{file}, row {i + 1}", next_step=step)
             quality[i, j] = value
     return OutcomeTable([row["prompt"] or "" for row in rows], names, quality)
 
@@ -196,8 +196,8 @@ def _training_rows(job: RouteJob, sources: RouteSources) -> tuple[Outcomes, Outc
     if table:
         parts = [table.part(which) for which in SPLITS]
         if min(len(part.prompts) for part in parts) < SMALLEST_PART:
-            what = f"Too few rows to fit, validate and test on: {len(table.prompts)}"
-            raise UserError(what, where=sources.outcomes, next_step="give 100 rows or more")
+            message = f"Too few rows to fit, validate and test on: {len(table.prompts)}"
+            raise UserError(message, where=sources.outcomes, next_step="give 100 rows or more")
         train, val, test = (Outcomes(job.embed(part.prompts), part.quality) for part in parts)
         places: list[dict[str, str]] = [{} for _ in names]
         language = language_of(parts[0].prompts)
@@ -205,8 +205,8 @@ def _training_rows(job: RouteJob, sources: RouteSources) -> tuple[Outcomes, Outc
         datasets = [dataset_of_target(name) for name in names]
         if len({dataset.manifest.hash for dataset in datasets}) < len(datasets):
             step = "name models of different tasks, or give --outcomes FILE"
-            what = "Two models have the same rows: nothing distinguishes their requests"
-            raise UserError(what, where=", ".join(names), next_step=step)
+            message = "Two models have the same rows: nothing distinguishes their requests"
+            raise UserError(message, where=", ".join(names), next_step=step)
         for name, dataset in zip(names, datasets, strict=True):
             if not len(dataset.val):
                 raise UserError("There are no validation rows", where=name, next_step="prepare with data.split.val=0.1")
@@ -214,7 +214,7 @@ def _training_rows(job: RouteJob, sources: RouteSources) -> tuple[Outcomes, Outc
         places = [{"dataset": dataset.path} for dataset in datasets]
         language = language_of(task_texts(job, datasets, "train")[0])
     pairs = zip(names, places, strict=True)
-    targets = [RouteTarget(name=name, cost=costs.get(name, 0.0), **place) for name, place in pairs]
+    targets = [RouteTarget(name=name, cost=costs.get(name, 0.0), **extra) for name, extra in pairs]
     base = job.base if job.features == "hidden" else ""
     fields = {"kind": "constant", "features": job.features, "base": base, "language": language, "routes": targets}
     like = RouterRecord.model_validate({**fields, "exclusive": not sources.outcomes, "source": sources.outcomes})
@@ -225,8 +225,8 @@ def _price(router: Router, val: Outcomes, most: float) -> float:
     costs = np.array([route.cost for route in router.record.routes])
     price = price_for(router.quality(val.features), costs, most)
     if not np.isfinite(price):
-        what = f"No model is as cheap as {most:g}: the cheapest costs {costs.min():g}"
-        raise UserError(what, where="--max-cost", next_step="raise it, or add a cheaper model")
+        message = f"No model is as cheap as {most:g}: the cheapest costs {costs.min():g}"
+        raise UserError(message, where="--max-cost", next_step="raise it, or add a cheaper model")
     return price
 
 

@@ -87,8 +87,8 @@ def load_router(folder: Path) -> Router:
     try:
         return Router(record, load_safetensors(folder / NUMBERS, "np"))
     except (OSError, ValueError, SafetensorError) as error:
-        what = f"The router's numbers can't be read: {error}"
-        raise UserError(what, where=str(folder / NUMBERS), next_step=RouterRecord.again) from None
+        message = f"The router's numbers can't be read: {error}"
+        raise UserError(message, where=str(folder / NUMBERS), next_step=RouterRecord.again) from None
 
 
 def unit(vectors: Array) -> Array:
@@ -202,8 +202,8 @@ def _check(train: Outcomes, val: Outcomes, like: RouterRecord) -> None:
     if len(names) < 2:
         raise UserError("A router needs two models or more", where=", ".join(names), next_step="name another one")
     if len(train) < 2 or not len(val):
-        what = f"A router needs rows to fit and to validate: there are {len(train)} and {len(val)}"
-        raise UserError(what, where=", ".join(names), next_step="give more rows")
+        message = f"A router needs rows to fit and to validate: there are {len(train)} and {len(val)}"
+        raise UserError(message, where=", ".join(names), next_step="give more rows")
     if like.exclusive:
         for name, count in zip(names, train.quality.sum(0), strict=True):
             if not count:
@@ -246,8 +246,8 @@ def _regression(rows: Array, outcomes: Array, strength: float, exclusive: bool) 
             share = np.clip(right.mean(), 1e-3, 1 - 1e-3)
             columns.append((np.zeros(rows.shape[1]), float(np.log(share / (1 - share)))))
             continue
-        one = LogisticRegression(C=strength, max_iter=2000).fit(rows, labels)
-        columns.append((one.coef_[0], float(one.intercept_[0])))
+        regression = LogisticRegression(C=strength, max_iter=2000).fit(rows, labels)
+        columns.append((regression.coef_[0], float(regression.intercept_[0])))
     weights, bias = np.stack([weights for weights, _ in columns], 1), np.array([bias for _, bias in columns])
     return weights.astype(np.float32), bias.astype(np.float32)
 

@@ -56,11 +56,11 @@ class Service:
         plain, own_login = split_login(url)
         parts = _parts_of(plain)
         if parts.scheme not in ("http", "https") or not parts.netloc:
-            what = f"Not a service's URL: {masked(url)!r:.80}"
-            raise UserError(what, where="--base-url", next_step="as in https://api.openai.com/v1")
+            message = f"Not a service's URL: {masked(url)!r:.80}"
+            raise UserError(message, where="--base-url", next_step="as in https://api.openai.com/v1")
         if not (key.isascii() and (key or " ").isprintable()):
-            what, step = "The API key holds characters that no header may hold", "set the variable to the key alone"
-            raise UserError(what, where="--api-key-env", next_step=step)
+            message, step = "The API key holds characters that no header may hold", "set the variable to the key alone"
+            raise UserError(message, where="--api-key-env", next_step=step)
         need_httptools(masked(plain), "evaluate")
         self.url, self.pause = masked(plain), pause
         self._wire = Wire(plain.rstrip("/"), key, True, login or own_login, timeouts.CONNECT_FAR_WITHIN)
@@ -81,8 +81,8 @@ class Service:
 
     async def read(self, path: str, query: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
         """An object by its path and query, and its size in bytes; raises as `get`."""
-        place, most = f"{path}?{urlencode(query)}" if query else path, allowance.MOST_OF_A_PAGE
-        body = await self._tried(lambda: self._wire.get(place, timeouts.ANSWER_WITHIN, most))
+        target, most = f"{path}?{urlencode(query)}" if query else path, allowance.MOST_OF_A_PAGE
+        body = await self._tried(lambda: self._wire.get(target, timeouts.ANSWER_WITHIN, most))
         return _object(body, path), len(body)
 
     async def post(self, path: str, value: Mapping[str, Any]) -> dict[str, Any]:
@@ -280,20 +280,20 @@ def why(error: HttpRefused | Broken) -> str:
 
 
 def refusal(
-    error: HttpRefused | Broken, url: str, what: str, key: str = "OPENAI_API_KEY", place: str = "--base-url"
+    error: HttpRefused | Broken, url: str, subject: str, key: str = "OPENAI_API_KEY", option: str = "--base-url"
 ) -> UserError:
     """An error at what nothing works without, with the way out.
 
     Args:
-        key: variable with the key. `place`: what says where the service is.
+        key: variable with the key. `option`: what says where the service is.
     """
     status = error.status if isinstance(error, HttpRefused) else 0
     steps = {
         401: f"export {key}=..., a key of the project that owns the models",
-        403: f"give the key the right to read {what}, or take one of the project that owns the models",
-        404: f"check {place}{': it ends in /v1 as a rule' if place == '--base-url' else ''}",
+        403: f"give the key the right to read {subject}, or take one of the project that owns the models",
+        404: f"check {option}{': it ends in /v1 as a rule' if option == '--base-url' else ''}",
         429: "its limit is reached: run the same command later, it continues",
     }
-    wrong = place if status or place == "--base-url" else "the network"
+    wrong = option if status or option == "--base-url" else "the network"
     step = steps.get(status, f"check {wrong} and run the same command again, it continues")
-    return UserError(f"The service gives no {what}: {why(error)}", where=url, next_step=step)
+    return UserError(f"The service gives no {subject}: {why(error)}", where=url, next_step=step)

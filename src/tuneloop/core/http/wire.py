@@ -38,14 +38,14 @@ class Broken(OSError):
     """The server gave no whole answer.
 
     Args:
-        why: name of the error.
+        reason: name of the error.
         kind: `unreachable`: nothing listens; `late`: no whole answer in time; `large`: an answer above the limit;
             `unsendable`: the request itself is at fault; else it broke off.
         began: whether a part of the answer came.
     """
 
-    def __init__(self, why: str, kind: Fault = "", *, began: bool = False) -> None:
-        super().__init__(why)
+    def __init__(self, reason: str, kind: Fault = "", *, began: bool = False) -> None:
+        super().__init__(reason)
         self.kind, self.began = kind, began
 
 
@@ -380,17 +380,17 @@ class Wire:
 
     def _beginning(self) -> tuple[str, str]:
         """What goes before the path of each request, and the lines of its head; the proxy is looked up."""
-        place = urlsplit(self.address)
+        parts = urlsplit(self.address)
         if self.proxies:
             self._proxy = _proxy_of(self.address)
-        host = place.netloc.rpartition("@")[2]
+        host = parts.netloc.rpartition("@")[2]
         headers = {"Host": host, "Accept": "*/*"}
         if self.login is not None:
             headers["Authorization"] = basic_login(self.login)
         elif self.key:
             headers["Authorization"] = f"Bearer {self.key}"
-        before = place.path.rstrip("/")
-        if self._proxy is not None and place.scheme != "https":
+        before = parts.path.rstrip("/")
+        if self._proxy is not None and parts.scheme != "https":
             before = f"http://{host.removesuffix(':80')}{before}"
             headers |= _login_of(self._proxy)
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
@@ -399,18 +399,18 @@ class Wire:
         return before, lines
 
     async def _connected(self) -> KeptConnection:
-        place = urlsplit(self.address)
-        port, secure = place.port or (443 if place.scheme == "https" else 80), place.scheme == "https"
+        parts = urlsplit(self.address)
+        port, secure = parts.port or (443 if parts.scheme == "https" else 80), parts.scheme == "https"
         try:
             async with asyncio.timeout(self.connect_within):
                 if self._proxy is not None and secure:
-                    return await _tunnel(self._proxy, place.hostname or "", port)
+                    return await _tunnel(self._proxy, parts.hostname or "", port)
                 if self._proxy is not None:
                     proxy = urlsplit(self._proxy)
-                    place, port = proxy, proxy.port or 80
+                    parts, port = proxy, proxy.port or 80
                 loop = asyncio.get_running_loop()
                 _, connection = await loop.create_connection(
-                    KeptConnection, place.hostname or "", port, ssl=secure or None
+                    KeptConnection, parts.hostname or "", port, ssl=secure or None
                 )
                 return connection
         except TimeoutError:
@@ -459,22 +459,22 @@ def fetched(wire: Wire, path: str, within: float) -> bytes:
 
 def _proxy_of(address: str) -> str | None:
     """The environment's proxy for an address, where it is one of HTTP; None: none, or `NO_PROXY` names it."""
-    place = urlsplit(address)
-    proxy = getproxies().get(place.scheme, "")
-    return proxy if proxy.startswith("http://") and not proxy_bypass(place.hostname or "") else None
+    parts = urlsplit(address)
+    proxy = getproxies().get(parts.scheme, "")
+    return proxy if proxy.startswith("http://") and not proxy_bypass(parts.hostname or "") else None
 
 
 def _login_of(proxy: str) -> dict[str, str]:
     """The header by which a proxy knows its user, where its URL names one."""
-    place = urlsplit(proxy)
-    user, password = (unquote(part or "") for part in (place.username, place.password))
+    parts = urlsplit(proxy)
+    user, password = (unquote(part or "") for part in (parts.username, parts.password))
     return {"Proxy-Authorization": basic_login((user, password))} if user else {}
 
 
 async def _tunnel(proxy: str, host: str, port: int) -> KeptConnection:
     """A connection with TLS to a server through a proxy (RFC 9110, 9.3.6). Raises OSError: the proxy opens none."""
-    loop, place = asyncio.get_running_loop(), urlsplit(proxy)
-    _, outer = await loop.create_connection(KeptConnection, place.hostname or "", place.port or 80)
+    loop, parts = asyncio.get_running_loop(), urlsplit(proxy)
+    _, outer = await loop.create_connection(KeptConnection, parts.hostname or "", parts.port or 80)
     try:
         server = f"{f'[{host}]' if ':' in host else host}:{port}"
         lines = "".join(f"{name}: {value}\r\n" for name, value in {"Host": server, **_login_of(proxy)}.items())

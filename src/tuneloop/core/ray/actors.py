@@ -44,9 +44,9 @@ def usual_actors(ray: Any, requested: int = 0) -> int:
     """Actors of a cluster: as requested (UserError: no room for them), else one for each GPU, else for each machine."""
     room = ray_cluster.gpus(ray) or ray_cluster.cpus(ray)
     if requested > room:
-        what = f"The cluster has room for {counted(room, 'copy')} of the model, not for {requested}"
+        message = f"The cluster has room for {counted(room, 'copy')} of the model, not for {requested}"
         step = "ask for fewer, or add machines (ray start --address HEAD:6379)"
-        raise UserError(what, where="--actors", next_step=step)
+        raise UserError(message, where="--actors", next_step=step)
     return requested or ray_cluster.gpus(ray) or ray_cluster.machines(ray)
 
 
@@ -66,10 +66,10 @@ def ordered_by_actors(ray: Any, maker: Maker, setting: Any, pieces: Sequence[Any
         position = 0  # of the next result
         while position < len(pieces):
             while (free := min(busy, key=lambda number: busy[number])) is not None and busy[free] < AHEAD:
-                if (one := next(following, None)) is None:
+                if (entry := next(following, None)) is None:
                     break
-                waiting[one[0]] = reference = workers[free].do.remote(one[1])
-                at[reference] = one[0], free
+                waiting[entry[0]] = reference = workers[free].do.remote(entry[1])
+                at[reference] = entry[0], free
                 busy[free] += 1
             for reference in ray.wait(list(at), num_returns=1)[0]:
                 busy[at.pop(reference)[1]] -= 1
@@ -101,9 +101,9 @@ async def asked_actors(
         except ray.exceptions.RayTaskError as error:
             raise (error.cause if isinstance(error.cause, BaseException) else error) from None
         except task_errors(ray) as error:
-            what = f"An actor was lost {RESTARTS + 1} times ({type(error).__name__})"
+            message = f"An actor was lost {RESTARTS + 1} times ({type(error).__name__})"
             step = "there is probably too little memory: fewer --actors, or fewer --rows; the same command continues"
-            raise UserError(what, where="ray", next_step=step) from None
+            raise UserError(message, where="ray", next_step=step) from None
         finally:
             busy[number] -= 1
 

@@ -42,13 +42,13 @@ def on_ray(address: str = "") -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    place = address or os.environ.get("RAY_ADDRESS", "")
+    target = address or os.environ.get("RAY_ADDRESS", "")
     try:
-        _connect(ray, place)
+        _connect(ray, target)
     except Exception as error:
         with contextlib.suppress(Exception):
             ray.shutdown()
-        raise refusal(error, place) from None
+        raise refusal(error, target) from None
     try:
         yield ray
     finally:
@@ -56,26 +56,26 @@ def on_ray(address: str = "") -> Iterator[Any]:
             ray.shutdown()
 
 
-def _connect(ray: Any, place: str) -> None:
+def _connect(ray: Any, address: str) -> None:
     """Connect, or start a node here, at the second try where a busy machine needs more than the half minute of Ray."""
     # No worker's prints among the lines that are meant for the user.
     quiet: dict[str, Any] = {"configure_logging": False, "include_dashboard": False, "log_to_driver": False}
     logging.getLogger("ray").setLevel(logging.ERROR)
-    options = {} if place.startswith("ray://") else quiet
+    options = {} if address.startswith("ray://") else quiet
     noted = ""  # HOST:PORT of the cluster that Ray has noted for this machine
     with contextlib.suppress(OSError):
         folder = Path(os.environ.get("RAY_TMPDIR", "/tmp"))  # noqa: S108 - Ray's own
         noted = (folder / "ray" / "ray_current_cluster").read_text().strip()
-    if not place and _is_gone(noted):
+    if not address and _is_gone(noted):
         logging.getLogger(__name__).warning("Ray's cluster %s has ended; a new one is started here", noted)
-        place = "local"  # Ray itself would wait for it for minutes
+        address = "local"  # Ray itself would wait for it for minutes
     try:
-        ray.init(address=place or None, namespace=NAMESPACE, **options)
+        ray.init(address=address or None, namespace=NAMESPACE, **options)
     except Exception as error:
-        if place not in ("", "local") or "timed out during startup" not in str(error):
+        if address not in ("", "local") or "timed out during startup" not in str(error):
             raise
         ray.shutdown()
-        ray.init(address=place or None, namespace=NAMESPACE, **options)
+        ray.init(address=address or None, namespace=NAMESPACE, **options)
 
 
 def _is_gone(address: str) -> bool:
@@ -99,18 +99,18 @@ def refusal(error: BaseException, address: str) -> UserError:
         there, here = " with ".join(versions[:2]), " with ".join(versions[2:4])
         if len(versions) < 4:
             there, here = "another version of Ray", f"Ray {load_ray().__version__}"
-        what = f"The cluster runs {there}, this machine has {here}"
+        message = f"The cluster runs {there}, this machine has {here}"
         step = "install the same versions of Ray and Python on both: pip install ray==VERSION"
     elif "uthentication" in text or "auth token" in text.lower():
-        what = "The cluster asks for its token, and there is none here, or another or an expired one"
+        message = "The cluster asks for its token, and there is none here, or another or an expired one"
         step = "`ray get-auth-token` on the cluster's head says it: set RAY_AUTH_TOKEN to it here"
     elif address:
-        what, places = "No Ray cluster answers there", "ray://HOST:10001 from outside, HOST:6379 from its machines"
+        message, places = "No Ray cluster answers there", "ray://HOST:10001 from outside, HOST:6379 from its machines"
         step = f"check the address: {places}; `ray status` there"
     else:
         line = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
-        what, step = f"Ray does not start here: {line:.200}", "look into /tmp/ray"
-    return UserError(what, where=address or "this machine", next_step=step)
+        message, step = f"Ray does not start here: {line:.200}", "look into /tmp/ray"
+    return UserError(message, where=address or "this machine", next_step=step)
 
 
 def task_errors(ray: Any) -> tuple[type[BaseException], ...]:
@@ -127,15 +127,15 @@ def answer_of(ray: Any, reference: Any) -> Any:
         if isinstance(error.cause, BaseException):
             raise error.cause from None
         if "No module named 'tuneloop" in str(error):
-            what = "tuneloop is not installed on the machines of the cluster"
+            message = "tuneloop is not installed on the machines of the cluster"
             step = "install the same version on each of them, or give it as the cluster's runtime environment"
-            raise UserError(what, where=_CONNECTING, next_step=step) from None
+            raise UserError(message, where=_CONNECTING, next_step=step) from None
         raise
     except task_errors(ray) as error:
         name = type(error).__name__
-        what = f"The cluster lost the same work several times ({name}): there is probably too little memory"
+        message = f"The cluster lost the same work several times ({name}): there is probably too little memory"
         step = "give Ray fewer processors of each machine (ray start --num-cpus N), or add machines"
-        raise UserError(what, where=_CONNECTING, next_step=step) from None
+        raise UserError(message, where=_CONNECTING, next_step=step) from None
 
 
 def last_line(error: BaseException) -> str:
@@ -159,11 +159,11 @@ def machines(ray: Any) -> int:
     return sum(1 for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1) or 1
 
 
-def address_of(place: str) -> str:
+def address_of(target: str) -> str:
     """The address that `--on` names; empty: the cluster of this machine. The usual port of clients is added."""
-    if place == "ray":
+    if target == "ray":
         return ""
-    host = place.removeprefix("ray://").rstrip("/")
+    host = target.removeprefix("ray://").rstrip("/")
     if not host:
         raise UserError("Which cluster?", where="--on", next_step="write it as ray://HOST:10001")
     return f"ray://{host}" if ":" in host else f"ray://{host}:10001"

@@ -50,8 +50,8 @@ class Driver:
         except UserError as error:
             self.error, self.state = error, "failed"
         except BaseException as error:
-            what = f"{type(error).__name__}: {error}"[:500]
-            self.error = UserError(what, where="the cluster", next_step="look at Ray's logs")
+            message = f"{type(error).__name__}: {error}"[:500]
+            self.error = UserError(message, where="the cluster", next_step="look at Ray's logs")
             self.state = "failed"
 
     def look(self, since: int) -> tuple[str, list[str], UserError | None]:

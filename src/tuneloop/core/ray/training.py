@@ -61,8 +61,8 @@ def train_on_ray(name: str, work: Callable[[Any], None], setting: Any, workers: 
             from ray.train.torch import TorchConfig, TorchTrainer
             from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
         except ImportError as error:
-            what = f"Ray Train is not complete here: {error}"
-            raise UserError(what, where="ray", next_step="pip install 'tuneloop[ray]'") from None
+            message = f"Ray Train is not complete here: {error}"
+            raise UserError(message, where="ray", next_step="pip install 'tuneloop[ray]'") from None
         # Here, where the driver is: on a machine that is lost the notes would be lost too.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         notes = ray.remote(Notes).options(num_cpus=0, scheduling_strategy=here).remote()
@@ -89,18 +89,18 @@ def train_on_ray(name: str, work: Callable[[Any], None], setting: Any, workers: 
         if refusal := ray.get(notes.verdict.remote()):
             raise refusal
         if failed is not None:
-            what = f"The training was lost {RESTARTS + 1} times on the cluster: {last_line(failed)}"
+            message = f"The training was lost {RESTARTS + 1} times on the cluster: {last_line(failed)}"
             step = "look at `ray status` and Ray's logs; the same command continues from the last checkpoint"
-            raise UserError(what, where="ray", next_step=step)
+            raise UserError(message, where="ray", next_step=step)
 
 
-def _storage(place: str) -> dict[str, Any]:
+def _storage(location: str) -> dict[str, Any]:
     """Where Ray keeps its records: a folder, or one of an object store."""
-    if not is_url(place):
-        return {"storage_path": place}
+    if not is_url(location):
+        return {"storage_path": location}
     from pyarrow.fs import FSSpecHandler, PyFileSystem
 
-    store = open_store(place)
+    store = open_store(location)
     return {"storage_path": store.path, "storage_filesystem": PyFileSystem(FSSpecHandler(store.system))}
 
 

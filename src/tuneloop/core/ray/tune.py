@@ -52,8 +52,8 @@ def tune_on_ray(
             from ray.tune import FailureConfig, RunConfig
             from ray.tune.schedulers import ASHAScheduler
         except ImportError as error:
-            what = f"Ray Tune is not complete here: {error}"
-            raise UserError(what, where="ray", next_step="pip install 'tuneloop[ray]'") from None
+            message = f"Ray Tune is not complete here: {error}"
+            raise UserError(message, where="ray", next_step="pip install 'tuneloop[ray]'") from None
         resources = {"gpu": 1, "cpu": 1} if gpus(ray) else {"cpu": 1}
         shared = ray.put((train, setting, list(trials)))
         most = max(reports, 1) + 1

@@ -171,7 +171,7 @@ def place_bets(
         wealth.append(path[:, -1, :] if path.shape[1] else log_wealth)
         best.append(np.maximum(highest, _log_sum(path).max(axis=-1, initial=0.0)))
     which = _kinds(counted, book.n.shape[-1], kinds)
-    n, total, squared = (np.stack([(each * here).sum(-1) for here in which], -1) for each in (counted, y, squares))
+    n, total, squared = (np.stack([(values * here).sum(-1) for here in which], -1) for values in (counted, y, squares))
     return replace(
         book,
         n=book.n + n,

@@ -111,8 +111,8 @@ def enough_rows(overview: Overview) -> Finding:
     n = len(overview.rows(TRAIN))
     remedy = f"Collect at least {TASK_ROWS} rows, or put examples into the prompt instead."
     if n < FEW_ROWS:
-        what = "the model learns them by heart, and examples in the prompt often do as well"
-        message = f"only {counted(n, 'training row')}: below {FEW_ROWS}, {what}"
+        reason = "the model learns them by heart, and examples in the prompt often do as well"
+        message = f"only {counted(n, 'training row')}: below {FEW_ROWS}, {reason}"
         return Finding("warn", message, n, remedy)
     uses = (
         (TASK_ROWS, f"enough to try a narrow task; {TASK_ROWS} to {STYLE_ROWS:,} make one good"),
@@ -139,9 +139,9 @@ def test_size(overview: Overview) -> Finding:
     if n == 0:
         return Finding("warn", "no test rows: nothing can be proved with this data set", 0, remedy)
     half = 98.0 / n**0.5  # 1.96 standard errors of a share of one half, in points
-    what = "an accuracy" if overview.task == "classification" else "a share of good answers"
+    metric = "an accuracy" if overview.task == "classification" else "a share of good answers"
     points = f"{half:.{1 if half < 1 else 2}g} points"
-    message = f"{counted(n, 'test row')} {verb(n, 'tells', 'tell')} {what} to about ± {points}"
+    message = f"{counted(n, 'test row')} {verb(n, 'tells', 'tell')} {metric} to about ± {points}"
     return Finding("ok" if n >= FEW_TEST_ROWS else "warn", message, n, remedy)
 
 
@@ -471,7 +471,7 @@ def reasoning(overview: Overview) -> Finding | None:
         return None
     missing = np.setdiff1d(rows, np.concatenate([thinks, empty]))
     parts = ((missing, "have none"), (empty, "have an empty one"), (other, "reason towards another answer"))
-    detail = ", ".join(f"{len(some):,} {what}" for some, what in parts if len(some))
+    detail = ", ".join(f"{len(some):,} {description}" for some, description in parts if len(some))
     end = f"; reasoning of {counted(cut, 'further row')} is never closed, so {verb(cut, 'it is', 'they are')} left out"
     end = end if cut else ""
     good = f"{counted(len(thinks), 'row')} with reasoning, none without{end}"
@@ -612,7 +612,7 @@ def _compared(overview: Overview) -> list[int]:
     return [split for split in (VAL, TEST) if len(overview.rows(split)) >= FEW_TO_COMPARE]
 
 
-def _differ(what: str, measure: str, overview: Overview) -> Finding | None:
+def _differ(subject: str, measure: str, overview: Overview) -> Finding | None:
     """Whether labels or lengths of other splits differ from train's; p-values are adjusted for their number (Holm)."""
     train, others = overview.rows(TRAIN), _compared(overview)
     if not others:
@@ -626,13 +626,13 @@ def _differ(what: str, measure: str, overview: Overview) -> Finding | None:
             p, size = chi_square(label_counts(overview, TRAIN), label_counts(overview, split))
             trials.append(("labels", split, p, size))
     adjusted = zip(trials, holm([p for _, _, p, _ in trials]), strict=True)
-    differing = [(split, size) for (of, split, _, size), p in adjusted if of == what and p < 0.01 and size > 0.1]
+    differing = [(split, size) for (of, split, _, size), p in adjusted if of == subject and p < 0.01 and size > 0.1]
     if not differing:
-        return Finding("ok", f"{what} are spread alike over the splits", 0)
+        return Finding("ok", f"{subject} are spread alike over the splits", 0)
     sizes = ", ".join(f"{SPLITS[split]} ({measure} {size:.2f})" for split, size in differing)
     remedy = "Look whether rows of one group or time are in one split only: then the test is harder than the training."
     rows = sum(len(overview.rows(split)) for split, _ in differing)
-    return Finding("warn", f"{what} of train differ from {sizes}", rows, remedy)
+    return Finding("warn", f"{subject} of train differ from {sizes}", rows, remedy)
 
 
 @check("split_wording", "a test split that is worded otherwise than train", slow=True)

@@ -71,9 +71,9 @@ def tfidf(texts: Sequence[str]) -> Any:
     seen = np.zeros(2 * 2**BITS, dtype=bool)
     column = np.concatenate(columns)
     seen[column] = True
-    place = np.cumsum(seen) - 1
+    positions = np.cumsum(seen) - 1
     return sparse.csr_matrix(
-        (np.concatenate(values).astype(np.float32), (np.concatenate(rows), place[column])),
+        (np.concatenate(values).astype(np.float32), (np.concatenate(rows), positions[column])),
         shape=(len(texts), int(seen.sum())),
     )
 
@@ -84,8 +84,8 @@ def sketch(table: Any, dimensions: int) -> Any:
 
     mixed = mixed_bits(np.arange(1, table.shape[1] + 1, dtype=np.uint64) * np.uint64(_BASE))
     sign = np.where(mixed & np.uint64(1), np.float32(1), np.float32(-1))
-    place = ((mixed >> np.uint64(33)) % np.uint64(dimensions)).astype(np.int64)
-    fold = sparse.csr_matrix((sign, (np.arange(len(place)), place)), shape=(len(place), dimensions))
+    buckets = ((mixed >> np.uint64(33)) % np.uint64(dimensions)).astype(np.int64)
+    fold = sparse.csr_matrix((sign, (np.arange(len(buckets)), buckets)), shape=(len(buckets), dimensions))
     return (table @ fold).toarray()
 
 
@@ -200,7 +200,7 @@ def compare_with(
         likely = np.flatnonzero(score[len(a) :] >= np.quantile(score[len(a) :], 0.75))
         examples = likely[np.lexsort((likely, nearest[likely]))][:MOST_SHOWN].tolist()
     counts_a, counts_b = _words(a), _words(b)
-    others = _words([text for place, text in enumerate(a) if place % 10])
+    others = _words([text for index, text in enumerate(a) if index % 10])
     return Drift(
         level=level_of(auc),
         auc=auc,
@@ -441,8 +441,8 @@ def compare_with_production(overview: Overview, against: Sequence[Row]) -> Findi
     examples = []
     for number in drift.examples:
         row, text = against[places[number]], textwrap.shorten(texts[number], EXAMPLE_LENGTH, placeholder=" …")
-        place = {"source": row.meta.get("source", ""), "line": row.meta.get("line", 0)}
-        examples.append({**place, "id": row.id, "text": text})
+        location = {"source": row.meta.get("source", ""), "line": row.meta.get("line", 0)}
+        examples.append({**location, "id": row.id, "text": text})
     remedy = "Add training rows of the kind that the examples show, and words such as those named."
     return Finding(drift.level, drift_message(drift), len(against), remedy, CheckRows((), examples))
 

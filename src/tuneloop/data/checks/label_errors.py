@@ -59,8 +59,8 @@ def find_label_errors(
     names = sorted(set(labels))
     if len(names) < 2:
         return []
-    place = {name: number for number, name in enumerate(names)}
-    label = np.array([place[name] for name in labels])
+    numbers = {name: number for number, name in enumerate(names)}
+    label = np.array([numbers[name] for name in labels])
     with one_thread():
         probability = _probabilities(texts, label, len(names), seed, embed)
     label_probability = probability[np.arange(len(label)), label]

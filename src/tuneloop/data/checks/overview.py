@@ -264,8 +264,8 @@ def _ending_flags(answer: str, signs: list[str]) -> None:
 
 def _copied(answer: str, question: str) -> bool:
     """Whether the answer is the input again, but for signs and a few words at the ends."""
-    one, other = " ".join(_WORDS.findall(answer)), " ".join(_WORDS.findall(question.replace("’", "'")))
-    short, long = sorted((one, other), key=len)
+    first, other = " ".join(_WORDS.findall(answer)), " ".join(_WORDS.findall(question.replace("’", "'")))
+    short, long = sorted((first, other), key=len)
     return short.count(" ") >= 4 and short in long and len(short) >= 0.85 * len(long)
 
 
@@ -394,11 +394,11 @@ class Endings:
         if len(words) < 4 or not unusual:
             return False
         # whether more answers begin with this one and continue with a word than stop here
-        place, longer = bisect_right(self.answers, text), 0
-        while place < len(self.answers) and self.answers[place].startswith(text):
-            if self.answers[place][len(text) : len(text) + 2].strip()[:1].isalnum():
-                longer += self.times[self.answers[place]]
-            place += 1
+        position, longer = bisect_right(self.answers, text), 0
+        while position < len(self.answers) and self.answers[position].startswith(text):
+            if self.answers[position][len(text) : len(text) + 2].strip()[:1].isalnum():
+                longer += self.times[self.answers[position]]
+            position += 1
         return longer > self.times[text]
 
     def _is_fragment(self, word: str, seen: int) -> bool:
@@ -406,19 +406,19 @@ class Endings:
         if len(word) < 2 or word.isdigit():
             return False
         least = max(WHOLE, FAR_MORE * seen)
-        place = bisect_right(self.vocabulary, word)
-        while place < len(self.vocabulary) and self.vocabulary[place].startswith(word):
-            if self.words[self.vocabulary[place]] >= least:
+        position = bisect_right(self.vocabulary, word)
+        while position < len(self.vocabulary) and self.vocabulary[position].startswith(word):
+            if self.words[self.vocabulary[position]] >= least:
                 return True
-            place += 1
+            position += 1
         return False
 
 
-def _kinds(text: str, words: int) -> list[str]:
+def _kinds(text: str, length: int) -> list[str]:
     """The kinds that an answer counts for: texts of six words or more, long ones, and those in Chinese signs."""
     if _CJK.match(text[-1:]) or _CJK.match(text[-2:-1]):
         return ["signs"] if len(text) >= 12 else []
-    return ["words", "long"][: (words >= 6) + (words >= LONG)]
+    return ["words", "long"][: (length >= 6) + (length >= LONG)]
 
 
 def _is_prose(text: str) -> bool:
@@ -480,8 +480,8 @@ class Overview:
     def example(self, index: int, **more: Any) -> dict[str, Any]:
         """Where a row stands, for people."""
         row = self.row(int(index))
-        place = {"source": row.meta.get("source", ""), "line": row.meta.get("line", 0), "id": row.id}
-        return {**place, "split": SPLITS[int(self.split[index])], **more}
+        location = {"source": row.meta.get("source", ""), "line": row.meta.get("line", 0), "id": row.id}
+        return {**location, "split": SPLITS[int(self.split[index])], **more}
 
 
 def overview_of(dataset: Dataset, *, measure: Callable[[Row], Any] | None = None) -> Overview:

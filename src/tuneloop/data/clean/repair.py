@@ -199,8 +199,8 @@ def _undo(line: str, codec: _Codec) -> tuple[int, str]:
         decoded.append((length, match[0], character))
         length, end = length + 1, match.end()
     result = "".join([*pieces, line[end:]])
-    for place, sequence, character in decoded:
-        weight = _weight(result, place, sequence, character)
+    for position, sequence, character in decoded:
+        weight = _weight(result, position, sequence, character)
         if weight < 0:
             return 0, line
         weights.append(weight)
@@ -215,9 +215,9 @@ def _undo(line: str, codec: _Codec) -> tuple[int, str]:
     return (sure, result) if accented < plain or not accented else (0, line)
 
 
-def _weight(result: str, place: int, sequence: str, character: str) -> int:
+def _weight(result: str, position: int, sequence: str, character: str) -> int:
     """How odd `sequence` was, and how well `character` fits its place in `result`: 2 is enough, -1: it can't be."""
-    before, after = result[place - 1 : place] if place else "", result[place + 1 : place + 2]
+    before, after = result[position - 1 : position] if position else "", result[position + 1 : position + 2]
     category = unicodedata.category(character)
     if character in _TYPOGRAPHIC or "\U0001f000" <= character <= "\U0001faff" or "\u2600" <= character <= "\u27bf":
         if len(sequence) == 2:  # two lines of a table may meet by chance; a line and a shade or a letter don't
@@ -230,7 +230,7 @@ def _weight(result: str, place: int, sequence: str, character: str) -> int:
         return 0 if category[0] in "MNP" or category == "Sc" else -1
     script = _script(character)
     neighbours = [c for c in (before, after) if c.isalpha()]
-    if any(_script(c) != script for c in neighbours) or _strange(result[max(place - 1, 0) : place + 2]):
+    if any(_script(c) != script for c in neighbours) or _strange(result[max(position - 1, 0) : position + 2]):
         return -1
     # whether the letter does not continue the word before it: a capital after a small letter, another script
     odd = before.isalpha() and ((before.islower() and sequence[0].isupper()) or _script(before) != _script(sequence[0]))
@@ -243,7 +243,7 @@ def _weight(result: str, place: int, sequence: str, character: str) -> int:
         return 2 if len(neighbours) == 2 or (before.islower() and sequence.isupper()) else 1
     strong = not sequence[0].isalpha() and sequence[0] not in _TYPOGRAPHIC  # a line, a root: no word begins with it
     # At the end of a word it needs two letters before: after a single one a root sign may be a formula.
-    at_end = place > 1 and result[place - 2 : place].isalpha()
+    at_end = position > 1 and result[position - 2 : position].isalpha()
     return 2 if len(neighbours) == 2 or (strong and after.isalpha()) or at_end else 1
 
 
@@ -269,9 +269,9 @@ def _undo_multi_byte(line: str, codec: str) -> tuple[int, str]:
     except UnicodeError:
         return 0, line
     sure = 0
-    for place, c in enumerate(result):
+    for position, c in enumerate(result):
         if c > "\x7f":
-            weight = _weight(result, place, "√√√" if not c.isalpha() else "√√", c)
+            weight = _weight(result, position, "√√√" if not c.isalpha() else "√√", c)
             if weight < 0:
                 return 0, line
             sure += weight

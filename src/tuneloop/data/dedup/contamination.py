@@ -66,8 +66,8 @@ def index_of(test: Sequence[minhash.RowTexts], config: DuplicatesConfig) -> Test
     bands = np.concatenate(_keys_by_band(sketches.bands))
     masked = _Keys.of(*_masked(columns))
     rows, passages = _different(*_passages([shape.prompt for shape in shapes]))
-    _, place, counts = np.unique(passages, return_inverse=True, return_counts=True)
-    rare = counts[place] <= max(COMMON, COMMON_SHARE * len(test))
+    _, inverse, counts = np.unique(passages, return_inverse=True, return_counts=True)
+    rare = counts[inverse] <= max(COMMON, COMMON_SHARE * len(test))
     rows, passages = rows[rare], passages[rare]
     signs, counts = minhash.long_signs(sketches, range(len(test))), np.bincount(rows, minlength=len(test))
     all_bands = _Keys.of(bands, np.resize(sketches.owner, len(bands)))

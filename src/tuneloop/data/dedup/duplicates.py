@@ -78,9 +78,9 @@ def find_alike(
                 pairs = pairs[~crowded[_later_place(pairs)]]
     pairs = _distinct(np.concatenate([pairs, *_pairs_but_for_a_word(columns, rows)]))
     pairs = pairs[~crowded[_later_place(pairs)]]
-    one, other = (pairs & np.uint64(2**32 - 1)).astype(np.int64), _later_place(pairs)
+    earlier, other = (pairs & np.uint64(2**32 - 1)).astype(np.int64), _later_place(pairs)
     batches = (
-        np.stack([rows[one[begin : begin + BATCH]], rows[other[begin : begin + BATCH]]], axis=1)
+        np.stack([rows[earlier[begin : begin + BATCH]], rows[other[begin : begin + BATCH]]], axis=1)
         for begin in range(0, len(pairs), BATCH)
     )
     if carry is None:
@@ -91,7 +91,7 @@ def find_alike(
     for number, batch in enumerate(verified):
         batch[0] = batch[0] + BATCH * number
     places, *values = (np.concatenate(column) for column in zip(_arrays([]), *verified, strict=True))
-    return Alike(rows, one[places], other[places], values[0], values[1], values[2], crowded)
+    return Alike(rows, earlier[places], other[places], values[0], values[1], values[2], crowded)
 
 
 def _sketch_names(columns: Columns) -> tuple[minhash.Name, ...]:
@@ -170,9 +170,10 @@ def _pairs_but_for_a_word(columns: Columns, rows: Array) -> Iterator[Array]:
         first, size = np.repeat(first[few], size[few]), np.repeat(size[few], size[few])
         later = first + (np.arange(len(first)) - np.searchsorted(first, first))
         before = later - first
-        place = entries & np.uint64(2**32 - 1)
+        positions = entries & np.uint64(2**32 - 1)
         yield (
-            place[np.repeat(later, before)] << np.uint64(32) | place[np.repeat(first, before) + minhash.counted(before)]
+            positions[np.repeat(later, before)] << np.uint64(32)
+            | positions[np.repeat(first, before) + minhash.counted(before)]
         )
 
 
@@ -180,11 +181,11 @@ def _maybe_shared(keys: NDArray[np.uint32]) -> NDArray[np.bool_]:
     """Which keys may be there more than once: all that are and an eighth of the others, in a fifth of a sort's time."""
     bits = min(len(keys).bit_length() + 3, SLOT_BITS)
     slot = keys >> np.uint32(32 - bits)
-    place = np.arange(len(keys), dtype=np.int32)
+    positions = np.arange(len(keys), dtype=np.int32)
     holder = np.empty(1 << bits, dtype=np.int32)  # of the keys in a slot one stays
-    holder[slot] = place
+    holder[slot] = positions
     full = np.zeros(1 << bits, dtype=np.bool_)
-    full[slot[holder[slot] != place]] = True
+    full[slot[holder[slot] != positions]] = True
     shared: Array = full[slot]
     return shared
 
@@ -203,10 +204,10 @@ def _blocks(counts: Array, most: int) -> list[slice]:
 
 def verify(batch: Batch, comparing: Comparing) -> Verified:
     """Places of the pairs that are similar, and of these `prompt`, `whole` and `together` as in `Alike`."""
-    rows, place = np.unique(batch, return_inverse=True)
+    rows, inverse = np.unique(batch, return_inverse=True)
     shapes = [minhash.shape_of(texts) for texts in comparing.texts(rows.tolist())]
     similar = []
-    for pair, (i, j) in enumerate(place.reshape(-1, 2).tolist()):
+    for pair, (i, j) in enumerate(inverse.reshape(-1, 2).tolist()):
         a, b = shapes[i], shapes[j]
         prompt, whole = minhash.similarities(a, b)
         if max(prompt, whole) >= comparing.threshold:
@@ -242,8 +243,8 @@ class Crowd:
         self._most = minhash.most_apart(comparing.threshold)
         sketches = [minhash.sketched(columns, name, rows) for name in names] if crowded.any() else []
         owner, bucket, count = self._buckets(sketches)
-        for place, number in zip(owner.tolist(), bucket.tolist(), strict=True):
-            self._bands.setdefault(place, []).append(number)
+        for position, number in zip(owner.tolist(), bucket.tolist(), strict=True):
+            self._bands.setdefault(position, []).append(number)
         room = np.minimum(
             np.bincount(bucket, minlength=count), minhash.BUCKET // minhash.banding(comparing.threshold)[1]
         )
@@ -271,32 +272,32 @@ class Crowd:
         """Places to be taken, in order."""
         return sorted(self._bands)
 
-    def add(self, place: int) -> None:
+    def add(self, position: int) -> None:
         """From now on the row is found by others."""
-        for band in self._bands.get(place, ()):
+        for band in self._bands.get(position, ()):
             if (end := self._end[band]) < self._limit[band]:
-                self._slots[end] = place
+                self._slots[end] = position
                 self._end[band] = end + 1
 
-    def near(self, place: int) -> list[int]:
+    def near(self, position: int) -> list[int]:
         """Places of rows added so far that may be similar, the likeliest first; at most CROWD."""
         shared: set[int] = set()
-        for band in self._bands[place]:
+        for band in self._bands[position]:
             shared.update(self._slots[self._start[band] : self._end[band]])
-        shared.discard(place)
-        ranked = sorted((min(minhash.distance(s[place], s[other]) for s in self._signs), other) for other in shared)
+        shared.discard(position)
+        ranked = sorted((min(minhash.distance(s[position], s[other]) for s in self._signs), other) for other in shared)
         return [other for apart, other in ranked[: minhash.CROWD] if apart <= self._most]
 
-    def compare(self, one: int, other: int) -> tuple[float, float, bool]:
+    def compare(self, position: int, other: int) -> tuple[float, float, bool]:
         """`prompt`, `whole` and `together` of two places, as in `Alike`; (0, 0, False) where they can't be copies."""
-        a, b = self._shape(int(self.rows[one])), self._shape(int(self.rows[other]))
+        a, b = self._shape(int(self.rows[position])), self._shape(int(self.rows[other]))
         if a.texts.apart != b.texts.apart or not minhash.may_be_copies(a, b):
             return 0.0, 0.0, False
         return *minhash.similarities(a, b), True
 
-    def prompt_similarity(self, one: int, other: int) -> float:
+    def prompt_similarity(self, position: int, other: int) -> float:
         """How similar the questions of two places are, whatever else they are."""
-        return minhash.prompt_similarity(self._shape(int(self.rows[one])), self._shape(int(self.rows[other])))
+        return minhash.prompt_similarity(self._shape(int(self.rows[position])), self._shape(int(self.rows[other])))
 
 
 def _shapes(texts: Texts) -> Callable[[int], minhash.Shape]:
@@ -374,8 +375,8 @@ def find_duplicates(
         if alike is None:
             alike = find_alike(columns, texts, config.threshold, rows=distinct_rows)
         crowd = Crowd(columns, _COMPARED[config.on], distinct_rows, alike.crowded, Comparing(texts, config.threshold))
-        for place, (other, value) in _near_copies(alike, crowd, config).items():
-            of[int(distinct_rows[place])] = (int(distinct_rows[other]), value, False)
+        for position, (other, value) in _near_copies(alike, crowd, config).items():
+            of[int(distinct_rows[position])] = (int(distinct_rows[other]), value, False)
     return _duplicates((row, *facts) for row, facts in of.items())
 
 
@@ -402,19 +403,19 @@ def _near_copies(alike: Alike, crowd: Crowd, config: DuplicatesConfig) -> dict[i
     similar = values >= config.threshold
     columns = (column[similar].tolist() for column in (alike.other, alike.one, values))
     similar_to: dict[int, list[tuple[float, int]]] = {}
-    for other, one, similarity in zip(*columns, strict=True):
-        similar_to.setdefault(other, []).append((similarity, -one))
+    for other, earlier, similarity in zip(*columns, strict=True):
+        similar_to.setdefault(other, []).append((similarity, -earlier))
     copies: dict[int, tuple[int, float]] = {}
-    for place in sorted({*similar_to, *crowd.places}):
-        if alike.crowded[place]:
-            candidates = [(float(value(*crowd.compare(place, other))), -other) for other in crowd.near(place)]
+    for position in sorted({*similar_to, *crowd.places}):
+        if alike.crowded[position]:
+            candidates = [(float(value(*crowd.compare(position, other))), -other) for other in crowd.near(position)]
         else:
-            candidates = [pair for pair in similar_to.get(place, ()) if -pair[1] not in copies]
+            candidates = [pair for pair in similar_to.get(position, ()) if -pair[1] not in copies]
         best, other = max(candidates, default=(0.0, 0))
         if best >= config.threshold:
-            copies[place] = (-other, best)
+            copies[position] = (-other, best)
         else:
-            crowd.add(place)
+            crowd.add(position)
     return copies
 
 
@@ -437,13 +438,13 @@ def find_links(
     if alike is None:
         alike = find_alike(columns, texts, threshold, rows=np.sort(row_of))
     # Of a row that was dropped, another one with its question may still be there.
-    place = np.minimum(np.searchsorted(questions, question[alike.rows]), len(questions) - 1)
-    there = questions[place] == question[alike.rows]
+    positions = np.minimum(np.searchsorted(questions, question[alike.rows]), len(questions) - 1)
+    there = questions[positions] == question[alike.rows]
     linked = (alike.prompt >= threshold) & there[alike.one] & there[alike.other] & ~alike.crowded[alike.other]
-    one, other = row_of[place[alike.one[linked]]], row_of[place[alike.other[linked]]]
-    pairs = list(zip(one.tolist(), other.tolist(), alike.prompt[linked].tolist(), strict=True))
+    earlier, other = row_of[positions[alike.one[linked]]], row_of[positions[alike.other[linked]]]
+    pairs = list(zip(earlier.tolist(), other.tolist(), alike.prompt[linked].tolist(), strict=True))
     crowded = np.zeros(len(questions), dtype=bool)
-    crowded[place[there & alike.crowded]] = True
+    crowded[positions[there & alike.crowded]] = True
     in_order = np.argsort(row_of)
     crowd = Crowd(columns, ("prompt",), row_of[in_order], crowded[in_order], Comparing(texts, threshold))
     pairs += [(int(crowd.rows[a]), int(crowd.rows[b]), value) for a, b, value in _connecting_pairs(crowd, threshold)]
@@ -456,18 +457,18 @@ def _connecting_pairs(crowd: Crowd, threshold: float) -> list[tuple[int, int, fl
     """Similar pairs that connect all places that a chain of them through crowded ones connects (union-find)."""
     parent: dict[int, int] = {}
 
-    def root(place: int) -> int:
-        while (above := parent.setdefault(place, place)) != place:
-            parent[place] = place = parent[above]
-        return place
+    def root(index: int) -> int:
+        while (above := parent.setdefault(index, index)) != index:
+            parent[index] = index = parent[above]
+        return index
 
     pairs = []
-    for place in crowd.places:
-        for other in crowd.near(place) if crowd.crowded[place] else ():
-            if root(place) != root(other) and (value := crowd.prompt_similarity(place, other)) >= threshold:
-                parent[root(place)] = root(other)
-                pairs.append((other, place, value))
-        crowd.add(place)
+    for position in crowd.places:
+        for other in crowd.near(position) if crowd.crowded[position] else ():
+            if root(position) != root(other) and (value := crowd.prompt_similarity(position, other)) >= threshold:
+                parent[root(position)] = root(other)
+                pairs.append((other, position, value))
+        crowd.add(position)
     return pairs
 
 
@@ -494,8 +495,8 @@ def _first_of_equal(keys: Array) -> tuple[Array, Array, Array]:
     """Places of the first of equal keys; places of the others, and for each the place of its first."""
     order = np.lexsort((keys[:, 1], keys[:, 0]))  # stable: equal keys stay in their order
     new = np.ones(len(order), dtype=bool)
-    one, other = keys[order, 0], keys[order, 1]
-    new[1:] = (one[1:] != one[:-1]) | (other[1:] != other[:-1])
+    half, other = keys[order, 0], keys[order, 1]
+    new[1:] = (half[1:] != half[:-1]) | (other[1:] != other[:-1])
     first = order[new][np.cumsum(new) - 1]
     return np.sort(order[new]), order[~new], first[~new]
 
@@ -533,13 +534,13 @@ def semantic_duplicates(
         inside = embeddings[block] @ embeddings[block].T
         inside[apart[block, None] != apart[block]] = -1.0
         stays = np.zeros(len(block), dtype=bool)
-        for number, place in enumerate(block.tolist()):
+        for number, position in enumerate(block.tolist()):
             near = np.where(stays[:number], inside[number, :number], -1.0)
             if number and near.max() > best[number]:
                 best[number], of[number] = near.max(), block[near.argmax()]
             stays[number] = best[number] < threshold
             if not stays[number]:
-                copies.append((int(rows[place]), int(rows[of[number]]), float(best[number])))
+                copies.append((int(rows[position]), int(rows[of[number]]), float(best[number])))
         new = block[stays]
         leader_places[count : count + len(new)], leaders[count : count + len(new)] = new, embeddings[new]
         count += len(new)

@@ -94,20 +94,20 @@ def short_similarity(a: Sequence[str], b: Sequence[str], texts: tuple[str, str])
     """
     if max(len(a), len(b)) > SHORT:
         return 0.0
-    one, other = without_courtesies(a), without_courtesies(b)
-    if len(one) != len(other):
+    first, other = without_courtesies(a), without_courtesies(b)
+    if len(first) != len(other):
         return 0.0
-    differing = [place for place, (u, v) in enumerate(zip(one, other, strict=True)) if u != v]
+    differing = [index for index, (u, v) in enumerate(zip(first, other, strict=True)) if u != v]
     if len(differing) > 1:
         return 0.0
     if differing:
-        place = differing[0]
-        u, v = one[place], other[place]
-        rest = [word for at, word in enumerate(one) if at != place]
+        position = differing[0]
+        u, v = first[position], other[position]
+        rest = [word for at, word in enumerate(first) if at != position]
         if not one_edit_apart(u, v) or not _is_typo(u, v, rest) or all(map(_looks_like_a_name, texts, (u, v))):
             return 0.0
-    courtesies = (len(a), len(b)) != (len(one), len(other))
-    letters = max(sum(map(len, one)), sum(map(len, other)))
+    courtesies = (len(a), len(b)) != (len(first), len(other))
+    letters = max(sum(map(len, first)), sum(map(len, other)))
     return 1.0 - (len(differing) + courtesies) / max(letters, 1)
 
 
@@ -120,19 +120,19 @@ def same_meaning(a: Sequence[str], b: Sequence[str], texts: tuple[str, str]) -> 
     """
     if max(len(a), len(b)) > COMPARED or a == b:
         return True
-    one, other = without_courtesies(a), without_courtesies(b)
+    first, other = without_courtesies(a), without_courtesies(b)
     short = max(len(a), len(b)) <= SHORT
-    if short and with_digits(one) != with_digits(other):
+    if short and with_digits(first) != with_digits(other):
         return False
     if short_similarity(a, b, texts) > 0:
         return True
-    if _differ_in_a_negation(one, other):
+    if _differ_in_a_negation(first, other):
         return False
-    if len(one) != len(other):
+    if len(first) != len(other):
         return True
-    if sorted(one) == sorted(other):
-        return one == other or not _is_swap(one, other)
-    differing = [(u, v) for u, v in zip(one, other, strict=True) if u != v]
+    if sorted(first) == sorted(other):
+        return first == other or not _is_swap(first, other)
+    differing = [(u, v) for u, v in zip(first, other, strict=True) if u != v]
     for u, v in differing:  # words that exclude each other: days, currencies, "to" and "from", "lock" and "unlock"
         less, more = sorted((u, v), key=len)
         prefixed = len(less) >= _LETTERS and any(more == prefix + less for prefix in _PREFIXES)
@@ -146,9 +146,9 @@ def with_digits(words: Sequence[str]) -> list[str]:
     return [word for word in words if _DIGIT.search(word)]
 
 
-def _differ_in_a_negation(one: Sequence[str], other: Sequence[str]) -> bool:
+def _differ_in_a_negation(first: Sequence[str], other: Sequence[str]) -> bool:
     """Whether one text has a "not" more, with a backtick for an apostrophe, too; a misspelt one counts as one."""
-    here, there = Counter(one), Counter(other)
+    here, there = Counter(first), Counter(other)
     lone = [list((here - there).elements()), list((there - here).elements())]
     negations = [[word for word in words if word.replace("`", "") in _NEGATIONS] for words in lone]
     if len(negations[0]) == len(negations[1]):
@@ -157,11 +157,11 @@ def _differ_in_a_negation(one: Sequence[str], other: Sequence[str]) -> bool:
     return not any(one_edit_apart(word, partner) and partner not in known_words("en") for word, partner in pairs)
 
 
-def _is_swap(one: Sequence[str], other: Sequence[str]) -> bool:
+def _is_swap(first: Sequence[str], other: Sequence[str]) -> bool:
     """Whether two parts changed places around a third one: "from A to B", "from B to A"."""
-    start = next(at for at, (u, v) in enumerate(zip(one, other, strict=True)) if u != v)
-    end = next(at for at, (u, v) in enumerate(zip(reversed(one), reversed(other), strict=True)) if u != v)
-    a, b = list(one[start : len(one) - end]), list(other[start : len(other) - end])
+    start = next(at for at, (u, v) in enumerate(zip(first, other, strict=True)) if u != v)
+    end = next(at for at, (u, v) in enumerate(zip(reversed(first), reversed(other), strict=True)) if u != v)
+    a, b = list(first[start : len(first) - end]), list(other[start : len(other) - end])
     n = len(a)
     return any(
         a[:i] == b[n - i :] and a[n - j :] == b[:j] and a[i : n - j] == b[j : n - i]
@@ -271,7 +271,7 @@ def _shared_start(ordered: Sequence[str]) -> str:
     span = math.ceil(0.9 * len(ordered)) - 1
     longest = ""
     for pair in zip(ordered, ordered[span:], strict=False):  # all between two sorted texts share what these share
-        differing = (place for place, (a, b) in enumerate(zip(*pair, strict=False)) if a != b)
+        differing = (position for position, (a, b) in enumerate(zip(*pair, strict=False)) if a != b)
         same = next(differing, min(map(len, pair)))
         if same > len(longest):
             longest = pair[0][:same]
@@ -373,16 +373,16 @@ def shape_of(texts: RowTexts) -> Shape:
     return Shape(texts, folded_words(texts.prompt), folded_words(texts.answer), _NUMBER.findall(texts.answer))
 
 
-def _overlap(a: Shape, b: Shape, side: Literal["prompt", "answer"], words: int) -> tuple[int, int]:
-    kind: Kind = "words" if words > LONG else "letters"
-    one, other = a.shingles(side, kind), b.shingles(side, kind)
-    both = len(one & other)
-    return both, len(one) + len(other) - both
+def _overlap(a: Shape, b: Shape, side: Literal["prompt", "answer"], length: int) -> tuple[int, int]:
+    kind: Kind = "words" if length > LONG else "letters"
+    first, other = a.shingles(side, kind), b.shingles(side, kind)
+    both = len(first & other)
+    return both, len(first) + len(other) - both
 
 
-def _prompt_overlap(a: Shape, b: Shape, words: int) -> tuple[float, int]:
+def _prompt_overlap(a: Shape, b: Shape, length: int) -> tuple[float, int]:
     """As `_overlap` of what the users say; texts that differ in a typo or a courtesy overlap by `short_similarity`."""
-    both, either = _overlap(a, b, "prompt", words)
+    both, either = _overlap(a, b, "prompt", length)
     if both == either:
         return both, either
     return max(both, either * short_similarity(a.prompt, b.prompt, (a.texts.prompt, b.texts.prompt))), either
@@ -415,8 +415,8 @@ def similarities(a: Shape, b: Shape) -> tuple[float, float]:
     both, either = _overlap(a, b, "answer", max(len(a.answer), len(b.answer)))
     if both < SIDE * either:
         return prompt, 0.0
-    words = max(len(a.prompt) + len(a.answer), len(b.prompt) + len(b.answer))
-    (prompt_both, prompt_either), (both, either) = _prompt_overlap(a, b, words), _overlap(a, b, "answer", words)
+    length = max(len(a.prompt) + len(a.answer), len(b.prompt) + len(b.answer))
+    (prompt_both, prompt_either), (both, either) = _prompt_overlap(a, b, length), _overlap(a, b, "answer", length)
     return prompt, (prompt_both + both) / (prompt_either + either) if prompt_either + either else 1.0
 
 
@@ -503,12 +503,12 @@ def _masked_keys(texts: Sequence[Sequence[str]]) -> Array:
         return keys
     cores = [without_courtesies(texts[number]) for number in short]
     lengths = np.array([len(core) for core in cores], dtype=np.int64)
-    place = counted(lengths)
-    hashed = (word_hashes([word for core in cores for word in core]) + np.uint64(1)) * _FACTORS[place]
+    positions = counted(lengths)
+    hashed = (word_hashes([word for core in cores for word in core]) + np.uint64(1)) * _FACTORS[positions]
     hashed ^= hashed >> np.uint64(29)
     starts = np.cumsum(lengths) - lengths
     for mask in range(MASKS):
-        sums = np.add.reduceat(np.where(place % MASKS == mask, np.uint64(0), hashed), starts)
+        sums = np.add.reduceat(np.where(positions % MASKS == mask, np.uint64(0), hashed), starts)
         sums = (sums ^ (lengths * MASKS + mask).astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
         keys[short, mask] = np.where((lengths > mask) & (lengths > 1), sums >> np.uint64(32), 0)
     return keys
@@ -625,19 +625,19 @@ class Sketched(NamedTuple):
 
 def sketched(columns: Columns, name: Name, rows: Array) -> Sketched:
     """The sketches of rows, given by their indices."""
-    place, edge = _edges(columns, name, rows)
+    owners, edge = _edges(columns, name, rows)
     keys, edge_keys = columns[name], columns[f"edge_{name}"]
     bands = (np.concatenate([keys[rows, band], edge_keys[edge, band]]) for band in range(keys.shape[1] - SIGNS))
     signs = np.ascontiguousarray(np.concatenate([keys[rows, -SIGNS:], edge_keys[edge, -SIGNS:]])).view("<u8")
-    return Sketched(np.concatenate([np.arange(len(rows)), place]), signs, bands)
+    return Sketched(np.concatenate([np.arange(len(rows)), owners]), signs, bands)
 
 
 def long_signs(sketches: Sketched, places: Iterable[int]) -> dict[int, list[int]]:
     """The signs of some rows, given by their places: of each sketch one long number."""
     some = np.flatnonzero(among(sketches.owner, np.fromiter(places, dtype=np.int64)))
     signs: dict[int, list[int]] = {}
-    for place, (low, high) in zip(sketches.owner[some].tolist(), sketches.signs[some].tolist(), strict=True):
-        signs.setdefault(place, []).append(low | high << 64)
+    for owner, (low, high) in zip(sketches.owner[some].tolist(), sketches.signs[some].tolist(), strict=True):
+        signs.setdefault(owner, []).append(low | high << 64)
     return signs
 
 

@@ -115,13 +115,13 @@ class RecordSample(list[Record]):
         """The first of some columns that the sample has."""
         return next((name for name in names if name in self.columns), None)
 
-    def seen(self, columns: Iterable[str], what: str = "") -> str:
+    def seen(self, columns: Iterable[str], detail: str = "") -> str:
         """How many records have some columns, in words."""
         columns = list(columns)
         number = self.having(columns)
         share = f"all {number:,}" if number == len(self) else f"{number:,} of {len(self):,}"
         records, have = ("record", "has") if number == len(self) == 1 else ("records", "have")
-        return f"{share} {records} looked at {have} {' and '.join(map(repr, columns))}{what}"
+        return f"{share} {records} looked at {have} {' and '.join(map(repr, columns))}{detail}"
 
     def further(self, *roles: tuple[str, tuple[str, ...]]) -> dict[str, str]:
         """Columns that go with others: for each role the first of its names that the sample has."""
@@ -161,14 +161,14 @@ def _at(record: Any, path: str) -> Any:
     """The value at a path; a key may have dots of its own, as those of OpenTelemetry's attributes."""
     if not isinstance(record, Mapping) or path in record:
         return record[path] if isinstance(record, Mapping) else None
-    heads = [path[:place] for place, sign in enumerate(path) if sign == "."]
+    heads = [path[:index] for index, sign in enumerate(path) if sign == "."]
     inner = (as_value(_at(as_value(record[head]), path[len(head) + 1 :])) for head in heads if head in record)
     return next((value for value in inner if value is not None), None)
 
 
 def objects(value: Any) -> list[dict[str, Any]]:
     """The objects of a list; none where it is no list."""
-    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 def is_about(name: str, further: Iterable[str] = ()) -> bool:
@@ -293,8 +293,8 @@ def answer_of(record: Record, column: str, guess: FormatGuess) -> str:
 def refuse_text(value: Any, column: str, guess: FormatGuess) -> None:
     """Refuse a value that is no object, array or null in a column where nearly all others are."""
     if column in guess.objects and value is not None and is_scalar(as_value(value)):
-        what = f"column {column!r} is {json_type(value)}, not JSON as nearly all others"
-        raise Refused("wrong_type", f"{what}: {short(str(value))}")
+        problem = f"column {column!r} is {json_type(value)}, not JSON as nearly all others"
+        raise Refused("wrong_type", f"{problem}: {short(str(value))}")
 
 
 def system_turn(record: Record, guess: FormatGuess) -> list[Message]:
@@ -394,8 +394,8 @@ def read_thumb(value: Any, scale: tuple[float, float] | None) -> tuple[bool | No
     number, (low, high) = read_number(value), scale
     if number is None or not low <= number <= high:
         return None
-    place = (number - low) / (high - low)
-    return (True if place >= 0.6 else False if place <= 0.4 else None), number
+    fraction = (number - low) / (high - low)
+    return (True if fraction >= 0.6 else False if fraction <= 0.4 else None), number
 
 
 def score_of(answer: Any) -> float | None:

@@ -143,17 +143,17 @@ def logged_answer(response: Any) -> tuple[dict[str, Any], str]:
     return answer.turn, answer.finish
 
 
-def _refuse_failure(value: Mapping[str, Any], what: str) -> None:
+def _refuse_failure(value: Mapping[str, Any], subject: str) -> None:
     for name in ("status_code", "statusCode", "status", "http_status"):
         status = value.get(name)
         if isinstance(status, str) and status.isdecimal() and len(status) == 3:
             status = int(status)
         if (isinstance(status, int) and 400 <= status < 600) or status in ("failed", "error"):
-            raise Refused("error_output", f"{name} of {what} is {status}")
+            raise Refused("error_output", f"{name} of {subject} is {status}")
     error = value.get("error")
     if error:
         message = error.get("message") if isinstance(error, dict) else error
-        raise Refused("error_output", f"{what} is an error: {short(str(message))}")
+        raise Refused("error_output", f"{subject} is an error: {short(str(message))}")
 
 
 def _request(body: Any) -> tuple[list[Any], list[Any], str]:
@@ -422,8 +422,8 @@ class _Stream:
         self._text(delta.get("content"))
         self._text(delta.get("text"))
         self._thought(delta)
-        one = delta.get("function_call")
-        calls = delta.get("tool_calls") or ([{"function": one}] if one else [])
+        call = delta.get("function_call")
+        calls = delta.get("tool_calls") or ([{"function": call}] if call else [])
         for part in calls if isinstance(calls, list) else []:
             if not isinstance(part, dict):
                 self.is_odd = True

@@ -189,8 +189,8 @@ def _format_of(config: PrepareConfig) -> str:
         raise UserError(f"Unknown format: {config.format}", where="data.format", next_step=step)
     if config.input is not None or config.output is not None:
         if config.format not in ("auto", "fields"):
-            what = f"Templates (data.input, data.output) don't go with format={config.format}"
-            raise UserError(what, next_step="leave out data.format, or the templates")
+            message = f"Templates (data.input, data.output) don't go with format={config.format}"
+            raise UserError(message, next_step="leave out data.format, or the templates")
         if config.input is None or config.output is None:
             missing = "input" if config.input is None else "output"
             raise UserError(f"Missing key 'data.{missing}'", next_step=f"set data.{missing}='...{{column}}...' as well")
@@ -203,8 +203,8 @@ def _format_of(config: PrepareConfig) -> str:
     if config.format == "text" and config.label is None:
         return "text"
     if config.format not in ("auto", "text_label"):
-        what = f"data.text and data.label don't go with format={config.format}"
-        raise UserError(what, next_step="leave out data.format, or data.text and data.label")
+        message = f"data.text and data.label don't go with format={config.format}"
+        raise UserError(message, next_step="leave out data.format, or data.text and data.label")
     return "text_label"
 
 
@@ -245,14 +245,14 @@ def _likely_settings(sample: RecordSample) -> list[str]:
     wrote tends to follow what was made of it.
     """
     answers = answer_columns(sample)
-    words = [name for name in sample.columns if name not in answers and sample.nearly(name, _is_words)]
-    texts = {name: [str(value) for value in sample.of(name) if value is not None] for name in words}
+    columns = [name for name in sample.columns if name not in answers and sample.nearly(name, _is_words)]
+    texts = {name: [str(value) for value in sample.of(name) if value is not None] for name in columns}
     distinct = {name: len(set(values)) for name, values in texts.items()}
-    labels = [name for name in words if 2 <= distinct[name] <= MOST_LABELS * len(texts[name])]
-    length = {name: sum(len(value.split()) for value in texts[name]) / len(texts[name]) for name in words}
-    prose = [name for name in words if distinct[name] > 0.5 * len(texts[name]) and length[name] >= 2]
-    if words and answers:
-        text = max(words, key=lambda name: sum(map(len, texts[name])) / len(texts[name]))
+    labels = [name for name in columns if 2 <= distinct[name] <= MOST_LABELS * len(texts[name])]
+    length = {name: sum(len(value.split()) for value in texts[name]) / len(texts[name]) for name in columns}
+    prose = [name for name in columns if distinct[name] > 0.5 * len(texts[name]) and length[name] >= 2]
+    if columns and answers:
+        text = max(columns, key=lambda name: sum(map(len, texts[name])) / len(texts[name]))
         prompts = [name for name in answers if name.casefold() in {pair[0] for pair in PAIRS}]
         if prompts and prose:
             return [f"data.input={{{prompts[0]}}}", f"data.output={{{text}}}"]
@@ -263,7 +263,7 @@ def _likely_settings(sample: RecordSample) -> list[str]:
         longest = max(length[name] for name in prose)
         text = [name for name in prose if length[name] >= 0.9 * longest][-1]
         return [f"data.text={text}", f"data.label={min(labels, key=distinct.__getitem__)}"]
-    if len(prose) == len(words) == 2:
+    if len(prose) == len(columns) == 2:
         return [f"data.input={{{prose[0]}}}", f"data.output={{{prose[1]}}}"]
     return []
 
@@ -276,8 +276,8 @@ def _extraction(sample: RecordSample, text: str, answers: Sequence[str]) -> list
     lists = 2 * sum(isinstance(value, list) for value in values) > len(values)
     keys = _keys(values)
     keys = keys and f"the key{'s' if ',' in keys else ''} {keys}"
-    what = f"{'a list of objects' if lists else 'an object'} with {keys}" if keys else f"a list: {answers[0]}"
-    instruction = f"Extract from the text, as JSON, {what}. Answer with the JSON only."
+    description = f"{'a list of objects' if lists else 'an object'} with {keys}" if keys else f"a list: {answers[0]}"
+    instruction = f"Extract from the text, as JSON, {description}. Answer with the JSON only."
     return [f"data.instruction={instruction}", f"data.input={{{text}}}", f"data.output={output}"]
 
 
@@ -289,7 +289,7 @@ def _keys(values: Iterable[Any], depth: int = 3) -> str:
         for key, value in item.items() if isinstance(item, dict) and depth else ():
             if key.isprintable():
                 inner.setdefault(key, []).append(value)
-    fields = [(key, _keys(each, depth - 1)) for key, each in list(inner.items())[:MOST_KEYS]]
+    fields = [(key, _keys(key_values, depth - 1)) for key, key_values in list(inner.items())[:MOST_KEYS]]
     return ", ".join(f"{key} ({keys})" if keys else key for key, keys in fields)
 
 
@@ -316,15 +316,17 @@ def _no_format(sample: RecordSample, config: PrepareConfig, choice: str) -> User
         if any(len(name.split()) >= SENTENCE for name in columns):
             step = "is there no header line? Write one first, as in text,label; else " + step
             likely = []
-        what = "Can't tell the format of the records"
+        message = "Can't tell the format of the records"
         if answers := answer_columns(sample) if likely else []:
-            what += f": {' and '.join(map(repr, answers))} {'looks' if len(answers) == 1 else 'look'} like the answer"
-        return UserError(what, where=f"columns: {names or '(none)'}", next_step=step, settings=likely)
+            message += (
+                f": {' and '.join(map(repr, answers))} {'looks' if len(answers) == 1 else 'look'} like the answer"
+            )
+        return UserError(message, where=f"columns: {names or '(none)'}", next_step=step, settings=likely)
     other = _find(sample, config, "auto") if choice != "text_label" else None
     if other is not None:
         step = f"they look like {other.name} ({other.reason}): leave out data.format, or " + step
-    what = f"The records don't look like {choice}, which has {FORMATS[choice].shape}"
-    return UserError(what, where=f"columns: {names or '(none)'}", next_step=step)
+    message = f"The records don't look like {choice}, which has {FORMATS[choice].shape}"
+    return UserError(message, where=f"columns: {names or '(none)'}", next_step=step)
 
 
 def check_columns(records: Sequence[Record], config: PrepareConfig) -> None:
@@ -357,9 +359,9 @@ def guess_from_info(entry: Mapping[str, Any]) -> FormatGuess:
     formatting = entry.get("formatting", "alpaca")
     objects = isinstance(columns, Mapping) and isinstance(tags, Mapping)
     if not objects or formatting not in ("alpaca", "sharegpt", "openai"):
-        what = f"Can't read the entry with formatting {formatting!r}"
+        message = f"Can't read the entry with formatting {formatting!r}"
         step = "formatting is alpaca, sharegpt or openai; columns and tags are objects"
-        raise UserError(what, where="dataset_info.json", next_step=step)
+        raise UserError(message, where="dataset_info.json", next_step=step)
     if media := [name for name in ("images", "videos", "audios") if columns.get(name)]:
         raise UserError(f"{media[0]} can't be trained on", where="dataset_info.json", next_step="give text data only")
     roles = _named(columns, _FURTHER)

@@ -128,38 +128,38 @@ def read_turns(value: Sequence[Any], keys: TurnKeys, repairs: list[dict[str, Any
     return turns
 
 
-def _read_turn(turn: Any, place: int, keys: TurnKeys, calls: int, repairs: list[dict[str, Any]]) -> Message:
+def _read_turn(turn: Any, position: int, keys: TurnKeys, calls: int, repairs: list[dict[str, Any]]) -> Message:
     if not isinstance(turn, dict):
-        raise Refused("wrong_type", f"turn {place} is {json_type(turn)}, not an object")
+        raise Refused("wrong_type", f"turn {position} is {json_type(turn)}, not an object")
     if keys.role not in turn:
-        raise Refused("missing_field", f"turn {place} has no {keys.role!r}")
-    role = _role(turn[keys.role], place, keys, repairs)
+        raise Refused("missing_field", f"turn {position} has no {keys.role!r}")
+    role = _role(turn[keys.role], position, keys, repairs)
     content = turn.get(keys.content)
     if role == "tool":
-        return _tool_turn(turn, content, place, keys)
+        return _tool_turn(turn, content, position, keys)
     if role == "function_call":
-        values = from_json(content, f"the call of turn {place}")
+        values = from_json(content, f"the call of turn {position}")
         values = values if isinstance(values, list) else [values]
-        return {"role": "assistant", "content": "", "tool_calls": _calls(values, place, calls)}
+        return {"role": "assistant", "content": "", "tool_calls": _calls(values, position, calls)}
     calls_here = turn.get("tool_calls") or ([turn["function_call"]] if turn.get("function_call") else [])
     if keys.content not in turn and not calls_here:
-        raise Refused("missing_field", f"turn {place} has no {keys.content!r}")
+        raise Refused("missing_field", f"turn {position} has no {keys.content!r}")
     items = content if isinstance(content, list) and content else [content]
     if role == "assistant" and all(isinstance(item, dict) and not _PART_KEYS & item.keys() for item in items):
-        text = json_text(content, f"the content of turn {place}")
+        text = json_text(content, f"the content of turn {position}")
     else:
-        text = content_text(content, place)
+        text = content_text(content, position)
     message: Message = {"role": role, "content": text}  # type: ignore[typeddict-item]
     if role == "assistant" and (thought := _thought(turn, content)) is not None:
         message["reasoning_content"] = thought.strip()
     if calls_here:
         if role != "assistant" or not isinstance(calls_here, list):
-            raise Refused("wrong_type", f"turn {place}: tool_calls of the {role}")
-        message["tool_calls"] = _calls(calls_here, place, calls)
+            raise Refused("wrong_type", f"turn {position}: tool_calls of the {role}")
+        message["tool_calls"] = _calls(calls_here, position, calls)
     weight = turn.get("weight")
     if weight is not None:
         if not isinstance(weight, int | float) or not 0 <= weight <= 1:
-            raise Refused("wrong_type", f"turn {place} has a weight that is no number from 0 to 1")
+            raise Refused("wrong_type", f"turn {position} has a weight that is no number from 0 to 1")
         message["weight"] = int(weight) if weight in (0, 1) else weight
     name = turn.get("name")
     if isinstance(name, str) and name.strip():
@@ -167,16 +167,16 @@ def _read_turn(turn: Any, place: int, keys: TurnKeys, calls: int, repairs: list[
     return message
 
 
-def _role(value: Any, place: int, keys: TurnKeys, repairs: list[dict[str, Any]]) -> str:
+def _role(value: Any, position: int, keys: TurnKeys, repairs: list[dict[str, Any]]) -> str:
     if not isinstance(value, str):
-        raise Refused("unknown_role", f"turn {place}: {short(str(value))}")
+        raise Refused("unknown_role", f"turn {position}: {short(str(value))}")
     spelling = value.strip().casefold()
     role = keys.roles.get(spelling) or ROLES.get(spelling)
     if role is None:
-        raise Refused("unknown_role", f"turn {place}: {short(value)}")
+        raise Refused("unknown_role", f"turn {position}: {short(value)}")
     if value != role and value not in keys.usual:
         detail = f"{short(value)}: {role}"
-        repairs.append({"kind": "unknown_role", "field": "messages", "turn": place, "detail": detail})
+        repairs.append({"kind": "unknown_role", "field": "messages", "turn": position, "detail": detail})
     return role
 
 
@@ -194,12 +194,12 @@ def _thinking(content: Any) -> list[Mapping[str, Any]]:
     return [part for part in parts if isinstance(part, dict) and part.get("type") == "thinking"]
 
 
-def _with_thought(turn: Message, place: int) -> Message:
+def _with_thought(turn: Message, position: int) -> Message:
     """A turn whose text begins with its reasoning, as `<think>` has it, with both apart."""
     text = turn["content"]
     thought, answer = split_reasoning(text, opened=is_headless(text))
     if answer is None:
-        raise Refused("cut_reasoning", f"turn {place}: its reasoning is never closed, so it has no answer")
+        raise Refused("cut_reasoning", f"turn {position}: its reasoning is never closed, so it has no answer")
     if thought is None:
         return turn
     earlier = turn.get("reasoning_content") or ""
@@ -207,14 +207,14 @@ def _with_thought(turn: Message, place: int) -> Message:
     return {**turn, "content": answer, "reasoning_content": both}
 
 
-def content_text(value: Any, place: int) -> str:
+def content_text(value: Any, position: int) -> str:
     """A turn's content as text; parts of type text are joined, and those of reasoning left out."""
     if isinstance(value, str):
         return value
     if not isinstance(value, list):
-        return as_text(value, f"the content of turn {place}", strings_only=True)
+        return as_text(value, f"the content of turn {position}", strings_only=True)
     if (text := _text_of_parts(value)) is None:
-        raise Refused("wrong_type", f"turn {place} has a part that is no text")
+        raise Refused("wrong_type", f"turn {position} has a part that is no text")
     return text
 
 
@@ -246,47 +246,47 @@ def with_whole_contents(turns: list[Any], content_key: str) -> list[Any]:
     return whole
 
 
-def _calls(values: Iterable[Any], place: int, before: int) -> list[dict[str, Any]]:
-    return [_call(value, place, f"call_{number}") for number, value in enumerate(values, before)]
+def _calls(values: Iterable[Any], position: int, before: int) -> list[dict[str, Any]]:
+    return [_call(value, position, f"call_{number}") for number, value in enumerate(values, before)]
 
 
-def _call(value: Any, place: int, new_id: str) -> dict[str, Any]:
+def _call(value: Any, position: int, new_id: str) -> dict[str, Any]:
     """A call in the OpenAI form, the arguments as a JSON string; `new_id` is used where it has no id."""
     function = value.get("function", value) if isinstance(value, dict) else None
     if not isinstance(function, dict):
-        raise Refused("wrong_type", f"turn {place}: a tool call is no object")
+        raise Refused("wrong_type", f"turn {position}: a tool call is no object")
     name, arguments = function.get("name"), function.get("arguments")
     if not isinstance(name, str):
-        raise Refused("missing_field", f"turn {place}: a tool call has no name")
+        raise Refused("missing_field", f"turn {position}: a tool call has no name")
     call_id = value.get("id")
     return {
         "id": call_id if isinstance(call_id, str) and call_id else new_id,
         "type": "function",
-        "function": {"name": name, "arguments": _arguments(arguments, place)},
+        "function": {"name": name, "arguments": _arguments(arguments, position)},
     }
 
 
-def _arguments(value: Any, place: int) -> str:
+def _arguments(value: Any, position: int) -> str:
     """Arguments as the JSON text of an object; a string stays as it is written. None at all are `{}`."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return "{}"
     try:
         parsed = parse_json(value) if isinstance(value, str) else value
     except (ValueError, RecursionError):
-        raise Refused("bad_arguments", f"turn {place}: {short(value)} is not valid JSON") from None
+        raise Refused("bad_arguments", f"turn {position}: {short(value)} is not valid JSON") from None
     if not isinstance(parsed, dict):
-        raise Refused("bad_arguments", f"turn {place}: the arguments are {json_type(parsed)}, not an object")
+        raise Refused("bad_arguments", f"turn {position}: the arguments are {json_type(parsed)}, not an object")
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _tool_turn(turn: Mapping[str, Any], value: Any, place: int, keys: TurnKeys) -> Message:
+def _tool_turn(turn: Mapping[str, Any], value: Any, position: int, keys: TurnKeys) -> Message:
     if keys.content not in turn:
-        raise Refused("missing_field", f"turn {place} has no {keys.content!r}")
+        raise Refused("missing_field", f"turn {position} has no {keys.content!r}")
     textual = isinstance(value, list) and all(
         isinstance(p, str) or (isinstance(p, dict) and isinstance(p.get("text"), str)) for p in value
     )
     data = isinstance(value, dict | bool | int | float) or (isinstance(value, list) and not textual)
-    text = json.dumps(value, ensure_ascii=False) if data else content_text(value, place)
+    text = json.dumps(value, ensure_ascii=False) if data else content_text(value, position)
     names = {key: turn[key] for key in ("tool_call_id", "name") if isinstance(turn.get(key), str) and turn[key]}
     return {"role": "tool", "content": text, **names}  # type: ignore[typeddict-item]
 
@@ -320,27 +320,27 @@ def ordered(
             and the reverse, nothing to train on.
     """
     builder = _ConversationBuilder(keys, repairs)
-    for place, turn in enumerate(turns, 1):
+    for position, turn in enumerate(turns, 1):
         if turn["role"] == "assistant" and ("think>" in turn["content"] or "THINK]" in turn["content"]):
-            turn = _with_thought(turn, place)
+            turn = _with_thought(turn, position)
         content, role = turn["content"], turn["role"]
         if role == "tool":
-            builder.tool(turn, place)
+            builder.tool(turn, position)
             continue
         if not content or content.isspace():
             if role == "system":
-                repairs.append({"kind": "dropped_turn", "field": "messages", "turn": place})
+                repairs.append({"kind": "dropped_turn", "field": "messages", "turn": position})
                 continue
             if role == "user":
-                raise Refused("empty_input", f"turn {place} is empty")
+                raise Refused("empty_input", f"turn {position} is empty")
             if "tool_calls" not in turn:
-                raise Refused("empty_output", f"turn {place} is empty")
+                raise Refused("empty_output", f"turn {position} is empty")
         elif errors and role == "assistant" and (kind := error_answer(content, builder.question)):
-            raise Refused("error_output", f"turn {place} is {kind}: {short(content)}")
+            raise Refused("error_output", f"turn {position} is {kind}: {short(content)}")
         if role == builder.role:
-            builder.again(turn, place)
+            builder.again(turn, position)
         else:
-            builder.next(turn, place)
+            builder.next(turn, position)
     return builder.end(system)
 
 
@@ -360,69 +360,71 @@ class _ConversationBuilder:
     has_system: bool = False
     weights: bool = False  # some turn has one
 
-    def next(self, turn: Message, place: int) -> None:
+    def next(self, turn: Message, position: int) -> None:
         role = turn["role"]
         if self.open and role in ("user", "assistant"):
-            raise self._unanswered(place)
+            raise self._unanswered(position)
         if role == "user":
             self.question = turn["content"]
         elif role == "assistant":
             if not self.question:
                 self.greeting = turn["content"]
-            self._learn(turn, place)
+            self._learn(turn, position)
         else:
             self.has_system = True
         self.role = role
         self.merged.append(turn)
 
-    def again(self, turn: Message, place: int) -> None:
+    def again(self, turn: Message, position: int) -> None:
         """A turn of the same speaker as the last: one with it, unless a call's answer is missing between them."""
         first = self.merged[-1]
         if self.open and turn["content"]:
-            raise self._unanswered(place)
+            raise self._unanswered(position)
         if first.get("weight") != turn.get("weight"):  # one is trained on, the other not
-            self.next(turn, place)
+            self.next(turn, position)
             return
         if self.open and not self.keys.separate_calls:
             self.calls_merged = True
         merged: Message = {**first, "content": "\n".join(filter(None, (first["content"], turn["content"])))}
         if first.get("name") != turn.get("name"):
             merged.pop("name", None)
-        if thoughts := [each["reasoning_content"] for each in (first, turn) if each.get("reasoning_content")]:
+        if thoughts := [message["reasoning_content"] for message in (first, turn) if message.get("reasoning_content")]:
             merged["reasoning_content"] = "\n".join(thoughts)
         if "tool_calls" in turn:
             merged["tool_calls"] = [*first.get("tool_calls", ()), *turn["tool_calls"]]
         if not (self.open and self.keys.separate_calls):
-            self.repairs.append({"kind": "merged_turns", "field": "messages", "turn": place})
+            self.repairs.append({"kind": "merged_turns", "field": "messages", "turn": position})
         if self.role == "user":
             self.question = merged["content"]
         elif self.role == "assistant":
-            self._learn(turn, place)
+            self._learn(turn, position)
         self.merged[-1] = merged
 
-    def _learn(self, turn: Message, place: int) -> None:
+    def _learn(self, turn: Message, position: int) -> None:
         if len(turn) == 2:
             return
         if "tool_calls" in turn:
             if not self.question:
-                raise Refused("bad_turn_order", f"turn {place} calls a tool before any user turn")
+                raise Refused("bad_turn_order", f"turn {position} calls a tool before any user turn")
             self.open = [*self.open, *turn["tool_calls"]]
             if not self.nameless and not all(call["function"]["name"].strip() for call in turn["tool_calls"]):
-                self.nameless = place
+                self.nameless = position
         self.weights = self.weights or "weight" in turn
 
-    def tool(self, turn: Message, place: int) -> None:
+    def tool(self, turn: Message, position: int) -> None:
         """A tool's answer, tied to the call it answers: by its id, else the first call not yet answered."""
         if not self.open:
-            what = "a second answer to a call" if self.role == "tool" else "a tool's answer without a call before it"
-            raise Refused("bad_turn_order", f"turn {place} is {what}")
+            problem = "a second answer to a call" if self.role == "tool" else "a tool's answer without a call before it"
+            raise Refused("bad_turn_order", f"turn {position} is {problem}")
         call_id, name = turn.get("tool_call_id"), turn.get("name")
         if call_id is not None:
             call = next((call for call in self.open if call["id"] == call_id), None)
         else:
             call = next((call for call in self.open if call["function"]["name"] == name), self.open[0])
         if call is None:
-            raise Refused("bad_turn_order", f"turn {place} answers the call {short(str(call_id))}, which is not open")
+            raise Refused(
+                "bad_turn_order", f"turn {position} answers the call {short(str(call_id))}, which is not open"
+            )
         self.open = [other for other in self.open if other is not call]
         turn["tool_call_id"] = call["id"]
         turn.setdefault("name", call["function"]["name"])
@@ -449,9 +451,9 @@ class _ConversationBuilder:
             turns.insert(0, {"role": "system", "content": system})
         return turns
 
-    def _unanswered(self, place: int) -> Refused:
+    def _unanswered(self, position: int) -> Refused:
         names = ", ".join(call["function"]["name"] for call in self.open)
-        return Refused("unanswered_call", f"turn {place} continues before {names} has answered")
+        return Refused("unanswered_call", f"turn {position} continues before {names} has answered")
 
 
 _PHRASE = r"""

@@ -74,9 +74,9 @@ class Matcher:
             try:
                 self._expressions  # noqa: B018
             except ValueError as error:
-                what = f"Not a valid regular expression: {error}"
+                message = f"Not a valid regular expression: {error}"
                 step = "correct it, or leave out --regex to look for the text as it stands"
-                raise UserError(what, where=self.pattern, next_step=step) from None
+                raise UserError(message, where=self.pattern, next_step=step) from None
 
     @property
     def hash(self) -> str:
@@ -153,8 +153,8 @@ def _values_at(record: Any, path: Sequence[str]) -> Iterator[Any]:
     if not isinstance(record, Mapping):
         return
     whole = ".".join(path).casefold()
-    for place in (record, record.get("meta")):
-        for key, value in place.items() if isinstance(place, Mapping) else ():
+    for section in (record, record.get("meta")):
+        for key, value in section.items() if isinstance(section, Mapping) else ():
             if str(key).casefold() == whole:
                 values = value if isinstance(value, list) else [value]
                 yield from (v for v in values if not isinstance(v, dict | list))
@@ -289,11 +289,11 @@ def find_rows(dataset: Path | str, match: Matcher) -> SubjectRows:
             if record.get("reason") == "forgotten":
                 continue
             name = str(record.get("id", "")) if path.name != "rejects.jsonl" else ""
-            why = direct.get((path.name, number)) or next(filter(None, map(origins.get, _origins(record))), None)
-            if why is None and path.name not in ROW_FILES and ids & {name, str(record.get("kept_id", ""))}:
-                why = "tells of a row that matches"
-            if why is not None:
-                hits.append(Hit(path.name, number, name, *_origins(record)[0], why, "mix" in record.get("meta", {})))
+            reason = direct.get((path.name, number)) or next(filter(None, map(origins.get, _origins(record))), None)
+            if reason is None and path.name not in ROW_FILES and ids & {name, str(record.get("kept_id", ""))}:
+                reason = "tells of a row that matches"
+            if reason is not None:
+                hits.append(Hit(path.name, number, name, *_origins(record)[0], reason, "mix" in record.get("meta", {})))
                 ids |= {name} - {""}
     read_files = {path.name for path in files} | {"report.html", MANIFEST, JOURNAL}
     others = []
@@ -364,10 +364,10 @@ def _matches(file: str, record: Mapping[str, Any], match: Matcher) -> Iterator[t
 
 def _origins(record: Mapping[str, Any]) -> list[Origin]:
     """Source and line of a row or reject, or of the two rows that a line of another file tells of."""
-    place = record.get("meta", record)
-    keys = (("source", "line"), *([("kept_source", "kept_line")] if "kept_source" in place else []))
-    lines = [line if isinstance(line := place.get(key), int) else 0 for _, key in keys]
-    return [(str(place.get(source, "")), line) for (source, _), line in zip(keys, lines, strict=True)]
+    meta = record.get("meta", record)
+    keys = (("source", "line"), *([("kept_source", "kept_line")] if "kept_source" in meta else []))
+    lines = [line if isinstance(line := meta.get(key), int) else 0 for _, key in keys]
+    return [(str(meta.get(source, "")), line) for (source, _), line in zip(keys, lines, strict=True)]
 
 
 def _is_leftover(path: Path) -> bool:
@@ -394,10 +394,10 @@ def descendants(subject: SubjectRows, match: Matcher, root: Path | str = ".") ->
     `subject`: the data set, as it was before the rows were removed.
     """
     folders = []
-    for place, inner, _ in os.walk(root):
-        depth = len(Path(place).relative_to(root).parts)
+    for path, inner, _ in os.walk(root):
+        depth = len(Path(path).relative_to(root).parts)
         inner[:] = sorted(n for n in inner if depth < DEPTH and not n.startswith(".") and n != "checkpoints")
-        folders.append(Path(place))
+        folders.append(Path(path))
     names = _ids_and_hashes(subject.manifest) if subject.hits or subject.resumed else set()
     training_names = set(names) if subject.resumed or any(hit.file == "train.jsonl" for hit in subject.hits) else set()
     children: list[Descendant] = []
@@ -420,17 +420,17 @@ def descendants(subject: SubjectRows, match: Matcher, root: Path | str = ".") ->
             advice = "train again on the new data set, or delete it: weights can remember rows"
             children.append(Descendant("run", str(folder), run.id, None, "trained on them", advice))
         elif run.dataset in names:
-            why, advice = "trained on the data set, but not on these rows", "its weights may stay"
-            children.append(Descendant("run", str(folder), run.id, 0, why, advice))
+            reason, advice = "trained on the data set, but not on these rows", "its weights may stay"
+            children.append(Descendant("run", str(folder), run.id, 0, reason, advice))
     for folder in folders:
         if (evaluation := _dataset_use(folder / EVALUATION)) is None:
             continue
         rows = _count(folder / "samples.jsonl", subject.ids, match)
-        why, advice = "measured on the data set as it was", "its metrics stay good for that one"
+        reason, advice = "measured on the data set as it was", "its metrics stay good for that one"
         if rows:
-            why, advice = f"quotes {rows} of the rows", "delete it, or evaluate again on the new data set"
+            reason, advice = f"quotes {rows} of the rows", "delete it, or evaluate again on the new data set"
         if rows or evaluation.dataset in names:
-            children.append(Descendant("evaluation", str(folder), evaluation.name, rows, why, advice))
+            children.append(Descendant("evaluation", str(folder), evaluation.name, rows, reason, advice))
     return children
 
 
@@ -466,9 +466,9 @@ def _dataset_child(folder: Path, subject: SubjectRows, match: Matcher, ids: Coll
     uses_it = any(subject.folder.resolve() in (path, path.parent) for path in paths)
     if not rows and not _ids_and_hashes(manifest) & set(ids) and not (subject.hits and uses_it):
         return None
-    why = f"holds {rows} of the rows" if rows else "made from it"
+    reason = f"holds {rows} of the rows" if rows else "made from it"
     advice = f"tuneloop data forget {folder} --match ..." if rows else "prepare it again"
-    return Descendant("data set", str(folder), manifest.id, rows, why, advice)
+    return Descendant("data set", str(folder), manifest.id, rows, reason, advice)
 
 
 def _count(path: Path, ids: Collection[str], match: Matcher) -> int:
@@ -532,9 +532,9 @@ def forget(
         try:
             config = PrepareConfig.model_validate(subject.manifest.config)
         except ValueError:
-            what = "The data set was prepared by another version"
+            message = "The data set was prepared by another version"
             step = "delete the rows from its sources and run `tuneloop prepare` again"
-            raise UserError(what, where=str(folder / MANIFEST), next_step=step) from None
+            raise UserError(message, where=str(folder / MANIFEST), next_step=step) from None
         when = today or datetime.date.today()
         with user_errors_of_the_disk(folder):
             if not subject.resumed:
@@ -556,8 +556,8 @@ def _rehearse(
     for split, path in split_files(subject.folder, subject.manifest).items():
         if not path.is_file():
             raise UserError(f"The {split} split is missing: nothing was removed", where=str(path), next_step=AGAIN)
-    with tempfile.TemporaryDirectory(dir=subject.folder, prefix=REHEARSAL) as place:
-        copies = Path(place)
+    with tempfile.TemporaryDirectory(dir=subject.folder, prefix=REHEARSAL) as scratch:
+        copies = Path(scratch)
         for path in subject.folder.iterdir():
             if path.is_file():
                 try:
@@ -569,9 +569,9 @@ def _rehearse(
         try:
             _manifest_after(rehearsed, match, config, measure, lambda dataset: [], today)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            what = f"The manifest does not fit its files ({type(error).__name__}: {error}): nothing was removed"
+            message = f"The manifest does not fit its files ({type(error).__name__}: {error}): nothing was removed"
             step = "delete the rows from its sources and run `tuneloop prepare` again"
-            raise UserError(what, where=str(subject.folder / MANIFEST), next_step=step) from None
+            raise UserError(message, where=str(subject.folder / MANIFEST), next_step=step) from None
 
 
 def _remove(subject: SubjectRows) -> list[str]:

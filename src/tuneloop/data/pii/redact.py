@@ -94,8 +94,8 @@ def find(text: str, config: PersonalConfig, field: str = "") -> list[PersonalSpa
     UserError: an unknown kind or region, or `names` without what it needs.
     """
     kinds = _kinds_of(config)
-    if words := _telling_words(field) if field else "":
-        lead = f"{words}: "
+    if phrase := _telling_words(field) if field else "":
+        lead = f"{phrase}: "
         spans = _spans(lead + text, config)
         return _without_overlaps([(k, s - len(lead), e - len(lead)) for k, s, e in spans if s >= len(lead)], kinds)
     if not config.names and (is_quiet(text) or (len(text) < SHORTEST_ID and text.isalnum())):
@@ -182,9 +182,9 @@ def pseudonym_key(config: PersonalConfig) -> bytes | None:
     name = config.secret or DEFAULT_SECRET
     secret = os.environ.get(name, "")
     if not secret:
-        what = f"Pseudonyms need a key, and the environment variable {name} is not set"
+        message = f"Pseudonyms need a key, and the environment variable {name} is not set"
         step = f"set {name} to a long random text and keep it: the same key gives the same pseudonyms"
-        raise UserError(what, where="data.personal.mode: pseudonym", next_step=step)
+        raise UserError(message, where="data.personal.mode: pseudonym", next_step=step)
     return secret.encode("utf-8", "surrogateescape")
 
 
@@ -234,8 +234,8 @@ def names_personal_data(field: str) -> bool:
 @lru_cache(maxsize=4096)
 def _telling_words(field: str) -> str:
     """The words of a column's name where they say that its values are personal, else an empty string."""
-    words = re.sub(r"(?<=[a-z])(?=[A-Z])|[_.\s-]+", " ", field[-80:]).lower()
-    return words if _FIELD.search(words) else ""
+    text = re.sub(r"(?<=[a-z])(?=[A-Z])|[_.\s-]+", " ", field[-80:]).lower()
+    return text if _FIELD.search(text) else ""
 
 
 _FOUR_DIGITS = re.compile(r"\d(?:\D*\d){3}")  # as many as any document's number has
@@ -528,16 +528,16 @@ def person_names(text: str) -> list[Span]:
 @lru_cache(maxsize=1)
 def _analyzer() -> Any:
     if importlib.util.find_spec("presidio_analyzer") is None or importlib.util.find_spec("spacy") is None:
-        what = "Person names need presidio-analyzer, which is not installed"
-        raise UserError(what, where="data.personal.names", next_step=NEXT_STEP)
+        message = "Person names need presidio-analyzer, which is not installed"
+        raise UserError(message, where="data.personal.names", next_step=NEXT_STEP)
     # presidio-analyzer would download a missing model: here nothing is fetched without a request.
     import spacy
 
     others = sorted(name for name in spacy.util.get_installed_models() if name.startswith("en_core_web"))
     model = next((name for name in (*MODELS, *others) if spacy.util.is_package(name)), None)
     if model is None:
-        what = "Person names need an English model of spaCy, and none is installed"
-        raise UserError(what, where=f"data.personal.names; looked for {', '.join(MODELS)}", next_step=NEXT_STEP)
+        message = "Person names need an English model of spaCy, and none is installed"
+        raise UserError(message, where=f"data.personal.names; looked for {', '.join(MODELS)}", next_step=NEXT_STEP)
     from presidio_analyzer import AnalyzerEngine, RecognizerRegistry
     from presidio_analyzer.nlp_engine import NlpEngineProvider
     from presidio_analyzer.predefined_recognizers import SpacyRecognizer
@@ -546,7 +546,7 @@ def _analyzer() -> Any:
     try:
         engine = NlpEngineProvider(nlp_configuration=settings).create_engine()
     except (OSError, ValueError, ImportError) as error:  # a model of another version, or one that lacks files
-        what = f"The language model for names can't be loaded: {str(error).splitlines()[0]}"
-        raise UserError(what, where=f"data.personal.names; {model}", next_step=NEXT_STEP) from None
+        message = f"The language model for names can't be loaded: {str(error).splitlines()[0]}"
+        raise UserError(message, where=f"data.personal.names; {model}", next_step=NEXT_STEP) from None
     registry = RecognizerRegistry(recognizers=[SpacyRecognizer(supported_language="en")], supported_languages=["en"])
     return AnalyzerEngine(nlp_engine=engine, registry=registry, supported_languages=["en"])

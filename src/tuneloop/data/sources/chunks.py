@@ -104,11 +104,11 @@ def _user_errors(file: parse.SourceFile) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        what, step = "The file no longer exists: it was there a moment ago", "put it back, or copy it, and try again"
-        raise UserError(what, where=file.name, next_step=step) from None
+        message, step = "The file no longer exists: it was there a moment ago", "put it back, or copy it, and try again"
+        raise UserError(message, where=file.name, next_step=step) from None
     except OSError as error:
-        what = f"Can't read the file: {error.strerror or error}"
-        raise UserError(what, where=file.name, next_step="check the file's permissions") from None
+        message = f"Can't read the file: {error.strerror or error}"
+        raise UserError(message, where=file.name, next_step="check the file's permissions") from None
 
 
 def _stamp(file: parse.SourceFile) -> tuple[int, int, int]:
@@ -212,8 +212,8 @@ def _decompressor(file: parse.SourceFile) -> tuple[Callable[[], Any], tuple[type
         except ImportError:
             continue
         return zstd.ZstdDecompressor, (zstd.ZstdError, EOFError)
-    what = "Reading .zst needs backports.zstd, which is not installed"
-    raise UserError(what, where=file.name, next_step="pip install backports.zstd")
+    message = "Reading .zst needs backports.zstd, which is not installed"
+    raise UserError(message, where=file.name, next_step="pip install backports.zstd")
 
 
 def _read_head(file: parse.SourceFile) -> _Head:
@@ -477,7 +477,7 @@ def _header(look: _Head, file: parse.SourceFile) -> _Header:
     if look.whole and look.head.isspace():
         raise _empty(file)
     lines = csv_lines(look.head.decode("utf-8", "surrogateescape"))
-    first = next((place for place, line in enumerate(lines) if line.strip()), len(lines))
+    first = next((index for index, line in enumerate(lines) if line.strip()), len(lines))
     blanks = tuple(range(1, first + 1))
     separator = _SEPARATOR_LINE.fullmatch(lines[first]) if first < len(lines) else None
     first += separator is not None
@@ -554,31 +554,31 @@ def _csv_rows(
     are read as rows. Unless `ended`, a row that is not whole at the end is left for the next call.
     """
     items: list[parse.Item] = []
-    start = place = size = 0
+    start = position = size = 0
     exhausted = False
 
     def feed() -> Iterator[str]:
-        nonlocal place, size, exhausted
-        while place < len(lines):
-            size += len(lines[place])
-            if place - start >= MAX_CELL_LINES or size > parse.MAX_LINE:
-                what = f"{MAX_CELL_LINES} lines" if size <= parse.MAX_LINE else f"{parse.MAX_LINE} bytes"
-                raise csv.Error(f"a row of more than {what}: a quote is not closed")
-            place += 1
-            yield lines[place - 1]
+        nonlocal position, size, exhausted
+        while position < len(lines):
+            size += len(lines[position])
+            if position - start >= MAX_CELL_LINES or size > parse.MAX_LINE:
+                limit = f"{MAX_CELL_LINES} lines" if size <= parse.MAX_LINE else f"{parse.MAX_LINE} bytes"
+                raise csv.Error(f"a row of more than {limit}: a quote is not closed")
+            position += 1
+            yield lines[position - 1]
         exhausted = True
 
     while start < len(lines):
         try:
             for cells in csv.reader(feed(), delimiter=header.delimiter, strict=True):
-                items.append(_csv_row(cells, lines[start:place], first + start, header.columns, source))
-                start, size = place, 0
+                items.append(_csv_row(cells, lines[start:position], first + start, header.columns, source))
+                start, size = position, 0
         except csv.Error as error:
             if exhausted and not ended:
                 break
             items.append(_bad_row(str(error), lines[start], source, first + start))
             start += 1
-            place, size, exhausted = start, 0, False
+            position, size, exhausted = start, 0, False
     return items, start
 
 
@@ -619,8 +619,8 @@ def _parquet_chunks(file: parse.SourceFile, size: int) -> Iterator[parse.Chunk]:
         arrow = importlib.import_module("pyarrow")
         parquet = importlib.import_module("pyarrow.parquet")
     except ImportError:
-        what = "Reading parquet needs pyarrow, which is not installed"
-        raise UserError(what, where=file.name, next_step="pip install pyarrow") from None
+        message = "Reading parquet needs pyarrow, which is not installed"
+        raise UserError(message, where=file.name, next_step="pip install pyarrow") from None
     total = os.stat(file.path).st_size
     if total == 0:
         raise _empty(file)
@@ -650,7 +650,7 @@ def _parquet_chunks(file: parse.SourceFile, size: int) -> Iterator[parse.Chunk]:
     except Exception as error:  # pyarrow's own errors derive from ValueError or OSError, or from nothing in common
         if isinstance(error, OSError) and error.errno is not None:  # the system's, not of what the file holds
             raise
-        what = f"Not a readable parquet file: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-        raise UserError(what, where=file.name, next_step="write it again, or convert it to jsonl") from None
+        message = f"Not a readable parquet file: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        raise UserError(message, where=file.name, next_step="write it again, or convert it to jsonl") from None
     if row == 1:
         raise _empty(file)

@@ -29,9 +29,9 @@ def excel_chunks(file: parse.SourceFile, max_expansion: float) -> Iterator[parse
     try:
         calamine = importlib.import_module("python_calamine")
     except ImportError:
-        what = "Reading spreadsheets needs python-calamine, which is not installed"
+        message = "Reading spreadsheets needs python-calamine, which is not installed"
         step = "pip install python-calamine, or save the sheet as CSV"
-        raise UserError(what, where=file.name, next_step=step) from None
+        raise UserError(message, where=file.name, next_step=step) from None
     size = os.stat(file.path).st_size
     _refuse_expansion(file, size, max_expansion)
     try:
@@ -42,8 +42,8 @@ def excel_chunks(file: parse.SourceFile, max_expansion: float) -> Iterator[parse
         step = "save a copy without a password"
         raise UserError("The spreadsheet is protected by a password", where=file.name, next_step=step) from None
     except calamine.CalamineError as error:
-        what = f"Not a readable spreadsheet: {str(error).splitlines()[0][:200]}"
-        raise UserError(what, where=file.name, next_step="save it again, or as CSV") from None
+        message = f"Not a readable spreadsheet: {str(error).splitlines()[0][:200]}"
+        raise UserError(message, where=file.name, next_step="save it again, or as CSV") from None
     head = next((number for number, row in enumerate(rows) if any(map(_is_filled, row))), None)
     if head is None:
         raise UserError("The sheet is empty", where=file.name, next_step="name a sheet: FILE#SHEET")
@@ -62,11 +62,11 @@ def _refuse_expansion(file: parse.SourceFile, size: int, max_expansion: float) -
         with opened_zip(file.path) as parts:
             unpacked = sum(part.file_size for part in parts.infolist())
     except BeyondLimits as error:
-        what = f"The spreadsheet is refused: {error}"
-        raise UserError(what, where=file.name, next_step="save the sheet as CSV") from None
+        message = f"The spreadsheet is refused: {error}"
+        raise UserError(message, where=file.name, next_step="save the sheet as CSV") from None
     if unpacked > LIMITS["sheet"].bytes or unpacked > max(max_expansion * size, 64 << 20):
-        what = f"The spreadsheet unpacks to {unpacked >> 20:,} MiB, {unpacked / size:,.0f} times its size"
-        raise UserError(what, where=file.name, next_step="save the sheet as CSV")
+        message = f"The spreadsheet unpacks to {unpacked >> 20:,} MiB, {unpacked / size:,.0f} times its size"
+        raise UserError(message, where=file.name, next_step="save the sheet as CSV")
 
 
 def _sheet(book: Any, file: parse.SourceFile, names: Sequence[str]) -> Any:

@@ -97,9 +97,9 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def too_long(source: str, line: int, size: int, what: str = "line") -> Reject:
+def too_long(source: str, line: int, size: int, kind: str = "line") -> Reject:
     """The reject of what is over MAX_LINE and was skipped; `size` in bytes (of JSON elements: characters)."""
-    return Reject(source, line, "line_too_long", f"a {what} of {size} bytes, at most {MAX_LINE}")
+    return Reject(source, line, "line_too_long", f"a {kind} of {size} bytes, at most {MAX_LINE}")
 
 
 def json_type(value: Any) -> str:
@@ -108,8 +108,8 @@ def json_type(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return "a boolean"
-    words = {dict: "an object", list: "an array", str: "a string", int: "a number", float: "a number"}
-    return words.get(type(value), type(value).__name__)
+    names = {dict: "an object", list: "an array", str: "a string", int: "a number", float: "a number"}
+    return names.get(type(value), type(value).__name__)
 
 
 def is_flat(cell: Any) -> bool:
@@ -416,8 +416,8 @@ def _skip(decoded: tuple[Any, int] | Fault, window: _Window, in_array: bool, sou
 def column_names(cells: Iterable[str]) -> tuple[str, ...]:
     """Header cells as distinct names: an empty one is named by its place, a repeated one numbered."""
     names: dict[str, int] = {}  # with the number that its next copy may get
-    for place, cell in enumerate(cells, 1):
-        base = name = cell.strip() or f"column_{place}"
+    for position, cell in enumerate(cells, 1):
+        base = name = cell.strip() or f"column_{position}"
         while name in names:
             name, names[base] = f"{base}_{names[base]}", names[base] + 1
         names[name] = 2
@@ -438,7 +438,7 @@ def _arrow_items(table: Any, source: str, line: int) -> list[Item]:
             reason = "bad_encoding" if isinstance(error, UnicodeDecodeError) else "wrong_type"
             return [Reject(source, line, reason, f"a value that can't be read: {error}")]
         places = range(table.num_rows)
-        return [item for place in places for item in _arrow_items(table.slice(place, 1), source, line + place)]
+        return [item for index in places for item in _arrow_items(table.slice(index, 1), source, line + index)]
     items: list[Item] = []
     for number, row in enumerate(rows, line):
         if (size := sum(len(value) for value in row.values() if isinstance(value, str | bytes))) > MAX_LINE:

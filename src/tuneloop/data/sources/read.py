@@ -93,8 +93,8 @@ def named_sheet(source: str) -> tuple[str, str]:
 
 def _readable(path: Path) -> SourceFile:
     if (file := _source_file(path)) is None:
-        what = f"Can't read files of the kind {path.suffix or '(no suffix)'}"
-        raise UserError(what, where=str(path), next_step=f"convert it to one of: {SUPPORTED}")
+        message = f"Can't read files of the kind {path.suffix or '(no suffix)'}"
+        raise UserError(message, where=str(path), next_step=f"convert it to one of: {SUPPORTED}")
     return file
 
 
@@ -104,11 +104,11 @@ def fetched_files(url: str) -> list[SourceFile]:
     Raises UserError: as `remote.fetched`, or there is no file that can be read.
     """
     endings = frozenset(f"{kind}{packed}" for kind in KINDS for packed in ("", *COMPRESSIONS))
-    names = {place: printable(name) for place, name in fetched(url, endings)}
+    names = {path: printable(name) for path, name in fetched(url, endings)}
     if not names:
         raise UserError("Nothing there that can be read", where=url, next_step=f"convert it to one of: {SUPPORTED}")
-    files = ((_source_file(place) or guessed_file(place, ""), place) for place in _of_data(list(names)))
-    return [replace(file, name=names[place]) for file, place in files]
+    files = ((_source_file(path) or guessed_file(path, ""), path) for path in _of_data(list(names)))
+    return [replace(file, name=names[path]) for file, path in files]
 
 
 def _source_file(path: Path) -> SourceFile | None:
@@ -152,7 +152,7 @@ def _refuse_dead_links(paths: Sequence[Path]) -> None:
 def _files_of_glob(path: Path, source: str) -> list[Path]:
     if "**" in path.parts:
         # The glob module follows links to folders without end; pathlib's does not follow them.
-        plain = next(place for place, part in enumerate(path.parts) if glob.has_magic(part))
+        plain = next(index for index, part in enumerate(path.parts) if glob.has_magic(part))
         root = Path(*path.parts[:plain])
         paths = root.glob(str(Path(*path.parts[plain:])))
         matches = [p for p in paths if not any(part.startswith(".") for part in p.relative_to(root).parts)]
@@ -172,11 +172,11 @@ def _files_of_folder(folder: Path) -> list[Path]:
     if (folder / INFO).is_file():
         files = sorted({*files, *_named_by(folder)})
     if not files:
-        what, step = "No readable file in the folder", f"kinds that are read: {SUPPORTED}"
+        message, step = "No readable file in the folder", f"kinds that are read: {SUPPORTED}"
         if (folder / "rejects.jsonl").is_file():
-            what = "The data set in this folder was not finished: `tuneloop prepare` failed or was stopped"
+            message = "The data set in this folder was not finished: `tuneloop prepare` failed or was stopped"
             step = "look at the rejects.jsonl in it, then prepare the sources again"
-        raise UserError(what, where=str(folder), next_step=step)
+        raise UserError(message, where=str(folder), next_step=step)
     return files
 
 

@@ -47,8 +47,8 @@ def fetched(url: str, readable: frozenset[str]) -> list[tuple[Path, str]]:
             raise UserError(f"A SHA-256 is of one file, not of {len(files)}", where=masked(url))
         if (digest := sha256_file(files[0][0])) != pin.lower():
             files[0][0].unlink()
-            what = f"Not the file that was meant: its SHA-256 is {digest}"
-            raise UserError(what, where=masked(url), next_step="look at what has changed there")
+            message = f"Not the file that was meant: its SHA-256 is {digest}"
+            raise UserError(message, where=masked(url), next_step="look at what has changed there")
         return files
     if _is_web(url):
         return [_from_web(url)]
@@ -60,12 +60,12 @@ def fetched(url: str, readable: frozenset[str]) -> list[tuple[Path, str]]:
     files = []
     for number, name in enumerate(names):
         whole = f"{store.url}/{name}".rstrip("/")
-        place = _place([whole, sizes[name], store.version(name)], whole)
-        if not place.is_file():
+        path = _place([whole, sizes[name], store.version(name)], whole)
+        if not path.is_file():
             _refuse_full_disk(sizes[name], whole)
             progress("fetching", number, len(names))
-            store.get(name, place)
-        files.append((place, whole))
+            store.get(name, path)
+        files.append((path, whole))
     return files
 
 
@@ -122,8 +122,8 @@ def _refuse_full_disk(size: int, where: str) -> None:
     free = shutil.disk_usage(folder).free - LEFT
     if size > free:
         step = "free space, name another place with TUNELOOP_CACHE, or fetch a part"
-        what = f"{size / 1e9:,.1f} GB do not fit: {max(free, 0) / 1e9:,.1f} GB are free in {folder}"
-        raise UserError(what, where=where, next_step=step)
+        message = f"{size / 1e9:,.1f} GB do not fit: {max(free, 0) / 1e9:,.1f} GB are free in {folder}"
+        raise UserError(message, where=where, next_step=step)
 
 
 # --- web servers -------------------------------------------------------------------------------
@@ -142,10 +142,10 @@ def _from_web(url: str) -> tuple[Path, str]:
         name = unquote(urlsplit(url).path)
         part.unlink(missing_ok=True)
         size, version = _fetch(url, part)
-        place = _place([url, size, version], name)
-        make_folder(place.parent)
-        part.replace(place)
-        return place, shown
+        path = _place([url, size, version], name)
+        make_folder(path.parent)
+        part.replace(path)
+        return path, shown
     except (ValueError, http.client.InvalidURL) as error:
         raise UserError(f"Not an address: {error!s:.160}", where=shown, next_step="check the address") from None
     finally:

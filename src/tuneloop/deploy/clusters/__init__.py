@@ -93,14 +93,14 @@ class Cluster(JobSite[ClusterJob]):
     bucket: Literal["mounted", "store", ""] = "store"  # `--bucket` is mounted, keeps the run too, or does nothing
 
 
-def is_ray(place: str) -> bool:
+def is_ray(target: str) -> bool:
     """Whether `--on` names a Ray cluster: `ray`, or `ray://HOST:PORT`."""
-    return place == "ray" or place.startswith("ray://")
+    return target == "ray" or target.startswith("ray://")
 
 
-def is_service(place: str) -> bool:
+def is_service(target: str) -> bool:
     """Whether `--on` names a service that trains, by its name or by a URL; see `deploy.hosted`."""
-    return place in ("openai", "together", "fireworks") or place.startswith(("http://", "https://"))
+    return target in ("openai", "together", "fireworks") or target.startswith(("http://", "https://"))
 
 
 def refuse_options_of_rented(options: RemoteOptions) -> None:
@@ -108,18 +108,18 @@ def refuse_options_of_rented(options: RemoteOptions) -> None:
     rented = {"--gpu": options.gpu, "--spot": options.spot, "--project": options.project, "--max-usd": options.max_usd}
     if wrong := [name for name, value in {**rented, "--dry-run": options.dry_run}.items() if value]:
         has = "has" if len(wrong) == 1 else "have"
-        what = f"{', '.join(wrong)} {has} no meaning on a Ray cluster: its machines are there already"
-        raise UserError(what, where="--on", next_step="leave it out; --nodes and --gpus say how many of them train")
+        message = f"{', '.join(wrong)} {has} no meaning on a Ray cluster: its machines are there already"
+        raise UserError(message, where="--on", next_step="leave it out; --nodes and --gpus say how many of them train")
 
 
 def refuse_what_it_lacks(cluster: Cluster, options: RemoteOptions) -> None:
     """Refuse, by a UserError, what a place can't do, where leaving it out unsaid would cost money or a checkpoint."""
-    one = cluster.nodes == 1
-    most = "one machine" if one else f"1 to {counted(cluster.nodes, 'machine')}"
+    single = cluster.nodes == 1
+    most = "one machine" if single else f"1 to {counted(cluster.nodes, 'machine')}"
     bucket_is_name = options.bucket and "://" not in options.bucket
     refusals = (
         ("--nodes", (options.nodes or 1) > cluster.nodes, f"{cluster.title} runs a job on {most}",
-         "leave it out, or choose another place" if one else "give a number in between"),
+         "leave it out, or choose another place" if single else "give a number in between"),
         ("--spot", options.spot and not cluster.spot, f"--spot has no meaning on {cluster.title}",
          "leave it out; --on skypilot takes such machines and replaces them"),
         ("--bucket", options.bucket and not cluster.bucket, f"{cluster.title} keeps the run elsewhere",
@@ -128,16 +128,16 @@ def refuse_what_it_lacks(cluster: Cluster, options: RemoteOptions) -> None:
         ("--spot", options.spot and not options.bucket, "A machine that may be taken away takes its disk with it",
          "name a bucket for the checkpoints: --bucket s3://NAME"),
     )  # fmt: skip
-    for option, refused, what, step in refusals:
+    for option, refused, message, step in refusals:
         if refused:
-            raise UserError(what, where=option, next_step=step)
+            raise UserError(message, where=option, next_step=step)
 
 
-def refuse_other_place(place: str) -> None:
+def refuse_other_place(target: str) -> None:
     """Refuse, by a UserError, what is no Ray cluster, where nothing else is possible."""
-    if place and not is_ray(place):
+    if target and not is_ray(target):
         step = "write --on ray, or --on ray://HOST:10001; `tuneloop run` knows further places"
-        raise UserError(f"This command runs on a Ray cluster, not on {place!r}", where="--on", next_step=step)
+        raise UserError(f"This command runs on a Ray cluster, not on {target!r}", where="--on", next_step=step)
 
 
 @functools.cache

@@ -9,7 +9,7 @@ from tuneloop.deploy.hosts.modal import GPUS, KEEP_TOKEN
 
 def project(job: ClusterJob) -> dict[str, str]:
     secrets = '[modal.Secret.from_name("huggingface")]' if job.gated else "[]"
-    words = job.command(f"/runs/{job.name}").split()
+    arguments = job.command(f"/runs/{job.name}").split()
     gpu = GPUS[job.gpu] + (f":{job.gpus}" if job.gpus > 1 else "")
     return {
         "app.py": f'''"""{job.name}: a training run on Modal. `modal run app.py`."""
@@ -45,7 +45,7 @@ def train() -> None:
 
     threading.Thread(target=keep, daemon=True).start()
     try:
-        subprocess.run({words!r}, cwd="/job", check=True)
+        subprocess.run({arguments!r}, cwd="/job", check=True)
     finally:
         over.set()
         runs.commit()

@@ -41,9 +41,9 @@ def project(job: ClusterJob) -> dict[str, str]:
 def commands(job: ClusterJob) -> Steps:
     secret = " --secret HF_TOKEN" if job.gated else ""
     if job.spot:
-        what = "a machine that is taken away is replaced, and the run continues from its checkpoint"
+        note = "a machine that is taken away is replaced, and the run continues from its checkpoint"
         return (
-            (f"sky jobs launch -n {job.name} sky.yaml{secret}", f"Start it as a managed job: {what}"),
+            (f"sky jobs launch -n {job.name} sky.yaml{secret}", f"Start it as a managed job: {note}"),
             ("sky jobs queue", "Watch it; the run's folder is in the bucket"),
             (f"sky jobs cancel -n {job.name}", "Take it down"),
         )

@@ -87,9 +87,9 @@ def find_host(name: str) -> Host:
 def refuse_form(host: Host, form: str) -> None:
     """Refuse an artifact whose format a host can't serve, by a UserError with the format that it can."""
     if form not in host.forms:
-        what = f"{host.title} does not serve the format {form!r}; it serves {', '.join(host.forms)}"
+        message = f"{host.title} does not serve the format {form!r}; it serves {', '.join(host.forms)}"
         step = f"tuneloop export RUN --format {host.forms[0]}, and deploy that"
-        raise UserError(what, where="ARTIFACT", next_step=step)
+        raise UserError(message, where="ARTIFACT", next_step=step)
 
 
 def records_of(package: str, path: Iterable[str], constant: str) -> dict[str, Any]:
@@ -102,13 +102,13 @@ def records_of(package: str, path: Iterable[str], constant: str) -> dict[str, An
     return records
 
 
-def find_named(records: Mapping[str, T], name: str, what: str, option: str, more: Sequence[str] = ()) -> T:
+def find_named(records: Mapping[str, T], name: str, message: str, option: str, more: Sequence[str] = ()) -> T:
     """A record by its name.
 
     Args:
-        what: the sentence that refuses an unknown name; the UserError offers the nearest one, of `more` too.
+        message: the sentence that refuses an unknown name; the UserError offers the nearest one, of `more` too.
     """
     if name in records:
         return records[name]
     names = [*records, *more]
-    raise UserError(what, where=option, next_step=did_you_mean(name, names, f"known: {', '.join(names)}"))
+    raise UserError(message, where=option, next_step=did_you_mean(name, names, f"known: {', '.join(names)}"))

@@ -63,9 +63,9 @@ def project(job: ServingJob) -> dict[str, str]:
         "apiVersion": "v1", "kind": "Service", "metadata": meta,
         "spec": {"selector": selector, "ports": [{"name": "http", "port": 80, "targetPort": "http"}]},
     }  # fmt: skip
-    what = f"Kubernetes: {job.artifact}. `kubectl apply -f service.yaml`."
+    comment = f"Kubernetes: {job.artifact}. `kubectl apply -f service.yaml`."
     scaler = [_autoscaler(job, meta)] if _scales(job) else []
-    return {"service.yaml": yaml_text(what, claim, deployment, service, *scaler)}
+    return {"service.yaml": yaml_text(comment, claim, deployment, service, *scaler)}
 
 
 def _scales(job: ServingJob) -> bool:
@@ -99,14 +99,16 @@ def disk_gib(job: ServingJob) -> int:
 
 def commands(job: ServingJob) -> Steps:
     key = f"kubectl create secret generic {job.name}-key --from-literal=key=$API_KEY"
-    up, what = f"{KEEP_TOKEN}\n{key}\nkubectl apply -f service.yaml", "Keep the secrets, and deploy it"
+    up, description = f"{KEEP_TOKEN}\n{key}\nkubectl apply -f service.yaml", "Keep the secrets, and deploy it"
     if job.form == "gguf":
         copy = f"# Copy {job.file} onto the disk {job.name}-models with a pod of yours that mounts it, then:"
         up = f"{key}\n{copy}\nkubectl apply -f service.yaml"
-        what = "Keep the key, put the file on the disk, and deploy it"
+        description = "Keep the key, put the file on the disk, and deploy it"
     ask = f"kubectl port-forward service/{job.name} 8000:80 &\n"
     ask += chat_call("localhost:8000/v1/chat/completions", "Bearer $API_KEY")
-    return steps(up, ask, "kubectl delete -f service.yaml", up_words=what, down_words="Take it down, with its disk")
+    return steps(
+        up, ask, "kubectl delete -f service.yaml", up_words=description, down_words="Take it down, with its disk"
+    )
 
 
 # Cards that clusters and own machines usually have.

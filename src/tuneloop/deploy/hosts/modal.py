@@ -8,7 +8,7 @@ from tuneloop.deploy.hosts import HF_SECRET, Host, Steps, callers_key, steps
 
 def project(job: ServingJob) -> dict[str, str]:
     gpu = GPUS[job.machine.card.key] if job.machine else "L4"
-    words = ",\n        ".join(repr(word) for word in vllm_command(job))
+    arguments = ",\n        ".join(repr(word) for word in vllm_command(job))
     return {
         "app.py": f'''"""{job.name}: {job.artifact} behind vLLM's OpenAI API on Modal."""
 
@@ -36,7 +36,7 @@ cache = modal.Volume.from_name("huggingface-cache", create_if_missing=True)
 def serve() -> None:
     # VLLM_API_KEY comes from the secret {job.name}-key: without it anyone who knows the address could ask.
     command = [
-        {words},
+        {arguments},
     ]
     subprocess.Popen(command)
 '''
@@ -46,9 +46,9 @@ def serve() -> None:
 def commands(job: ServingJob) -> Steps:
     up = f"{KEEP_TOKEN}\nmodal secret create {job.name}-key VLLM_API_KEY=$VLLM_API_KEY\nmodal deploy app.py"
     url = f'"https://$WORKSPACE--{job.name}-serve.modal.run/v1/chat/completions"'
-    ask, words = chat_call(url, "Bearer $VLLM_API_KEY"), "Keep the secrets, and deploy it"
+    ask, description = chat_call(url, "Bearer $VLLM_API_KEY"), "Keep the secrets, and deploy it"
     asking = "Ask it; `$WORKSPACE` is yours at Modal, whose last line above has the whole address"
-    return steps(up, ask, f"modal app stop {job.name}", up_words=words, ask_words=asking)
+    return steps(up, ask, f"modal app stop {job.name}", up_words=description, ask_words=asking)
 
 
 KEEP_TOKEN = "modal secret create huggingface HF_TOKEN=$HF_TOKEN"

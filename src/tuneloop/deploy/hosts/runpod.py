@@ -104,10 +104,10 @@ printf '{"template": "%s", "endpoint": "%s"}\\n' "$template" "$endpoint" | tee c
 def commands(job: ServingJob) -> Steps:
     endpoint = """ENDPOINT_ID=$(python3 -c 'import json; print(json.load(open("created.json"))["endpoint"])')"""
     url, key = '"https://api.runpod.ai/v2/$ENDPOINT_ID/openai/v1/chat/completions"', "Bearer $RUNPOD_API_KEY"
-    words = "Store the Hugging Face token as the secret `hf_token` in RunPod's console, then create the endpoint"
+    description = "Store the Hugging Face token as the secret `hf_token` in RunPod's console, then create the endpoint"
     ask = f"{endpoint}\n{chat_call(url, key)}"
     down_words = "Take it down, with its template"
-    return steps("bash deploy.sh", ask, "bash deploy.sh down", up_words=words, down_words=down_words)
+    return steps("bash deploy.sh", ask, "bash deploy.sh down", up_words=description, down_words=down_words)
 
 
 GPUS = {

@@ -33,12 +33,12 @@ async def _send(service: Service, key: str, file: Path) -> str:
     except HttpRefused as error:
         if error.status != 409:  # else it was made by a call that broke off
             raise
-    place = f"/datasets{place_of(name)}"
-    dataset = await service.get(place)
+    path = f"/datasets{place_of(name)}"
+    dataset = await service.get(path)
     if dataset.get("state") != "READY":
-        await service.upload(f"{place}:upload", {}, file)
+        await service.upload(f"{path}:upload", {}, file)
     for _ in range(LOOKS):
-        dataset = await service.get(place)
+        dataset = await service.get(path)
         if dataset.get("state") == "READY":
             return str(dataset["name"])
         await asyncio.sleep(service.pause)
@@ -71,8 +71,8 @@ async def _listed(service: Service) -> list[Item]:
             raise Broken(f"the list of jobs has no end: {fault}")
 
 
-async def _look(service: Service, place: str) -> HostedState:
-    job = await service.get(place)
+async def _look(service: Service, path: str) -> HostedState:
+    job = await service.get(path)
     model = str(job.get("outputModel") or "")
     if model and "/" not in model:
         model = f"{job['name'].split(JOBS)[0]}/models/{model}"
@@ -91,8 +91,12 @@ async def _served(service: Service, model: str) -> str:
     """`MODEL#DEPLOYMENT`, of a deployment that it was loaded into, or that was made of it; empty: there is none."""
     loaded = (await service.get(_place(model))).get("deployedModelRefs") or []
     made = (await service.get("/deployments", pageSize=200)).get("deployments") or []
-    names = [str(one["deployment"]) for one in loaded if one.get("state") == "DEPLOYED"]
-    names += [str(one["name"]) for one in made if one.get("baseModel") == model and one.get("state") == "READY"]
+    names = [str(reference["deployment"]) for reference in loaded if reference.get("state") == "DEPLOYED"]
+    names += [
+        str(deployment["name"])
+        for deployment in made
+        if deployment.get("baseModel") == model and deployment.get("state") == "READY"
+    ]
     return f"{model}#{names[0]}" if names else ""
 
 

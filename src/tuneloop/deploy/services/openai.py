@@ -23,10 +23,10 @@ def _body(order: Order) -> dict[str, Any]:
     }
 
 
-async def _look(service: Service, place: str) -> HostedState:
-    job = await service.get(place)
+async def _look(service: Service, path: str) -> HostedState:
+    job = await service.get(path)
     steps: dict[int, dict[str, Any]] = {}
-    for event in reversed(await service.items(f"{place}/events", limit=100)):
+    for event in reversed(await service.items(f"{path}/events", limit=100)):
         data = event.get("data")
         data = data if isinstance(data, dict) else {}
         if isinstance(data.get("step"), int) and isinstance(data.get("train_loss"), int | float):

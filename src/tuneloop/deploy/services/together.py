@@ -38,20 +38,20 @@ async def _estimate(service: Service, order: Order) -> float:
         for _ in range(LOOKS):
             answer = await service.post("/fine-tunes/estimate-price", body)
             if answer.get("allowed_to_proceed") is False:
-                what = f"Together's price, ${answer.get('estimated_total_price')}, is above your credit there"
+                message = f"Together's price, ${answer.get('estimated_total_price')}, is above your credit there"
                 step = "raise it at Together: no job was started"
-                raise UserError(what, where=f"${answer.get('user_limit')}", next_step=step)
+                raise UserError(message, where=f"${answer.get('user_limit')}", next_step=step)
             if usd := answer.get("estimated_total_price"):
                 return float(usd)
             await asyncio.sleep(service.pause)
     return 0.0
 
 
-async def _look(service: Service, place: str) -> HostedState:
-    job = await service.get(place)
+async def _look(service: Service, path: str) -> HostedState:
+    job = await service.get(path)
     metrics: list[dict[str, float]] = []
     with suppress(HttpRefused):  # it has none yet
-        metrics = (await service.get(f"{place}/metrics")).get("metrics") or []
+        metrics = (await service.get(f"{path}/metrics")).get("metrics") or []
     errors = [event for event in job.get("events") or [] if event.get("type") in ("job_error", "job_user_error")]
     return HostedState(
         _STATES.get(str(job.get("status")), "waiting"),

@@ -77,9 +77,9 @@ def label_classifier(name: str, train: Sequence[Row]) -> Classical | None:
     rows = [row for row in train if row.label is not None]
     labels = len({row.label for row in rows})
     if labels < 2:
-        what = f"A classifier needs at least two labels, the training split has {labels}"
+        message = f"A classifier needs at least two labels, the training split has {labels}"
         next_step = "check the label column, or set baselines.classical=false"
-        raise UserError(what, where=f"{counted(len(train), 'training row')}", next_step=next_step)
+        raise UserError(message, where=f"{counted(len(train), 'training row')}", next_step=next_step)
     fitted = FEATURES[name]([text_of(row) for row in rows])
     return fitted and Classical(name, _regression(*fitted, rows), time.monotonic() - start)
 
@@ -92,15 +92,15 @@ def tfidf_features(texts: list[str]) -> tuple[Features, Any]:
 
     options: dict[str, Any] = {"sublinear_tf": True, "dtype": np.float32, "min_df": 2 if len(texts) > 2000 else 1}
     options["max_features"] = 50_000
-    words = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", **options)  # noqa: S106 - no password
+    word_features = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", **options)  # noqa: S106 - no password
     characters = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), **options)
-    features = FeatureUnion([("words", words), ("characters", characters)])
+    features = FeatureUnion([("words", word_features), ("characters", characters)])
     try:
         table = features.fit_transform(texts)
     except ValueError:  # scikit-learn's "empty vocabulary"
-        what = "The training texts hold no words to learn from"
+        message = "The training texts hold no words to learn from"
         next_step = "check the text column, or set baselines.classical=false"
-        raise UserError(what, where=f"{counted(len(texts), 'training row')}", next_step=next_step) from None
+        raise UserError(message, where=f"{counted(len(texts), 'training row')}", next_step=next_step) from None
     return features.transform, table
 
 
@@ -150,7 +150,7 @@ def fit_labels_apart(table: Any, lists: Sequence[frozenset[str]]) -> dict[str, A
 
     models: dict[str, LogisticRegression | None] = {}
     for name in sorted(frozenset().union(*lists)):
-        holds = [name in each for each in lists]
+        holds = [name in labels for labels in lists]
         model = LogisticRegression(C=_C, solver="liblinear", tol=1e-3)
         models[name] = None if all(holds) else model.fit(table, holds)  # all: nothing to tell apart
     return models
@@ -169,8 +169,8 @@ def _regressions(features: Features, table: Any, lists: Sequence[frozenset[str]]
         chances = np.stack([model.predict_proba(table_of_rows)[:, 1] if model else ones for model in models], axis=1)
         likely = [[name for name, chance in zip(names, row, strict=True) if chance >= 0.5] for row in chances]
         if frozenset() not in lists:  # some label applies to every row: the likeliest, where none is likely
-            likely = [each or [names[int(np.argmax(row))]] for each, row in zip(likely, chances, strict=True)]
-        return [Completion(", ".join(each) or NO_LABELS) for each in likely]
+            likely = [labels or [names[int(np.argmax(row))]] for labels, row in zip(likely, chances, strict=True)]
+        return [Completion(", ".join(labels) or NO_LABELS) for labels in likely]
 
     return answer
 
@@ -211,8 +211,8 @@ def _answers(features: Features, models: Mapping[str, Any], fields: LabelFields)
         table = features([text_of(row) for row in rows])
         columns = {field: model.predict(table).tolist() for field, model in models.items()}
         return [
-            Completion(fields.write({field: labels[place] for field, labels in columns.items()}))
-            for place in range(len(rows))
+            Completion(fields.write({field: labels[index] for field, labels in columns.items()}))
+            for index in range(len(rows))
         ]
 
     return answer

@@ -87,8 +87,8 @@ def strongest_constant(
     if len(candidates) > 1:
         values = [value_of(text, measured, task, config, metric, labels) for text in candidates]
         better = [-math.inf if math.isnan(v) else -v if lower_is_better(metric) else v for v in values]
-        place = better.index(max(better))  # of equally good ones the first: the more usual
-        best, value = candidates[place], values[place]
+        index = better.index(max(better))  # of equally good ones the first: the more usual
+        best, value = candidates[index], values[index]
     note = ""
     if len(candidates) > 1 and task != "classification":
         on = counted(len(measured), "training row")
@@ -122,7 +122,7 @@ def value_of(
         values = values_as_wholes(references, text)
         if metric in values:
             return values[metric]
-    scorers = {name: place for name, place in config.scorers.items() if name == metric}
+    scorers = {name: path for name, path in config.scorers.items() if name == metric}
     runs = config.run_code if metric == "pass@1" else False
     settings = config.model_copy(update={"run_code": runs, "embedding": metric == "embedding", "scorers": scorers})
     scoring = Scoring(list(rows), [Completion(text)] * len(rows), settings, AnswerStats())
@@ -228,7 +228,7 @@ def usual_value(values: Sequence[Any], *, filled: bool = False, median: bool = F
         keys = Counter(key for value in objects for key in value)
         frequent = (key for key, n in keys.items() if 2 * n >= len(objects))
         inner = {key: [value[key] for value in objects if key in value] for key in frequent}
-        return {key: usual_value(each, filled=filled, median=median) for key, each in inner.items()}
+        return {key: usual_value(column, filled=filled, median=median) for key, column in inner.items()}
     numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
     if median and 2 * len(numbers) > len(values):
         return statistics.median_low(numbers)
@@ -341,8 +341,8 @@ def label_fields_of(answers: Sequence[str], patterns: Mapping[str, str]) -> Labe
         text = answers[hits.index(max(hits))]
         for name, value in {**most, **labels}.items():
             if name in compiled:
-                place = compiled[name].search(text)
-                text = f"{text[: place.start(1)]}{value}{text[place.end(1) :]}" if place and place[1] else text
+                match = compiled[name].search(text)
+                text = f"{text[: match.start(1)]}{value}{text[match.end(1) :]}" if match and match[1] else text
         return text
 
     return LabelFields({name: found[name] for name in counts}, write({}), write)
@@ -370,9 +370,9 @@ def with_labels(text: str, values: Mapping[Path, Mapping[str, Any]], labels: Map
         if not path:
             answer = value
             continue
-        place = answer
+        node = answer
         for key in path[:-1]:
-            place = place.get(key, {})
-        if path[-1] in place:
-            place[path[-1]] = value
+            node = node.get(key, {})
+        if path[-1] in node:
+            node[path[-1]] = value
     return json.dumps(answer, ensure_ascii=False, separators=(",", ":"))

@@ -73,13 +73,13 @@ def shared_items(evaluations: Sequence[ForeignEvaluation]) -> SharedItems:
     tables, shared, by = (by_key, keys, "input") if len(keys) > len(same) else (by_id, same, "id")
     places = " and ".join(e.place for e in evaluations)
     if by == "id" and 2 * len(clashes) > len(ids):
-        what = f"The same ids mean different prompts: {len(clashes)} of {counted(len(ids), 'shared id')}"
+        message = f"The same ids mean different prompts: {len(clashes)} of {counted(len(ids), 'shared id')}"
         step = "evaluate both on the same version of the items, with the same ids"
-        raise UserError(what, where=f"{places}: {named(clashes)}", next_step=step)
+        raise UserError(message, where=f"{places}: {named(clashes)}", next_step=step)
     if len(shared) < 2:
         examples = "; ".join(f"{e.place}: {named(list(e.items))}" for e in evaluations)
-        what = f"{counted(len(shared), 'item').capitalize() if shared else 'No item'} is shared, by id or by input"
-        raise UserError(what, where=examples, next_step="evaluate all on the same items, with ids in common")
+        message = f"{counted(len(shared), 'item').capitalize() if shared else 'No item'} is shared, by id or by input"
+        raise UserError(message, where=examples, next_step="evaluate all on the same items, with ids in common")
     if by == "id":
         _refuse_positions(evaluations)
     notes = []
@@ -103,9 +103,9 @@ def _refuse_positions(evaluations: Sequence[ForeignEvaluation]) -> None:
             ids == [str(k) for k in range(first, first + len(ids))] for first in (0, 1)
         )
         if counting and not any(item.key for item in evaluation.items.values()):
-            what = f"Column {evaluation.id_column!r} only counts the rows: row 5 need not be the same item in both"
+            message = f"Column {evaluation.id_column!r} only counts the rows: row 5 need not be the same item in both"
             step = "add a column with ids of the items, or with their inputs"
-            raise UserError(what, where=evaluation.place, next_step=step)
+            raise UserError(message, where=evaluation.place, next_step=step)
 
 
 def _by_key(evaluation: ForeignEvaluation) -> dict[str, ForeignItem]:
@@ -143,8 +143,8 @@ def as_scored(evaluations: Sequence[ForeignEvaluation], how: Refereeing = Refere
     shared = shared_items(evaluations)
     metrics = [n for n in evaluations[0].metrics if all(n in e.metrics for e in evaluations)]
     if not metrics:
-        each = "; ".join(f"{e.place}: {', '.join(e.metrics[:5])}" for e in evaluations)
-        raise UserError("No metric is in all of them", where=each, next_step="score all with the same scorers")
+        listing = "; ".join(f"{e.place}: {', '.join(e.metrics[:5])}" for e in evaluations)
+        raise UserError("No metric is in all of them", where=listing, next_step="score all with the same scorers")
     if how.metric and how.metric not in metrics:
         step = did_you_mean(how.metric, metrics, f"choose one of {', '.join(metrics)}")
         raise UserError(f"No metric {how.metric!r} is in all of them", where="--metric", next_step=step)
@@ -158,8 +158,10 @@ def as_scored(evaluations: Sequence[ForeignEvaluation], how: Refereeing = Refere
     notes = [*shared.notes, *_missing_as_failures(evaluations, shared, tables, metrics)]
     metrics = [n for n in metrics if sum(not math.isnan(x) for x in tables[0][n]) > 1]
     if not metrics or (how.metric and how.metric not in metrics):
-        what = f"No two items have a score of {how.metric or 'any metric'} in all of them"
-        raise UserError(what, where=" and ".join(e.place for e in evaluations), next_step="see the errors in the files")
+        message = f"No two items have a score of {how.metric or 'any metric'} in all of them"
+        raise UserError(
+            message, where=" and ".join(e.place for e in evaluations), next_step="see the errors in the files"
+        )
     for e in evaluations:
         if extra := [n for n in e.metrics if n not in metrics]:
             notes.append(f"Only in {e.place}, not compared: {', '.join(extra[:5])}.")
@@ -172,9 +174,14 @@ def as_scored(evaluations: Sequence[ForeignEvaluation], how: Refereeing = Refere
     for i, e in enumerate(evaluations):
         answers = [Completion(items[i].answer) for items in shared.rows]
         measured = AnswerStats(row_scores={n: tables[i][n] for n in metrics}, complete=True)
-        one = evaluate(rows, answers, task=IMPORTED, labels=None, config=config, seed=how.seed, measured=measured)
-        one.notes[:0] = [*(notes if i == len(evaluations) - 1 else ()), *(f"{e.place}: {note}" for note in e.notes)]
-        scored[e.place] = one
+        evaluation = evaluate(
+            rows, answers, task=IMPORTED, labels=None, config=config, seed=how.seed, measured=measured
+        )
+        evaluation.notes[:0] = [
+            *(notes if i == len(evaluations) - 1 else ()),
+            *(f"{e.place}: {note}" for note in e.notes),
+        ]
+        scored[e.place] = evaluation
     return scored
 
 
@@ -229,9 +236,9 @@ def _refuse_other_scales(evaluations: Sequence[ForeignEvaluation], name: str) ->
         return
     places = [e.place for e in evaluations]
     small, large = places[highest.index(least)], places[highest.index(most)]
-    what = f"{name} goes up to {least:g} in {small} and to {most:g} in {large}"
+    message = f"{name} goes up to {least:g} in {small} and to {most:g} in {large}"
     step = "give both on one scale: divide percent by 100"
-    raise UserError(what, where=" and ".join(places), next_step=step)
+    raise UserError(message, where=" and ".join(places), next_step=step)
 
 
 def with_absent(pair: Comparison, evaluations: Sequence[ForeignEvaluation]) -> Comparison:
@@ -271,15 +278,15 @@ def _row(item: ForeignItem) -> Row:
     return Row(item.id, [*turns, {"role": "assistant", "content": item.reference}], meta=dict(item.meta))
 
 
-def of_ours(place: str, evaluation: ScoredAnswers) -> ForeignEvaluation:
+def of_ours(source: str, evaluation: ScoredAnswers) -> ForeignEvaluation:
     """An evaluation of ours in the same record, to be compared with those of other tools on the same rows."""
     items = {}
     for i, row in enumerate(evaluation.rows):
-        scores = {name: [float(each[i])] for name, each in evaluation.row_scores.items()}
+        scores = {name: [float(values[i])] for name, values in evaluation.row_scores.items()}
         text = text_of(row.prompt)
         answer = evaluation.answers[i].text
         items[row.id] = ForeignItem(row.id, key_of(text), text, row.answer, answer, scores, dict(row.meta))
-    return ForeignEvaluation(place, "tuneloop", "", items, list(evaluation.notes))
+    return ForeignEvaluation(source, "tuneloop", "", items, list(evaluation.notes))
 
 
 # --- before anything is compared -----------------------------------------------------------------

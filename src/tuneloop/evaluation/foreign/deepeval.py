@@ -22,9 +22,9 @@ def claims(value: Any) -> bool:
     return any("metricsData" in case or "metrics_data" in case for case in _cases(value))
 
 
-def read(place: str, value: Any) -> list[ForeignEvaluation]:
+def read(source: str, value: Any) -> list[ForeignEvaluation]:
     """A test run."""
-    return [collected(place, TOOL, "", _observations(_cases(value)))]
+    return [collected(source, TOOL, "", _observations(_cases(value)))]
 
 
 def _observations(cases: list[dict[str, Any]]) -> Iterator[Observation]:

@@ -20,32 +20,34 @@ def claims(value: Any) -> bool:
     return isinstance(value, dict) and isinstance(value.get("eval"), dict) and "task" in value["eval"]
 
 
-def read(place: str, value: Any) -> list[ForeignEvaluation]:
+def read(source: str, value: Any) -> list[ForeignEvaluation]:
     """A log as JSON."""
     if not isinstance(value.get("samples"), list):
-        what = "This Inspect log has no samples, only its header"
-        raise UserError(what, where=place, next_step="write it with --log-samples, or give the .eval file")
-    return [_evaluation(place, value, value["samples"])]
+        message = "This Inspect log has no samples, only its header"
+        raise UserError(message, where=source, next_step="write it with --log-samples, or give the .eval file")
+    return [_evaluation(source, value, value["samples"])]
 
 
-def read_zip(place: str) -> list[ForeignEvaluation]:
+def read_zip(source: str) -> list[ForeignEvaluation]:
     """A log as a zip; samples are read one at a time."""
     try:
-        with _opened(place) as log:
+        with _opened(source) as log:
             names = log.namelist()
             header = next((n for n in ("header.json", "_journal/start.json") if n in names), "")
             if not header:
-                what = "A zip file, but no Inspect log: it has no header.json"
-                raise UserError(what, where=place, next_step="give a .eval file as Inspect writes it")
+                message = "A zip file, but no Inspect log: it has no header.json"
+                raise UserError(message, where=source, next_step="give a .eval file as Inspect writes it")
             # A member that was written again is there twice, and the last one counts. A long sample is a folder.
             alone = [n for n in dict.fromkeys(names) if re.fullmatch(r"samples/([^/]+|.+/sample)[.]json", n)]
             samples = (parse_json(log.read(n)) | _further(log, n, names) for n in alone)
-            return [_evaluation(place, parse_json(log.read(header)), samples)]
+            return [_evaluation(source, parse_json(log.read(header)), samples)]
     except UserError:
         raise
     except Exception as error:  # of three compressions, of JSON and of what it holds
-        what = f"The Inspect log is damaged or cut off: {error}"
-        raise UserError(what, where=place, next_step="copy it again, or write it with inspect log convert") from None
+        message = f"The Inspect log is damaged or cut off: {error}"
+        raise UserError(
+            message, where=source, next_step="copy it again, or write it with inspect log convert"
+        ) from None
 
 
 def _further(log: Any, name: str, names: Sequence[str]) -> dict[str, Any]:
@@ -55,33 +57,33 @@ def _further(log: Any, name: str, names: Sequence[str]) -> dict[str, Any]:
 
 
 @contextmanager
-def _opened(place: str) -> Iterator[Any]:
+def _opened(source: str) -> Iterator[Any]:
     """A zip file whose members may be compressed with Zstandard, which Python has from 3.14 on."""
-    with opened_zip(place) as log:
+    with opened_zip(source) as log:
         if all(member.compress_type != 93 for member in log.infolist()):  # 93: Zstandard
             yield log
             return
     try:
         from backports.zstd import zipfile as with_zstd
     except ImportError:
-        what = "Reading this log needs backports.zstd, which is not installed"
-        raise UserError(what, where=place, next_step="pip install backports.zstd") from None
-    with opened_zip(place, with_zstd.ZipFile) as log:
+        message = "Reading this log needs backports.zstd, which is not installed"
+        raise UserError(message, where=source, next_step="pip install backports.zstd") from None
+    with opened_zip(source, with_zstd.ZipFile) as log:
         yield log
 
 
-def _evaluation(place: str, header: Mapping[str, Any], samples: Iterable[Any]) -> ForeignEvaluation:
+def _evaluation(source: str, header: Mapping[str, Any], samples: Iterable[Any]) -> ForeignEvaluation:
     status = header.get("status", "started")
     notes = [] if status == "success" else [f"The log's status is {status!r}: it may hold a part of the samples only."]
     system = str(header["eval"].get("model") or "")
-    return collected(place, TOOL, system, _observations(place, samples), notes)
+    return collected(source, TOOL, system, _observations(source, samples), notes)
 
 
-def _observations(place: str, samples: Iterable[Any]) -> Iterator[Observation]:
+def _observations(source: str, samples: Iterable[Any]) -> Iterator[Observation]:
     for sample in samples:
         if not isinstance(sample, Mapping) or "id" not in sample:
-            what = "A sample of this Inspect log has no id"
-            raise UserError(what, where=place, next_step="write the log again with a current Inspect")
+            message = "A sample of this Inspect log has no id"
+            raise UserError(message, where=source, next_step="write the log again with a current Inspect")
         target, error = sample.get("target", ""), sample.get("error")
         yield Observation(
             id=str(sample["id"]),
@@ -110,5 +112,7 @@ def _scores(sample: Mapping[str, Any]) -> dict[str, Any]:
     for name, score in scorers.items():
         value = score.get("value") if isinstance(score, Mapping) else score
         several = value if isinstance(value, Mapping) else None
-        scores |= {name: value} if several is None else {f"{name}/{part}": each for part, each in several.items()}
+        scores |= (
+            {name: value} if several is None else {f"{name}/{part}": part_score for part, part_score in several.items()}
+        )
     return scores

@@ -24,24 +24,24 @@ def claims_records(records: Sequence[Mapping[str, Any]]) -> bool:
     return {"doc_id", "doc"} <= first and not {"resps", "filtered_resps"}.isdisjoint(first)
 
 
-def read_records(place: str, records: Sequence[Mapping[str, Any]]) -> list[ForeignEvaluation]:
+def read_records(source: str, records: Sequence[Mapping[str, Any]]) -> list[ForeignEvaluation]:
     """The samples of one task."""
-    return [collected(place, TOOL, "", _observations(place, records, ""))]
+    return [collected(source, TOOL, "", _observations(source, records, ""))]
 
 
-def read_tasks(place: str, files: Mapping[Path, Sequence[Mapping[str, Any]]]) -> list[ForeignEvaluation]:
+def read_tasks(source: str, files: Mapping[Path, Sequence[Mapping[str, Any]]]) -> list[ForeignEvaluation]:
     """The samples of several tasks of one model, by file: of a task the newest ones."""
     if len(models := {path.parent for path in files}) > 1:
         step = f"name one of its folders: {', '.join(sorted(path.name for path in models)[:5])}"
-        raise UserError("The folder holds the samples of several models", where=place, next_step=step)
+        raise UserError("The folder holds the samples of several models", where=source, next_step=step)
     newest: dict[str, Path] = {}
     for path in sorted(files):  # samples_TASK_2026-11-30T10-20-30.123456.jsonl
         newest[task_of(path)] = path
     older = len(files) - len(newest)
     notes = [f"{older} older files of the same tasks were left out."] if older else []
     several = len(newest) > 1
-    samples = (o for task, path in newest.items() for o in _observations(place, files[path], task if several else ""))
-    return [collected(place, TOOL, next(iter(models)).name, samples, notes)]
+    samples = (o for task, path in newest.items() for o in _observations(source, files[path], task if several else ""))
+    return [collected(source, TOOL, next(iter(models)).name, samples, notes)]
 
 
 def task_of(path: Path) -> str:
@@ -51,12 +51,12 @@ def task_of(path: Path) -> str:
     return head if underscore and tail[:4].isdigit() and "T" in tail else name
 
 
-def _observations(place: str, records: Sequence[Mapping[str, Any]], task: str) -> Iterator[Observation]:
+def _observations(source: str, records: Sequence[Mapping[str, Any]], task: str) -> Iterator[Observation]:
     for number, record in enumerate(records, 1):
         doc = record.get("doc")
         if not isinstance(doc, Mapping) or "doc_id" not in record:
-            what = f"Sample {number} has no doc_id or doc: not all of this file is of lm-eval"
-            raise UserError(what, where=place, next_step="give one file as lm-eval writes it")
+            message = f"Sample {number} has no doc_id or doc: not all of this file is of lm-eval"
+            raise UserError(message, where=source, next_step="give one file as lm-eval writes it")
         kind = record.get("filter") or "none"
         given = next((doc[n] for n in _IDS if isinstance(doc.get(n), str | int)), record["doc_id"])
         replies = record.get("filtered_resps") or [""]

@@ -26,14 +26,14 @@ def claims_records(records: Sequence[Mapping[str, Any]]) -> bool:
     return "assessments" in names or any(n.endswith("/value") or re.search(r"/v\d+/score$", n) for n in names)
 
 
-def read(place: str, value: Any) -> list[ForeignEvaluation]:
+def read(source: str, value: Any) -> list[ForeignEvaluation]:
     """A table by columns and rows."""
-    return read_records(place, [dict(zip(value["columns"], row, strict=False)) for row in value["data"]])
+    return read_records(source, [dict(zip(value["columns"], row, strict=False)) for row in value["data"]])
 
 
-def read_records(place: str, records: Sequence[Mapping[str, Any]]) -> list[ForeignEvaluation]:
+def read_records(source: str, records: Sequence[Mapping[str, Any]]) -> list[ForeignEvaluation]:
     """The rows of a table."""
-    return [collected(place, TOOL, "", _observations(records))]
+    return [collected(source, TOOL, "", _observations(records))]
 
 
 def _is_score(name: str) -> bool:
@@ -64,7 +64,7 @@ def _observations(records: Sequence[Mapping[str, Any]]) -> Iterator[Observation]
 def _assessed(assessments: Any) -> dict[str, Any]:
     """Scorer -> value of the feedback of a trace; expectations are no scores, and a scorer that failed has none."""
     return {
-        str(first(one, "assessment_name", "name")): one["feedback"].get("value")
-        for one in objects(assessments)
-        if isinstance(one.get("feedback"), Mapping)
+        str(first(assessment, "assessment_name", "name")): assessment["feedback"].get("value")
+        for assessment in objects(assessments)
+        if isinstance(assessment.get("feedback"), Mapping)
     }

@@ -24,19 +24,19 @@ def claims(value: Any) -> bool:
     return isinstance(items, list) and bool(items) and isinstance(items[0], dict) and items[0].get("object") == ITEM
 
 
-def read(place: str, value: Any) -> list[ForeignEvaluation]:
+def read(source: str, value: Any) -> list[ForeignEvaluation]:
     """A page of output items, as the API lists them."""
     notes = ["The API had more items than this page holds (has_more)."] if value.get("has_more") else []
-    return [collected(place, TOOL, _model(value["data"]), map(_output_item, value["data"]), notes)]
+    return [collected(source, TOOL, _model(value["data"]), map(_output_item, value["data"]), notes)]
 
 
-def read_records(place: str, records: Sequence[Mapping[str, Any]]) -> list[ForeignEvaluation]:
+def read_records(source: str, records: Sequence[Mapping[str, Any]]) -> list[ForeignEvaluation]:
     """Output items, one a line; or the events of a run of `oaieval`."""
     if records[0].get("object") == ITEM:
-        return [collected(place, TOOL, _model(records), map(_output_item, records))]
+        return [collected(source, TOOL, _model(records), map(_output_item, records))]
     systems = next((first(record, "spec.completion_fns") for record in records if "spec" in record), None)
     system = ", ".join(map(str, systems or ()))
-    return [collected(place, TOOL, system, _events(records))]
+    return [collected(source, TOOL, system, _events(records))]
 
 
 def _model(items: Sequence[Mapping[str, Any]]) -> str:
@@ -46,7 +46,9 @@ def _model(items: Sequence[Mapping[str, Any]]) -> str:
 def _output_item(item: Mapping[str, Any]) -> Observation:
     sample, source = item.get("sample") or {}, item.get("datasource_item") or {}
     failure = str(first(sample, "error.message") or "")
-    scores = {str(one.get("name", "score")): first(one, "score", "passed") for one in objects(item.get("results"))}
+    scores = {
+        str(result.get("name", "score")): first(result, "score", "passed") for result in objects(item.get("results"))
+    }
     text = next((source[n] for n in ("input", "question", "prompt") if isinstance(source.get(n), str)), None)
     own = source.get("id")
     return Observation(

@@ -23,7 +23,7 @@ def claims(value: Any) -> bool:
     return isinstance(lines, list) and bool(lines) and isinstance(lines[0], dict) and "vars" in lines[0]
 
 
-def read(place: str, value: Any) -> list[ForeignEvaluation]:
+def read(source: str, value: Any) -> list[ForeignEvaluation]:
     """One evaluation for each provider with each prompt."""
     lines = [line for line in value.get("results", value)["results"] if isinstance(line, Mapping)]
     prompts = dict.fromkeys(_prompt(line) for line in lines)
@@ -31,7 +31,7 @@ def read(place: str, value: Any) -> list[ForeignEvaluation]:
     for line in lines:
         name = _provider(line) if len(prompts) == 1 else f"{_provider(line)} {_prompt(line)}".strip()
         systems.setdefault(name, []).append(line)
-    return [collected(place, TOOL, name, _observations(each)) for name, each in systems.items()]
+    return [collected(source, TOOL, name, _observations(results)) for name, results in systems.items()]
 
 
 def _provider(line: Mapping[str, Any]) -> str:

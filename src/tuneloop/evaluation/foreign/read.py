@@ -27,27 +27,27 @@ RECORDS = (lm_eval_samples, openai_evals, mlflow_table)  # `claims_records` and 
 _OURS = ("eval.json", "run.json", "config.yaml", "baselines.json", "dataset.json", "artifact.json")
 
 
-def is_foreign(place: str) -> bool:
+def is_foreign(source: str) -> bool:
     """Whether a place is a file, or a folder of files, that other tools may have written."""
-    name = place if Path(place).exists() else place.rpartition(":")[0]
+    name = source if Path(source).exists() else source.rpartition(":")[0]
     path = Path(name)
     if name and path.is_dir():
         return not any((path / name).exists() for name in _OURS)
     return bool(name) and path.is_file() and path.name not in _OURS
 
 
-def read_foreign(place: str) -> list[ForeignEvaluation]:
+def read_foreign(source: str) -> list[ForeignEvaluation]:
     """The evaluations at a place: one, or one for each system that a file holds; `FILE:SYSTEM` names one of them.
 
     Raises:
         UserError: there is nothing, it is of no known format, damaged, not UTF-8, or holds no such system.
     """
-    path, system = Path(place), ""
+    path, system = Path(source), ""
     if not path.exists():
-        file, _, system = place.rpartition(":")
+        file, _, system = source.rpartition(":")
         path = Path(file)
     if not path.exists() or not str(path).strip("."):
-        raise UserError("No such file", where=place, next_step="check the path")
+        raise UserError("No such file", where=source, next_step="check the path")
     evaluations = _of_folder(path) if path.is_dir() else _of_file(path)
     if not system:
         return evaluations
@@ -64,36 +64,38 @@ def _of_folder(folder: Path) -> list[ForeignEvaluation]:
         return lm_eval_samples.read_tasks(str(folder), {path: _records(path, _text(path)) for path in samples})
     logs = sorted([*folder.glob("*.eval"), *folder.glob("*.json"), *folder.glob("*.jsonl"), *folder.glob("*.csv")])
     if len(logs) != 1:
-        what = f"The folder holds {len(logs)} files that may be evaluations" if logs else "No evaluation in this folder"
+        message = (
+            f"The folder holds {len(logs)} files that may be evaluations" if logs else "No evaluation in this folder"
+        )
         step = f"name one: {', '.join(path.name for path in logs[:5])}" if logs else "check the path"
-        raise UserError(what, where=str(folder), next_step=step)
+        raise UserError(message, where=str(folder), next_step=step)
     return _of_file(logs[0])
 
 
 def _of_file(path: Path) -> list[ForeignEvaluation]:
-    place = str(path)
+    source = str(path)
     if zipfile.is_zipfile(path):
-        return inspect_ai.read_zip(place)
+        return inspect_ai.read_zip(source)
     text = _text(path)
     value = _document(text)
     if isinstance(value, dict):
         for document in DOCUMENTS:
             if document.claims(value):
-                return _guarded(document.read, place, value)
+                return _guarded(document.read, source, value)
     records = _rows_of(value) if value is not None else _records(path, text)
     for rows in RECORDS:
         if rows.claims_records(records):
-            return _guarded(rows.read_records, place, records)
-    return table.read_records(place, records)
+            return _guarded(rows.read_records, source, records)
+    return table.read_records(source, records)
 
 
-def _guarded(read: Any, place: str, value: Any) -> list[ForeignEvaluation]:
+def _guarded(read: Any, source: str, value: Any) -> list[ForeignEvaluation]:
     """What a reader makes of a file; a file whose parts are not of the shape that its format has is damaged."""
     try:
-        evaluations: list[ForeignEvaluation] = read(place, value)
+        evaluations: list[ForeignEvaluation] = read(source, value)
     except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
-        what = f"The file is damaged, or of a version that is not known ({type(error).__name__}: {error})"
-        raise UserError(what, where=place, next_step="write it again with a current version of its tool") from None
+        message = f"The file is damaged, or of a version that is not known ({type(error).__name__}: {error})"
+        raise UserError(message, where=source, next_step="write it again with a current version of its tool") from None
     return evaluations
 
 
@@ -122,8 +124,8 @@ def _rows_of(value: Any) -> list[Mapping[str, Any]]:
     if isinstance(value, list):
         return [row for row in value if isinstance(row, dict)]
     if value and all(isinstance(column, dict) for column in value.values()):  # as pandas writes a table
-        places = dict.fromkeys(place for column in value.values() for place in column)
-        return [{name: column.get(place) for name, column in value.items()} for place in places]
+        places = dict.fromkeys(index for column in value.values() for index in column)
+        return [{name: column.get(index) for name, column in value.items()} for index in places]
     lists = [v for v in value.values() if isinstance(v, list) and v and isinstance(v[0], dict)]
     one_row = len(lists) != 1 or any(rows.claims_records([value]) for rows in RECORDS)
     return [value] if one_row else lists[0]

@@ -159,7 +159,7 @@ def named(ids: Sequence[str]) -> str:
 
 
 def collected(
-    place: str, tool: str, system: str, observations: Iterable[Observation], notes: Sequence[str] = ()
+    source: str, tool: str, system: str, observations: Iterable[Observation], notes: Sequence[str] = ()
 ) -> ForeignEvaluation:
     """The samples of a file by item: epochs and repeats of one item together.
 
@@ -170,21 +170,25 @@ def collected(
     times: Counter[tuple[str, str]] = Counter()
     failed: list[str] = []
     epochs: dict[tuple[str, str], bool] = {}  # whether any sample of it has a score
-    for one in observations:
-        key = key_of(one.input, one.kind)
-        meta = {n: v for n, v in one.meta.items() if isinstance(v, bool | int | float) or _is_short(v)}
-        fresh = ForeignItem(one.id, key, text_of(one.input), one.reference, one.answer, {}, meta)
-        item = items.setdefault(one.id, fresh)
+    for observation in observations:
+        key = key_of(observation.input, observation.kind)
+        meta = {n: v for n, v in observation.meta.items() if isinstance(v, bool | int | float) or _is_short(v)}
+        fresh = ForeignItem(
+            observation.id, key, text_of(observation.input), observation.reference, observation.answer, {}, meta
+        )
+        item = items.setdefault(observation.id, fresh)
         if item.key and key and item.key != key:
-            what = "Two different prompts have the same id"
+            message = "Two different prompts have the same id"
             step = "give every item an id of its own, or leave the ids out: items are then aligned by their input"
-            raise UserError(what, where=f"{place}: id {one.id}", next_step=step)
-        for name, value in one.scores.items():
+            raise UserError(message, where=f"{source}: id {observation.id}", next_step=step)
+        for name, value in observation.scores.items():
             item.scores.setdefault(str(name), []).append(score_value(value))
-        times[one.id, one.epoch] += 1
-        epochs[one.id, one.epoch] = epochs.get((one.id, one.epoch), False) or bool(one.scores) or not one.error
-        if one.error:
-            failed.append(one.id)
+        times[observation.id, observation.epoch] += 1
+        epochs[observation.id, observation.epoch] = (
+            epochs.get((observation.id, observation.epoch), False) or bool(observation.scores) or not observation.error
+        )
+        if observation.error:
+            failed.append(observation.id)
     without = Counter(item_id for (item_id, _), scored in epochs.items() if not scored)
     items = {item_id: replace(item, failed=without[item_id]) for item_id, item in items.items()}
     notes = list(notes)
@@ -194,12 +198,12 @@ def collected(
     if repeats := list(dict.fromkeys(item_id for (item_id, _), n in times.items() if n > 1)):
         ids = f"{counted(len(repeats), 'id')} {verb(len(repeats), 'occurs', 'occur')} more than once"
         notes.append(f"{ids} and {verb(len(repeats), 'is', 'are')} averaged: {named(repeats)}.")
-    evaluation = ForeignEvaluation(place, tool, system, items, notes)
+    evaluation = ForeignEvaluation(source, tool, system, items, notes)
     if not evaluation.metrics:
-        what = f"No scores in this {tool} file" if items else f"No samples in this {tool} file"
-        what += f": {counted(len(failed), 'sample')} ended in an error" if failed else ""
+        message = f"No scores in this {tool} file" if items else f"No samples in this {tool} file"
+        message += f": {counted(len(failed), 'sample')} ended in an error" if failed else ""
         step = "score it with the tool that wrote it; a file of answers needs --references FILE"
-        raise UserError(what, where=place, next_step=step)
+        raise UserError(message, where=source, next_step=step)
     return evaluation
 
 

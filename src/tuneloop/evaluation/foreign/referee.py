@@ -28,11 +28,11 @@ def read_all(places: Mapping[str, str]) -> list[ForeignEvaluation]:
         UserError: one can't be read, or holds several systems of which none is named.
     """
     evaluations: list[ForeignEvaluation] = []
-    for name, place in places.items():
+    for name, source in places.items():
         if is_foreign(name):
             systems = read_foreign(name)
         else:
-            folder, system = split_place(place)
+            folder, system = split_place(source)
             systems = [of_ours(name, load_evaluation(folder, system or None))]
         if len(systems) > 1 and len(places) > 1:
             step = f"name one: {', '.join(f'{name}:{e.system}' for e in systems[:4])}"

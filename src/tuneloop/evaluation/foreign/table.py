@@ -17,23 +17,23 @@ _EPOCHS = ("epoch", "repeat", "repetition", "trial", "attempt", "seed", "run", "
 _NOT_SCORES = {*IDS, *INPUTS, *_ANSWERS, *_REFERENCES, *_EPOCHS, "time", "timestamp", "created_at", "line", "row"}
 
 
-def read_records(place: str, records: Sequence[Mapping[str, Any]]) -> list[ForeignEvaluation]:
+def read_records(source: str, records: Sequence[Mapping[str, Any]]) -> list[ForeignEvaluation]:
     """The rows of a table. Raises UserError: no column of ids or inputs, or none of scores."""
     columns = dict.fromkeys(str(name) for record in records for name in record)
     by_lower = {name.casefold().strip(): name for name in columns}
     ids, inputs = (next((by_lower[n] for n in names if n in by_lower), "") for names in (IDS, INPUTS))
     scores = [c for c in columns if c.casefold().strip() not in _NOT_SCORES and _holds_scores(records, c)]
     if not (ids or inputs) or not scores:
-        what = "This is no evaluation that can be read: "
-        what += "no column has scores" if ids or inputs else "no column has ids or inputs"
+        message = "This is no evaluation that can be read: "
+        message += "no column has scores" if ids or inputs else "no column has ids or inputs"
         if {"prediction", *_ANSWERS} & by_lower.keys() and not scores:
             step = "give --references FILE, or --dataset FOLDER"
-            raise UserError("This is a file of predictions: against which references?", where=place, next_step=step)
+            raise UserError("This is a file of predictions: against which references?", where=source, next_step=step)
         step = f"its columns are {', '.join(list(columns)[:8])}; give `id` and a column of numbers for each metric"
-        raise UserError(what, where=place, next_step=step)
+        raise UserError(message, where=source, next_step=step)
     of_ragas = "user_input" in by_lower or {"question", "contexts"} <= by_lower.keys()
     evaluation = collected(
-        place, "ragas" if of_ragas else "table", "", _observations(place, records, ids, inputs, scores)
+        source, "ragas" if of_ragas else "table", "", _observations(source, records, ids, inputs, scores)
     )
     return [replace(evaluation, id_column=ids.casefold().strip())]
 
@@ -50,7 +50,7 @@ def _is_nan(cell: Any) -> bool:
 
 
 def _observations(
-    place: str, records: Sequence[Mapping[str, Any]], ids: str, inputs: str, scores: Sequence[str]
+    source: str, records: Sequence[Mapping[str, Any]], ids: str, inputs: str, scores: Sequence[str]
 ) -> Iterator[Observation]:
     def cell(record: Mapping[str, Any], names: Sequence[str]) -> str:
         return str(next((v for n, v in record.items() if str(n).casefold() in names and v is not None), ""))
@@ -59,8 +59,8 @@ def _observations(
         text, given = record.get(inputs) if inputs else None, record.get(ids) if ids else None
         row_id = str(given) if given not in (None, "") else key_of(text)
         if not row_id:
-            what = f"Row {number} has neither an id nor an input"
-            raise UserError(what, where=place, next_step=f"fill the column {ids or inputs}, or leave the row out")
+            message = f"Row {number} has neither an id nor an input"
+            raise UserError(message, where=source, next_step=f"fill the column {ids or inputs}, or leave the row out")
         used = {ids, inputs, *scores}
         yield Observation(
             id=row_id,

@@ -74,8 +74,8 @@ def _refuse_others(task: TaskRows) -> None:
         raise UserError("Rows with tools can't be exported", where=where, next_step=step)
     several = task.labels is not None and label_lists(task.rows) is not None
     if several or (task.labels is None and are_structured([references_of(row) for row in task.rows])):
-        what = "Rows with several labels" if several else "Answers in JSON"
-        raise UserError(f"{what} can't be exported: a task scores one label or a text", where=where, next_step=step)
+        subject = "Rows with several labels" if several else "Answers in JSON"
+        raise UserError(f"{subject} can't be exported: a task scores one label or a text", where=where, next_step=step)
 
 
 def _scorers(task: TaskRows) -> str:

@@ -34,7 +34,7 @@ def not_worse(evaluation: EvaluationManifest, margin: float = 0.0) -> CiVerdict:
     states = [_state(standing, margin, evaluation.n) for standing in standings if standing.kind != "constant"]
     order: tuple[Status, ...] = ("fail", "inconclusive", "pass")
     status: Status = min((state for state, _ in states), key=order.index, default="inconclusive")
-    lines = [words for state, words in states if state == status] or ["nothing was compared"]
+    lines = [sentence for state, sentence in states if state == status] or ["nothing was compared"]
     return CiVerdict(status, f"{status}: {'; '.join(lines)}", margin)
 
 
@@ -46,18 +46,21 @@ def _state(standing: Standing, margin: float, rows: int) -> tuple[Status, str]:
             return "fail", f"{head} is worse: {title_of(claim.metric)} {evidence(claim)} on {items}"
     decides = standing.claims[0]
     items = counted(rows if decides.compared is None else decides.compared, "item")
-    words = f"{title_of(decides.metric)} {evidence(decides)} on {items}"
+    summary = f"{title_of(decides.metric)} {evidence(decides)} on {items}"
     least, tolerated = decides.low if math.isnan(decides.least) else decides.least, -_margin(decides, margin)
     if least > tolerated:
         beyond = f" by more than {margin:g} points" if margin else ""
-        return "pass", f"{head} is not worse{beyond}: {words}"
+        return "pass", f"{head} is not worse{beyond}: {summary}"
     if decides.low > tolerated:  # as seen; rows that are few, mostly equal or lack a score leave more open
         loss = title_of(decides.metric)
         points = 100 if metric_of(decides.metric).scale in ("share", "0..1") else 1
         unseen = "few items, or items that one side lacks, leave open a loss"
-        return "inconclusive", f"{head} may be worse or not: {words}; {unseen} of {loss} of up to {-points * least:.1f}"
+        return (
+            "inconclusive",
+            f"{head} may be worse or not: {summary}; {unseen} of {loss} of up to {-points * least:.1f}",
+        )
     settles = f"; about {standing.rows_needed:,} items would settle it" if standing.rows_needed else ""
-    return "inconclusive", f"{head} may be worse or not: {words}{settles}"
+    return "inconclusive", f"{head} may be worse or not: {summary}{settles}"
 
 
 def _margin(claim: Claim, margin: float) -> float:

@@ -52,12 +52,12 @@ class Side:
         return self.baseline or self.manifest.name
 
 
-def read_side(place: str) -> Side:
+def read_side(source: str) -> Side:
     """Read `FOLDER` or `FOLDER:BASELINE`. Raises UserError: no complete evaluation there."""
-    path, system = records.split_place(place)
+    path, system = records.split_place(source)
     manifest, samples, baseline = read_evaluation(path, system)
     evaluation = evaluated_again(path, manifest, samples, baseline)
-    return Side(place, path, manifest, {sample.id: sample for sample in samples}, evaluation, baseline)
+    return Side(source, path, manifest, {sample.id: sample for sample in samples}, evaluation, baseline)
 
 
 def apply_suite(
@@ -192,9 +192,9 @@ def gate_for_release(run: Path | str, *, force: bool = False) -> dict[str, Any]:
         result = read_record(records.GateResult, run)
         # A red gate also holds lines without enough evidence: the one that made it red is named.
         unmet = [check.message for check in result.checks if check.status == verdict]
-        words = {"fail": "The gate is red", "inconclusive": "The gate has not enough evidence"}
+        messages = {"fail": "The gate is red", "inconclusive": "The gate has not enough evidence"}
         raise UserError(
-            words.get(verdict, "The gate judged an earlier evaluation"),
+            messages.get(verdict, "The gate judged an earlier evaluation"),
             where=f"{Path(run) / 'gate.json'}" + (f": {unmet[0]}" if unmet and verdict != "stale" else ""),
             next_step="fix it and run `tuneloop gate` again, or overrule it with --force",
         )
@@ -204,46 +204,48 @@ def gate_for_release(run: Path | str, *, force: bool = False) -> dict[str, Any]:
 
 def _must_pass(suite: Suite, side: Side, ask: Ask | None) -> tuple[list[records.GateCheck], list[records.FlakyRow]]:
     demands = suite.must_pass
-    place = {row.id: i for i, row in enumerate(side.evaluation.rows)}
+    positions = {row.id: i for i, row in enumerate(side.evaluation.rows)}
     for demand in demands:
-        if demand.id and demand.id not in place:
-            next_step = did_you_mean(demand.id, place, f"ids are in {side.folder / 'samples.jsonl'}")
+        if demand.id and demand.id not in positions:
+            next_step = did_you_mean(demand.id, positions, f"ids are in {side.folder / 'samples.jsonl'}")
             raise UserError(f"The evaluation has no row {demand.id!r}", where="must_pass", next_step=next_step)
-    tried = [[_passes(d, side, place[d.id], side.evaluation.answers[place[d.id]])] if d.id else [] for d in demands]
+    tried = [
+        [_passes(d, side, positions[d.id], side.evaluation.answers[positions[d.id]])] if d.id else [] for d in demands
+    ]
     again = [i for i, outcomes in enumerate(tried) if not all(outcomes) or not outcomes]
     if ask is not None and again:
         # A new prompt is sent once before it is repeated.
         for attempt in range(suite.repeat + 1):
             due = [i for i in again if not tried[i] or (attempt and not all(tried[i]))]
             if due:
-                answers = ask([_row(demands[i], side, place) for i in due])
+                answers = ask([_row(demands[i], side, positions) for i in due])
                 for i, answer in zip(due, answers, strict=True):
-                    at = place[demands[i].id] if demands[i].id else None
+                    at = positions[demands[i].id] if demands[i].id else None
                     tried[i].append(_passes(demands[i], side, at, answer))
     checks, flaky = [], []
     for demand, outcomes in zip(demands, tried, strict=True):
         name = demand.id or demand.prompt[:80]
         label = name
         if demand.id:  # an id alone does not say which row it is
-            question = last_user_turn(side.evaluation.rows[place[demand.id]])
+            question = last_user_turn(side.evaluation.rows[positions[demand.id]])
             label = f'{demand.id} "{textwrap.shorten(question, 60, placeholder=" …")}"'
         passed, n = sum(outcomes), len(outcomes)
         if not n:
-            what = f"{label}: could not be queried: this evaluation has no model available"
-            checks.append(records.GateCheck("must_pass", name, "inconclusive", what, rows=0))
+            problem = f"{label}: could not be queried: this evaluation has no model available"
+            checks.append(records.GateCheck("must_pass", name, "inconclusive", problem, rows=0))
             continue
         outcome: Status = "pass" if passed == n else "fail" if not passed else suite.flaky
         sometimes = f"flaky: passes {passed} of {n} times" if passed else f"fails, {n} of {n} times"
-        words = f"{label}: {'passes' if passed == n else sometimes}"
-        checks.append(records.GateCheck("must_pass", name, outcome, words, value=passed / n, limit=1.0, rows=n))
+        message = f"{label}: {'passes' if passed == n else sometimes}"
+        checks.append(records.GateCheck("must_pass", name, outcome, message, value=passed / n, limit=1.0, rows=n))
         if len(set(outcomes)) > 1:
             flaky.append(records.FlakyRow(row=name, passed=sum(outcomes), asked=len(outcomes)))
     return checks, flaky
 
 
-def _row(demand: MustPass, side: Side, place: Mapping[str, int]) -> Row:
+def _row(demand: MustPass, side: Side, positions: Mapping[str, int]) -> Row:
     if demand.id:
-        row = side.evaluation.rows[place[demand.id]]
+        row = side.evaluation.rows[positions[demand.id]]
         turns = side.samples[demand.id].messages
         return row if not turns else Row(row.id, [*turns, row.messages[-1]], row.label, row.tools, row.meta)
     turns = [{"role": "system", "content": demand.system}] if demand.system else []
@@ -267,7 +269,7 @@ def _passes(demand: MustPass, side: Side, at: int | None, answer: Completion) ->
     if labels is not None and row.label is not None:
         return label_matcher(labels, {row.answer: row.label})(answer.text) == row.label
     if "object_accuracy" in side.evaluation.metrics:
-        return right_as_a_whole([references_of(each) for each in side.evaluation.rows], at, answer.text)
+        return right_as_a_whole([references_of(row) for row in side.evaluation.rows], at, answer.text)
     return exact_match(references_of(row), answer.text) == 1.0
 
 
@@ -310,8 +312,8 @@ def _slices(
             groups[str(value)].add(row)
     large = {value: rows for value, rows in groups.items() if len(rows) >= limit.min_rows}
     if not large:
-        what = f"No value of {limit.by} has {counted(limit.min_rows, 'row')}"
-        raise UserError(what, where="metrics.min_rows", next_step="lower min_rows")
+        message = f"No value of {limit.by} has {counted(limit.min_rows, 'row')}"
+        raise UserError(message, where="metrics.min_rows", next_step="lower min_rows")
     return [(f"{name} [{limit.by} {value}]", rows) for value, rows in sorted(large.items())]
 
 
@@ -319,7 +321,7 @@ def _values(key: str, side: Side, fields: Mapping[str, Mapping[str, Any]]) -> di
     value_of: dict[str, Any] = {}
     for row, sample in side.samples.items():
         places = (vars(sample), sample.meta, fields.get(row) or {})
-        values = [value for place in places if (value := place.get(key)) is not None]
+        values = [value for section in places if (value := section.get(key)) is not None]
         value_of |= {row: values[0]} if values else {}
     if not value_of:
         names = ", ".join(sorted({k for columns in fields.values() for k in columns} | {"label"}))
@@ -375,8 +377,8 @@ def run_margin_gate(points: float, candidate: Side, base: Side) -> records.GateR
 def _bound(metric: str, rows: str, candidate: ScoredAnswers, limit: float, *, above: bool) -> records.GateCheck:
     name, title = f"{metric}{rows}", _title(metric, rows)
     if metric not in candidate.metrics:
-        what = f"{title}: not measured on these rows"
-        return records.GateCheck("metric", name, "inconclusive", what, rows=candidate.n)
+        message = f"{title}: not measured on these rows"
+        return records.GateCheck("metric", name, "inconclusive", message, rows=candidate.n)
     score = candidate.metrics[metric]
     return replace(_within(title, "metric", score, limit, above=above, rows=candidate.n), name=name)
 
@@ -397,8 +399,8 @@ def _within(
 def _forgetting(limit: ForgettingLimit, side: Side) -> records.GateCheck:
     measured = side.manifest.forgetting
     if measured is None or math.isnan(measured.score.value):
-        what = "forgetting: not measured in this evaluation"
-        return records.GateCheck("forgetting", "forgetting", "inconclusive", what, limit=limit.at_most)
+        message = "forgetting: not measured in this evaluation"
+        return records.GateCheck("forgetting", "forgetting", "inconclusive", message, limit=limit.at_most)
     return _within("forgetting", "forgetting", measured.score, limit.at_most, above=False)
 
 

@@ -113,8 +113,8 @@ def _parts(evaluation: ScoredAnswers) -> dict[str, set[str]]:
     ways["tools"] = [("yes",) if row.tools else ("no",) for row in evaluation.rows]
     parts: dict[str, set[str]] = {}
     for field, values in ways.items():
-        for row, each in zip(evaluation.rows, values, strict=True):
-            for value in each:
+        for row, row_values in zip(evaluation.rows, values, strict=True):
+            for value in row_values:
                 parts.setdefault(f"{field} {value}", set()).add(row.id)
     large = {name: ids for name, ids in parts.items() if min(len(ids), evaluation.n - len(ids)) >= FEWEST}
     return dict(sorted(large.items(), key=lambda item: -len(item[1]))[:MOST_SLICES])

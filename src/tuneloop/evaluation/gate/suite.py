@@ -129,9 +129,9 @@ def load_suite(path: Path | str) -> Suite:
         raise UserError("The suite demands nothing", where=str(path), next_step="add must_pass or metrics")
     judged = [limit for limit in suite.metrics if limit.metric.split(".")[0].startswith("judge")]
     if judged and len(judged) == len(suite.metrics) and not suite.must_pass and not suite.judge_alone:
-        what = "The suite's only evidence is a judge model, which can be wrong in the same way each time"
+        message = "The suite's only evidence is a judge model, which can be wrong in the same way each time"
         step = "add must_pass rows or another metric, or set judge_alone: true"
-        raise UserError(what, where=str(path), next_step=step)
+        raise UserError(message, where=str(path), next_step=step)
     return suite
 
 
@@ -158,8 +158,8 @@ def first_suite(source: SuiteSource) -> str:
     """The suite as YAML with comments: rows that must pass, margins on the headline metrics, limits on time and
     forgetting. Raises UserError: there are no test rows."""
     if not source.rows:
-        what = "There are no test rows to make a suite from"
-        raise UserError(what, where=source.name, next_step="prepare with data.split.test above 0")
+        message = "There are no test rows to make a suite from"
+        raise UserError(message, where=source.name, next_step="prepare with data.split.test above 0")
     off = "" if source.forgetting is not None else "# "
     latency = ["latency:", "  ratio: 1.5", "#  seconds_per_row: 0.5"]
     latency = latency if source.timed else [f"# {line.removeprefix('#')}" for line in latency]
@@ -217,8 +217,8 @@ def _suite_source(folder: Path, target: str) -> SuiteSource:
     if (folder / "run.json").is_file():
         step = f"tuneloop evaluate {target}"
         raise UserError("This run has not been evaluated yet", where=target, next_step=step)
-    what = "A suite is made from a run, an evaluation or a prepared data set"
-    raise UserError(what, where=target, next_step="name a folder with eval.json or dataset.json")
+    message = "A suite is made from a run, an evaluation or a prepared data set"
+    raise UserError(message, where=target, next_step="name a folder with eval.json or dataset.json")
 
 
 def _must_pass(source: SuiteSource) -> str:

@@ -45,7 +45,7 @@ def programs(problem: Problem, answer: str) -> list[str]:
     for text in ["\n".join(fenced), *fenced[:1], answer] if fenced else [answer]:
         # The text, then what is left of it without its last parts: prose after the code, a function cut off.
         places = [match.start() for match in _BREAK.finditer(text)]
-        for piece in (text, *(text[:place] for place in places[: -_CUTS - 1 : -1])):
+        for piece in (text, *(text[:position] for position in places[: -_CUTS - 1 : -1])):
             if not prompt:
                 pieces.append(piece)
             elif name and defines.search(piece):

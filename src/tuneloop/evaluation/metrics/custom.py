@@ -85,12 +85,12 @@ def compile_fields(fields: Mapping[str, str]) -> dict[str, Pattern]:
         try:
             compiled[name] = compile_pattern(pattern, re.MULTILINE)
         except ValueError as error:
-            what = f"Not a regular expression: {error}"
-            raise UserError(what, where=where, next_step="write it as in 'Queue: (.+)'") from None
+            message = f"Not a regular expression: {error}"
+            raise UserError(message, where=where, next_step="write it as in 'Queue: (.+)'") from None
         if compiled[name].groups != 1:
-            what = f"A field's pattern needs exactly one group, this one has {compiled[name].groups}: {pattern!r}"
+            message = f"A field's pattern needs exactly one group, this one has {compiled[name].groups}: {pattern!r}"
             next_step = "put (...) around the part to compare, and (?:...) around other groups"
-            raise UserError(what, where=where, next_step=next_step)
+            raise UserError(message, where=where, next_step=next_step)
     return compiled
 
 
@@ -116,7 +116,7 @@ class Scorer:
         return self.score(row, answer)
 
 
-def load_scorer(name: str, place: str) -> Scorer:
+def load_scorer(name: str, scorer_path: str) -> Scorer:
     """The function `file.py:function` as a scorer; what it declares of itself (`tuneloop.metric`) comes with it.
 
     Its parameters say by their names what it gets: `prediction`, `reference` (the first), `references` (all),
@@ -128,11 +128,11 @@ def load_scorer(name: str, place: str) -> Scorer:
     Raises UserError: no such file or function, the file fails, or the function asks for more.
     """
     where = f"evaluate.scorers.{name}"
-    file, colon, function_name = place.rpartition(":")
+    file, colon, function_name = scorer_path.rpartition(":")
     path = Path(file).expanduser()
     if not colon or not function_name.isidentifier() or not file:
         next_step = "write it as in my_scorers.py:polite"
-        raise UserError(f"Not file.py:function: {place!r}", where=where, next_step=next_step)
+        raise UserError(f"Not file.py:function: {scorer_path!r}", where=where, next_step=next_step)
     module = run_python_file(file, where, "scorer's file")
     function = getattr(module, function_name, None)
     if not callable(function):
@@ -148,8 +148,8 @@ def load_scorer(name: str, place: str) -> Scorer:
         try:
             return function(**{parameter: values[meaning] for parameter, meaning in parameters.items()})
         except Exception as error:
-            what = f"The scorer {name} fails: {error_with_line(error, path)}"
-            raise UserError(what, where=f"row {row.id}", next_step=f"fix {file}") from None
+            message = f"The scorer {name} fails: {error_with_line(error, path)}"
+            raise UserError(message, where=f"row {row.id}", next_step=f"fix {file}") from None
 
     declared = getattr(function, DECLARED, None)
     metric = declared if isinstance(declared, Metric) else own_metric(function_name, title=name.replace("_", " "))
@@ -184,14 +184,16 @@ def own_scores(scorer: Scorer, rows: Sequence[Row], answers: Sequence[str]) -> l
         try:
             value = math.nan if result is None else float(result)
         except (TypeError, ValueError):
-            what = f"The scorer {name} returned {type(result).__name__}, not a number"
+            message = f"The scorer {name} returned {type(result).__name__}, not a number"
             next_step = "return a number, True or False, or None where the row doesn't count"
-            raise UserError(what, where=where, next_step=next_step) from None
+            raise UserError(message, where=where, next_step=next_step) from None
         if math.isinf(value):
             raise UserError(f"The scorer {name} returned {value}", where=where, next_step="return finite numbers")
         if scorer.metric.test == "exact McNemar" and value not in (0.0, 1.0) and not math.isnan(value):
-            what = f"The scorer {name} returned {value:g}; its test, exact McNemar, compares right with wrong: 1 with 0"
+            message = (
+                f"The scorer {name} returned {value:g}; its test, exact McNemar, compares right with wrong: 1 with 0"
+            )
             next_step = 'return True or False, or declare test="paired bootstrap"'
-            raise UserError(what, where=where, next_step=next_step)
+            raise UserError(message, where=where, next_step=next_step)
         scores.append(value)
     return scores

@@ -239,10 +239,10 @@ def label_reader(labels: Sequence[str]) -> Callable[[str], LabelSet]:
     def read(text: str) -> LabelSet:
         text = text.strip().strip("[]{}()").strip()
         named_labels, none = set[str](), False
-        for each in joined:
-            if each in text:
-                named_labels.add(each)
-                text = text.replace(each, ",")
+        for entry in joined:
+            if entry in text:
+                named_labels.add(entry)
+                text = text.replace(entry, ",")
         outside: set[str] = set()
         for part in _SEPARATORS.split(text):
             part = re.sub(r"^(?:[-*•]|\d+[.)])\s+", "", part)

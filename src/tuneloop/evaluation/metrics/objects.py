@@ -52,13 +52,13 @@ DEEPEST = 100  # objects and arrays in one another; an answer of more is taken f
 Path = tuple[str, ...]  # keys from the outside inwards
 
 
-def fields_of(value: Any, place: Path = ()) -> Iterator[tuple[Path, Any]]:
+def fields_of(value: Any, prefix: Path = ()) -> Iterator[tuple[Path, Any]]:
     """A value's fields: path and value of each leaf; arrays and empty objects are leaves."""
     if isinstance(value, dict) and value:
         for key, inner in value.items():
-            yield from fields_of(inner, (*place, str(key)))
+            yield from fields_of(inner, (*prefix, str(key)))
     else:
-        yield place, value
+        yield prefix, value
 
 
 def canonical(value: Any, deepest: int = DEEPEST) -> Any:
@@ -88,21 +88,21 @@ def read_answer(text: str) -> ReadAnswer | None:
     try:
         value = parse(text)
         fields = dict(fields_of(value))
-        forms = {path: canonical(each) for path, each in fields.items()}
+        forms = {path: canonical(value) for path, value in fields.items()}
         return ReadAnswer(fields, forms, frozenset(_paths(value)))
     except (ValueError, RecursionError):
         return None
 
 
-def _paths(value: Any, place: Path = ()) -> Iterator[Path]:
-    yield place
+def _paths(value: Any, prefix: Path = ()) -> Iterator[Path]:
+    yield prefix
     if isinstance(value, dict):
         for key, inner in value.items():
-            yield from _paths(inner, (*place, str(key)))
+            yield from _paths(inner, (*prefix, str(key)))
     elif isinstance(value, list):
         for inner in value:
             if isinstance(inner, dict):
-                yield from _paths(inner, (*place, "[]"))
+                yield from _paths(inner, (*prefix, "[]"))
 
 
 Kind = Literal["exact", "labels", "prose", "items"]
@@ -154,8 +154,8 @@ def _kind(values: Sequence[Any], are_labels: bool) -> Kind:
 
 def is_prose(texts: Sequence[str]) -> bool:
     """Whether texts are so long and so different that equality says little: see `PROSE_WORDS`."""
-    words = [max(len(t.split()), 0 if t.isascii() else len(t) / LETTERS_A_WORD) for t in texts]
-    return bool(texts) and sum(words) >= PROSE_WORDS * len(texts) and 2 * len(set(texts)) > len(texts)
+    lengths = [max(len(t.split()), 0 if t.isascii() else len(t) / LETTERS_A_WORD) for t in texts]
+    return bool(texts) and sum(lengths) >= PROSE_WORDS * len(texts) and 2 * len(set(texts)) > len(texts)
 
 
 def label_text(value: Any) -> str:
@@ -186,12 +186,12 @@ def object_statistics(
     fields, prose = _with_prose(golds, labels)
     gold = [_nearest(row, read) for row, read in zip(golds, read_answers, strict=True)]
     wholes = _whole_statistics(references, answers, gold, read_answers, prose)
-    names, each = {*without, *(field.name for field in fields)}, list[Statistics]()
+    names, collected_statistics = {*without, *(field.name for field in fields)}, list[Statistics]()
     for field in fields:
         if field.name not in without:
-            each += _field_statistics(field, gold, read_answers, labels, names)
+            collected_statistics += _field_statistics(field, gold, read_answers, labels, names)
     others = len({path for row in gold if row for path in row.fields}) - len(fields)
-    return Objects([*wholes, *each], fields, others)
+    return Objects([*wholes, *collected_statistics], fields, others)
 
 
 def _whole_statistics(
@@ -247,12 +247,12 @@ def filled_pairs(read: ReadAnswer | None, prose: Collection[Path]) -> Counter[tu
     )
 
 
-def right_as_a_whole(references: Sequence[Sequence[str]], place: int, answer: str) -> bool:
+def right_as_a_whole(references: Sequence[Sequence[str]], position: int, answer: str) -> bool:
     """Whether an answer to one of some rows is right, as `object_accuracy` counts it."""
     golds, read = _golds(references), read_answer(answer)
     _, prose = _with_prose(golds, {})
-    gold = _nearest(golds[place], read)
-    return (_scores(gold, read, prose) if gold else _of_text(references[place], answer))["object_accuracy"] == 1.0
+    gold = _nearest(golds[position], read)
+    return (_scores(gold, read, prose) if gold else _of_text(references[position], answer))["object_accuracy"] == 1.0
 
 
 def _golds(references: Sequence[Sequence[str]]) -> list[list[ReadAnswer]]:
@@ -302,10 +302,12 @@ def _is_right(path: Path, gold: ReadAnswer, answer: ReadAnswer | None, prose: bo
     return bool(gold.forms[path] == answer.forms[path])
 
 
-def _with_arrays(one: ReadAnswer, other: ReadAnswer) -> frozenset[Path]:
+def _with_arrays(first: ReadAnswer, other: ReadAnswer) -> frozenset[Path]:
     """The paths of one, and those of the other inside arrays that are empty in one: another item is no field."""
-    empty = [path for path, value in one.fields.items() if isinstance(value, list) and (*path, "[]") not in one.paths]
-    return one.paths | {p for p in other.paths for path in empty if p[: len(path) + 1] == (*path, "[]")}
+    empty = [
+        path for path, value in first.fields.items() if isinstance(value, list) and (*path, "[]") not in first.paths
+    ]
+    return first.paths | {p for p in other.paths for path in empty if p[: len(path) + 1] == (*path, "[]")}
 
 
 _NO_FIELD = object()  # no row counts where the reference lacks the field
@@ -358,8 +360,8 @@ def _prose(field: Field, golds: Sequence[Any], values: Sequence[Any]) -> Statist
     else:  # mean of sentence chrF
         measures["chrf"] = chrf_statistics(right, texts)[0].row_scores["chrf"]
     scores = {field.metric(name): [math.nan] * len(golds) for name in measures}
-    for name, each in measures.items():
-        for i, score in zip(rows, each, strict=True):
+    for name, entry in measures.items():
+        for i, score in zip(rows, entry, strict=True):
             scores[field.metric(name)][i] = score
     return mean_statistics(scores)
 
@@ -401,8 +403,8 @@ def _parts(right: Sequence[Any], items: Sequence[Any]) -> Iterator[tuple[Path, f
     """For each field of the reference's items: how often its partner has the same value, and how many items have it.
     Partners are those that make the number of equal fields the largest (linear assignment)."""
 
-    def equal(one: Mapping[Path, Any], other: Mapping[Path, Any]) -> list[Path]:
-        return [path for path in one if path in other and canonical(one[path]) == canonical(other[path])]
+    def equal(first: Mapping[Path, Any], other: Mapping[Path, Any]) -> list[Path]:
+        return [path for path in first if path in other and canonical(first[path]) == canonical(other[path])]
 
     golds = [dict(fields_of(item)) for item in right if isinstance(item, dict) and item]
     others = [dict(fields_of(item)) for item in items if isinstance(item, dict)]
@@ -434,26 +436,26 @@ def differing_fields(reference: str, answer: str, most: int = 3) -> str:
     gold, read = read_answer(reference), read_answer(answer)
     if gold is None or read is None:
         return "" if gold is None else "no valid JSON"
-    words = []
+    differences = []
     for path, value in gold.fields.items():
         name = ".".join(path) or "the list"
         if path not in read.paths:
-            words.append(f"{name} is missing")
+            differences.append(f"{name} is missing")
         elif not _is_right(path, gold, read, False):
             other = read.fields.get(path, {})
             if isinstance(value, list) and isinstance(other, list):
-                words += [f"{name} lacks {_brief(item)}" for item in _only_in(value, other)]
-                words += [f"{name} has also {_brief(item)}" for item in _only_in(other, value)]
+                differences += [f"{name} lacks {_brief(item)}" for item in _only_in(value, other)]
+                differences += [f"{name} has also {_brief(item)}" for item in _only_in(other, value)]
             else:
-                words.append(f"{name} is {_brief(other)}, not {_brief(value)}")
-    words += [f"{'.'.join(path)} is invented" for path in read.fields if path not in gold.paths]
-    more = len(words) - most
-    return "; ".join(words[:most]) + (f"; and {more} more" if more > 0 else "")
+                differences.append(f"{name} is {_brief(other)}, not {_brief(value)}")
+    differences += [f"{'.'.join(path)} is invented" for path in read.fields if path not in gold.paths]
+    more = len(differences) - most
+    return "; ".join(differences[:most]) + (f"; and {more} more" if more > 0 else "")
 
 
-def _only_in(one: Sequence[Any], other: Sequence[Any]) -> Iterator[Any]:
+def _only_in(first: Sequence[Any], other: Sequence[Any]) -> Iterator[Any]:
     left = Counter(map(canonical, other))
-    for item in one:
+    for item in first:
         if left[key := canonical(item)] > 0:
             left[key] -= 1
         else:

@@ -30,8 +30,8 @@ def loss_statistics(losses: Sequence[float], tokens: Sequence[int]) -> Statistic
     def perplexity(sums: Array) -> Array:
         return np.exp(np.minimum(loss(sums), 50.0))
 
-    each = [float(x) for x in loss(rows)]
-    scores = {"loss": each, "perplexity": [float(np.exp(min(x, 50.0))) for x in each]}
+    entry = [float(x) for x in loss(rows)]
+    scores = {"loss": entry, "perplexity": [float(np.exp(min(x, 50.0))) for x in entry]}
     return Statistics(rows, {"loss": loss, "perplexity": perplexity}, scores, same={"perplexity": "loss"})
 
 
@@ -59,8 +59,8 @@ def calibration_statistics(confidence: Sequence[float], right: Sequence[float]) 
     for i, (sure, hit) in enumerate(zip(confidence, right, strict=True)):
         if not math.isnan(sure + hit):
             # Bins are open below and closed above, as in the source; 0 falls into the first.
-            place = max(math.ceil(min(max(0.0, sure), 1.0) * BINS) - 1, 0)
-            rows[i, [place, BINS + place, 2 * BINS + place]] = sure, hit, 1.0
+            index = max(math.ceil(min(max(0.0, sure), 1.0) * BINS) - 1, 0)
+            rows[i, [index, BINS + index, 2 * BINS + index]] = sure, hit, 1.0
 
     def ece(sums: Array) -> Array:
         gaps = np.abs(sums[:, :BINS] - sums[:, BINS : 2 * BINS]).sum(axis=1)
@@ -73,9 +73,9 @@ def reliability(confidence: Sequence[float], right: Sequence[float]) -> list[dic
     """The bins of a reliability diagram that hold rows: bounds, rows, mean confidence and share of right answers."""
     sums = calibration_statistics(confidence, right).totals()[0]
     bins = []
-    for place in range(BINS):
-        sure, hits, n = (float(sums[part * BINS + place]) for part in range(3))
+    for index in range(BINS):
+        sure, hits, n = (float(sums[part * BINS + index]) for part in range(3))
         if n:
             shares = {"confidence": sure / n, "accuracy": hits / n}
-            bins.append({"low": place / BINS, "high": (place + 1) / BINS, "n": int(n), **shares})
+            bins.append({"low": index / BINS, "high": (index + 1) / BINS, "n": int(n), **shares})
     return bins

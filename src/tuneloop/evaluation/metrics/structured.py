@@ -38,12 +38,12 @@ def unfenced(text: str) -> str:
 def schema_check(schema: Mapping[str, Any]) -> Callable[[Any], bool]:
     """Make the function that tells whether a value conforms to a JSON schema. Raises UserError: no valid schema."""
     try:
-        if why := schema_problem(schema, any_keyword=True):
-            raise ValueError(why)
+        if reason := schema_problem(schema, any_keyword=True):
+            raise ValueError(reason)
         validator_of(schema)
     except ValueError as error:
-        what, step = f"Not a JSON schema: {error}", "fix the schema's file"
-        raise UserError(what, where="evaluate.json_schema", next_step=step) from None
+        message, step = f"Not a JSON schema: {error}", "fix the schema's file"
+        raise UserError(message, where="evaluate.json_schema", next_step=step) from None
 
     def conforms(value: Any) -> bool:
         try:
@@ -51,8 +51,11 @@ def schema_check(schema: Mapping[str, Any]) -> Callable[[Any], bool]:
         except RecursionError:
             return False
         except TooMuchWork:
-            what, step = f"A check takes more than {CHECK_SECONDS:g} s", "use fewer references to what has references"
-            raise UserError(what, where="evaluate.json_schema", next_step=step) from None
+            problem, step = (
+                f"A check takes more than {CHECK_SECONDS:g} s",
+                "use fewer references to what has references",
+            )
+            raise UserError(problem, where="evaluate.json_schema", next_step=step) from None
 
     return conforms
 
@@ -65,17 +68,17 @@ def read_schema(path: str) -> dict[str, Any]:
     return schema
 
 
-def leaves(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
+def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     """A value's fields as (path, value) pairs; the items of a list share a path, so their order doesn't count. Numbers
     are compared as numbers (1 equals 1.0), texts without the white space around them."""
     if isinstance(value, dict) and value:
         for key, inner in value.items():
-            yield from leaves(inner, f"{place}.{key}" if place else str(key))
+            yield from leaves(inner, f"{prefix}.{key}" if prefix else str(key))
     elif isinstance(value, list) and value:
         for inner in value:
-            yield from leaves(inner, f"{place}[]")
+            yield from leaves(inner, f"{prefix}[]")
     else:
-        yield place, as_text(value)
+        yield prefix, as_text(value)
 
 
 def as_text(value: Any) -> str:

@@ -46,9 +46,12 @@ def exact_match(references: Sequence[str], answer: str) -> float:
 def token_f1(references: Sequence[str], answer: str) -> float:
     """Overlap of word bags, the best over the references, 0 to 1: the F1 of SQuAD (Rajpurkar et al. 2016) with its
     normalisation (lower case, no punctuation, no English articles); punctuation is Unicode's."""
-    words = Counter(_squad_words(answer))
+    answer_words = Counter(_squad_words(answer))
     bags = [Counter(_squad_words(reference)) for reference in references]
-    return max(2 * (bag & words).total() / (bag.total() + words.total()) if bag or words else 1.0 for bag in bags)
+    return max(
+        2 * (bag & answer_words).total() / (bag.total() + answer_words.total()) if bag or answer_words else 1.0
+        for bag in bags
+    )
 
 
 def _squad_words(text: str) -> list[str]:
@@ -108,10 +111,10 @@ def length_ratio(references: Sequence[Sequence[str]], answers: Sequence[str]) ->
     """Words of all answers over words of their references (the one nearest in length); 1: equally long."""
     rows, scores = np.zeros((len(answers), 2)), []
     for i, (row, answer) in enumerate(zip(references, answers, strict=True)):
-        words = len(answer.split())
-        right = min((len(text.split()) for text in row), key=lambda n: (abs(n - words), n))
-        rows[i] = words, right
-        scores.append(words / right if right else float("nan"))
+        length = len(answer.split())
+        right = min((len(text.split()) for text in row), key=lambda n: (abs(n - length), n))
+        rows[i] = length, right
+        scores.append(length / right if right else float("nan"))
     function = {"length_ratio": lambda sums: ratio(sums[:, 0], sums[:, 1], empty=np.nan)}
     return Statistics(rows, function, {"length_ratio": scores})
 
@@ -174,11 +177,11 @@ def similarity(
     empty answer has 0. A high score is no proof: "is" and "is not" lie close together."""
     texts = list(dict.fromkeys([_clean(t) for row in references for t in row] + [_clean(t) for t in answers]))
     vectors = embed(texts)
-    place = {text: i for i, text in enumerate(texts)}
+    index = {text: i for i, text in enumerate(texts)}
     scores = []
     for row, answer in zip(references, answers, strict=True):
-        vector = vectors[place[_clean(answer)]]
-        best = max(float(vectors[place[_clean(text)]] @ vector) for text in row)
+        vector = vectors[index[_clean(answer)]]
+        best = max(float(vectors[index[_clean(text)]] @ vector) for text in row)
         scores.append(best if answer.strip() else 0.0)
     return scores
 

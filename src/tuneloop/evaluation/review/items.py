@@ -87,13 +87,13 @@ class ReviewFolder:
 def read_systems(places: Sequence[str]) -> list[System]:
     """Read `FOLDER` or `FOLDER:BASELINE` arguments. Raises UserError: no evaluation, baseline or answers there."""
     systems = []
-    for place in places:
-        path, name = split_place(place)
+    for location in places:
+        path, name = split_place(location)
         manifest, samples, baseline = read_evaluation(path, name)
         answers, file = {sample.id: _answer(sample, baseline) for sample in samples}, path / "samples.jsonl"
         if not answers:
             raise UserError("There are no answers to look at", where=str(file), next_step="evaluate again")
-        systems.append(System(name or manifest.name, place, path, sha256_file(file), answers))
+        systems.append(System(name or manifest.name, location, path, sha256_file(file), answers))
     names = [system.name for system in systems]
     if len(set(places)) < len(places):
         raise UserError("The same answers are named twice", where=" ".join(places), next_step="name each once")
@@ -134,8 +134,10 @@ def make_review(
     with lock_folder(out):
         if (out / records.Review.file).is_file():
             if read_record(records.Review, out).key != key:
-                what = "This folder holds a review of other answers, or with other settings"
-                raise UserError(what, where=str(out), next_step="choose another folder with --out, or delete this one")
+                message = "This folder holds a review of other answers, or with other settings"
+                raise UserError(
+                    message, where=str(out), next_step="choose another folder with --out, or delete this one"
+                )
             return load_review(out)
         items, populations = _draw(systems, mode, share, seed, conversations or {})
         write_jsonl(out / ITEMS, items)
@@ -169,8 +171,8 @@ def _draw(
         rows = [row for row in sides[0].samples if all(row in c.samples for c in sides)]
         if not rows:
             where = " ".join(c.place for c in sides)
-            what = "The two evaluations share no row"
-            raise UserError(what, where=where, next_step="evaluate both on the same split")
+            message = "The two evaluations share no row"
+            raise UserError(message, where=where, next_step="evaluate both on the same split")
         groups = _pair_groups(rows, *sides) if size == 2 else _rating_groups(rows, sides[0])
         names = tuple(c.name for c in sides)
         populations["\n".join(names)] = dict(Counter(groups.values()))
@@ -185,9 +187,9 @@ def _draw(
             }  # fmt: skip
             items.append(ReviewItem(**parts))
     if not items:
-        what = "All answers are equal: there is nothing to compare"
+        message = "All answers are equal: there is nothing to compare"
         where = " ".join(c.place for c in systems)
-        raise UserError(what, where=where, next_step="compare other systems, or rate one with --mode rating")
+        raise UserError(message, where=where, next_step="compare other systems, or rate one with --mode rating")
     rng.shuffle(items)  # a reviewer who stops early has seen a fair part of each group
     return items, populations
 

@@ -41,10 +41,10 @@ def krippendorff_alpha(units: Sequence[Sequence[Hashable]], level: Level = "nomi
     values = sorted({value for unit in pairable for value in unit}, key=lambda v: (str(type(v)), v))
     if len(values) < 2:
         return math.nan
-    place = {value: i for i, value in enumerate(values)}
+    index = {value: i for i, value in enumerate(values)}
     coincidences = np.zeros((len(values), len(values)))
     for unit in pairable:
-        counts = np.bincount([place[value] for value in unit], minlength=len(values)).astype(float)
+        counts = np.bincount([index[value] for value in unit], minlength=len(values)).astype(float)
         coincidences += (np.outer(counts, counts) - np.diag(counts)) / (len(unit) - 1)
     totals = coincidences.sum(axis=0)
     distance = 1.0 - np.eye(len(values))
@@ -184,10 +184,10 @@ def results_of(review: ReviewFolder) -> dict[str, Any]:
     seconds = [v.seconds for item_votes in votes.values() for v in item_votes if v.seconds is not None]
     questions: list[tuple[str, list[list[Hashable]], Level]]
     if review.mode == "pairwise":
-        questions = [("preference", [[v.winner or v.choice for v in each] for each in votes.values()], "nominal")]
+        questions = [("preference", [[v.winner or v.choice for v in duel] for duel in votes.values()], "nominal")]
     else:
-        stars: list[list[Hashable]] = [[v.stars for v in each if v.stars is not None] for each in votes.values()]
-        thumbs: list[list[Hashable]] = [[v.thumb for v in each if v.thumb is not None] for each in votes.values()]
+        stars: list[list[Hashable]] = [[v.stars for v in duel if v.stars is not None] for duel in votes.values()]
+        thumbs: list[list[Hashable]] = [[v.thumb for v in duel if v.thumb is not None] for duel in votes.values()]
         questions = [("stars", stars, "ordinal"), ("thumbs", thumbs, "nominal")]
     shared: dict[str, Any] = {
         "folder": str(review.folder), "mode": review.mode, "items": len(review.items), "reviewed": len(votes),
@@ -207,10 +207,10 @@ def _pairwise(review: ReviewFolder, votes: Votes) -> dict[str, Any]:
         items = [item for item in review.items if list(item.systems) == names and item.id in votes]
         pairs.append(_pair(names, sizes, items, votes))
         reviewed = Counter(item.group for item in items)
-        place = tuple(review.systems.index(name) for name in names)
+        pair = tuple(review.systems.index(name) for name in names)
         for item in items:
             shares = _shares(votes[item.id], names)
-            duels.append(Duel((place[0], place[1]), shares, sizes[item.group] / reviewed[item.group]))
+            duels.append(Duel((pair[0], pair[1]), shares, sizes[item.group] / reviewed[item.group]))
     return {"pairs": pairs, "ranking": ranking(review.systems, duels, seed=review.manifest.seed)}
 
 
@@ -276,7 +276,7 @@ def _ratings(review: ReviewFolder, votes: Votes) -> dict[str, Any]:
         thumbs = {item.id: [float(t) for t in map(thumb_of, votes[item.id]) if t is not None] for item in items}
         stars = {item.id: [(v.stars - 1) / 4 for v in votes[item.id] if v.stars is not None] for item in items}
         for question, values, start, scale in (("good", thumbs, 0.0, 1.0), ("stars", stars, 1.0, 4.0)):
-            scores = {item: statistics.fmean(each) for item, each in values.items() if each}
+            scores = {item: statistics.fmean(item_scores) for item, item_scores in values.items() if item_scores}
             ratings[question] = {
                 kind: Estimate(*(start + scale * x for x in (e.value, e.low, e.high)))
                 for kind, e in zip(("estimate", "random"), _estimates(items, scores, sizes), strict=True)
@@ -303,9 +303,9 @@ def export(review: ReviewFolder, kind: Export, path: Path | str) -> dict[str, An
     else:
         rows = list((_preferences if kind == "preference" else _thumbs)(review, votes, left_out))
     if not rows:
-        what = "no item has a corrected or preferred answer" if kind == "preference" else "no item has such a vote"
+        message = "no item has a corrected or preferred answer" if kind == "preference" else "no item has such a vote"
         where = str(review.votes_path)
-        raise UserError(f"Nothing to export: {what}", where=where, next_step="vote on some items first")
+        raise UserError(f"Nothing to export: {message}", where=where, next_step="vote on some items first")
     write_jsonl(path, rows)
     labelled = kind == "corrected" and all("label" in row for row in rows)
     return {

@@ -120,19 +120,19 @@ def make_app(review: ReviewFolder, access: Access, *, hosts: tuple[str, ...] = L
 
     @app.get("/api/items/{key}")
     def item(key: str, reviewer: str) -> dict[str, Any]:
-        one, reviewer = item_of(key), reviewer.strip()
-        places, vote = sides(one, reviewer, seed), votes_of(reviewer).get(key)
+        question, reviewer = item_of(key), reviewer.strip()
+        places, vote = sides(question, reviewer, seed), votes_of(reviewer).get(key)
         return {
-            "id": key, "messages": one.messages, "answers": [one.answers[i] for i in places],
-            "references": one.references, "vote": vote and _ballot_of(vote, [one.systems[i] for i in places]),
+            "id": key, "messages": question.messages, "answers": [question.answers[i] for i in places],
+            "references": question.references, "vote": vote and _ballot_of(vote, [question.systems[i] for i in places]),
         }  # fmt: skip
 
     @app.post("/api/votes")
     def cast(ballot: Ballot) -> dict[str, Any]:
-        one = item_of(ballot.item)
+        question = item_of(ballot.item)
         if (ballot.choice == "rating") == (review.mode == "pairwise") and ballot.choice != "skip":
             raise HTTPException(422, f"this is a {review.mode} review")
-        names = [one.systems[i] for i in sides(one, ballot.reviewer, seed)]
+        names = [question.systems[i] for i in sides(question, ballot.reviewer, seed)]
         try:
             append_vote(review.votes_path, _vote_of(ballot, names))
         except UserError as error:  # a full disk: the page says so and keeps the vote
@@ -192,8 +192,8 @@ def serve(review: ReviewFolder, *, host: str = "127.0.0.1", port: int = 0) -> No
     try:
         listening = listen(host, port)
     except OSError as error:
-        what = f"Can't listen on {host}:{port}: {error.strerror}"
-        raise UserError(what, where="--port", next_step="choose another, or leave it out") from None
+        message = f"Can't listen on {host}:{port}: {error.strerror}"
+        raise UserError(message, where="--port", next_step="choose another, or leave it out") from None
     address = f"[{host}]" if ":" in host else host
     server = GuardedServer(app, log_level="error")
     url = f"http://{address}:{listening.getsockname()[1]}/?{urlencode({'token': secret})}"

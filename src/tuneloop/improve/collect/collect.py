@@ -120,7 +120,7 @@ def collect(requests: Sequence[StoredRequest], feedback: Iterable[Feedback], opt
     with_feedback = [request for request in requests if request.id in feedback_of]
     for request in with_feedback:
         # Who may not teach may still say how good the answer is, but not what would be right.
-        usable = [one for one in feedback_of[request.id] if not gives_answer(one) or one.may_teach(request.key)]
+        usable = [vote for vote in feedback_of[request.id] if not gives_answer(vote) or vote.may_teach(request.key)]
         if len(usable) < len(feedback_of[request.id]):
             dropped["stranger"] += 1
         if not usable:
@@ -133,25 +133,25 @@ def collect(requests: Sequence[StoredRequest], feedback: Iterable[Feedback], opt
             dropped[answer] += 1
         else:
             (heldout if is_held_out(answer.person, options.heldout_share) else rest).append(answer)
-    rest.sort(key=lambda one: ORIGINS.index(one.origin) if one.origin else len(ORIGINS))  # stable: by time within
+    rest.sort(key=lambda rated: ORIGINS.index(rated.origin) if rated.origin else len(ORIGINS))  # stable: by time within
     most = options.per_user
-    sft = _capped([one for one in rest if one.origin], most, dropped)
+    sft = _capped([rated for rated in rest if rated.origin], most, dropped)
     pairs = [*_pairs(rest), *_chosen(rest, requests, excluded, options.heldout_share, dropped)]
-    paired = {id(one) for one in _capped([one for one, *_ in pairs], most, dropped)}
+    paired = {id(rated) for rated in _capped([rated for rated, *_ in pairs], most, dropped)}
     imitated = _own_capped(sft, options.own_share, dropped)
-    thumbs = _capped([one for one in rest if one.thumb is not None and one.answer], most, dropped)
+    thumbs = _capped([rated for rated in rest if rated.thumb is not None and rated.answer], most, dropped)
     kept_pairs = [pair for pair in pairs if id(pair[0]) in paired]
-    trained_on = {_prompt_key(one) for one in (*imitated, *thumbs, *(pair[0] for pair in kept_pairs))}
-    unseen = [one for one in heldout if one.origin and _prompt_key(one) not in trained_on]
-    if seen := sum(one.origin is not None for one in heldout) - len(unseen):
+    trained_on = {_prompt_key(rated) for rated in (*imitated, *thumbs, *(pair[0] for pair in kept_pairs))}
+    unseen = [rated for rated in heldout if rated.origin and _prompt_key(rated) not in trained_on]
+    if seen := sum(vote.origin is not None for vote in heldout) - len(unseen):
         dropped["trained on"] = seen
     heldout = _capped(unseen, most, dropped)
     return Collected(
-        sft=[_sft_row(one) for one in imitated],
+        sft=[_sft_row(rated) for rated in imitated],
         preference=[_pair_row(*pair) for pair in kept_pairs],
-        kto=[_row(one, {"messages": [*one.request.prompt, one.turn]}, thumb=one.thumb) for one in thumbs],
-        heldout=[_sft_row(one) for one in heldout],
-        must_pass=[row for one in sft if (row := _must_pass_row(one)) is not None],
+        kto=[_row(rated, {"messages": [*rated.request.prompt, rated.turn]}, thumb=rated.thumb) for rated in thumbs],
+        heldout=[_sft_row(rated) for rated in heldout],
+        must_pass=[row for rated in sft if (row := _must_pass_row(rated)) is not None],
         with_feedback=len(with_feedback),
         dropped=dropped,
     )
@@ -162,15 +162,15 @@ def _credible(request: StoredRequest, feedback: Sequence[Feedback]) -> list[Feed
 
     What is believed (commands, keys with the right `feedback`) holds next to it.
     """
-    theirs = [one for one in feedback if request.user and one.user == request.user]
-    if not any(gives_answer(one) or value_of(one.kind, one.value) is not None for one in theirs):
+    theirs = [vote for vote in feedback if request.user and vote.user == request.user]
+    if not any(gives_answer(vote) or value_of(vote.kind, vote.value) is not None for vote in theirs):
         return list(feedback)
-    return [one for one in feedback if one.believed or one.user == request.user]
+    return [vote for vote in feedback if vote.believed or vote.user == request.user]
 
 
-def _prompt_key(one: _RatedAnswer) -> str:
+def _prompt_key(rated: _RatedAnswer) -> str:
     """What two prompts have in common that differ in capitals and white space alone."""
-    turns = one.request.prompt
+    turns = rated.request.prompt
     return content_hash([[turn["role"], " ".join(str(turn.get("content") or "").casefold().split())] for turn in turns])
 
 
@@ -183,28 +183,31 @@ def _rated_answer(request: StoredRequest, feedback: Sequence[Feedback]) -> _Rate
     if failed and not any(map(gives_answer, feedback)):
         return "failed"
     turn = _turn(request.completion) or (_assistant_turn("") if failed else None)
-    prompt = [str(each.get("content") or "") for each in request.prompt]
+    prompt = [str(request_turn.get("content") or "") for request_turn in request.prompt]
     if turn is None or not prompt or any(text.startswith(HASHED) for text in (turn["content"], *prompt)):
         return "not kept"
     answer = json.dumps(turn["tool_calls"], sort_keys=True) if turn.get("tool_calls") else turn["content"]
-    corrected = [(one, text) for one in feedback if (text := right_answer(one.kind, one.value)) is not None]
-    corrections, labels = [text for _, text in corrected], [str(one.value) for one in feedback if one.kind == "label"]
+    corrected = [(vote, text) for vote in feedback if (text := right_answer(vote.kind, vote.value)) is not None]
+    corrections, labels = (
+        [text for _, text in corrected],
+        [str(vote.value) for vote in feedback if vote.kind == "label"],
+    )
     if any(not text.strip() or text.startswith(HASHED) for text in corrections):
         return "not kept"
     corrected_ids = {
-        id(one) for one, _ in corrected
+        id(vote) for vote, _ in corrected
     }  # a correction speaks for itself: here only opinions of the answer
-    rated = [(one, value_of(one.kind, one.value)) for one in feedback if id(one) not in corrected_ids]
-    opinions = [(one, value) for one, value in rated if value is not None]
+    rated = [(vote, value_of(vote.kind, vote.value)) for vote in feedback if id(vote) not in corrected_ids]
+    opinions = [(vote, value) for vote, value in rated if value is not None]
     values = [value for _, value in opinions]
-    over = tuple(dict.fromkeys(str(one.value) for one in feedback if one.kind == "choice"))
+    over = tuple(dict.fromkeys(str(vote.value) for vote in feedback if vote.kind == "choice"))
     if max(len(set(corrections)), len(set(labels))) > 1 or (values and max(values) - min(values) > 0.5):
         return "contradicting"
     if not (values or corrections or labels or over):
         return "unclear"
-    user, person, mean = unit_of(request), person_of(request), mean_value(one for one, _ in opinions)
+    user, person, mean = unit_of(request), person_of(request), mean_value(vote for vote, _ in opinions)
     correction, label = corrections[0] if corrections else None, labels[0] if labels else None
-    resolved = any(one.kind == "resolved" and value_of(one.kind, one.value) == 1.0 for one in feedback)
+    resolved = any(vote.kind == "resolved" and value_of(vote.kind, vote.value) == 1.0 for vote in feedback)
     return _RatedAnswer(request, turn, answer, user, person, mean, correction, label, resolved, over)
 
 
@@ -229,10 +232,10 @@ def _assistant_turn(text: str, **further: Any) -> Message:
 def _capped(rows: Rated, most: int, dropped: Counter[str]) -> list[_RatedAnswer]:
     numbers: Counter[str] = Counter()
     capped = []
-    for one in rows:
-        numbers[one.user] += 1
-        if numbers[one.user] <= most:
-            capped.append(one)
+    for rated in rows:
+        numbers[rated.user] += 1
+        if numbers[rated.user] <= most:
+            capped.append(rated)
         else:
             dropped["user's share"] += 1
     return capped
@@ -240,8 +243,8 @@ def _capped(rows: Rated, most: int, dropped: Counter[str]) -> list[_RatedAnswer]
 
 def _own_capped(rows: Rated, share: float, dropped: Counter[str]) -> list[_RatedAnswer]:
     """All that people wrote, and of the model's own answers as many as make up the share."""
-    theirs = [one for one in rows if one.origin not in OWN]
-    outputs = [one for one in rows if one.origin in OWN]
+    theirs = [rated for rated in rows if rated.origin not in OWN]
+    outputs = [rated for rated in rows if rated.origin in OWN]
     most = len(outputs) if share >= 1 else int(share / (1 - share) * len(theirs))
     dropped["own outputs"] += max(0, len(outputs) - most)
     return theirs + outputs[:most]
@@ -251,15 +254,15 @@ def _pairs(rows: Rated) -> list[Pair]:
     """Pairs of answers: corrected over given, then liked over disliked to the same prompt."""
     pairs: list[Pair] = []
     by_prompt: dict[str, list[_RatedAnswer]] = defaultdict(list)
-    for one in rows:
-        if not one.answer:  # it failed
+    for rated in rows:
+        if not rated.answer:  # it failed
             continue
-        if one.correction and one.correction.strip() != one.answer.strip():
-            pairs.append((one, _assistant_turn(one.correction), one.turn))
-        by_prompt[content_hash(one.request.prompt)].append(one)
+        if rated.correction and rated.correction.strip() != rated.answer.strip():
+            pairs.append((rated, _assistant_turn(rated.correction), rated.turn))
+        by_prompt[content_hash(rated.request.prompt)].append(rated)
     for same in by_prompt.values():
-        good = [one for one in same if one.thumb is True]
-        bad = [one for one in same if one.thumb is False and one.correction is None]
+        good = [entry for entry in same if entry.thumb is True]
+        bad = [entry for entry in same if entry.thumb is False and entry.correction is None]
         pairs += [(a, a.turn, b.turn) for a, b in zip(good, bad, strict=False) if a.answer != b.answer]
     return pairs
 
@@ -268,51 +271,56 @@ def _chosen(
     rows: Rated, requests: Sequence[StoredRequest], excluded: set[str], heldout: float, dropped: Counter[str]
 ) -> list[Pair]:
     """Pairs of answers to the same prompt of which people chose one; where they choose both ways, neither."""
-    choices = {(one.request.id, other) for one in rows for other in one.over}
-    by_id = {each.id: each for each in requests} if choices else {}
+    choices = {(entry.request.id, other) for entry in rows for other in entry.over}
+    by_id = {later.id: later for later in requests} if choices else {}
     pairs: list[Pair] = []
-    for one in rows:
-        for name in one.over:
+    for rated in rows:
+        for name in rated.over:
             other = by_id.get(name)
-            if other is None or other.key in excluded or other.prompt != one.request.prompt:
+            if other is None or other.key in excluded or other.prompt != rated.request.prompt:
                 dropped["unclear"] += 1
                 continue
             worse = _turn(other.completion) if other.error is None and other.finish != "length" else None
-            if (name, one.request.id) in choices:
+            if (name, rated.request.id) in choices:
                 dropped["contradicting"] += 1
             elif worse is None or worse["content"].startswith(HASHED):
                 dropped["failed" if worse is None else "not kept"] += 1
-            elif one.answer and worse != one.turn and not is_held_out(person_of(other), heldout):
-                pairs.append((one, one.turn, worse))
+            elif rated.answer and worse != rated.turn and not is_held_out(person_of(other), heldout):
+                pairs.append((rated, rated.turn, worse))
     return pairs
 
 
-def _row(one: _RatedAnswer, texts: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    request = one.request
+def _row(rated: _RatedAnswer, texts: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    request = rated.request
     tools = {"tools": request.tools} if request.tools else {}
     names = ("conversation", "release", "adapter")
-    meta = {"request": request.id, "time": request.time, "user": one.person, **{n: getattr(request, n) for n in names}}
+    meta = {
+        "request": request.id,
+        "time": request.time,
+        "user": rated.person,
+        **{n: getattr(request, n) for n in names},
+    }
     return {**texts, **tools, **more, **{name: value for name, value in meta.items() if value is not None}}
 
 
-def _pair_row(one: _RatedAnswer, better: Message, worse: Message) -> dict[str, Any]:
-    return _row(one, {"prompt": one.request.prompt, "chosen": [better], "rejected": [worse]})
+def _pair_row(rated: _RatedAnswer, better: Message, worse: Message) -> dict[str, Any]:
+    return _row(rated, {"prompt": rated.request.prompt, "chosen": [better], "rejected": [worse]})
 
 
-def _sft_row(one: _RatedAnswer) -> dict[str, Any]:
-    right = one.correction or one.label
-    messages = [*one.request.prompt, _assistant_turn(right) if right else one.turn]
-    output = {"own": True} if one.origin in OWN else {}
-    label = {"label": one.label} if one.label else {}
-    return _row(one, {"messages": messages}, **label, origin=one.origin, **output)
+def _sft_row(rated: _RatedAnswer) -> dict[str, Any]:
+    right = rated.correction or rated.label
+    messages = [*rated.request.prompt, _assistant_turn(right) if right else rated.turn]
+    output = {"own": True} if rated.origin in OWN else {}
+    label = {"label": rated.label} if rated.label else {}
+    return _row(rated, {"messages": messages}, **label, origin=rated.origin, **output)
 
 
-def _must_pass_row(one: _RatedAnswer) -> dict[str, Any] | None:
+def _must_pass_row(rated: _RatedAnswer) -> dict[str, Any] | None:
     """A corrected failure as a row that a gate's suite can demand; None where it is none, or more than one turn."""
-    turns = list(one.request.prompt)
+    turns = list(rated.request.prompt)
     system = str(turns.pop(0).get("content") or "") if turns and turns[0].get("role") == "system" else ""
-    right = one.correction or one.label
-    if one.thumb is not False or right is None or len(turns) != 1 or one.request.tools:
+    right = rated.correction or rated.label
+    if rated.thumb is not False or right is None or len(turns) != 1 or rated.request.tools:
         return None
     prompt = {"prompt": str(turns[0].get("content") or ""), **({"system": system} if system else {})}
-    return {**prompt, "equals": right, "request": one.request.id} if prompt["prompt"].strip() else None
+    return {**prompt, "equals": right, "request": rated.request.id} if prompt["prompt"].strip() else None

@@ -28,7 +28,7 @@ FILES = ("sft", "preference", "kto", "heldout", "must_pass")
 
 
 def collect_store(
-    place: Place, out: Place, settings: Mapping[str, Any], *, personal: PersonalConfig | None = None, run: Place = ""
+    location: Place, out: Place, settings: Mapping[str, Any], *, personal: PersonalConfig | None = None, run: Place = ""
 ) -> CollectedManifest:
     """Write a file for each of `FILES` that has rows, and `collect.json`.
 
@@ -50,13 +50,13 @@ def collect_store(
     # Copies, whose answers no user saw, and requests whose key refuses it are left out.
     where = f"shadow IS NULL{' AND model = ?' if options.model else ''} AND COALESCE(train, '') != 'no'"
     values = [options.model] if options.model else []
-    with opened(place) as store:
+    with opened(location) as store:
         requests = list(read_requests(store, since=options.since, until=options.until, where=where, values=values))
         feedback = list(read_feedback(store, origin=False))
     collected = collect(requests, feedback, options)
     if not collected.with_feedback:
         step = "tuneloop collect show says what there is; tuneloop collect import FILE adds some"
-        raise UserError(f"No request of {len(requests):,} has feedback", where=store_name(place), next_step=step)
+        raise UserError(f"No request of {len(requests):,} has feedback", where=store_name(location), next_step=step)
     redactor = Redactor(personal or PersonalConfig())
     rows = {name: [redactor(row) for row in getattr(collected, name)] for name in FILES}
     with lock_folder(folder):
@@ -67,7 +67,7 @@ def collect_store(
                 write_jsonl(folder / f"{name}.jsonl", of)
         more, task = write_training_rows(run, rows["sft"], rows["heldout"], folder) if run else ({}, "")
         manifest = CollectedManifest(
-            store=store_name(place),
+            store=store_name(location),
             requests=len(requests),
             with_feedback=collected.with_feedback,
             counts={name: len(of) for name, of in rows.items()} | more,
@@ -93,7 +93,7 @@ class Written:
 
 
 def write_requests(
-    place: Path | str, out: Path, *, since: str = "", model: str = "", personal: PersonalConfig | None = None
+    location: Path | str, out: Path, *, since: str = "", model: str = "", personal: PersonalConfig | None = None
 ) -> Written:
     """Write answered requests as JSON Lines with `request` and `response`, in the order in which they came.
 
@@ -105,7 +105,7 @@ def write_requests(
     counts: Counter[str] = Counter()
     redactor = Redactor(personal or PersonalConfig())
     condition = {"where": "model = ?", "values": [model]} if model else {}
-    with opened(place) as store, replacing(out) as file:
+    with opened(location) as store, replacing(out) as file:
         for request in read_requests(store, since=since, **condition):  # type: ignore[arg-type]
             line = exported(request)
             if line is not None:
@@ -154,13 +154,13 @@ def write_training_rows(
     `run`: in use. Returns rows of each file, and the kind of task that the run has. Raises UserError: the run or its
     data set is missing, or it continues texts instead of answering.
     """
-    place = run_of(run)
-    task = task_of_run(place)
-    if task is None or not (place / "dataset" / "dataset.json").is_file():
+    run_folder = run_of(run)
+    task = task_of_run(run_folder)
+    if task is None or not (run_folder / "dataset" / "dataset.json").is_file():
         step = "name the run's folder, or leave --run out and write the recipe of a retraining yourself"
-        what = "A run with its data set is needed, to write rows as it reads them"
-        raise UserError(what, where=str(run), next_step=step)
-    dataset = load_dataset(place / "dataset")
+        message = "A run with its data set is needed, to write rows as it reads them"
+        raise UserError(message, where=str(run), next_step=step)
+    dataset = load_dataset(run_folder / "dataset")
     read = prompt_of(task)
 
     def rewritten(rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -85,13 +85,13 @@ def check_files(project: controller.ProjectConfig) -> None:
         paths.pop("recipe")
     for name, path in paths.items():
         if path and registered_name(path) is None and not Path(path).expanduser().exists():
-            what, where = f"The project's {name} is not there", f"{name}: {path}"
-            raise UserError(what, where=where, next_step=nearest_path(path))
+            message, where = f"The project's {name} is not there", f"{name}: {path}"
+            raise UserError(message, where=where, next_step=nearest_path(path))
 
 
-def run_command(words: Sequence[str]) -> tuple[int, dict[str, Any]]:
+def run_command(arguments: Sequence[str]) -> tuple[int, dict[str, Any]]:
     """Run a tuneloop command in its own process, which ends with this one; its log continues to stderr."""
-    command = [sys.executable, "-m", "tuneloop", *words, "--json"]
+    command = [sys.executable, "-m", "tuneloop", *arguments, "--json"]
     process = subprocess.run(command, stdout=subprocess.PIPE, check=False, env=environment_of_child())
     try:
         result = parse_json(process.stdout.decode("utf-8", "replace").strip().splitlines()[-1])
@@ -118,15 +118,15 @@ def facts_of(store: Database, model: str, cycles: Cycles, now: str, *, enough: i
     days = (time_of(now) - time_of(since)).total_seconds() / 86_400
     later = since if since > first else ""
     feedback = current(read_feedback(store, since=later, where=_OF_MODEL, values=[model, model], origin=False))
-    rated = [(one, value) for one in feedback if (value := value_of(one.kind, one.value)) is not None]
-    bounded = _bounded(one for one, _ in rated)
-    values = [value for one, value in rated if id(one) in bounded]
+    rated = [(vote, value) for vote in feedback if (value := value_of(vote.kind, vote.value)) is not None]
+    bounded = _bounded(vote for vote, _ in rated)
+    values = [value for vote, value in rated if id(vote) in bounded]
     in_quarter = [cycle for cycle in cycles if _quarter(cycle.began) == _quarter(now)]
     query = f"SELECT DISTINCT COALESCE(request, conversation) FROM feedback WHERE {_OF_MODEL} LIMIT ?"
     return controller.Facts(
         days=days,
         feedback=len(store.execute(query, [model, model, enough]).fetchall()),
-        corrections=len(_bounded(one for one in feedback if one.may_teach() and gives_answer(one))),
+        corrections=len(_bounded(vote for vote in feedback if vote.may_teach() and gives_answer(vote))),
         alarms=sum(bool(set(window.data.get("alarms", ())) - silent) for window in windows),
         requests_per_day=_requests_since(store, model, later) / max(days, 1.0),
         bad=1 - sum(values) / len(values) if values else math.nan,
@@ -147,11 +147,11 @@ _OF_MODEL = (
 def _bounded(feedback: Iterable[Feedback]) -> set[int]:
     """Which of these count (by `id()`): one on each request, of at most `PER_USER` requests of each user."""
     seen: dict[str, dict[str, int]] = {}
-    for one in feedback:
-        about = one.request or one.conversation or ""
-        requests = seen.setdefault(one.user or one.voice or about, {})
+    for vote in feedback:
+        about = vote.request or vote.conversation or ""
+        requests = seen.setdefault(vote.user or vote.voice or about, {})
         if about in requests or len(requests) < PER_USER:
-            requests[about] = id(one)
+            requests[about] = id(vote)
     return {which for requests in seen.values() for which in requests.values()}
 
 
@@ -188,14 +188,14 @@ def improve(project: controller.ProjectConfig, *, approve: str = "", command: Co
     `approve`: a step that a person approves now; `command`: runs a step's command. Raises UserError: there is no store,
     another controller is at work, a step failed (the next pass tries it again), or there is nothing to approve.
     """
-    place = store_folder(project.store)
-    with opened(project.store) as store, lock_folder(place / "improve"):
+    store_path = store_folder(project.store)
+    with opened(project.store) as store, lock_folder(store_path / "improve"):
         if not store.alone(f"improve {project.name}"):
-            what = f"Another controller of {project.name} is at work, perhaps on another machine"
-            raise UserError(what, where=store_name(project.store), next_step="wait for it, or stop it")
+            message = f"Another controller of {project.name} is at work, perhaps on another machine"
+            raise UserError(message, where=store_name(project.store), next_step="wait for it, or stop it")
         refuse_rewritten(store, store_name(project.store))
         log = _Log(store, project.name)
-        _monitor(project, log.cycles(), place / "improve")
+        _monitor(project, log.cycles(), store_path / "improve")
         steps: list[str] = []
         if approve:
             log.approve(approve)
@@ -208,7 +208,7 @@ def improve(project: controller.ProjectConfig, *, approve: str = "", command: Co
                 if idle is not None:
                     return idle
                 continue
-            step = _next_step(log, cycles, place / "improve", command)
+            step = _next_step(log, cycles, store_path / "improve", command)
             if isinstance(step, ControllerPass):
                 return replace(step, steps=steps)
             steps.append(step)
@@ -306,21 +306,23 @@ def _next_step(log: _Log, cycles: Cycles, folder: Path, command: Command) -> Con
         return ControllerPass("needs approval", sentence, cycle.number, [])
     champion = controller.champion_of(cycle.project, cycles, str(folder))
     if step in ("evaluate", "gate", *controller.STARTS) and not champion:
-        what = "warm_start" if step in controller.STARTS else "The gate"
-        raise UserError(f"{what} needs the run in use", where="champion", next_step="champion: FOLDER in the project")
+        subject = "warm_start" if step in controller.STARTS else "The gate"
+        raise UserError(
+            f"{subject} needs the run in use", where="champion", next_step="champion: FOLDER in the project"
+        )
     status, result, hours = _run_step(log, cycle, folder, champion, command)
     if step == "promote":  # the numbers that it follows from are the experiment's
         result = {"sentence": cycle.done.get("decide", {}).get("sentence"), **result}
-    follows, outcome, why = controller.after(cycle.project, step, status, result)
+    follows, outcome, reason = controller.after(cycle.project, step, status, result)
     if status == 0 and not result:  # what a command did is in its result: without one it may have been cut off
-        follows, why = "failed", "its command ended without a result"
+        follows, reason = "failed", "its command ended without a result"
     if follows == "failed":
         error = result["error"] if isinstance(result.get("error"), dict) else {}
-        what = f"The step {step} of cycle {cycle.number} failed: {error.get('what') or why}"
+        subject = f"The step {step} of cycle {cycle.number} failed: {error.get('what') or reason}"
         advice = str(error.get("next") or "put it right; the same command then continues here")
-        raise UserError(what, where=str(error.get("where") or ""), next_step=advice)
+        raise UserError(subject, where=str(error.get("where") or ""), next_step=advice)
     if follows == "wait":
-        return ControllerPass("waiting", f"Cycle {cycle.number}, {step}: {why}", cycle.number, [])
+        return ControllerPass("waiting", f"Cycle {cycle.number}, {step}: {reason}", cycle.number, [])
     logged = {name: result[name] for name in LOGGED if name in result}
     difference = ((result.get("evidence") or {}).get("measure") or {}).get("difference")
     if difference is not None:
@@ -328,7 +330,7 @@ def _next_step(log: _Log, cycles: Cycles, folder: Path, command: Command) -> Con
     data = {"cycle": cycle.number, "step": step, "status": status, "result": logged, "hours": hours}
     data["usd"] = hours * cycle.project.usd_per_hour
     if follows == "end":  # one event: a controller that is killed here has either ended the cycle or not
-        log.add(controller.END, str(cycle.number), {**data, "outcome": outcome, "why": why})
+        log.add(controller.END, str(cycle.number), {**data, "outcome": outcome, "why": reason})
     else:
         log.add(controller.STEP, f"{cycle.number}:{step}", data)
     return step
@@ -343,20 +345,20 @@ def _run_step(
         return 0, {"experiment": cycle.experiment}, 0.0  # begun before the controller was killed
     if step == "choose" and "chosen" in cycle.done["warm_start"]:
         return 0, dict(cycle.done["warm_start"]), 0.0  # there is no other run to choose
-    words = controller.command_of(cycle, step, folder=str(folder), champion=champion)
+    arguments = controller.command_of(cycle, step, folder=str(folder), champion=champion)
     if step not in cycle.project.steps:
-        words += _step_options(cycle, step, folder / str(cycle.number), champion)
+        arguments += _step_options(cycle, step, folder / str(cycle.number), champion)
     if step == "decide" and cycle.project.judge:  # what came since the last pass
         state = experiments_of(read_decisions(log.store, where=EXPERIMENTS)).get(cycle.experiment)
         if state is not None and state.in_shadow_mode:
             command(["ab", "judge", cycle.experiment, "--store", cycle.project.store, "--judge", cycle.project.judge])
-    say(f"{step:<11}tuneloop {' '.join(words)}")
+    say(f"{step:<11}tuneloop {' '.join(arguments)}")
     began = time.monotonic()
-    status, result = command(words)
+    status, result = command(arguments)
     if step in controller.STARTS and status == 2:  # it can't be had: the run from the base continues
         error = result.get("error")
-        why = error.get("what") if isinstance(error, Mapping) else "no reason was given"
-        sentence = f"The run from the base continues, the other one can't be had: {why}"
+        reason = error.get("what") if isinstance(error, Mapping) else "no reason was given"
+        sentence = f"The run from the base continues, the other one can't be had: {reason}"
         status, result = 0, {"chosen": "run", "verdicts": {}, "sentence": sentence}
     elif step == "choose" and status == 0:
         result = _better_start(result)
@@ -366,12 +368,12 @@ def _run_step(
 def _better_start(result: Mapping[str, Any]) -> dict[str, Any]:
     """Which start measures better on the same test, by the comparison that was written."""
     comparisons = result.get("comparisons") or []
-    verdicts = {str(one["metric"]): str(one["verdict"]) for one in comparisons}
+    verdicts = {str(comparison["metric"]): str(comparison["verdict"]) for comparison in comparisons}
     better = controller.better_start(verdicts)
     metrics = "; ".join(
-        f"{one['metric']} {one['delta']:+.3f} [{one['low_holm']:+.3f}, {one['high_holm']:+.3f}] {one['verdict']}"
-        for one in comparisons[:3]
-        if None not in (one["delta"], one["low_holm"], one["high_holm"])
+        f"{pair['metric']} {pair['delta']:+.3f} [{pair['low_holm']:+.3f}, {pair['high_holm']:+.3f}] {pair['verdict']}"
+        for pair in comparisons[:3]
+        if None not in (pair["delta"], pair["low_holm"], pair["high_holm"])
     )
     word = "continues" if better == "warm" else "is not shown to be better, that from the base continues"
     return {"chosen": better, "verdicts": verdicts, "sentence": f"The run from the run in use {word}: {metrics}"}
@@ -411,22 +413,22 @@ def replay(project: controller.ProjectConfig) -> list[Checked]:
         if event.kind in (controller.START, controller.DECLINE):
             old = controller.ProjectConfig.model_validate(data["project"])
             again = controller.choose(old, controller.facts_from(data["facts"]))
-            what = f"cycle {data['cycle']} began: {'; '.join(data['reasons'])}"
+            change = f"cycle {data['cycle']} began: {'; '.join(data['reasons'])}"
             follows = last is None and again.begins and list(again.reasons) == data["reasons"]
             if event.kind == controller.DECLINE:
-                what = f"cycle {data['cycle']} did not begin: {data['why']}"
+                change = f"cycle {data['cycle']} did not begin: {data['why']}"
                 follows = last is None and not again.begins and again.why == data["why"]
         else:
             step = data["step"]
-            what, follows = f"{step} was approved", last is not None and last.next_step == step
+            change, follows = f"{step} was approved", last is not None and last.next_step == step
             if event.kind == controller.STEP:
-                what, follows = f"{step} was done", follows and last is not None and not last.waits_for_approval
+                change, follows = f"{step} was done", follows and last is not None and not last.waits_for_approval
                 if step == "choose":
                     start = controller.better_start(data["result"]["verdicts"])
                     follows = follows and data["result"]["chosen"] == start
             elif event.kind == controller.END:
-                what = f"cycle {data['cycle']} ended: {data['outcome']}"
+                change = f"cycle {data['cycle']} ended: {data['outcome']}"
                 end = controller.after(last.project, step, data["status"], data["result"]) if last else None
                 follows = follows and end == ("end", data["outcome"], data["why"])
-        checks.append(Checked(event.time, what, follows))
+        checks.append(Checked(event.time, change, follows))
     return checks

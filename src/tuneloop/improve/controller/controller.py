@@ -122,7 +122,7 @@ class ProjectConfig(Config):
     @field_validator("steps")
     @classmethod
     def _words(cls, steps: dict[Step, list[str]]) -> dict[Step, list[str]]:
-        if any(not words for words in steps.values()):
+        if any(not command for command in steps.values()):
             raise ValueError("steps: a command has at least one word, as in [run, recipe.yaml]")
         return steps
 
@@ -262,9 +262,11 @@ def choose(project: ProjectConfig, facts: Facts) -> Choice:
     source = (
         f"by {counted(facts.corrections, 'new correction')}, from {counted(len(facts.fixed_shares), 'earlier cycle')}"
     )
-    why = f"expected gain ${gain:,.2f}: {requests}, {bad:.1%} bad answers, {fixed_share:.1%} of them fixed ({source}), "
-    why += f"${price:g} each; expected cost ${cost:,.2f}"
-    return Choice(gain > cost, reasons, why, gain)
+    reason = (
+        f"expected gain ${gain:,.2f}: {requests}, {bad:.1%} bad answers, {fixed_share:.1%} of them fixed ({source}), "
+    )
+    reason += f"${price:g} each; expected cost ${cost:,.2f}"
+    return Choice(gain > cost, reasons, reason, gain)
 
 
 def learned(corrections: int, value: Value) -> float:
@@ -326,14 +328,14 @@ def command_of(cycle: Cycle, step: str, *, folder: str, champion: str) -> list[s
         "champion": champion, "cycle": f"{folder}/{cycle.number}", "experiment": cycle.experiment,
         "run": f"{folder}/{cycle.number}/{cycle.run}",
     }  # fmt: skip
-    words = cycle.project.steps.get(step, COMMANDS[step])  # type: ignore[call-overload]
+    arguments = cycle.project.steps.get(step, COMMANDS[step])  # type: ignore[call-overload]
     if step == "promote" and not (cycle.project.suite or "promote" in cycle.project.steps):
-        words = [*words, "--force", "the project has no suite; experiment {experiment} decided"]
+        arguments = [*arguments, "--force", "the project has no suite; experiment {experiment} decided"]
     try:
-        return [str(word).format(**names) for word in words]
+        return [str(word).format(**names) for word in arguments]
     except (KeyError, IndexError, ValueError) as error:
-        what, step_list = f"Unknown name in braces: {error}", f"names: {', '.join(names)}"
-        raise UserError(what, where=f"steps.{step}", next_step=step_list) from None
+        message, step_list = f"Unknown name in braces: {error}", f"names: {', '.join(names)}"
+        raise UserError(message, where=f"steps.{step}", next_step=step_list) from None
 
 
 def _nothing_new(project: ProjectConfig, result: Mapping[str, Any]) -> str:
@@ -344,8 +346,8 @@ def _nothing_new(project: ProjectConfig, result: Mapping[str, Any]) -> str:
         return ""
     dropped = result.get("dropped") or {}
     left_out = ", ".join(f"{number:,} {reason}" for reason, number in dropped.items())
-    why = f"no new row to train on came of {counted(int(result.get('with_feedback') or 0), 'request')} with feedback"
-    return f"{why}; left out: {left_out}" if left_out else why
+    reason = f"no new row to train on came of {counted(int(result.get('with_feedback') or 0), 'request')} with feedback"
+    return f"{reason}; left out: {left_out}" if left_out else reason
 
 
 def better_start(verdicts: Mapping[str, str]) -> str:
@@ -363,13 +365,13 @@ def after(project: ProjectConfig, step: str, status: int, result: Mapping[str, A
     `status`: 0 yes, 1 no, 3 not enough evidence. Returns `done`, `wait`, `end` or `failed`; for the end its outcome,
     and why.
     """
-    if step == "collect" and status == 0 and (why := _nothing_new(project, result)):
-        return "end", NOTHING_NEW, why
-    why = str(result.get("sentence") or result.get("status") or f"{step}: exit status {status}")
+    if step == "collect" and status == 0 and (reason := _nothing_new(project, result)):
+        return "end", NOTHING_NEW, reason
+    reason = str(result.get("sentence") or result.get("status") or f"{step}: exit status {status}")
     if status == 0:
-        return ("end", "promoted", why) if step == "promote" else ("done", "", why)
+        return ("end", "promoted", reason) if step == "promote" else ("done", "", reason)
     if status == 1 and step in NO:
-        return "end", "futility" if result.get("outcome") == "futility" else NO[step], why
+        return "end", "futility" if result.get("outcome") == "futility" else NO[step], reason
     if status == 3:
-        return ("end", NOT_YET[step], why) if step in NOT_YET else ("wait", "", why)
-    return "failed", "", why
+        return ("end", NOT_YET[step], reason) if step in NOT_YET else ("wait", "", reason)
+    return "failed", "", reason

@@ -109,8 +109,8 @@ def outcome_of(design: ExperimentDesign, evidence: Evidence) -> RuleResult:
     """
     proven = _proven_by(evidence)
     if evidence.strengths.switched >= 1:
-        why = "users who came again met the other arm without a new draw, so no comparison holds."
-        return "roll back", "assignment", 0.0, f"Rolled back: {why}"
+        cause = "users who came again met the other arm without a new draw, so no comparison holds."
+        return "roll back", "assignment", 0.0, f"Rolled back: {cause}"
     outcome, reason = ENDINGS[int(endings(design, proven)[0])]
     if not evidence.share > 0 and reason not in ("assignment", "guardrail"):
         return _shadow(design, evidence)
@@ -120,9 +120,11 @@ def outcome_of(design: ExperimentDesign, evidence: Evidence) -> RuleResult:
         return _continued(design, evidence, proven, difference, held)
     users = counted(evidence.candidate_users, "user")
     if reason == "assignment":
-        why = f"{evidence.candidate_users:,} of {counted(evidence.users, 'user')} met the candidate, which does not fit"
-        why += f" the shares that were drawn (level {levels_of(design)['assignment']:.2g}), so no comparison holds"
-        sentence = f"Rolled back: {why}"
+        cause = (
+            f"{evidence.candidate_users:,} of {counted(evidence.users, 'user')} met the candidate, which does not fit"
+        )
+        cause += f" the shares that were drawn (level {levels_of(design)['assignment']:.2g}), so no comparison holds"
+        sentence = f"Rolled back: {cause}"
     elif reason == "guardrail":
         rail = next(rail for rail in evidence.guardrails if rail.tripped)
         sentence = f"Rolled back after {users}: {_compared(design, rail)}"
@@ -133,12 +135,12 @@ def outcome_of(design: ExperimentDesign, evidence: Evidence) -> RuleResult:
     elif reason == "no gain":
         sentence = f"Ended for futility: a gain of {design.effect:g} is excluded; {difference}"
     else:
-        why = f"{counted(design.most_days, 'day')} {verb(design.most_days, 'is', 'are')} over; {difference}"
+        cause = f"{counted(design.most_days, 'day')} {verb(design.most_days, 'is', 'are')} over; {difference}"
         more = ""
         if evidence.strengths.better >= 1:
             reason, more = "ratings", _what_is_missing(design, evidence)
         reason, more = held or (reason, more)
-        sentence = f"Ended for futility: {why}{more}"
+        sentence = f"Ended for futility: {cause}{more}"
     return outcome, reason, 1.0 if outcome == "promote" else 0.0, f"{sentence}."
 
 
@@ -168,17 +170,17 @@ def _compared(design: ExperimentDesign, rail: GuardrailFinding) -> str:
     form = "{:.1%} of requests" if rail.name in RATES else "{:,.4g}"
     candidate, champion = form.format(rail.candidate), form.format(rail.champion)
     if rail.name in RATES + AMOUNTS:
-        what = rail.name
+        subject = rail.name
         limit = f"more than the {exactly(rail.tolerance, 'time')} that {verb(rail.tolerance, 'is', 'are')} tolerated"
     else:
-        what = {
+        subject = {
             "dislikes": "the mean of votes on the first day",
             "unhappy": "the share of users with a good vote",
             "later": f"{design.measure} after the window",
             "slices": f"{design.measure} of {rail.where}",
         }[rail.name]
         limit = f"a loss of more than the {rail.tolerance:g} that are tolerated"
-    return f"{what} is {candidate} under the candidate and {champion} under the champion, {limit}"
+    return f"{subject} is {candidate} under the candidate and {champion} under the champion, {limit}"
 
 
 def _held_back(design: ExperimentDesign, evidence: Evidence, proven: Proven) -> tuple[str, str] | None:
@@ -208,18 +210,20 @@ def _shadow(design: ExperimentDesign, evidence: Evidence) -> RuleResult:
     votes = f"{counted(copies, 'copy')}, {judged:,} of them judged"
     votes += f", mean {evidence.shadow_mean:+.3f}" if judged else ""
     if evidence.strengths.shadow_worse >= 1:
-        why = f"{votes}, significantly below 0 (level {design.alpha:g})."
-        return "roll back", "shadow", 0.0, f"Rolled back in shadow mode: {why}"
+        conclusion = f"{votes}, significantly below 0 (level {design.alpha:g})."
+        return "roll back", "shadow", 0.0, f"Rolled back in shadow mode: {conclusion}"
     if copies >= design.shadow_votes:
         share = design.ramp[0]
-        why = f"Shadow mode is passed ({votes}): {share:.0%} of new users meet the candidate."
-        return "continue", "shadow", share, why
+        conclusion = f"Shadow mode is passed ({votes}): {share:.0%} of new users meet the candidate."
+        return "continue", "shadow", share, conclusion
     if evidence.days >= design.most_days:
         return "futility", "time", 0.0, f"Ended for futility: {counted(evidence.days, 'day')}, and only {votes}."
-    why = f"{votes}; {counted(design.shadow_votes, 'copy')} {verb(design.shadow_votes, 'is', 'are')} needed"
+    conclusion = f"{votes}; {counted(design.shadow_votes, 'copy')} {verb(design.shadow_votes, 'is', 'are')} needed"
     if not copies:
-        why = "no copy yet; a server that has loaded the candidate makes them of its next requests, while none waits"
-    return "continue", "open", 0.0, f"Shadow mode continues: {why}."
+        conclusion = (
+            "no copy yet; a server that has loaded the candidate makes them of its next requests, while none waits"
+        )
+    return "continue", "open", 0.0, f"Shadow mode continues: {conclusion}."
 
 
 def _promoted(design: ExperimentDesign, evidence: Evidence, difference: str) -> str:
@@ -254,8 +258,8 @@ def _what_is_missing(design: ExperimentDesign, evidence: Evidence) -> str:
         return f"; the random sample ({design.sample:.0%} of users) does not prove it yet"
     if design.sample:
         return f"; but nothing is promoted by who votes: check the random sample (tuneloop ab sample {design.name})"
-    why = "; but different rates of rating in the two arms may be the reason"
-    return f"{why} ({_explained(evidence.measure)}): only more values, or a random sample, tell"
+    conclusion = "; but different rates of rating in the two arms may be the reason"
+    return f"{conclusion} ({_explained(evidence.measure)}): only more values, or a random sample, tell"
 
 
 def _continued(
@@ -268,8 +272,8 @@ def _continued(
         difference, reason = difference + _what_is_missing(design, evidence), "ratings"
     later = next_share(design, share, evidence.step_days, min(m.candidate_units, m.units - m.candidate_units))
     if later != share and not waits(proven)[0]:
-        why = f"Continues with {later:.0%} of new users instead of {share:.0%}: {difference}."
-        return "continue", reason, later, why
+        conclusion = f"Continues with {later:.0%} of new users instead of {share:.0%}: {difference}."
+        return "continue", reason, later, conclusion
     return "continue", reason, share, f"Continues at {share:.0%}: {difference}."
 
 

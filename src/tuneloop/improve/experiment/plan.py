@@ -90,9 +90,9 @@ def _planned(options: ExperimentPlanOptions, ramp: str = "") -> Planned:
             most_days=MOST_DAYS,
         )
     except ValueError as error:
-        what = f"Not a ramp: {options.ramp!r:.60}"
+        message = f"Not a ramp: {options.ramp!r:.60}"
         step = "shares that rise from above 0 to at most 100, the first below 100"
-        raise UserError(what, where="--ramp", next_step=step) from error
+        raise UserError(message, where="--ramp", next_step=step) from error
     traffic = PlannedTraffic(
         users_per_day=options.requests_per_day / options.requests_per_user,
         base=options.base,
@@ -143,9 +143,9 @@ def refuse_unreachable(base: float, effect: float, *, lower_is_better: bool = Fa
     room = base if lower_is_better else 1 - base
     if effect >= room - 1e-9:
         move, end = ("fall", "reach 0") if lower_is_better else ("rise", "reach 1")
-        what = f"A share of {base:g} can't {move} by {effect:g}: it would {end} or more"
+        message = f"A share of {base:g} can't {move} by {effect:g}: it would {end} or more"
         step = f"set --effect below {room:.3g}, as in --effect {room / 2:.2g}, or give another --base"
-        raise UserError(what, where="--effect", next_step=step)
+        raise UserError(message, where="--effect", next_step=step)
 
 
 def _when(looks: Looks, share: float) -> tuple[int | None, int | None]:

@@ -74,13 +74,13 @@ def experiments_of(events: Iterable[Decision]) -> dict[str, ExperimentState]:
     return states
 
 
-def read_experiments(place: Path | str) -> dict[str, ExperimentState]:
+def read_experiments(location: Path | str) -> dict[str, ExperimentState]:
     """All experiments of a store. Raises UserError: there is no store."""
-    with opened(place) as store:
+    with opened(location) as store:
         return experiments_of(read_decisions(store, where=EVENTS))
 
 
-def find(experiments: Mapping[str, ExperimentState], name: str, place: Path | str) -> ExperimentState:
+def find(experiments: Mapping[str, ExperimentState], name: str, location: Path | str) -> ExperimentState:
     """An experiment by its name.
 
     `name`: may be empty where there is only one that runs. Raises UserError: there is none of that name, or none or
@@ -91,13 +91,13 @@ def find(experiments: Mapping[str, ExperimentState], name: str, place: Path | st
     if name_or_only in experiments:
         return experiments[name_or_only]
     names = ", ".join(experiments) or "none; `tuneloop ab start NAME` begins one"
-    what = f"There is no experiment {name!r}" if name else f"{len(running) or 'No'} experiments run"
-    raise UserError(what, where=store_name(place), next_step=f"experiments: {names}")
+    message = f"There is no experiment {name!r}" if name else f"{len(running) or 'No'} experiments run"
+    raise UserError(message, where=store_name(location), next_step=f"experiments: {names}")
 
 
-def left_out(place: Path | str, name: str) -> str | None:
+def left_out(location: Path | str, name: str) -> str | None:
     """Why the store's server serves no candidate of an experiment: empty where it does, None where it says nothing."""
-    state = store_folder(place) / ServerState.file
+    state = store_folder(location) / ServerState.file
     return read_record(ServerState, state).candidates.get(name) if state.is_file() else None
 
 
@@ -144,8 +144,8 @@ def design_of(name: str, options: ExperimentOptions, salt: str) -> ExperimentDes
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = f"{'.'.join(map(str, first['loc']))}: " if first["loc"] else ""
-        what = f"Can't register this: {key}{first['msg'].removeprefix('Value error, ')}"
-        raise UserError(what, where=f"ab start {name:.40}", next_step="tuneloop ab start --help") from None
+        message = f"Can't register this: {key}{first['msg'].removeprefix('Value error, ')}"
+        raise UserError(message, where=f"ab start {name:.40}", next_step="tuneloop ab start --help") from None
 
 
 def guardrails_of(text: str) -> list[Guardrail]:

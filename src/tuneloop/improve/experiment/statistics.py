@@ -217,16 +217,16 @@ def _unit(
     end = time_of(first.time) + timedelta(hours=design.maturation_hours)
     requests = [r for r in group if r.arm == first.arm and time_of(r.time) <= end]
     votes = [_votes_on(design, r, feedback_of, end) for r in requests]
-    feedback = [one for each in votes for one in each]
-    mean = mean_value(one for one in feedback if one.kind == design.measure)
+    feedback = [vote for request_votes in votes for vote in request_votes]
+    mean = mean_value(vote for vote in feedback if vote.kind == design.measure)
     over = at >= end
     outcome = mean if mean is not None and over else math.nan
     good, bad = _per_request(design, votes) if over else (math.nan, math.nan)
     check = None
     if over and design.sample > 0 and in_sample(design, unit_of(first)):  # a check may come later
-        every = [one for r in requests for one in feedback_of.get(r.id, ()) if one.kind == design.sample_kind]
-        check = mean_value(current(one for one in every if one.believed))
-    values = [v for one in feedback if one.kind == design.measure and (v := _good(design, one)) is not None]
+        every = [vote for r in requests for vote in feedback_of.get(r.id, ()) if vote.kind == design.sample_kind]
+        check = mean_value(current(vote for vote in every if vote.believed))
+    values = [v for vote in feedback if vote.kind == design.measure and (v := _good(design, vote)) is not None]
     return _Unit(
         candidate=first.arm == CANDIDATE,
         propensity=first.propensity or math.nan,
@@ -276,14 +276,14 @@ def _votes_on(
 
     Reviewers and judges see some answers and not others, so they decide nothing here; neither do other users.
     """
-    votes = [one for one in feedback_of.get(request.id, ()) if time_of(one.time) <= end]
-    own = [one for one in votes if one.user in (None, request.user)]
-    return current(one for one in own if one.source not in ("review", "judge"))
+    votes = [vote for vote in feedback_of.get(request.id, ()) if time_of(vote.time) <= end]
+    own = [vote for vote in votes if vote.user in (None, request.user)]
+    return current(vote for vote in own if vote.source not in ("review", "judge"))
 
 
 def _per_request(design: ExperimentDesign, votes: Sequence[Sequence[Feedback]]) -> tuple[float, float]:
     """Good and bad values per request of a unit, rated or not. A request counts with the mean of its values."""
-    means = [mean_value(one for one in each if one.kind == design.measure) for each in votes]
+    means = [mean_value(opinion for opinion in vote if opinion.kind == design.measure) for vote in votes]
     good = sum(mean for mean in means if mean is not None)
     return good / len(votes), sum(1 - mean for mean in means if mean is not None) / len(votes)
 
@@ -297,7 +297,7 @@ def _later(
     if at < end or len(group) == 1:
         return math.nan
     requests = [r for r in group if r.arm == first.arm and begin < time_of(r.time) <= end]
-    votes = [one for r in requests for one in _votes_on(design, r, feedback_of, end) if one.kind == design.measure]
+    votes = [vote for r in requests for vote in _votes_on(design, r, feedback_of, end) if vote.kind == design.measure]
     mean = mean_value(votes)
     return math.nan if mean is None else 1 - mean if design.lower_is_better else mean
 

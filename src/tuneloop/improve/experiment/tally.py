@@ -350,9 +350,9 @@ def _whole_weeks_log_e(design: ExperimentDesign, weekdays: Array) -> Array:
     being right for many users alone costs nothing."""
     score, information, squares = np.moveaxis(weekdays, -1, 0)
     seen = information > 0
-    number, each = np.maximum(seen.sum(axis=-1), 1), np.where(seen, information, 1.0)
-    mean = (score / each).sum(axis=-1) / number
-    variance = np.maximum((squares / each**2).sum(axis=-1) / number**2, 1e-12)
+    number, weights = np.maximum(seen.sum(axis=-1), 1), np.where(seen, information, 1.0)
+    mean = (score / weights).sum(axis=-1) / number
+    variance = np.maximum((squares / weights**2).sum(axis=-1) / number**2, 1e-12)
     logs = [
         math.log(share) + (size * design.effect * mean - (size * design.effect) ** 2 / 2) / variance
         for share, size in BETTER
@@ -540,8 +540,8 @@ def evidence_at(
     users, rated = tally.users[at].sum(axis=0), tally.rated[at].sum(axis=0)
     means = findings.means[at]
     rails = []
-    for place, rail in enumerate(design.guardrails):
-        strength, (candidate, champion) = float(findings.guardrails[at, place]), findings.compared[at, place]
+    for number, rail in enumerate(design.guardrails):
+        strength, (candidate, champion) = float(findings.guardrails[at, number]), findings.compared[at, number]
         rails.append(
             GuardrailFinding(
                 name=rail.name,
@@ -550,7 +550,7 @@ def evidence_at(
                 champion=float(champion),
                 strength=strength,
                 tripped=strength >= 1,
-                held=bool(findings.held[at, place]),
+                held=bool(findings.held[at, number]),
                 where=slices[int(findings.worst[at])] if slices and rail.name == "slices" else "",
             )
         )

@@ -59,7 +59,7 @@ class FeedbackSummary:
     orphans: list[Feedback]
 
 
-def add(place: Place, values: Mapping[str, Any], *, personal: PersonalConfig | None = None) -> tuple[Feedback, bool]:
+def add(location: Place, values: Mapping[str, Any], *, personal: PersonalConfig | None = None) -> tuple[Feedback, bool]:
     """Store one piece of feedback. The request need not be known yet.
 
     `values`: see `records.feedback.feedback_of`. `personal`: what happens to personal data in texts; replaced by
@@ -67,17 +67,17 @@ def add(place: Place, values: Mapping[str, Any], *, personal: PersonalConfig | N
     store, or a value does not fit.
     """
     values = {**values, "source": values.get("source") or "command"}
-    one = _clean(feedback_of(values, new_id=uuid7(), now=utc_now()), Redactor(personal or PersonalConfig()))
-    with opened(place) as store:
-        return one, bool(insert(store, [one]))
+    vote = _clean(feedback_of(values, new_id=uuid7(), now=utc_now()), Redactor(personal or PersonalConfig()))
+    with opened(location) as store:
+        return vote, bool(insert(store, [vote]))
 
 
-def _clean(one: Feedback, redactor: Redactor) -> Feedback:
-    return one.model_copy(update={"value": redactor(one.value)}) if isinstance(one.value, str) else one
+def _clean(vote: Feedback, redactor: Redactor) -> Feedback:
+    return vote.model_copy(update={"value": redactor(vote.value)}) if isinstance(vote.value, str) else vote
 
 
 def import_files(
-    place: Place, sources: Sequence[str], *, kind: str = "", personal: PersonalConfig | None = None
+    location: Place, sources: Sequence[str], *, kind: str = "", personal: PersonalConfig | None = None
 ) -> Imported:
     """Store the feedback of files; the same file again adds nothing.
 
@@ -90,7 +90,7 @@ def import_files(
     refused: list[dict[str, Any]] = []
     added = seen = 0
     now = utc_now()
-    with opened(place) as store:
+    with opened(location) as store:
         batch: list[Feedback] = []
         for item in read_records(sources):
             try:
@@ -129,21 +129,21 @@ def _columns(record: Mapping[str, Any], kind: str) -> dict[str, Any]:
 
 
 def export(
-    place: Place, out: Path | str, *, since: str = "", until: str = "", personal: PersonalConfig | None = None
+    location: Place, out: Path | str, *, since: str = "", until: str = "", personal: PersonalConfig | None = None
 ) -> int:
     """Write feedback as JSON Lines, oldest first, and give the number of lines.
 
     `since`, `until`: ISO times; empty: no bound. `personal`: what happens to personal data in texts; replaced by
     default, also where the server kept them. Raises UserError: there is no store, or the file can't be written.
     """
-    with opened(place) as store:
+    with opened(location) as store:
         redactor = Redactor(personal or PersonalConfig())
-        lines = [_clean(one, redactor).to_json() for one in read_feedback(store, since=since, until=until)]
+        lines = [_clean(vote, redactor).to_json() for vote in read_feedback(store, since=since, until=until)]
     write_jsonl(out, lines)
     return len(lines)
 
 
-def show(place: Place, *, since: str = "", until: str = "", most_orphans: int = 100) -> FeedbackSummary:
+def show(location: Place, *, since: str = "", until: str = "", most_orphans: int = 100) -> FeedbackSummary:
     """What the store holds. `since`, `until`: ISO times; empty: no bound. Raises UserError: there is no store."""
     unknown = (
         "(request IS NOT NULL AND NOT EXISTS (SELECT 1 FROM requests WHERE requests.id = feedback.request)) OR"
@@ -154,14 +154,14 @@ def show(place: Place, *, since: str = "", until: str = "", most_orphans: int = 
         "SELECT COUNT(*) FROM requests WHERE id IN (SELECT request FROM feedback WHERE request IS NOT NULL)"
         " OR conversation IN (SELECT conversation FROM feedback WHERE conversation IS NOT NULL)"
     )
-    with opened(place) as store:
+    with opened(location) as store:
         events = list(read_feedback(store, since=since, until=until))
         orphans = list(islice(read_feedback(store, since=since, until=until, where=unknown), most_orphans))
         served = "SELECT SUM(requests) FROM costs"
         requests, answers = (int(store.execute(query).fetchone()[0] or 0) for query in (served, rated))
     valid = current(events)
     kinds = []
-    for kind, number in Counter(one.kind for one in events).most_common():
-        of = [one for one in valid if one.kind == kind]
+    for kind, number in Counter(signal.kind for signal in events).most_common():
+        of = [vote for vote in valid if vote.kind == kind]
         kinds.append(FeedbackKind(kind, number, len(of), mean_value(of)))
     return FeedbackSummary(kinds, requests, answers, orphans)

@@ -39,7 +39,7 @@ class ReviewQueue:
 
 
 def draw_queue(
-    place: Place,
+    location: Place,
     out: Place,
     *,
     rows: int = 40,
@@ -58,28 +58,28 @@ def draw_queue(
     folder = Path(out)
     if (folder / Review.file).is_file():
         raise UserError("There is a review in this folder", where=str(folder), next_step=f"tuneloop review {folder}")
-    with opened(place) as store:
+    with opened(location) as store:
         where, values = ("model = ?", [model]) if model else ("", [])
         every = list(read_requests(store, since=since, where=where, values=values, shadow=None))
         requests = [request for request in every if request.shadow is None]
         feedback = by_request(read_feedback(store), conversations_of(requests))
         alarms = read_decisions(store, since=since, where=f"kind = '{MONITORED}'")
-        detections = [one for event in alarms for one in event.data["detections"] if one["alarm"]]
+        detections = [detection for event in alarms for detection in event.data["detections"] if detection["alarm"]]
     copies = {request.shadow: answer_of(request) for request in every if request.shadow and answer_of(request)}
     groups = groups_of(
-        requests, {} if measure else feedback, copies, {id_ for one in detections for id_ in one["requests"]}
+        requests, {} if measure else feedback, copies, {id_ for alarm in detections for id_ in alarm["requests"]}
     )
     queued = queue(requests, groups, rows, random_part=1.0 if measure else RANDOM_PART, seed=seed)
     if not queued:
-        what = f"No request of {len(requests):,} can be looked at"
+        message = f"No request of {len(requests):,} can be looked at"
         step = "they failed, their texts were not kept, or people have said already what is right"
-        raise UserError(what, where=store_name(place), next_step=step)
+        raise UserError(message, where=store_name(location), next_step=step)
     redactor = Redactor(PersonalConfig())
-    items = [_item(one, redactor, hidden) for one in queued]
+    items = [_item(candidate, redactor, hidden) for candidate in queued]
     manifest = Review(
-        key=content_hash([one.model_dump(mode="json") for one in items]),
+        key=content_hash([candidate.model_dump(mode="json") for candidate in items]),
         mode="rating",
-        systems=[ReviewedSystem(name=SYSTEM, place=store_name(place))],
+        systems=[ReviewedSystem(name=SYSTEM, place=store_name(location))],
         share=len(items) / len(groups),
         seed=seed,
         items=len(items),
@@ -88,11 +88,11 @@ def draw_queue(
     with lock_folder(folder):
         write_jsonl(folder / ITEMS, items)
         write_record(folder / Review.file, manifest)
-    return ReviewQueue(str(folder), len(items), dict(Counter(one.stratum for one in queued)))
+    return ReviewQueue(str(folder), len(items), dict(Counter(candidate.stratum for candidate in queued)))
 
 
-def _item(one: Queued, redactor: Redactor, hidden: bool) -> ReviewItem:
-    request = one.request
+def _item(candidate: Queued, redactor: Redactor, hidden: bool) -> ReviewItem:
+    request = candidate.request
     text = "(hidden: write the right answer)" if hidden else answer_of(request)
     return ReviewItem(
         id=content_hash([request.id])[:12],
@@ -101,12 +101,12 @@ def _item(one: Queued, redactor: Redactor, hidden: bool) -> ReviewItem:
         answers=(redactor(text),),
         messages=[redactor(dict(turn)) for turn in request.prompt],
         references=[],
-        stratum=one.stratum,
-        group=one.group,
+        stratum=candidate.stratum,
+        group=candidate.group,
     )
 
 
-def store_votes(place: Path | str, folder: Path | str) -> tuple[int, int]:
+def store_votes(location: Path | str, folder: Path | str) -> tuple[int, int]:
     """Store what people said in a review of production as feedback; the same votes again add nothing.
 
     A thumb becomes `thumbs`, stars `rating`, a right answer `correction`, a note `comment`; the user is the reviewer.
@@ -122,8 +122,8 @@ def store_votes(place: Path | str, folder: Path | str) -> tuple[int, int]:
     votes_of_rows = [vote for vote in standing(votes).values() if vote.item in rows]
     redactor, key = Redactor(PersonalConfig()), review.manifest.key
     source = SAMPLE if all(item.stratum == "random" for item in review.items) else "review"
-    feedback = [one for vote in votes_of_rows for one in _feedback(vote, rows[vote.item], key, source, redactor)]
-    with opened(place) as store:
+    feedback = [item for vote in votes_of_rows for item in _feedback(vote, rows[vote.item], key, source, redactor)]
+    with opened(location) as store:
         return insert(store, feedback), len(votes_of_rows)
 
 
@@ -147,7 +147,7 @@ def queue_lines(queue: ReviewQueue) -> list[str]:
     """What was chosen, and why, a line each."""
     strata = queue.strata
     lines = [f"{strata['random']:>5}  random, for unbiased rates"] if strata.get("random") else []
-    return lines + [f"{strata[name]:>5}  {name}: {why}" for name, why in GROUPS.items() if strata.get(name)]
+    return lines + [f"{strata[name]:>5}  {name}: {origin}" for name, origin in GROUPS.items() if strata.get(name)]
 
 
 UNSURE = 0.5  # probability of a label below which it is uncertain
@@ -183,7 +183,7 @@ def groups_of(
         text = answer_of(request).strip()
         if request.error is not None or not text or not question_of(request):
             continue
-        if any(one.kind in ("label", "correction") and one.may_teach(request.key) for one in feedback):
+        if any(vote.kind in ("label", "correction") and vote.may_teach(request.key) for vote in feedback):
             continue
         mean, chance = mean_value(feedback), probability_of(request)
         if mean is not None and mean < 0.5:

@@ -10,14 +10,14 @@ from tuneloop.records.request import StoredRequest
 
 def mean_value(feedback: Iterable[Feedback]) -> float | None:
     """The mean of the values, each counted as often as it weighs; None where nothing has a value."""
-    values = [(1.0 if one.weight is None else one.weight, value_of(one.kind, one.value)) for one in feedback]
+    values = [(1.0 if vote.weight is None else vote.weight, value_of(vote.kind, vote.value)) for vote in feedback]
     pairs = [(weight, value) for weight, value in values if value is not None]
     return sum(weight * value for weight, value in pairs) / sum(weight for weight, _ in pairs) if pairs else None
 
 
-def gives_answer(one: Feedback) -> bool:
+def gives_answer(vote: Feedback) -> bool:
     """Whether feedback says what would be right, and not only how good the given answer is."""
-    return one.kind == "label" or right_answer(one.kind, one.value) is not None
+    return vote.kind == "label" or right_answer(vote.kind, vote.value) is not None
 
 
 def current(feedback: Iterable[Feedback]) -> list[Feedback]:
@@ -26,10 +26,10 @@ def current(feedback: Iterable[Feedback]) -> list[Feedback]:
     Feedback is never changed: a person who votes again adds an event. The order of the result is that of its ids.
     """
     last: dict[tuple[str | None, ...], Feedback] = {}
-    for one in sorted(feedback, key=lambda one: (one.time, one.id)):
-        who = None if one.believed else one.voice
-        last[one.request, one.conversation, one.kind, one.user, who] = one
-    return sorted(last.values(), key=lambda one: one.id)
+    for vote in sorted(feedback, key=lambda opinion: (opinion.time, opinion.id)):
+        who = None if vote.believed else vote.voice
+        last[vote.request, vote.conversation, vote.kind, vote.user, who] = vote
+    return sorted(last.values(), key=lambda opinion: opinion.id)
 
 
 # A conversation: its name, with the key that had it, or alone for the key that began the first one of this name.
@@ -56,11 +56,11 @@ def by_request(
     `every`: also what its person has replaced since.
     """
     groups: dict[str, list[Feedback]] = {}
-    for one in feedback if every else current(feedback):
-        of, name = one.request, one.conversation or ""
-        requests = conversation_requests.get((one.sender, name)) if one.sender else None
-        if of is None and (requests := requests or (conversation_requests.get(name) if one.believed else None)):
+    for vote in feedback if every else current(feedback):
+        of, name = vote.request, vote.conversation or ""
+        requests = conversation_requests.get((vote.sender, name)) if vote.sender else None
+        if of is None and (requests := requests or (conversation_requests.get(name) if vote.believed else None)):
             of = requests[-1]
         if of is not None:
-            groups.setdefault(of, []).append(one)
+            groups.setdefault(of, []).append(vote)
     return groups

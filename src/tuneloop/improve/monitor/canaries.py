@@ -68,11 +68,11 @@ def canary_rows(rows: Iterable[Row], most: int) -> list[Row]:
 
 def rounds_of(requests: Iterable[StoredRequest]) -> list[Round]:
     """Rounds in order, from the stored requests of one model in order; a round's name is their conversation."""
-    canaries = [one for one in requests if (one.shadow or "").startswith(MARK) and one.conversation]
+    canaries = [canary for canary in requests if (canary.shadow or "").startswith(MARK) and canary.conversation]
     rounds = []
-    for name, group in groupby(canaries, key=lambda one: one.conversation or ""):
+    for name, group in groupby(canaries, key=lambda entry: entry.conversation or ""):
         members = list(group)
-        rounds.append(Round(name, members[0].time, {(one.shadow or "")[len(MARK) :]: one for one in members}))
+        rounds.append(Round(name, members[0].time, {(member.shadow or "")[len(MARK) :]: member for member in members}))
     return rounds
 
 
@@ -117,21 +117,21 @@ def follow(rounds: Sequence[Round], rows: Mapping[str, Row], level: float) -> li
         rows: of the data set, as far as they are available.
     """
     earlier, identity, results = _EarlierAnswers(), None, []
-    for one in rounds:
-        new_release = identity is not None and one.identity != identity
-        identity = one.identity
-        texts = {row: text for row, request in one.answers.items() if (text := _text(request)) is not None}
+    for entry in rounds:
+        new_release = identity is not None and entry.identity != identity
+        identity = entry.identity
+        texts = {row: text for row, request in entry.answers.items() if (text := _text(request)) is not None}
         changed = [row for row, text in texts.items() if row in earlier.answers and text not in earlier.answers[row]]
         compared = sum(row in earlier.answers for row in texts)
-        changes = [_changed(row, one, earlier.answers[row], rows.get(row)) for row in changed]
-        results.append(_finding(one, changes, compared, earlier, level, new_release=new_release))
+        changes = [_changed(row, entry, earlier.answers[row], rows.get(row)) for row in changed]
+        results.append(_finding(entry, changes, compared, earlier, level, new_release=new_release))
         if new_release:
             earlier.answers = {}
         else:
             earlier.compared, earlier.changed = earlier.compared + compared, earlier.changed + len(changed)
         for row, text in texts.items():
             earlier.answers.setdefault(row, {}).pop(text, None)
-            earlier.answers[row][text] = one.answers[row].id
+            earlier.answers[row][text] = entry.answers[row].id
     return results
 
 
@@ -142,9 +142,9 @@ def _text(request: StoredRequest) -> str | None:
     return text.strip() if isinstance(text, str) and request.error is None else None
 
 
-def _changed(row: str, one: Round, earlier: Mapping[str, str], of: Row | None) -> ChangedAnswer:
+def _changed(row: str, entry: Round, earlier: Mapping[str, str], of: Row | None) -> ChangedAnswer:
     before, request_before = list(earlier.items())[-1]
-    request = one.answers[row]
+    request = entry.answers[row]
     now = _text(request) or ""
     right = {text.strip() for text in references_of(of)} if of is not None and of.label is not None else None
     return ChangedAnswer(
@@ -160,15 +160,18 @@ def _changed(row: str, one: Round, earlier: Mapping[str, str], of: Row | None) -
 
 
 def _finding(
-    one: Round, changes: Changes, compared: int, earlier: _EarlierAnswers, level: float, *, new_release: bool
+    entry: Round, changes: Changes, compared: int, earlier: _EarlierAnswers, level: float, *, new_release: bool
 ) -> CanaryRound:
     p = 1.0 if new_release else chance_of(len(changes), compared, earlier.changed, earlier.compared)
     alarm = bool(changes) and p <= level
-    judged = [each for each in changes if each.right_now is not None]
-    right_before, right_now = sum(bool(one.right_before) for one in judged), sum(bool(one.right_now) for one in judged)
-    failed = sum(_text(request) is None for request in one.answers.values())
+    judged = [row_answer for row_answer in changes if row_answer.right_now is not None]
+    right_before, right_now = (
+        sum(bool(verdict.right_before) for verdict in judged),
+        sum(bool(verdict.right_now) for verdict in judged),
+    )
+    failed = sum(_text(request) is None for request in entry.answers.values())
     if not compared:
-        sentence = f"{counted(len(one.answers), 'canary prompt')} sent for the first time"
+        sentence = f"{counted(len(entry.answers), 'canary prompt')} sent for the first time"
     elif not changes:
         sentence = f"all of {counted(compared, 'canary prompt')} are answered as before"
     else:
@@ -178,8 +181,8 @@ def _finding(
     if failed:
         sentence += f"; {failed} got no answer"
     values: dict[str, Any] = {
-        "round": one.id, "time": one.time, "adapter": one.identity[0], "release": one.identity[1],
-        "new_release": new_release, "asked": len(one.answers), "failed": failed, "compared": compared,
+        "round": entry.id, "time": entry.time, "adapter": entry.identity[0], "release": entry.identity[1],
+        "new_release": new_release, "asked": len(entry.answers), "failed": failed, "compared": compared,
         "changed": changes, "chances": earlier.compared, "chance_changes": earlier.changed, "p": p, "level": level,
         "alarm": alarm, "right_before": right_before, "right_now": right_now, "known": len(judged),
         "sentence": sentence, "next_step": NEXT if alarm else "",
@@ -187,22 +190,24 @@ def _finding(
     return CanaryRound(**values)
 
 
-def round_in_words(one: CanaryRound, most: int = 5) -> str:
+def round_in_words(entry: CanaryRound, most: int = 5) -> str:
     """A round in words, with the prompts and answers that differ."""
     answers = [
-        f"{each.prompt[:80]!r}: {each.before[:60]!r} -> {each.now[:60]!r}" if each.prompt else f"row {each.row}"
-        for each in one.changed[:most]
+        f"{changed.prompt[:80]!r}: {changed.before[:60]!r} -> {changed.now[:60]!r}"
+        if changed.prompt
+        else f"row {changed.row}"
+        for changed in entry.changed[:most]
     ]
-    more = f" and {len(one.changed) - most} others" if len(one.changed) > most else ""
-    sentence = f"{one.sentence}. {'; '.join(answers)}{more}." if answers else f"{one.sentence}."
+    more = f" and {len(entry.changed) - most} others" if len(entry.changed) > most else ""
+    sentence = f"{entry.sentence}. {'; '.join(answers)}{more}." if answers else f"{entry.sentence}."
     sentence = sentence[0].upper() + sentence[1:]
-    return f"{sentence} Next: {one.next_step}." if one.alarm else sentence
+    return f"{sentence} Next: {entry.next_step}." if entry.alarm else sentence
 
 
-def without_texts(one: CanaryRound) -> CanaryRound:
+def without_texts(entry: CanaryRound) -> CanaryRound:
     """As it may be in the log of decisions, from which nothing can be erased."""
-    plain = [each.model_copy(update={"prompt": "", "before": "", "now": ""}) for each in one.changed]
-    return one.model_copy(update={"changed": plain})
+    plain = [changed.model_copy(update={"prompt": "", "before": "", "now": ""}) for changed in entry.changed]
+    return entry.model_copy(update={"changed": plain})
 
 
 EVENT = "monitor.canaries"
@@ -223,12 +228,12 @@ def findings(store: Database, model: str, rows: Mapping[str, Row], level: float,
     return follow(rounds_of(requests), rows, level)
 
 
-def check_last(place: Path | str, model: str, rows: Sequence[Row], level: float) -> CanaryRound | None:
+def check_last(location: Path | str, model: str, rows: Sequence[Row], level: float) -> CanaryRound | None:
     """What the last round shows, which is logged as an event `monitor.canaries`; None: there was no round yet.
 
     Raises UserError: there is no store.
     """
-    with opened(place) as store:
+    with opened(location) as store:
         rounds = findings(store, model, {row.id: row for row in rows}, level)
         if not rounds:
             return None
@@ -238,7 +243,7 @@ def check_last(place: Path | str, model: str, rows: Sequence[Row], level: float)
 
 
 def rounds_due(
-    place: Path | str, model: str, identity: tuple[str | None, str | None], every_days: float, *, now: str = ""
+    location: Path | str, model: str, identity: tuple[str | None, str | None], every_days: float, *, now: str = ""
 ) -> int:
     """How many rounds are due: several at first, one when the last one is old enough or another release answers.
 
@@ -246,7 +251,7 @@ def rounds_due(
     """
     query = "SELECT time, adapter, release FROM requests WHERE model = ? AND shadow IS NOT NULL"
     query += f" AND shadow LIKE '{MARK}%' ORDER BY id DESC LIMIT 1"
-    with opened(place) as store:
+    with opened(location) as store:
         last = store.execute(query, [model]).fetchone()
     if last is None:
         return FIRST_ROUNDS
@@ -280,7 +285,7 @@ async def ask_gateway(gateway: Gateway, name: str, rows: Sequence[Row]) -> None:
     await asyncio.gather(*writes, return_exceptions=True)
 
 
-def ask_target(place: Path | str, name: str, rows: Sequence[Row], target: TaskTarget, *, rounds: int) -> None:
+def ask_target(location: Path | str, name: str, rows: Sequence[Row], target: TaskTarget, *, rounds: int) -> None:
     """Send the rows to any target so many times, and store the answers as those of the model `name`.
 
     Raises UserError: there is no store, or the target can't answer.
@@ -293,7 +298,7 @@ def ask_target(place: Path | str, name: str, rows: Sequence[Row], target: TaskTa
         pairs = zip(rows, ask(task=task), strict=True)
         source = {"model": name, "adapter": target.identity, "release": None}
         conversation = uuid7()
-        with opened(place) as store:
+        with opened(location) as store:
             insert(store, [_record(row, answer, conversation, **source) for row, answer in pairs])
 
 

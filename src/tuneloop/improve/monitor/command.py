@@ -35,32 +35,32 @@ _SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw])")
 _HOURS = {"s": 1 / 3600, "m": 1 / 60, "h": 1.0, "d": 24.0, "w": 168.0}
 
 
-def _send_canaries(place: Path | str, dataset: Dataset, options: MonitorOptions, target: TaskTarget) -> None:
+def _send_canaries(location: Path | str, dataset: Dataset, options: MonitorOptions, target: TaskTarget) -> None:
     if options.until:
         raise UserError("--ask asks now, and --until ends the window before", where="--until", next_step="leave it out")
     model = options.model
     if not model:
         until = utc_now()
         since = _before(until, days_of(options.window))
-        with opened(place) as store:
+        with opened(location) as store:
             served = [r.model for r in read_requests(store, since=since, until=until, texts=False)]
-        model = _only_model(served, place, since, until)
-    due = canaries.rounds_due(place, model, (target.identity, None), 0)
-    canaries.ask_target(place, model, canaries.rows_of(dataset, options.canaries), target, rounds=due)
+        model = _only_model(served, location, since, until)
+    due = canaries.rounds_due(location, model, (target.identity, None), 0)
+    canaries.ask_target(location, model, canaries.rows_of(dataset, options.canaries), target, rounds=due)
 
 
-def refuse_itself(place: Path | str, url: str) -> None:
+def refuse_itself(location: Path | str, url: str) -> None:
     """Canary prompts that came through the server itself would be in its store as traffic.
 
-    `place`: the server's folder, its store's file, or a database's URL, which doesn't say whose it is. Raises
+    `location`: the server's folder, its store's file, or a database's URL, which doesn't say whose it is. Raises
     UserError: the URL is this server's.
     """
-    folder = Path(place) if "://" not in str(place) else Path()
+    folder = Path(location) if "://" not in str(location) else Path()
     state = (folder if folder.is_dir() else folder.parent) / ServerState.file
     if state.is_file() and url.removesuffix("/").removesuffix("/v1") == read_record(ServerState, state).address:
-        what = "Canary prompts that are sent to this server would count as its traffic"
+        message = "Canary prompts that are sent to this server would count as its traffic"
         step = "monitor.reference=DATASET in serve.yaml: it sends them itself; or --ask NAME@champion"
-        raise UserError(what, where=f"--ask {masked(url)}", next_step=step)
+        raise UserError(message, where=f"--ask {masked(url)}", next_step=step)
 
 
 def days_of(span: str, where: str = "--window") -> float:
@@ -73,7 +73,7 @@ def days_of(span: str, where: str = "--window") -> float:
 
 
 def monitor_store(
-    place: Path | str, reference: Path | str, settings: Mapping[str, Any], *, ask: TaskTarget | None = None
+    location: Path | str, reference: Path | str, settings: Mapping[str, Any], *, ask: TaskTarget | None = None
 ) -> MonitorReport:
     """Monitor one window, and log what was found as an event `monitor.window`.
 
@@ -89,12 +89,12 @@ def monitor_store(
     days, every = days_of(options.window), days_of(options.canaries_every, "--canaries-every")
     dataset = load_dataset(reference)
     if ask is not None:
-        _send_canaries(place, dataset, options, ask)
+        _send_canaries(location, dataset, options, ask)
     until = _time(options.until) if options.until else utc(clock() + 0.001)  # of this millisecond all
     since, begin = _before(until, days), _before(until, days * (1 + EARLIER_WINDOWS))
-    with opened(place) as store:
+    with opened(location) as store:
         requests = list(read_requests(store, since=begin, until=until, texts=False))
-        model = options.model or _only_model([r.model for r in requests if r.time >= since], place, since, until)
+        model = options.model or _only_model([r.model for r in requests if r.time >= since], location, since, until)
         requests = [r for r in requests if r.model == model]
         feedback = list(read_feedback(store, since=begin))  # people judge answers of a window when it is over, too
         level = canaries.canary_level(options.false_alarms, every)
@@ -108,15 +108,17 @@ def monitor_store(
             replace(helpers(), complete=_texts_of(store)),
             options.model_copy(update={"model": model}),
             window_days=days,
-            canaries=[one for one in rounds if one.time >= since],
+            canaries=[canary for canary in rounds if canary.time >= since],
         )
         config = {**options.model_dump(), "reference": dataset.id}
         report = _without_ignored(report, ignored(store, model, until))
         report = report.model_copy(update={"since": since, "until": until, "config": config})
         key = f"{EVENT}:{model}:{since}:{until}:{dataset.id}"
         # The log can't forget: the texts of canary prompts and their answers stay out of it.
-        plainer = [canaries.without_texts(one) for one in report.canaries]
-        texts, plain_texts = (map(canaries.round_in_words, each) for each in (report.canaries, plainer))
+        plainer = [canaries.without_texts(plain_round) for plain_round in report.canaries]
+        texts, plain_texts = (
+            map(canaries.round_in_words, report_rounds) for report_rounds in (report.canaries, plainer)
+        )
         lines = dict(zip(texts, plain_texts, strict=True))
         summary = [lines.get(line, line) for line in report.summary]
         data = plain(report.model_copy(update={"canaries": plainer, "summary": summary}))
@@ -139,7 +141,7 @@ def _texts_of(store: Database) -> Callable[[Sequence[StoredRequest]], None]:
     return complete
 
 
-def ignore(place: Path | str, model: str, detectors: Sequence[str], until: str, why: str = "") -> None:
+def ignore(location: Path | str, model: str, detectors: Sequence[str], until: str, reason: str = "") -> None:
     """Log, as an event `monitor.ignore`, that a person knows a change and wants to hear no more of it for a while.
 
     `detectors`: by the names of `improve.monitor.STEPS`, or `canaries`. `until`: ISO time; one that is over ends it.
@@ -151,8 +153,8 @@ def ignore(place: Path | str, model: str, detectors: Sequence[str], until: str, 
     if not model or not until:
         step = "--ignore inputs --ignore-until 2026-06-01 --model NAME"
         raise UserError("It is not said what to ignore, and until when", where="--ignore", next_step=step)
-    data = {"detectors": list(detectors), "until": _time(until, "--ignore-until"), "why": why}
-    with opened(place) as store:
+    data = {"detectors": list(detectors), "until": _time(until, "--ignore-until"), "why": reason}
+    with opened(location) as store:
         add_event(store, IGNORE, model, data)
 
 
@@ -173,7 +175,7 @@ def _without_ignored(report: MonitorReport, until_by_name: Mapping[str, str]) ->
     return report.model_copy(update={"alarms": left, "ignored": silenced, "summary": [*report.summary, line]})
 
 
-def due_window(place: Path | str, window: str, model: str = "", *, now: str = "") -> str:
+def due_window(location: Path | str, window: str, model: str = "", *, now: str = "") -> str:
     """The end of the last whole window that was not compared yet; empty where there is none.
 
     Windows follow each other from the first request on, so that the false alarms of a year are divided over as many.
@@ -183,7 +185,7 @@ def due_window(place: Path | str, window: str, model: str = "", *, now: str = ""
     """
     days = days_of(window)
     condition, values = ("model = ? AND ", [model]) if model else ("", [])
-    with opened(place) as store:
+    with opened(location) as store:
         first = store.execute(f"SELECT MIN(time) FROM requests WHERE {condition}shadow IS NULL", values).fetchone()[0]
         if first is None:
             return ""
@@ -197,11 +199,11 @@ def due_window(place: Path | str, window: str, model: str = "", *, now: str = ""
         return until if store.execute(query, [*values, _before(until, days), until]).fetchone() else ""
 
 
-def monitor_if_due(place: Path | str, reference: Path | str, settings: Mapping[str, Any]) -> MonitorReport | None:
+def monitor_if_due(location: Path | str, reference: Path | str, settings: Mapping[str, Any]) -> MonitorReport | None:
     """Compare the last whole window, where that was not done yet; see `monitor_store`."""
     window = str(settings.get("window") or MonitorOptions().window)
-    until = due_window(place, window, str(settings.get("model") or ""))
-    return monitor_store(place, reference, {**settings, "until": until}) if until else None
+    until = due_window(location, window, str(settings.get("model") or ""))
+    return monitor_store(location, reference, {**settings, "until": until}) if until else None
 
 
 def helpers() -> Helpers:
@@ -233,12 +235,12 @@ def _before(time: str, days: float) -> str:
     return utc((time_of(time) - timedelta(days=days)).timestamp())
 
 
-def _only_model(models: Sequence[str], place: Path | str, since: str, until: str) -> str:
+def _only_model(models: Sequence[str], location: Path | str, since: str, until: str) -> str:
     counts = Counter(models)
     if len(counts) == 1:
         return models[0]
     if not counts:
-        what, step = f"No request from {since[:16]} to {until[:16]}", "--until TIME or --window 30d looks elsewhere"
-        raise UserError(what, where=store_name(place), next_step=step)
+        message, step = f"No request from {since[:16]} to {until[:16]}", "--until TIME or --window 30d looks elsewhere"
+        raise UserError(message, where=store_name(location), next_step=step)
     names = ", ".join(f"{name} ({number:,})" for name, number in counts.most_common(5))
     raise UserError("Several models answer in this window", where=names, next_step="--model NAME")

@@ -167,35 +167,37 @@ def monitor(
     skipped: dict[str, str] = {}
     compared: list[ComparedValues] = []
     for windows, recent, past in _pools(window, earlier, window_days):
-        for one in compare(recent, past, skipped, windows > 1):
-            rows, (least, unit) = [len(values) for values in one.values], LEAST.get(one.name, (FEW, "rows"))
+        for detection in compare(recent, past, skipped, windows > 1):
+            rows, (least, unit) = [len(values) for values in detection.values], LEAST.get(detection.name, (FEW, "rows"))
             if min(rows) >= least:
-                compared.append(replace(one, windows=windows))
+                compared.append(replace(detection, windows=windows))
             else:
-                skipped[one.name] = f"{rows[1]} {unit} now and {rows[0]} before; {least} are needed"
+                skipped[detection.name] = f"{rows[1]} {unit} now and {rows[0]} before; {least} are needed"
     level = level_of(options.false_alarms * (1 - SHARE if canaries else 1), window_days, 1)
-    level /= max(1, sum(PRIORITY.get(one.name, 1) for one in compared))
+    level /= max(1, sum(PRIORITY.get(entry.name, 1) for entry in compared))
     detections: dict[str, Detection] = {}
     groups = _groups(window, earlier, window_days)
     usual = cache(lambda windows: _usual(groups[windows - 1 :], partial(compare, skipped={}, pooled=windows > 1)))
-    for one in compared:
-        if one.name in detections and detections[one.name].alarm:
+    for detection in compared:
+        if detection.name in detections and detections[detection.name].alarm:
             continue  # the shortest pool with an alarm says when it began
-        tested = _detect(one, level * PRIORITY.get(one.name, 1), helpers, options.seed)
-        if tested.alarm and groups and one.name != "errors":  # of the few judged answers chance is most
-            tested = _beyond(tested, usual(one.windows).get(one.name, []), len(groups) - one.windows + 1)
-        before = detections.get(one.name)
+        tested = _detect(detection, level * PRIORITY.get(detection.name, 1), helpers, options.seed)
+        if tested.alarm and groups and detection.name != "errors":  # of the few judged answers chance is most
+            tested = _beyond(
+                tested, usual(detection.windows).get(detection.name, []), len(groups) - detection.windows + 1
+            )
+        before = detections.get(detection.name)
         if before is None or (not tested.alarm, tested.p) < (not before.alarm, before.p):
-            detections[one.name] = tested
-    alarms = [one.name for one in detections.values() if one.alarm]
+            detections[detection.name] = tested
+    alarms = [entry.name for entry in detections.values() if entry.alarm]
     values: dict[str, Any] = {
         "model": options.model, "since": "", "until": "", "requests": len(window),
         "compared": len(_one_a_user(window)), "false_alarms_per_year": options.false_alarms,
         "detections": list(detections.values()),
-        "skipped": {name: why for name, why in skipped.items() if name not in detections},
-        "alarms": alarms + [CANARIES] * any(one.alarm for one in canaries),
+        "skipped": {name: reason for name, reason in skipped.items() if name not in detections},
+        "alarms": alarms + [CANARIES] * any(canary.alarm for canary in canaries),
         "quality": estimate_quality(window, earlier, feedback_of),
-        "canaries": [one for one in canaries if one.changed], "canary_rounds": len(canaries),
+        "canaries": [canary for canary in canaries if canary.changed], "canary_rounds": len(canaries),
         "learning": len(groups) if len(groups) < LEARNING else None,
     }  # fmt: skip
     report = MonitorReport(**values, summary=[])
@@ -220,9 +222,9 @@ def _usual(
     values: dict[str, list[float]] = {}
     for group in groups:
         rest = [request for other in groups if other is not group for request in other]
-        for one in compare(group, rest):
-            if min(len(side) for side in one.values) >= min(FEW_LEARNT, LEAST.get(one.name, (FEW, ""))[0]):
-                values.setdefault(one.name, []).append(TESTS[one.kind](*one.values, level=1.0).excess)
+        for detection in compare(group, rest):
+            if min(len(side) for side in detection.values) >= min(FEW_LEARNT, LEAST.get(detection.name, (FEW, ""))[0]):
+                values.setdefault(detection.name, []).append(TESTS[detection.kind](*detection.values, level=1.0).excess)
     return values
 
 
@@ -239,10 +241,10 @@ def _beyond(tested: Detection, usual: Sequence[float], windows: int) -> Detectio
     reach = float(t.isf(tested.level, degrees)) * math.sqrt(squares / degrees * (1 + 1 / max(known, 1)))
     if tested.excess > mean + reach:
         return tested
-    why = (
+    reason = (
         f"learning what windows usually do, {windows} of {LEARNING}" if learning else "no more than windows usually do"
     )
-    sentence = f"{tested.sentence}: {why}"
+    sentence = f"{tested.sentence}: {reason}"
     return tested.model_copy(
         update={"alarm": False, "sentence": sentence, "next_step": "", "words": [], "requests": []}
     )
@@ -300,12 +302,12 @@ def _remembering(embed: Embed | None) -> Embed | None:
 
 def _one_a_user(requests: Requests) -> list[StoredRequest]:
     """A request of each user, any of a pool's windows; of more than `MOST` those with the smallest hashes."""
-    one: dict[str, StoredRequest] = {}
+    first_requests: dict[str, StoredRequest] = {}
     for request in requests:
         user = person_of(request)
-        if user not in one or _hash(request.id) < _hash(one[user].id):
-            one[user] = request
-    return _some(list(one.values()), lambda request: request.id)
+        if user not in first_requests or _hash(request.id) < _hash(first_requests[user].id):
+            first_requests[user] = request
+    return _some(list(first_requests.values()), lambda request: request.id)
 
 
 def _one_a_text(requests: Requests) -> list[StoredRequest]:
@@ -462,8 +464,10 @@ def _of_load(window: Requests, earlier: Requests, window_days: float) -> Iterato
             if request.total_ms is not None and request.total_ms > 0:
                 at = time_of(request.time).timestamp() / 86_400 / window_days * BLOCKS
                 blocks.setdefault(math.floor(at), []).append((request.total_ms, request.id))
-        parts = [each for each in blocks.values() if len(each) >= FEW_IN_BLOCK]
-        sides.append([(max(each)[1], math.exp(sum(math.log(ms) for ms, _ in each) / len(each))) for each in parts])
+        parts = [samples for samples in blocks.values() if len(samples) >= FEW_IN_BLOCK]
+        sides.append(
+            [(max(samples)[1], math.exp(sum(math.log(ms) for ms, _ in samples) / len(samples))) for samples in parts]
+        )
     yield _numbers("latency", *sides)
 
 
@@ -490,44 +494,48 @@ def _state(request: StoredRequest) -> str:
     return "repeats itself" if len(words) >= 20 and len(set(words)) < len(words) / 4 else "answered"
 
 
-def _detect(one: ComparedValues, level: float, helpers: Helpers, seed: int) -> Detection:
-    if one.kind != "categories" and not all(np.isfinite(np.asarray(values)).all() for values in one.values):
+def _detect(detection: ComparedValues, level: float, helpers: Helpers, seed: int) -> Detection:
+    if detection.kind != "categories" and not all(np.isfinite(np.asarray(values)).all() for values in detection.values):
         step = "find the requests with such a value in the store, or the embedder that gives it"
-        raise UserError(f"A value of {one.name} is not a number: nothing is decided", where="monitor", next_step=step)
-    difference = TESTS[one.kind](*one.values, level=level, seed=seed)
+        raise UserError(
+            f"A value of {detection.name} is not a number: nothing is decided", where="monitor", next_step=step
+        )
+    difference = TESTS[detection.kind](*detection.values, level=level, seed=seed)
     alarm = difference.p <= level
-    words = helpers.telling(*one.texts)[:SHOWN] if alarm and one.texts[0] else []
+    typical = helpers.telling(*detection.texts)[:SHOWN] if alarm and detection.texts[0] else []
     order = np.argsort(-difference.foreign, kind="stable")[: SHOWN if alarm else 0].tolist()
-    against = "the data set" if one.against == "reference" else "production before"
-    change = f"{one.name}: no change is shown"
+    against = "the data set" if detection.against == "reference" else "production before"
+    change = f"{detection.name}: no change is shown"
     if alarm:
-        change = f"{one.name} {'differ' if one.name.endswith('s') else 'differs'} from {against}"
-    if one.windows > 1:
-        change += f" over {one.windows} windows"
+        change = f"{detection.name} {'differ' if detection.name.endswith('s') else 'differs'} from {against}"
+    if detection.windows > 1:
+        change += f" over {detection.windows} windows"
     values: dict[str, Any] = {
-        "name": one.name, "compared_with": one.against, "p": difference.p, "level": level, "size": difference.size,
+        "name": detection.name, "compared_with": detection.against, "p": difference.p, "level": level,
+        "size": difference.size,
         "excess": difference.excess,
-        "unit": "rise of the mean" if one.kind == "worse" else one.unit, "alarm": alarm,
-        "rows": [len(values) for values in one.values], "windows": one.windows,
-        "sentence": f"{change} ({_sized(one, difference)}, p {difference.p:.2g}, alarm below {level:.2g})",
-        "next_step": STEPS[one.name] if alarm else "", "words": words, "requests": [one.ids[i] for i in order],
+        "unit": "rise of the mean" if detection.kind == "worse" else detection.unit, "alarm": alarm,
+        "rows": [len(values) for values in detection.values], "windows": detection.windows,
+        "sentence": f"{change} ({_sized(detection, difference)}, p {difference.p:.2g}, alarm below {level:.2g})",
+        "next_step": STEPS[detection.name] if alarm else "", "words": typical,
+        "requests": [detection.ids[i] for i in order],
     }  # fmt: skip
     return Detection(**values)
 
 
-def _sized(one: ComparedValues, difference: GroupDifference) -> str:
-    if one.kind == "categories":
-        before, now = (Counter(map(str, values)) for values in one.values)
+def _sized(detection: ComparedValues, difference: GroupDifference) -> str:
+    if detection.kind == "categories":
+        before, now = (Counter(map(str, values)) for values in detection.values)
         shifts = {name: now[name] / now.total() - before[name] / before.total() for name in before | now}
         most = max(shifts, key=lambda name: abs(shifts[name]))
         return f"{most} from {before[most] / before.total():.1%} to {now[most] / now.total():.1%}"
-    if one.kind in ("numbers", "worse"):
-        word, middles = "median", [float(np.median(values)) for values in one.values]
-        if one.kind == "worse" or middles[0] == middles[1]:  # a few rows far out change the mean alone
-            word, middles = "mean", [float(np.mean(values)) for values in one.values]
-        what, unit = MEASURED[one.name]
-        return f"{word} {what} from {middles[0]:.4g} to {middles[1]:.4g}{unit}"
-    if one.kind == "places":
+    if detection.kind in ("numbers", "worse"):
+        word, middles = "median", [float(np.median(values)) for values in detection.values]
+        if detection.kind == "worse" or middles[0] == middles[1]:  # a few rows far out change the mean alone
+            word, middles = "mean", [float(np.mean(values)) for values in detection.values]
+        subject, unit = MEASURED[detection.name]
+        return f"{word} {subject} from {middles[0]:.4g} to {middles[1]:.4g}{unit}"
+    if detection.kind == "places":
         return f"some have {difference.size:.0%} requests of now among those most like them"
     return f"distinguished with a chance of {difference.size:.2f}; 0.5: alike"
 
@@ -545,9 +553,9 @@ def _right(requests: Requests, feedback_of: FeedbackOf) -> dict[str, bool]:
     """
     right: dict[str, bool] = {}
     for request in requests:
-        feedback = [one for one in feedback_of.get(request.id, ()) if one.kind == "label" or one.source == SAMPLE]
-        votes = [one for one in feedback if one.may_teach()]
-        texts, mean = [str(one.value).strip() for one in votes if gives_answer(one)], mean_value(votes)
+        feedback = [vote for vote in feedback_of.get(request.id, ()) if vote.kind == "label" or vote.source == SAMPLE]
+        votes = [vote for vote in feedback if vote.may_teach()]
+        texts, mean = [str(vote.value).strip() for vote in votes if gives_answer(vote)], mean_value(votes)
         if texts:
             right[request.id] = all(text == answer_of(request).strip() for text in texts)
         elif mean is not None:
@@ -581,7 +589,7 @@ def estimate_quality(window: Requests, earlier: Requests, feedback_of: FeedbackO
 
 def _summary(report: MonitorReport, new_releases: set[str]) -> Iterator[str]:
     detectors, requests = counted(len(report.detections), "detector"), counted(report.requests, "request")
-    alarms = sum(one.alarm for one in report.detections)
+    alarms = sum(entry.alarm for entry in report.detections)
     if not report.detections:
         says = verb(report.requests, "says", "say")
         yield f"{requests} {says} too little: {FEW} users are needed, now and before."
@@ -590,10 +598,11 @@ def _summary(report: MonitorReport, new_releases: set[str]) -> Iterator[str]:
     else:
         shows = verb(len(report.detections), "shows", "show")
         yield f"No alarm: {detectors} {shows} no change on {requests} ({counted(report.compared, 'user')})."
-    for one in report.detections:
-        if one.alarm:
-            words = f"\n  Words: {', '.join(one.words)}." if one.words else ""
-            yield f"{one.sentence}.{words}\n  Requests: {', '.join(one.requests)}.\n  Next: {one.next_step}."
+    for detection in report.detections:
+        if detection.alarm:
+            terms = f"\n  Words: {', '.join(detection.words)}." if detection.words else ""
+            ids = ", ".join(detection.requests)
+            yield f"{detection.sentence}.{terms}\n  Requests: {ids}.\n  Next: {detection.next_step}."
     if report.learning is not None and report.detections:
         yield f"Learning what windows usually do: {report.learning} of {LEARNING}; until then only large changes show."
     yield from map(round_in_words, report.canaries)
@@ -604,7 +613,7 @@ def _summary(report: MonitorReport, new_releases: set[str]) -> Iterator[str]:
     if (q := report.quality) is not None:
         loss = f"; before {q.before:.3f}" if q.before == q.before else ""
         if loss and report.alarms:
-            more = [100 * (each - q.before) for each in (q.estimated, q.low, q.high)]
+            more = [100 * (bound - q.before) for bound in (q.estimated, q.low, q.high)]
             loss += f", so about {more[0]:+.0f} points [{more[1]:+.0f}, {more[2]:+.0f}]"
         yield f"Share of right answers: {q.estimated:.3f} [{q.low:.3f}, {q.high:.3f}], from {q.judged:,} judged{loss}."
     else:

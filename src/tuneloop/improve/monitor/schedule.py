@@ -96,9 +96,9 @@ async def _wait(pause: float) -> None:
         await asyncio.sleep(1.0)
 
 
-async def start_tuneloop(words: Sequence[str], **settings: Any) -> asyncio.subprocess.Process:
+async def start_tuneloop(arguments: Sequence[str], **settings: Any) -> asyncio.subprocess.Process:
     """Start a tuneloop command in a process of low priority, which ends with this one."""
-    command = [sys.executable, "-m", "tuneloop", *words]
+    command = [sys.executable, "-m", "tuneloop", *arguments]
     settings |= {"preexec_fn": lambda: os.nice(NICE), "env": environment_of_child()}
     return await asyncio.create_subprocess_exec(*command, **settings)
 
@@ -106,12 +106,12 @@ async def start_tuneloop(words: Sequence[str], **settings: Any) -> asyncio.subpr
 async def compare(config: ServeConfig, model: str, until: str) -> str:
     """Compare one window; returns what was found in a sentence."""
     settings = config.monitor
-    words = [
+    arguments = [
         "monitor", config.store, "--reference", settings.reference, "--window", settings.window, "--until", until,
         "--model", model, "--false-alarms", f"{settings.false_alarms:g}", "--canaries-every", settings.canaries_every,
         "--canaries", str(settings.canaries or 1), "--json", "-q",
     ]  # fmt: skip
-    child = await start_tuneloop(words, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL)
+    child = await start_tuneloop(arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL)
     try:
         out, _ = await child.communicate()
     except asyncio.CancelledError:

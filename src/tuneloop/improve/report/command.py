@@ -28,13 +28,13 @@ MOST_PERIODS = 45  # of traffic, that a chart shows legibly
 KEYS = ("name", "candidate", "champion", "measure", "effect", "alpha")  # of a design, that an experiment's line shows
 
 
-def write_improve_report(place: Path | str) -> tuple[Path, record.ImprovementReport]:
+def write_improve_report(location: Path | str) -> tuple[Path, record.ImprovementReport]:
     """Write `improve/report.json` and `improve/report.html` next to a store, and give the page and its record.
 
     Raises UserError: there is no store, or the files can't be written.
     """
-    report = report_of(place)
-    folder = store_folder(place) / "improve"
+    report = report_of(location)
+    folder = store_folder(location) / "improve"
     folder.mkdir(parents=True, exist_ok=True)
     write_record(folder / record.ImprovementReport.file, report)
     page = folder / "report.html"
@@ -42,9 +42,9 @@ def write_improve_report(place: Path | str) -> tuple[Path, record.ImprovementRep
     return page, report
 
 
-def report_of(place: Path | str) -> record.ImprovementReport:
+def report_of(location: Path | str) -> record.ImprovementReport:
     """What a store says, in one record. Raises UserError: there is no store."""
-    with opened(place) as store:
+    with opened(location) as store:
         events = list(read_decisions(store))
         first, last, total, usd = store.execute(
             "SELECT MIN(time), MAX(time), COUNT(*), COALESCE(SUM(usd), 0) FROM requests WHERE shadow IS NULL"
@@ -61,8 +61,8 @@ def report_of(place: Path | str) -> record.ImprovementReport:
     windows = [event for event in events if event.kind == MONITORED]
     models = {state.design.model for state in experiments.values()} | {window.subject for window in windows}
     return record.ImprovementReport(
-        name=", ".join(by_project) or ", ".join(sorted(models)) or store_folder(place).name,
-        store=store_name(place),
+        name=", ".join(by_project) or ", ".join(sorted(models)) or store_folder(location).name,
+        store=store_name(location),
         since=first or "",
         until=last or "",
         days=days,
@@ -128,8 +128,8 @@ def _funnel(
         return [cycle.done[step] for cycle in cycles if step in cycle.done]
 
     rows = [int((result.get("counts") or {}).get("sft", 0)) for result in done("collect")]
-    words = {"promote": "promoted", "roll back": "rolled back", "": "running"}
-    outcomes = [words.get(state.ended, state.ended) for state in experiments.values()]
+    outcome_names = {"promote": "promoted", "roll back": "rolled back", "": "running"}
+    outcomes = [outcome_names.get(state.ended, state.ended) for state in experiments.values()]
     share = f"{rated / requests:.1%} of them" if requests else ""
     steps = [
         ("requests", requests, "answered and stored"), ("with judgements", rated, share),
@@ -215,16 +215,18 @@ def monitored_window(data: Mapping[str, Any]) -> record.MonitoredWindow:
     def strength(p: float, level: float) -> float:
         return math.log(max(p, 1e-300)) / math.log(level) if 0 < level < 1 else 0.0
 
-    def words(one: Mapping[str, Any]) -> str:
-        distinct = f" Words: {', '.join(one['words'])}." if one.get("words") else ""
-        return f"{one['sentence']}.{distinct}" + (f" Next: {one['next_step']}." if one.get("next_step") else "")
+    def words(finding: Mapping[str, Any]) -> str:
+        distinct = f" Words: {', '.join(finding['words'])}." if finding.get("words") else ""
+        return f"{finding['sentence']}.{distinct}" + (
+            f" Next: {finding['next_step']}." if finding.get("next_step") else ""
+        )
 
     detections = data.get("detections") or []
     quality = (data.get("quality") or {}).get("estimated")
     return record.MonitoredWindow(
         **{key: data[key] for key in ("since", "until", "requests", "alarms")},
-        strengths={one["name"]: strength(one["p"], one["level"]) for one in detections},
-        sentences=[words(one) for one in detections if one["alarm"]],
+        strengths={finding["name"]: strength(finding["p"], finding["level"]) for finding in detections},
+        sentences=[words(finding) for finding in detections if finding["alarm"]],
         quality=math.nan if quality is None else quality,
     )
 

@@ -106,8 +106,8 @@ def windows_chart(windows: Sequence[MonitoredWindow], width: float = WIDE) -> Ma
             kind = "alarm" if name in window.alarms else "calm"
             radius = 2 + 6 * math.sqrt(min(max(strength, 0.0), 1.0))
             tip = f"{name}, {window.since[:10]} to {window.until[:10]}: {strength:.2f} of what an alarm takes"
-            place = f'cx="{left + step * (at + 0.5):.1f}" cy="{y:.1f}" r="{radius:.1f}"'
-            body.append(f'<circle class="{kind}" {place}><title>{escape(tip)}</title></circle>')
+            circle = f'cx="{left + step * (at + 0.5):.1f}" cy="{y:.1f}" r="{radius:.1f}"'
+            body.append(f'<circle class="{kind}" {circle}><title>{escape(tip)}</title></circle>')
     body.append(svg_text(left, bottom + 17, windows[0].since[:10], "tick"))
     body.append(svg_text(right, bottom + 17, f"to {windows[-1].until[:10]}", "tick", "end"))
     alarms = sum(bool(window.alarms) for window in windows)

@@ -55,9 +55,9 @@ def need_wheel(wheel: str, version: str, about: str) -> None:
     """
     other = _version_of(wheel)
     if other != version:
-        what = f"{wheel} is version {other} here, and this tuneloop knows {version}"
+        message = f"{wheel} is version {other} here, and this tuneloop knows {version}"
         step = f"pip install '{wheel}=={version}'   ({about})"
-        raise UserError(what if other else "llama.cpp is not installed", where=wheel, next_step=step)
+        raise UserError(message if other else "llama.cpp is not installed", where=wheel, next_step=step)
 
 
 def cores() -> int:
@@ -78,7 +78,7 @@ def spawn(module: str, pipe: int, stdin: int, log: IO[bytes], env: Mapping[str, 
     )
 
 
-def error_from(what: str, log: IO[bytes] | None, where: str, step: str, *, any_line: bool = False) -> UserError:
+def error_from(message: str, log: IO[bytes] | None, where: str, step: str, *, any_line: bool = False) -> UserError:
     """An error with the first line of llama.cpp's log that names a reason.
 
     Args:
@@ -89,8 +89,8 @@ def error_from(what: str, log: IO[bytes] | None, where: str, step: str, *, any_l
         log.seek(0)
         lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
     reasons = [line for line in lines if "error" in line.lower() or "failed" in line.lower()]
-    why = next(iter(reasons or (lines if any_line else [])), "")[:200]
-    return UserError(f"{what}{f': {why}' if why else ''}", where=where, next_step=step)
+    reason = next(iter(reasons or (lines if any_line else [])), "")[:200]
+    return UserError(f"{message}{f': {reason}' if reason else ''}", where=where, next_step=step)
 
 
 class LlamaCpp:
@@ -238,6 +238,6 @@ class LlamaCpp:
             return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
         return -1.0
 
-    def _error(self, what: str) -> UserError:
+    def _error(self, message: str) -> UserError:
         step = "export the file again, or take one that this version of llama.cpp can read"
-        return error_from(what, self._log, str(self.file or ENGINE), step, any_line=True)
+        return error_from(message, self._log, str(self.file or ENGINE), step, any_line=True)

@@ -179,9 +179,9 @@ class LlamaCppEngine(RenderingEngine):
                     name = sha256_file(path)
                     adapters[name] = AdapterFacts(name, served.source)
                     templates[name] = with_template(template, served.template)
-            place = address()
+            base = address()
         self._heard = time.monotonic()
-        self._client = Wire(place, key)
+        self._client = Wire(base, key)
         self.adapters, self._templates = adapters, templates
 
     @contextlib.contextmanager
@@ -222,9 +222,9 @@ class LlamaCppEngine(RenderingEngine):
         finally:
             os.close(ours)
 
-    def _error(self, what: str) -> UserError:
+    def _error(self, message: str) -> UserError:
         step = "check the files and the memory that is free; export them again if they are damaged"
-        return error_from(what, self._log, self.base, step)
+        return error_from(message, self._log, self.base, step)
 
     async def healthy(self, within: float = CHILD_HEALTHY_WITHIN) -> bool:
         """Whether the child is there and answers within some seconds."""
@@ -271,11 +271,11 @@ class LlamaCppEngine(RenderingEngine):
 
     async def _prepared(self, request: Request) -> Request | Completion:
         await self._revived()
-        why = await compile_problem(request.schema) if request.schema is not None else ""
-        if not why and self._client is None:
-            why = "engine: llama.cpp is not started"
-        why = why or unknown_adapter(request.adapter, self.adapters)
-        return refused(request, why, ENGINE) if why else self._with_ids(request)
+        reason = await compile_problem(request.schema) if request.schema is not None else ""
+        if not reason and self._client is None:
+            reason = "engine: llama.cpp is not started"
+        reason = reason or unknown_adapter(request.adapter, self.adapters)
+        return refused(request, reason, ENGINE) if reason else self._with_ids(request)
 
     def _answer(self, request: Request) -> AsyncGenerator[Update, None]:
         if not (request.gives_way and request.schema is None and self.gives_way):
@@ -415,9 +415,9 @@ class LlamaCppEngine(RenderingEngine):
                             yield update
                     return
                 except (Broken, HttpRefused, ValueError, KeyError):
-                    why = await self._why_broken(process)
-                    if why != ENDED or attempt == 2 or not await self._revived():
-                        yield Update(completion=answer.failed(why))
+                    reason = await self._why_broken(process)
+                    if reason != ENDED or attempt == 2 or not await self._revived():
+                        yield Update(completion=answer.failed(reason))
                         return
         finally:
             self._turns.row(request.adapter, -1)
@@ -525,9 +525,9 @@ class _AnswerInTokens(AnswerSoFar):
         self.over = True
         return self.completion(self.text.text, finish, error)
 
-    def failed(self, why: str) -> Completion:
+    def failed(self, reason: str) -> Completion:
         """The answer of a request that failed."""
-        return self._finished("error", why)
+        return self._finished("error", reason)
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
@@ -572,9 +572,9 @@ def gguf_file(source: str) -> Path:
     path = Path(source).expanduser()
     files = sorted(path.glob("*.gguf")) if path.is_dir() else [path] if path.is_file() else []
     if len(files) != 1:
-        what = f"There are {len(files)} GGUF files here" if files else "There is no GGUF file here"
+        message = f"There are {len(files)} GGUF files here" if files else "There is no GGUF file here"
         step = "name the file; `tuneloop export RUN --format gguf` writes one"
-        raise UserError(what, where=source, next_step=step)
+        raise UserError(message, where=source, next_step=step)
     return files[0]
 
 

@@ -73,11 +73,11 @@ class GgufTarget(ModelTarget):
             file = None
         export = "export the run as a whole file: tuneloop export RUN --format gguf"
         if file is None:
-            what = "An adapter in GGUF answers on its base's GGUF file only"
-            raise UserError(what, where=self.name, next_step=f"serve it on that file, base=FILE.gguf; or {export}")
+            message = "An adapter in GGUF answers on its base's GGUF file only"
+            raise UserError(message, where=self.name, next_step=f"serve it on that file, base=FILE.gguf; or {export}")
         if (file.parent / ARTIFACT).is_file():
-            what = f"A LoRA file adds to the base that it was trained on, and {base} was tuned itself"
-            raise UserError(what, where=self.name, next_step=export)
+            message = f"A LoRA file adds to the base that it was trained on, and {base} was tuned itself"
+            raise UserError(message, where=self.name, next_step=export)
         return base, str(self.file)
 
     @property
@@ -211,8 +211,8 @@ def as_gguf(name: str) -> Path | None:
         return None
     form = read_record(ArtifactManifest, path).format
     if form == "gguf-lora":
-        what, step = "An adapter in GGUF answers on its base's GGUF file only", "name the run, or export it as gguf"
-        raise UserError(what, where=name, next_step=step)
+        message, step = "An adapter in GGUF answers on its base's GGUF file only", "name the run, or export it as gguf"
+        raise UserError(message, where=name, next_step=step)
     if form != "gguf":
         return None
     need_llamacpp()

@@ -108,7 +108,7 @@ def answer_requests(
             ([places[i] for i in batch] for batch in batches),
             partial(answer, beginning=beginning),
             partial(places_taken, lengths),
-            lambda place: prompt_too_large(len(requests[place].ids)),
+            lambda row_index: prompt_too_large(len(requests[row_index].ids)),
         )
     return [answers[i] for i in sorted(answers)]
 

@@ -154,8 +154,8 @@ class DecodingBatch:
         with torch.inference_mode():
             self._compact(0.75)
             columns: list[Tensor] = []
-            for place in range(max(min(tokens, longest), 1)):
-                if place:
+            for step in range(max(min(tokens, longest), 1)):
+                if step:
                     self._state.token = columns[-1]
                 self._state.forward(self.model, self.rows)
                 columns.append(self._state.sampler.next(self._state.hidden, self.model.head))
@@ -167,7 +167,7 @@ class DecodingBatch:
         """End a row now; what it has written is its answer."""
         if row.completion is None:
             row.completion = _completion(self.model, row, finish)
-        self.rows = [None if each is row else each for each in self.rows]
+        self.rows = [None if other is row else other for other in self.rows]
         return row.completion
 
     def _compact(self, share: float) -> None:
@@ -190,8 +190,8 @@ class DecodingBatch:
         if measured:
             top = [rows[i].request.logprobs or 0 for i in measured]  # type: ignore[union-attr]
             token_logprobs = logprobs(state.hidden[measured], self.model.head, [values[i] for i in measured], top)
-            for i, each in zip(measured, token_logprobs, strict=True):
-                rows[i].logprobs.append(each)  # type: ignore[union-attr]
+            for i, logprob in zip(measured, token_logprobs, strict=True):
+                rows[i].logprobs.append(logprob)  # type: ignore[union-attr]
         ends = self.model.template.end_ids
         for column in columns:
             for row, token in zip(rows, column, strict=True):
@@ -624,5 +624,5 @@ class BackgroundWork:
     def _write(self) -> list[Ticket]:
         if not fits(self._batch.step):
             return self._again(self._tickets)
-        touched, self._tickets = self._tickets, [each for each in self._tickets if each.completion is None]
+        touched, self._tickets = self._tickets, [ticket for ticket in self._tickets if ticket.completion is None]
         return touched

@@ -72,7 +72,11 @@ class Sampler:
         import torch
 
         logits = product(hidden, head)
-        active = {i: each for i, each in enumerate(self.constraints) if each is not None and not each.over}
+        active = {
+            i: constraint
+            for i, constraint in enumerate(self.constraints)
+            if constraint is not None and not constraint.over
+        }
         special = [i for i, row in enumerate(self.rows) if row.temperature or self.seen[i] is not None or i in active]
         for i, constraint in active.items():
             constraint.apply(logits[i])
@@ -185,8 +189,8 @@ def draw(
     cumulative = p.double().cumsum(-1)
     total = cumulative[:, -1]
     # Rounding must not lift the place to the total: behind it there is no token.
-    place = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
-    tokens: Tensor = torch.searchsorted(cumulative, place[:, None], right=True)[:, 0]
+    threshold = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
+    tokens: Tensor = torch.searchsorted(cumulative, threshold[:, None], right=True)[:, 0]
     return tokens
 
 

@@ -53,8 +53,10 @@ def choose_for(
         began = time.perf_counter()
         with applied(adapter):
             scored = choose(model, [requests[i].ids for i in places], trie, prune=prune, task=task)
-        each = round(1000 * (time.perf_counter() - began) / len(places), 3)  # they are computed together: its share
-        answers |= {i: replace(a, adapter=adapter, total_ms=each) for i, a in zip(places, scored, strict=True)}
+        milliseconds = round(
+            1000 * (time.perf_counter() - began) / len(places), 3
+        )  # they are computed together: its share
+        answers |= {i: replace(a, adapter=adapter, total_ms=milliseconds) for i, a in zip(places, scored, strict=True)}
     return [answers[i] for i in range(len(requests))]
 
 

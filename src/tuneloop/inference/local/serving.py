@@ -122,8 +122,8 @@ class LocalEngine(RenderingEngine):
         except TimeoutError:
             self._inbox.end()  # the thread ends when loading does
             loading.add_done_callback(lambda late: late.cancelled() or late.exception())
-            what, step = f"The model was not loaded within {self._start_within:g} s", "allow more time"
-            raise UserError(what, where=self.base, next_step=f"{step}, or take a smaller model") from None
+            message, step = f"The model was not loaded within {self._start_within:g} s", "allow more time"
+            raise UserError(message, where=self.base, next_step=f"{step}, or take a smaller model") from None
         self._thread = thread
 
     async def healthy(self) -> bool:
@@ -149,8 +149,8 @@ class LocalEngine(RenderingEngine):
     # -- answers
 
     async def _prepared(self, request: Request) -> Request | Completion:
-        why = await compile_problem(request.schema) if request.schema is not None else ""
-        return refused(request, why) if why else await asyncio.to_thread(self._readied, request)
+        reason = await compile_problem(request.schema) if request.schema is not None else ""
+        return refused(request, reason) if reason else await asyncio.to_thread(self._readied, request)
 
     def _readied(self, request: Request) -> Request | Completion:
         """A request with token ids, or why it can't be answered; the vocabulary is read here, where nothing waits."""
@@ -158,10 +158,10 @@ class LocalEngine(RenderingEngine):
             constraint = self._grammars.constraint(request.schema)
             if isinstance(constraint, str):
                 return refused(request, constraint)
-        why = unknown_adapter(request.adapter, self.adapters)
+        reason = unknown_adapter(request.adapter, self.adapters)
         if self.merged and request.adapter == BASE:
-            why = "no_adapter: the adapter is merged into the base, which is not served on its own"
-        return refused(request, why) if why else self._with_ids(request)
+            reason = "no_adapter: the adapter is merged into the base, which is not served on its own"
+        return refused(request, reason) if reason else self._with_ids(request)
 
     async def _answer(self, request: Request) -> AsyncGenerator[Update, None]:
         loop, updates = asyncio.get_running_loop(), asyncio.Queue[Update]()

@@ -156,17 +156,22 @@ class LocalTarget(LoadedTarget):
 
         def written(ready: list[Request]) -> list[Completion]:
             answers = answer_requests(self.model, ready, grammars=self.grammars, task=task)
-            checked = [fit_checked(each, answer) for each, answer in zip(ready, answers, strict=True)]
-            return [Separation(each, self.template).of(fit.result()) for each, fit in zip(ready, checked, strict=True)]
+            checked = [
+                fit_checked(prepared_request, answer) for prepared_request, answer in zip(ready, answers, strict=True)
+            ]
+            return [
+                Separation(prepared_request, self.template).of(fit.result())
+                for prepared_request, fit in zip(ready, checked, strict=True)
+            ]
 
         return self._answers([self.writable(request) for request in requests], written)
 
     def _answers(
         self, prepared: Sequence[Request | Completion], compute: Callable[[list[Request]], list[Completion]]
     ) -> Iterator[Completion]:
-        answers = iter(compute([each for each in prepared if isinstance(each, Request)]))
-        for each in prepared:
-            yield next(answers) if isinstance(each, Request) else each
+        answers = iter(compute([entry for entry in prepared if isinstance(entry, Request)]))
+        for prepared_request in prepared:
+            yield next(answers) if isinstance(prepared_request, Request) else prepared_request
 
     def _workers(self, rows: Sequence[object]) -> Workers | None:
         """What answers these rows in several processes; None: this one does so alone."""

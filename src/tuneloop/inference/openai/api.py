@@ -107,11 +107,11 @@ def read_logprobs(reply: Mapping[str, Any]) -> list[TokenLogprob]:
     if "content" in reply:  # of chat completions
         return [
             TokenLogprob(
-                _token_id(each["token"]),
-                float(each["logprob"]),
-                tuple((_token_id(t["token"]), float(t["logprob"])) for t in each.get("top_logprobs") or ()),
+                _token_id(alternative["token"]),
+                float(alternative["logprob"]),
+                tuple((_token_id(t["token"]), float(t["logprob"])) for t in alternative.get("top_logprobs") or ()),
             )
-            for each in reply["content"] or ()
+            for alternative in reply["content"] or ()
         ]
     tops = reply.get("top_logprobs") or [None] * len(reply["tokens"])
     return [

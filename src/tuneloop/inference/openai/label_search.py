@@ -93,72 +93,72 @@ class _LabelSearch:
         """Where reading can continue, the most probable place first."""
         behind: dict[Path, list[Path]] = defaultdict(list)
         for path in self.paths:
-            place = next((path[:i] for i, t in enumerate(path) if t not in self.logs.get(path[:i], {})), None)
-            if place is not None:
-                behind[place].append(path)
+            prefix = next((path[:i] for i, t in enumerate(path) if t not in self.logs.get(path[:i], {})), None)
+            if prefix is not None:
+                behind[prefix].append(path)
         opens = []
-        for place, paths in behind.items():
-            log = self.known(place)
-            opens.append(_Open(place, paths, log + self.bounds.get(place, 0.0), log + self.rests.get(place, 0.0)))
-        return sorted(opens, key=lambda each: -each.all)
+        for prefix, paths in behind.items():
+            log = self.known(prefix)
+            opens.append(_Open(prefix, paths, log + self.bounds.get(prefix, 0.0), log + self.rests.get(prefix, 0.0)))
+        return sorted(opens, key=lambda branch: -branch.all)
 
     def totals(self) -> dict[Path, float]:
         """Log probabilities of the labels."""
-        parts = {path: each.all - math.log(2 * len(each.paths)) for each in self.opens() for path in each.paths}
+        parts = {path: branch.all - math.log(2 * len(branch.paths)) for branch in self.opens() for path in branch.paths}
         return {path: parts[path] if path in parts else self.known(path) for path in self.paths}
 
     def needed(self) -> list[Path]:
         """Where to read: for labels that could still be the best, and for those whose probability matters."""
         opens = self.opens()
-        unread = {path for each in opens for path in each.paths}
+        unread = {path for entry in opens for path in entry.paths}
         logs = {path: self.known(path) for path in self.paths if path not in unread}
         if not logs:
-            return [max(opens, key=lambda each: each.hope).place]
+            return [max(opens, key=lambda entry: entry.hope).place]
         best = max(log / len(path) for path, log in logs.items())
-        places = [each.place for each in opens if each.hope > best]
-        left = sum(math.exp(each.all) for each in opens)
+        places = [entry.place for entry in opens if entry.hope > best]
+        left = sum(math.exp(entry.all) for entry in opens)
         read = sum(map(math.exp, logs.values()))
         most = UNREAD * read if left <= UNREAD * read else UNREAD / 2 * read  # what is read leaves a little, too
-        for each in opens:
+        for branch in opens:
             if left <= most:
                 break
-            places.append(each.place)
-            left -= math.exp(each.all)
+            places.append(branch.place)
+            left -= math.exp(branch.all)
         return list(dict.fromkeys(places))[:AT_ONCE]
 
     async def extend(self, places: Sequence[Path]) -> None:
         """Read on from places: all that follows, or where a part is known the likeliest of the rest."""
-        new = [place for place in places if place not in self.logs]
-        reads = [self.learn([place], self.missing(place), 1) for place in places if place in self.logs]
+        new = [prefix for prefix in places if prefix not in self.logs]
+        reads = [self.learn([prefix], self.missing(prefix), 1) for prefix in places if prefix in self.logs]
         if new:
-            rests = [path[len(place) :] for place in new for path in self.paths if path[: len(place)] == place]
+            rests = [path[len(prefix) :] for prefix in new for path in self.paths if path[: len(prefix)] == prefix]
             reads.append(self.learn(new, {token for rest in rests for token in rest}, max(map(len, rests))))
         await asyncio.gather(*reads)
 
-    def missing(self, place: Path) -> set[int]:
+    def missing(self, position: Path) -> set[int]:
         """Tokens of labels behind a place that are not known."""
-        return self.following[place] - set(self.logs.get(place, ()))
+        return self.following[position] - set(self.logs.get(position, ()))
 
     async def learn(self, places: Sequence[Path], allowed: set[int], length: int) -> None:
         """Read from each place, and keep what it says of labels."""
-        for place, reading in zip(places, await self.read(places, sorted(allowed), length), strict=True):
+        for prefix, reading in zip(places, await self.read(places, sorted(allowed), length), strict=True):
             if not reading or reading[0][0] not in allowed:
                 raise Unconstrained("the model does not continue by allowed tokens")
             for token, values in reading:
-                if place not in self.following:
+                if prefix not in self.following:
                     break
-                self.keep(place, token, values)
-                place = (*place, token)
+                self.keep(prefix, token, values)
+                prefix = (*prefix, token)
 
-    def keep(self, place: Path, token: int, values: Mapping[int, float]) -> None:
+    def keep(self, prefix: Path, token: int, values: Mapping[int, float]) -> None:
         """Keep log probabilities behind a place, where `token` is the likeliest of those that were not known."""
         # What is not among the likeliest is less likely than they; of allowed tokens the written one is likeliest.
-        likeliest = values.values() if place not in self.logs else (values[token],)
+        likeliest = values.values() if prefix not in self.logs else (values[token],)
         whole = 1 - sum(map(math.exp, values.values()))
-        if place in self.logs:
-            whole = math.exp(self.rests[place]) - math.exp(values[token])
-        logs = self.logs.setdefault(place, {})
-        logs |= {other: value for other, value in values.items() if other in self.following[place]}
-        self.bounds[place] = min(self.bounds.get(place, 0.0), *likeliest)
+        if prefix in self.logs:
+            whole = math.exp(self.rests[prefix]) - math.exp(values[token])
+        logs = self.logs.setdefault(prefix, {})
+        logs |= {other: value for other, value in values.items() if other in self.following[prefix]}
+        self.bounds[prefix] = min(self.bounds.get(prefix, 0.0), *likeliest)
         rest = math.log(max(whole, TINY))
-        self.rests[place] = min(rest, self.bounds[place] + math.log(max(len(self.missing(place)), 1)))
+        self.rests[prefix] = min(rest, self.bounds[prefix] + math.log(max(len(self.missing(prefix)), 1)))

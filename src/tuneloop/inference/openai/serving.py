@@ -148,8 +148,8 @@ class EndpointEngine(RenderingEngine):
             return
         need_httptools(self.name, "llamacpp")
         if urlsplit(self.name).scheme not in ("http", "https") or not urlsplit(self.name).netloc:
-            what = f"Not a server's URL: {masked(self._settings.url)!r}"
-            raise UserError(what, where="url", next_step="as in http://localhost:8000/v1")
+            message = f"Not a server's URL: {masked(self._settings.url)!r}"
+            raise UserError(message, where="url", next_step="as in http://localhost:8000/v1")
         self._wire = Wire(self.name, self._settings.api_key, proxies=True, login=self._login)
         try:
             models = await self._ready()
@@ -166,22 +166,22 @@ class EndpointEngine(RenderingEngine):
         return parse_json(await self._wire.post(path, json.dumps(body).encode(), within))
 
     async def _ready(self) -> dict[str, Any]:
-        until, why = time.monotonic() + self._settings.start_within, ""
+        until, reason = time.monotonic() + self._settings.start_within, ""
         while True:
             try:
                 return await self._models()
             except UNREADABLE as error:
-                why = _reason(error)
+                reason = _reason(error)
                 if isinstance(error, HttpRefused) and error.status in (401, 403, 404):
                     break
             if time.monotonic() > until:
                 break
             await asyncio.sleep(READY_PAUSE)
         step = "check the URL, the key, and whether it runs"
-        raise UserError(f"The server does not tell its models ({why})", where=self.name, next_step=step)
+        raise UserError(f"The server does not tell its models ({reason})", where=self.name, next_step=step)
 
     async def _models(self) -> dict[str, Any]:
-        return {str(each["id"]): each for each in (await self._reply("/v1/models"))["data"]}
+        return {str(model_entry["id"]): model_entry for model_entry in (await self._reply("/v1/models"))["data"]}
 
     async def _prepare(self, models: Mapping[str, Any]) -> None:
         if self.base not in models:
@@ -227,10 +227,10 @@ class EndpointEngine(RenderingEngine):
         try:
             await self._wire.post("/v1/load_lora_adapter", json.dumps(body).encode(), self._settings.start_within)
         except HttpRefused as error:
-            what = f"The server does not load the adapter ({error.in_words})"
+            message = f"The server does not load the adapter ({error.in_words})"
             step = f"start it with --enable-lora and --lora-modules {name}={folder}, or with "
             step += "VLLM_ALLOW_RUNTIME_LORA_UPDATING=true"
-            raise UserError(what, where=str(folder), next_step=step) from None
+            raise UserError(message, where=str(folder), next_step=step) from None
         users.add(id(self))
         return name
 
@@ -252,9 +252,9 @@ class EndpointEngine(RenderingEngine):
         try:
             async with asyncio.timeout(HEALTHY_WITHIN):
                 models = await self._models()
-                for place in ("/readyz", "/health"):  # of `tuneloop serve`; of vLLM, whose engine may have died
+                for url_path in ("/readyz", "/health"):  # of `tuneloop serve`; of vLLM, whose engine may have died
                     try:
-                        await self._wire.get(place)
+                        await self._wire.get(url_path)
                     except HttpRefused as error:
                         if error.status == 503:
                             return False
@@ -306,22 +306,22 @@ class EndpointEngine(RenderingEngine):
         try:
             return [int(token) for token in (await self._reply("/tokenize", body, TOKENS_WITHIN))["tokens"]]
         except (HttpRefused, ValueError, KeyError, TypeError) as error:
-            why = str(error) if isinstance(error, HttpRefused) else type(error).__name__
-            what, step = f"The server does not tell tokens ({why})", "name the model's tokenizer"
-            raise UserError(what, where=self.name, next_step=step) from None
+            reason = str(error) if isinstance(error, HttpRefused) else type(error).__name__
+            message, step = f"The server does not tell tokens ({reason})", "name the model's tokenizer"
+            raise UserError(message, where=self.name, next_step=step) from None
 
     async def _prepared(self, request: Request) -> Request | Completion:
-        why = "" if self._wire is not None else "engine: the engine is not started"
-        why = why or unknown_adapter(request.adapter, self.adapters)
-        if not why and request.schema is not None:
-            why = schema_problem(request.schema)
-        if not why and request.choices and not self._vllm:
-            why = "no_choices: only vLLM is known to hold an answer to choices"
-        if not why and request.adapter in self._templates:
+        reason = "" if self._wire is not None else "engine: the engine is not started"
+        reason = reason or unknown_adapter(request.adapter, self.adapters)
+        if not reason and request.schema is not None:
+            reason = schema_problem(request.schema)
+        if not reason and request.choices and not self._vllm:
+            reason = "no_choices: only vLLM is known to hold an answer to choices"
+        if not reason and request.adapter in self._templates:
             return self._with_ids(request)
-        if not why and not (request.ids or request.continues is not None or request.messages):
-            why = NO_PROMPT
-        return refused(request, why, self.name) if why else request
+        if not reason and not (request.ids or request.continues is not None or request.messages):
+            reason = NO_PROMPT
+        return refused(request, reason, self.name) if reason else request
 
     def _answer(self, request: Request) -> AsyncGenerator[Update, None]:
         in_quanta = self._by_quanta and request.gives_way and request.schema is None
@@ -385,7 +385,7 @@ class EndpointEngine(RenderingEngine):
         return None
 
     async def _written(self, answer: _AnswerInText, request: Request) -> AsyncGenerator[Update, None]:
-        place, body = self._body(request)
+        route, body = self._body(request)
         try:
             if self._wire is None:
                 raise Broken("closed")
@@ -393,7 +393,7 @@ class EndpointEngine(RenderingEngine):
                 answer.choice = await self._choice(request)
                 yield Update(completion=answer.completed())
                 return
-            async with aclosing(self._wire.events(place, json.dumps(body).encode())) as events:
+            async with aclosing(self._wire.events(route, json.dumps(body).encode())) as events:
                 async for data in events:
                     if data and data != b"[DONE]" and (piece := answer.read(parse_json(data))):
                         yield Update(piece)
@@ -429,7 +429,7 @@ class EndpointEngine(RenderingEngine):
 
         async def read(places: Sequence[LabelPath], allowed: Sequence[int], length: int) -> Sequence[Reading]:
             body = settings | {
-                "prompt": [[*request.ids, *place] for place in places],
+                "prompt": [[*request.ids, *tail] for tail in places],
                 "max_tokens": length,
                 "allowed_token_ids": list(allowed),
                 "logprobs": MOST_BRANCHES if self._branches and not places[0] else MOST_LOGPROBS,
@@ -437,7 +437,7 @@ class EndpointEngine(RenderingEngine):
             reply = await self._reply("/v1/completions", body, self._settings.start_within)
             choices = sorted(reply["choices"], key=lambda choice: choice["index"])
             tokens = [read_logprobs(choice["logprobs"]) for choice in choices]
-            return [[(each.id, {**dict(each.top), each.id: each.logprob}) for each in some] for some in tokens]
+            return [[(token.id, {**dict(token.top), token.id: token.logprob}) for token in some] for some in tokens]
 
         scores = await search_labels(dict(zip(request.choices, ids, strict=True)), read)
         choice = best_label(scores, trie.tokens, len(request.ids), engine=self.name)
@@ -497,12 +497,12 @@ def only_model(urls: Sequence[str], key: str, login: tuple[str, str] | None = No
     fault = ""
     for url in urls:
         try:
-            place, own_login = split_login(url.rstrip("/").removesuffix("/v1"))
-            answer = fetched(Wire(place, key, proxies=True, login=own_login or login), "/v1/models", MODELS_WITHIN)
+            address, own_login = split_login(url.rstrip("/").removesuffix("/v1"))
+            answer = fetched(Wire(address, key, proxies=True, login=own_login or login), "/v1/models", MODELS_WITHIN)
             models = parse_json(answer)["data"]
-            models = [each for each in models if each.get("task") != "embed"]
-            models = [each for each in models if not each.get("parent")] or models  # vLLM's adapters have one
-            names = [str(each["id"]) for each in models]
+            models = [model for model in models if model.get("task") != "embed"]
+            models = [model for model in models if not model.get("parent")] or models  # vLLM's adapters have one
+            names = [str(model["id"]) for model in models]
         except UNREADABLE as error:
             fault = masked(_reason(error))[:200]
             continue
@@ -510,8 +510,8 @@ def only_model(urls: Sequence[str], key: str, login: tuple[str, str] | None = No
             return names[0]
         step = f"say which with base=NAME: {', '.join(names)[:300]}"
         raise UserError(f"The server has {counted(len(names), 'model')}", where=masked(url), next_step=step)
-    what = f"The server does not tell its models ({fault})"
-    raise UserError(what, where=masked(", ".join(urls)), next_step="check the URL and that it runs")
+    message = f"The server does not tell its models ({fault})"
+    raise UserError(message, where=masked(", ".join(urls)), next_step="check the URL and that it runs")
 
 
 def _reason(error: Exception) -> str:
@@ -568,6 +568,6 @@ class _AnswerInText(AnswerSoFar):
             return self.failed(NOT_HELD)
         return self.completion(text, finish)
 
-    def failed(self, why: str) -> Completion:
+    def failed(self, reason: str) -> Completion:
         """The answer of a request that failed."""
-        return self.completion(self.text.strip(), "error", why)
+        return self.completion(self.text.strip(), "error", reason)

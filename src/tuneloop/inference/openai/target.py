@@ -57,8 +57,8 @@ class _Client:
         self.replaced: set[str] = set()
         need_httptools("--endpoint", "evaluate")
         if not (endpoint.api_key.isascii() and (endpoint.api_key or " ").isprintable()):
-            what, step = "The API key holds characters that no header may hold", "set the variable to the key alone"
-            raise UserError(what, where="--api-key-env", next_step=step)
+            message, step = "The API key holds characters that no header may hold", "set the variable to the key alone"
+            raise UserError(message, where="--api-key-env", next_step=step)
         connect = min(timeouts.CONNECT_FAR_WITHIN, endpoint.timeout)
         self.wire = Wire(self.address, endpoint.api_key, True, endpoint.login, connect)
 
@@ -139,10 +139,14 @@ class EndpointTarget(Target):
             UserError: the endpoint refuses all requests, or answers none of the first.
         """
         whys = [_why_not(request) for request in requests]
-        possible = [request for request, why in zip(requests, whys, strict=True) if not why]
+        possible = [request for request, reason in zip(requests, whys, strict=True) if not reason]
         answers = iter(complete(self.endpoint, possible, task=task) if possible else ())
-        for why in whys:
-            yield Completion(finish="error", error=why, engine=masked(self.endpoint.address)) if why else next(answers)
+        for known_reason in whys:
+            yield (
+                Completion(finish="error", error=known_reason, engine=masked(self.endpoint.address))
+                if known_reason
+                else next(answers)
+            )
 
 
 def _why_not(request: Request) -> str:

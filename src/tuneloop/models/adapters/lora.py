@@ -128,7 +128,9 @@ def side_by_side(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
     """Outputs of layers with the same input: one autograd step for plain products, one product for all A in answers."""
     if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
         return _outputs_without_gradient(layers, x)
-    plain = [each.is_plain if isinstance(each, LoraLinear) else type(each) in (nn.Linear, Nf4Linear) for each in layers]
+    plain = [
+        layer.is_plain if isinstance(layer, LoraLinear) else type(layer) in (nn.Linear, Nf4Linear) for layer in layers
+    ]
     if not torch.is_grad_enabled() or assignment() is not None or not all(plain):
         return [layer(x) for layer in layers]
     scales: list[float] = []
@@ -156,14 +158,14 @@ def _outputs_without_gradient(layers: Sequence[nn.Module], x: Tensor) -> list[Te
     if factors is None:
         return [layer(x) for layer in layers]
     flat = x.flatten(0, -2)
-    first = next(layer for layer, each in zip(layers, factors, strict=True) if each is not None)
+    first = next(layer for layer, factor in zip(layers, factors, strict=True) if factor is not None)
     a, ranks_of_names = _stacked(first, factors)
     low = flat @ a.t()
     if ranks_of_names is not None:
         now = assignment()
         assert now is not None and now.which is not None
         low.mul_(ranks_of_names.index_select(0, now.which))
-    lows = torch.split(low, [0 if each is None else len(each.a) for each in factors], 1)
+    lows = torch.split(low, [0 if factor is None else len(factor.a) for factor in factors], 1)
     outs = []
     for layer, part, of_layer in zip(layers, lows, factors, strict=True):
         out: Tensor = _base_of(layer)(flat)
@@ -198,16 +200,16 @@ def _factors_of(layers: Sequence[nn.Module], x: Tensor) -> list[_Factors | None]
             return None
         else:
             factors.append(update.factors(x.dtype))
-    return factors if sum(each is not None for each in factors) > 1 else None
+    return factors if sum(factor is not None for factor in factors) > 1 else None
 
 
 def _stacked(first: nn.Module, factors: Sequence[_Factors | None]) -> tuple[Tensor, Tensor | None]:
     """The layers' A in one matrix, and their `ranks` in one; cached at the first that has some while they stay."""
     cached = vars(first).get("_stacked")  # of this thread: another one may put its own there
-    if cached is None or any(each is not before for each, before in zip(factors, cached[0], strict=True)):
-        some = [each for each in factors if each is not None]
-        ranks = [each.ranks for each in some if each.ranks is not None]
-        cached = list(factors), (torch.cat([each.a for each in some]), torch.cat(ranks, 1) if ranks else None)
+    if cached is None or any(factor is not before for factor, before in zip(factors, cached[0], strict=True)):
+        some = [factor for factor in factors if factor is not None]
+        ranks = [factor.ranks for factor in some if factor.ranks is not None]
+        cached = list(factors), (torch.cat([factor.a for factor in some]), torch.cat(ranks, 1) if ranks else None)
         vars(first)["_stacked"] = cached
     return cached[1]
 
@@ -407,9 +409,9 @@ def _put(net: nn.Module, name: str, module: nn.Module) -> None:
 
 def _put_inside(net: nn.Module, name: str, module: nn.Module) -> None:
     """Put a module in the place of the one of that name, or into the switch there."""
-    place = net.get_submodule(name)
-    if isinstance(place, Switch):
-        place.inner = module
+    holder = net.get_submodule(name)
+    if isinstance(holder, Switch):
+        holder.inner = module
     else:
         _put(net, name, module)
 
@@ -462,12 +464,12 @@ class Switch(nn.Module):
         if cached is None or cached[0] != (names, dtype):
             updates = [self.update(name) for name in names]
             factors = [None if u is None else u.factors(dtype) for u in updates]
-            ones = [torch.ones(1, 0 if each is None else len(each.a)) for each in factors]
+            ones = [torch.ones(1, 0 if factor is None else len(factor.a)) for factor in factors]
             ranks: Tensor = torch.block_diag(*ones)  # type: ignore[no-untyped-call]
-            some = [each for each in factors if each is not None]
+            some = [factor for factor in factors if factor is not None]
             stacked = None
             if some:
-                a, b = torch.cat([each.a for each in some]), torch.cat([each.b for each in some])
+                a, b = torch.cat([factor.a for factor in some]), torch.cat([factor.b for factor in some])
                 stacked = _Factors(a, b, put(ranks.to(dtype), a.device))
             cached = self._cached = (names, dtype), stacked
         return cached[1]
@@ -496,20 +498,20 @@ def add_saved_lora(net: nn.Module, folder: Path, base_fingerprint: str = "") -> 
     origin = folder / "tuneloop.json"
     quantised = origin.is_file() and read_json_object(origin).get("quantised")
     if quantised and not any(isinstance(m, Nf4Linear) for m in net.modules()):
-        what, step = "The adapter was trained on a base in 4 bits, and this base is not", "load the base in 4 bits"
-        raise UserError(what, where=str(folder), next_step=f"{step}, or merge the adapter")
+        message, step = "The adapter was trained on a base in 4 bits, and this base is not", "load the base in 4 bits"
+        raise UserError(message, where=str(folder), next_step=f"{step}, or merge the adapter")
     name, updates = state_hash(state), _new_layers(net, shape, seed=0)
     copy_tensors(state, _parameters_of(updates), str(folder))
-    for place, update in updates.items():
-        layer = net.get_submodule(place)
+    for path, update in updates.items():
+        layer = net.get_submodule(path)
         switch = layer if isinstance(layer, Switch) else Switch(layer)
         loaded = switch.update(name)
         if loaded is not None and loaded.scale != update.scale:
-            what = "The same tensors are loaded already, with another scale (lora_alpha)"
-            raise UserError(what, where=str(folder), next_step="unload that adapter first")
+            message = "The same tensors are loaded already, with another scale (lora_alpha)"
+            raise UserError(message, where=str(folder), next_step="unload that adapter first")
         if loaded is None:  # one that is there may be in use
             switch.updates[name] = update.requires_grad_(False).eval()
-            _put(net, place, switch)
+            _put(net, path, switch)
     return name
 
 
@@ -517,13 +519,13 @@ def add_saved_lora(net: nn.Module, folder: Path, base_fingerprint: str = "") -> 
 def merge_into_base(net: nn.Module, name: str) -> None:
     """Write an added adapter into the base's weights, and take out whatever adapters there are. Passes then cost what
     the base's do. Rounding to the weights' dtype changes some answers, as in a merged export."""
-    for place, switch in switches(net).items():
+    for path, switch in switches(net).items():
         update, base = switch.update(name), switch.base_layer
         if update is not None:
             a, b = update.lora_A, update.lora_B
             merged = merged_weight(switch.weight, a, b, update.scale, update.lora_magnitude_vector)
             switch.weight.copy_(merged.to(switch.weight.dtype))
-        _put(net, place, base)
+        _put(net, path, base)
 
 
 def linear_places(net: nn.Module) -> dict[str, nn.Module]:
@@ -568,8 +570,8 @@ def copy_tensors(state: Mapping[str, Tensor], parameters: Mapping[str, Tensor], 
         tensor = state.get(key)
         if tensor is None or tensor.shape != parameter.shape:
             shapes = "" if tensor is None else f"has shape {tuple(tensor.shape)}, not {tuple(parameter.shape)}"
-            what = f"The adapter does not fit this model: {key} {shapes or 'is missing'}"
-            raise UserError(what, where=where, next_step=next_step)
+            message = f"The adapter does not fit this model: {key} {shapes or 'is missing'}"
+            raise UserError(message, where=where, next_step=next_step)
         with torch.no_grad():
             parameter.copy_(distribute(tensor, parameter))
 
@@ -611,17 +613,17 @@ def read_adapter(folder: Path, base_fingerprint: str = "") -> tuple[dict[str, An
     config = read_json_object(folder / "adapter_config.json")
     origin = read_json_object(folder / "tuneloop.json") if (folder / "tuneloop.json").is_file() else {}
     if base_fingerprint and origin.get("base_fingerprint", base_fingerprint) != base_fingerprint:
-        what = f"The adapter was trained on another base model ({config.get('base_model_name_or_path')})"
-        raise UserError(what, where=str(folder), next_step="set model= to the base that it was trained on")
+        message = f"The adapter was trained on another base model ({config.get('base_model_name_or_path')})"
+        raise UserError(message, where=str(folder), next_step="set model= to the base that it was trained on")
     path = folder / "adapter_model.safetensors"
     pickled = folder / PICKLED
     try:
         if not path.is_file() and pickled.is_file():
             path, state = pickled, load_pickled(pickled)
         elif not path.is_file() and (own := [*folder.glob("adapter_model.pt"), *folder.glob("adapter_[0-9]*.pt")]):
-            what = "These weights have torchtune's own names, not PEFT's"
+            message = "These weights have torchtune's own names, not PEFT's"
             step = "name the folder of an epoch with adapter_model.safetensors, which torchtune writes next to them"
-            raise UserError(what, where=str(own[0]), next_step=step)
+            raise UserError(message, where=str(own[0]), next_step=step)
         else:
             with user_errors_of_the_disk(path):
                 state = load_safetensors(path)
@@ -668,24 +670,26 @@ def _put_in_base(net: nn.Module, config: Mapping[str, Any], state: dict[str, Ten
     modules, linear = dict(net.named_modules()), linear_places(net)
     for key in [key for key in sorted(state) if not key.endswith((".lora_B.weight", ".lora_embedding_B"))]:
         name, _, part = key.removeprefix(PEFT_PREFIX).replace(".base_layer", "").partition(".lora_")
-        place, last = (name, "") if part else name.rpartition(".")[::2]
-        module, a = modules.get(place, net), state[key].float()
+        module_name, last = (name, "") if part else name.rpartition(".")[::2]
+        module, a = modules.get(module_name, net), state[key].float()
         weights = dict(module.named_parameters(recurse=False))
         if part:
             other = key.replace(f".lora_{part}", ".lora_B.weight" if part == "A.weight" else ".lora_embedding_B")
             with_dora = key.replace(part, "magnitude_vector") in state
-            if place in linear or part not in ("A.weight", "embedding_A") or other not in state or with_dora:
+            if module_name in linear or part not in ("A.weight", "embedding_A") or other not in state or with_dora:
                 continue  # the rest has its place, or is refused
             b, transposed = state.pop(other).float(), getattr(module, "is_transposed", False)
-            updates = {each: _product(a, b, weight, transposed) for each, weight in weights.items()}
-            last, update = next((each for each in updates.items() if each[1] is not None), ("", None))
+            updates = {name: _product(a, b, weight, transposed) for name, weight in weights.items()}
+            last, update = next(
+                (update_pair for update_pair in updates.items() if update_pair[1] is not None), ("", None)
+            )
             if update is not None:
-                scale = scale_of(config, f"{place}.{last}" if update.ndim == 3 else place)
+                scale = scale_of(config, f"{module_name}.{last}" if update.ndim == 3 else module_name)
                 a = weights[last] + scale * update
         state.pop(key)
         if last not in weights or weights[last].shape != a.shape:
-            what, step = f"The adapter holds {key}, which this model has no place for", "name its base with --base"
-            raise UserError(what, where=where, next_step=step)
+            message, step = f"The adapter holds {key}, which this model has no place for", "name its base with --base"
+            raise UserError(message, where=where, next_step=step)
         # A weight of its own: the base's may be that of another layer too (tied embeddings).
         setattr(module, last, nn.Parameter(distribute(a, weights[last]).to(weights[last]), requires_grad=False))
 
@@ -710,8 +714,8 @@ def _as_ours(
     scale of their own (`alpha_pattern`) is in their matrices."""
     stems = {name.removeprefix(PEFT_PREFIX).partition(".lora_")[0] for name in state}
     if others := sorted(stem for stem in stems if "lm_head" in stem or "embed" in stem):
-        what = f"The adapter also changes {others[0]}: it is not a plain LoRA"
-        raise UserError(what, where=where, next_step=MERGE)
+        message = f"The adapter also changes {others[0]}: it is not a plain LoRA"
+        raise UserError(message, where=where, next_step=MERGE)
     ranks = {stem: rank_of(config, stem) for stem in sorted(stems)}
     dora = shape.dora or any(name.endswith(".lora_magnitude_vector") for name in state)  # torchtune's settings lack it
     shape = replace(shape, targets=tuple(sorted(stems)), ranks=tuple(ranks.items()), dora=dora)

@@ -55,7 +55,7 @@ def more_than_matrices(settings: Mapping[str, Any]) -> str:
     kind = settings.get("peft_type")
     if kind != "LORA":
         return f"an adapter of the kind {kind}"
-    parts = [what for key, what in _MORE_THAN_MATRICES.items() if settings.get(key)]
+    parts = [matrix for key, matrix in _MORE_THAN_MATRICES.items() if settings.get(key)]
     if (start := settings.get("init_lora_weights", True)) not in _STARTS:
         parts.append(f"a base whose weights were changed first (init_lora_weights: {start})")
     return " and ".join([*parts, "trained biases"] if settings.get("bias") not in (None, "none") else parts)

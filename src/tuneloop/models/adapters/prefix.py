@@ -145,8 +145,8 @@ def add_saved_prefix(net: nn.Module, folder: Path, base_fingerprint: str = "") -
 
 def _llama(net: nn.Module) -> Any:
     if not isinstance(net, Llama):
-        what, step = "Prefix tuning works with tuneloop's own model only", "set train.method=lora"
-        raise UserError(what, where="train.method", next_step=step)
+        message, step = "Prefix tuning works with tuneloop's own model only", "set train.method=lora"
+        raise UserError(message, where="train.method", next_step=step)
     return net.decoder
 
 
@@ -195,8 +195,8 @@ def _read_prefix(net: nn.Module, folder: Path, base_fingerprint: str) -> tuple[T
     width = 2 * shape.layers * shape.key_heads * shape.head_size
     tokens = config.get("num_virtual_tokens")
     if type(tokens) is not int or not 0 < tokens <= 65536:
-        what = f"The adapter's settings can't be: num_virtual_tokens = {tokens!r:.60}"
-        raise UserError(what, where=str(folder), next_step=RESTORE)
+        message = f"The adapter's settings can't be: num_virtual_tokens = {tokens!r:.60}"
+        raise UserError(message, where=str(folder), next_step=RESTORE)
     empty = torch.zeros(tokens, width, device=model.embed_tokens.weight.device)
     copy_tensors(state, {NAME: empty}, str(folder))
     return empty, state_hash(state)

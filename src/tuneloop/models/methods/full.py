@@ -99,8 +99,8 @@ def load(model: Model, folder: Path) -> None:
     from tuneloop.models.load import read_weights
 
     if read_json_object(folder / OWN)["base_fingerprint"] != model.fingerprint:
-        what, step = "These weights were trained from another base model", "set model= to that one"
-        raise UserError(what, where=str(folder), next_step=step)
+        message, step = "These weights were trained from another base model", "set model= to that one"
+        raise UserError(message, where=str(folder), next_step=step)
     copy_tensors(read_weights(folder), dict(model.net.named_parameters()), str(folder))
 
 

@@ -123,8 +123,10 @@ def resume(model: Model, settings: Any, folder: Path) -> dict[str, Tensor]:
     )
     for name in ("rank", "alpha", "rslora", "dora", "targets", "ranks"):
         if earlier[name] != now[name]:
-            what = f"The earlier adapter has {name} {earlier[name]}, and this run {now[name]}"
-            raise UserError(what, where=where, next_step=f"set train.{name}={str(earlier[name]).replace(chr(39), '')}")
+            message = f"The earlier adapter has {name} {earlier[name]}, and this run {now[name]}"
+            raise UserError(
+                message, where=where, next_step=f"set train.{name}={str(earlier[name]).replace(chr(39), '')}"
+            )
     return state
 
 
@@ -167,7 +169,7 @@ def merge(base: Path, adapter: Path) -> WeightUpdate:
 def trained(job: PlannedJob) -> int:
     """rank * (inputs + outputs) for each adapted matrix of each layer; joined ones have one adapter."""
     ends = job.shape.adapted(target_modules(job.targets)).values()
-    return job.shape.layers * sum(job.rank * sum(each) for each in ends)
+    return job.shape.layers * sum(job.rank * sum(sizes) for sizes in ends)
 
 
 LORA = Method(

@@ -55,8 +55,8 @@ def attach(start: Start) -> Trainable:
     while len(ids) < settings.prefix_tokens and any(texts):
         ids += [i for text in texts[: settings.prefix_tokens] for i in text]
     if not ids:
-        what = "There is no text that the prefix could start from"
-        raise UserError(what, where="train.prefix_text", next_step="set it")
+        message = "There is no text that the prefix could start from"
+        raise UserError(message, where="train.prefix_text", next_step="set it")
     virtual = add_prefix(net, ids[: settings.prefix_tokens])
 
     def save(folder: Path) -> None:

@@ -49,8 +49,8 @@ def names_of_methods() -> str:
 def register(method: Method) -> Method:
     """Make a method of yours known, in place of one with its name. Raises UserError: a method that ships has it."""
     if any(method.name == shipped.name for shipped in SHIPPED):
-        what = f"{method.name} is the name of a method that ships"
-        raise UserError(what, where=method.name, next_step="choose another name")
+        message = f"{method.name} is the name of a method that ships"
+        raise UserError(message, where=method.name, next_step="choose another name")
     _known[method.name] = method
     return method
 

@@ -71,26 +71,28 @@ def need_batch_invariance(model: Model) -> None:
     products of this processor depend on the number of rows."""
     step = "leave out deterministic=true"
     if not model.is_own:
-        what = f"Answers of {model.name} can't be deterministic: it is not computed by our own Llama"
-        raise UserError(what, where="deterministic", next_step=step)
+        message = f"Answers of {model.name} can't be deterministic: it is not computed by our own Llama"
+        raise UserError(message, where="deterministic", next_step=step)
     if not backend(model.device).is_cpu:
-        what = "Deterministic answers are for processors: here a GPU computes"
-        raise UserError(what, where="deterministic", next_step=f"{step}, or set TUNELOOP_DEVICE=cpu")
+        message = "Deterministic answers are for processors: here a GPU computes"
+        raise UserError(message, where="deterministic", next_step=f"{step}, or set TUNELOOP_DEVICE=cpu")
     if str(model.head.dtype) != "torch.bfloat16":
-        what = f"Deterministic answers are for bfloat16: here {str(model.head.dtype).removeprefix('torch.')} computes"
+        message = (
+            f"Deterministic answers are for bfloat16: here {str(model.head.dtype).removeprefix('torch.')} computes"
+        )
         more = ": in float32 company changes some millionths of a log probability"
-        raise UserError(what, where="deterministic", next_step=step + more)
+        raise UserError(message, where="deterministic", next_step=step + more)
     if shape := _dependent_shape(model):
-        what = f"This processor rounds products of {shape[1]} numbers by how many rows are computed together"
-        raise UserError(what, where="deterministic", next_step=step)
+        message = f"This processor rounds products of {shape[1]} numbers by how many rows are computed together"
+        raise UserError(message, where="deterministic", next_step=step)
 
 
 def _dependent_shape(model: Model) -> tuple[int, ...]:
     """The shape of a weight whose product with a few rows is another one than among many; empty: there is none."""
     import torch
 
-    matrices = (each for each in model.net.parameters() if each.dim() == 2 and each.dtype == model.head.dtype)
-    for shape, weight in {tuple(each.shape): each for each in matrices}.items():
+    matrices = (weight for weight in model.net.parameters() if weight.dim() == 2 and weight.dtype == model.head.dtype)
+    for shape, weight in {tuple(weight.shape): weight for weight in matrices}.items():
         x = torch.randn(37, shape[1], generator=torch.Generator().manual_seed(0)).to(weight.dtype)
         with torch.inference_mode():
             whole = x @ weight.t()

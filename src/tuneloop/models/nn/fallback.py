@@ -67,9 +67,9 @@ def _class_for(folder: Path) -> Any:
     config = read_json_object(file)
     kind = config.get("model_type")
     if kind is not None and kind not in CONFIG_MAPPING:
-        what = f"The architecture {kind!r} is neither one of {', '.join(FAMILIES)}, nor one of Transformers"
+        message = f"The architecture {kind!r} is neither one of {', '.join(FAMILIES)}, nor one of Transformers"
         step = "try a newer Transformers (pip install -U transformers), or ask its GGUF file with engine=llama.cpp"
-        raise UserError(what, where=str(file), next_step=step)
+        raise UserError(message, where=str(file), next_step=step)
     of_both = auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(kind)
     alone = kind in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and of_both not in (config.get("architectures") or ())
     return AutoModelForImageTextToText if of_both and not alone else AutoModelForCausalLM
@@ -80,15 +80,15 @@ def _user_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except ImportError:
-        what = "This architecture, or its weights in fewer bits, needs another package"
+        message = "This architecture, or its weights in fewer bits, needs another package"
         step = "pip install 'tuneloop[transformers]', and 'tuneloop[compressed]' for compressed-tensors weights"
-        raise UserError(what, where=str(folder), next_step=step) from None
+        raise UserError(message, where=str(folder), next_step=step) from None
     except UserError:
         raise
     except Exception as error:  # whatever its classes raise for a configuration that makes no sense
-        what = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        message = (str(error).splitlines() or [type(error).__name__])[0][:200]
         step = "check that it is a causal language model and complete"
-        raise UserError(f"Transformers can't load this model: {what}", where=str(folder), next_step=step) from None
+        raise UserError(f"Transformers can't load this model: {message}", where=str(folder), next_step=step) from None
 
 
 def _check_answers(net: Any, folder: Path) -> None:
@@ -117,8 +117,8 @@ def _check_answers(net: Any, folder: Path) -> None:
                 say(f"note      {kind} carries a state from token to token: each token written reads its row again")
             return
     step = "ask its GGUF file with engine=llama.cpp, or a server of it by its URL, and tune a model of another family"
-    what = f"Models of the kind {kind!r} can't be answered here: {problem}".splitlines()[0][:200]
-    raise UserError(what, where=str(folder), next_step=step)
+    message = f"Models of the kind {kind!r} can't be answered here: {problem}".splitlines()[0][:200]
+    raise UserError(message, where=str(folder), next_step=step)
 
 
 def _cap(net: Any) -> float:
@@ -173,8 +173,8 @@ class TransformersCache:
             mine.keys = torch.cat((aligned(mine.keys), aligned(theirs.keys)))
             mine.values = torch.cat((aligned(mine.values), aligned(theirs.values)))
         positions = [
-            torch.nn.functional.pad(each.positions, (length - each.length, 0)).expand(each.rows, -1)
-            for each in (self, other)
+            torch.nn.functional.pad(cache.positions, (length - cache.length, 0)).expand(cache.rows, -1)
+            for cache in (self, other)
         ]
         return TransformersCache(inner, torch.cat(positions))
 
@@ -210,7 +210,7 @@ class ReadAgain:
         """The rows of both; see `KeyValues.joined`."""
         length = max(self.length, other.length)
         return ReadAgain(
-            torch.cat([torch.nn.functional.pad(each.ids, (length - each.length, 0)) for each in (self, other)])
+            torch.cat([torch.nn.functional.pad(batch.ids, (length - batch.length, 0)) for batch in (self, other)])
         )
 
     def without_first(self, places: int, prefix: int = 0) -> ReadAgain:

@@ -142,7 +142,7 @@ def windows_of(config: Mapping[str, Any], layers: int) -> tuple[int, ...]:
     else:
         first = int(config.get("max_window_layers") or 0) if family.window == "asked" else 0
         local = [layer >= first for layer in range(layers)]
-    return tuple(window if each else 0 for each in local) if any(local) else ()
+    return tuple(window if is_local else 0 for is_local in local) if any(local) else ()
 
 
 def unrotated_of(config: Mapping[str, Any], layers: int) -> tuple[int, ...]:

@@ -168,8 +168,8 @@ def _positive(config: Mapping[str, Any], key: str, usual: float | None = None) -
 
 
 def _wrong(key: str, value: object) -> UserError:
-    what = f"The model's configuration has {key} = {value!r:.60}, which can't be"
-    return UserError(what, where="config.json", next_step="download the model again")
+    message = f"The model's configuration has {key} = {value!r:.60}, which can't be"
+    return UserError(message, where="config.json", next_step="download the model again")
 
 
 def frequencies(config: LlamaConfig, kind: str) -> Tensor:
@@ -785,7 +785,7 @@ class ForwardPass:
             layout = replace(layout, places=layout.places.to(device))
         elif isinstance(layout, Documents):
             layout = layout.to(device)
-        bias, near = (None if each is None else each.to(device) for each in (self.bias, self.near))
+        bias, near = (None if tensor is None else tensor.to(device) for tensor in (self.bias, self.near))
         ropes = [(cos.to(device), sin.to(device)) for cos, sin in self.ropes]
         return replace(self, ropes=ropes, bias=bias, near=near, layout=layout)
 

@@ -66,14 +66,14 @@ class ModelShape:
         experts = next((key for key in _EXPERTS if config.get(key)), "")
         dense = config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1
         if experts and (kind not in MIXTURES or dense):
-            what = "The planner can't size this mixture of experts"
+            message = "The planner can't size this mixture of experts"
             step = f"name one of {', '.join(MIXTURES)} with experts in each layer, or a dense decoder"
-            raise UserError(what, where=where, next_step=step)
+            raise UserError(message, where=where, next_step=step)
         heads = _number(config, "num_attention_heads", where)
         hidden = _number(config, "hidden_size", where)
         if not config.get("head_dim") and hidden % heads:
-            what = f"hidden_size {hidden} is not a multiple of num_attention_heads {heads}"
-            raise UserError(what, where=where, next_step="correct config.json, or give head_dim in it")
+            message = f"hidden_size {hidden} is not a multiple of num_attention_heads {heads}"
+            raise UserError(message, where=where, next_step="correct config.json, or give head_dim in it")
         bias = bool(config.get("attention_bias", False))
         return ModelShape(
             vocabulary=_number(config, "vocab_size", where),
@@ -218,7 +218,7 @@ def nearest_matrices(names: Iterable[str]) -> tuple[str, ...]:
 
 def _number(config: Mapping[str, Any], key: str, where: str, otherwise: int | None = None, *instead: str) -> int:
     """A number by its key, or by one of those that some mixtures have in its place."""
-    value = next((config[each] for each in (*instead, key) if config.get(each) is not None), None)
+    value = next((config[alias] for alias in (*instead, key) if config.get(alias) is not None), None)
     if value is None and otherwise is not None:
         return otherwise
     if type(value) is int and 0 < value < 10**8:

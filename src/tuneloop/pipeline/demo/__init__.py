@@ -43,16 +43,16 @@ def refuse_without_packages() -> None:
     """UserError: packages that the demo needs are not installed."""
     missing = [name for name in MODULES if importlib.util.find_spec(name) is None]
     if missing:
-        what = f"The demo trains a model, and this installation lacks what that needs: {', '.join(missing)}"
-        raise UserError(what, where="packages", next_step=INSTALL)
+        message = f"The demo trains a model, and this installation lacks what that needs: {', '.join(missing)}"
+        raise UserError(message, where="packages", next_step=INSTALL)
 
 
 def refuse_without_room(folder: Path) -> None:
     """UserError: the disk has less room than the demo needs."""
     free = shutil.disk_usage(folder).free / GIB
     if free < ROOM_GIB:
-        what = f"The demo needs {ROOM_GIB} GiB on the disk, and {free:.1f} GiB are free"
-        raise UserError(what, where=str(folder), next_step="free space, or start it in a folder on another disk")
+        message = f"The demo needs {ROOM_GIB} GiB on the disk, and {free:.1f} GiB are free"
+        raise UserError(message, where=str(folder), next_step="free space, or start it in a folder on another disk")
 
 
 def write_demo(folder: Path) -> None:
@@ -61,8 +61,8 @@ def write_demo(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        what = f"The demo can't write its files here: {error.strerror}"
-        raise UserError(what, where=str(folder), next_step="start it in a folder that you may write to") from None
+        message = f"The demo can't write its files here: {error.strerror}"
+        raise UserError(message, where=str(folder), next_step="start it in a folder that you may write to") from None
     for name in FILES:
         if (folder / name).exists():
             continue

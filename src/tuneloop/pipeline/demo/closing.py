@@ -45,8 +45,8 @@ def field_lines(evaluation: EvaluationManifest) -> list[str]:
         name = max(others, key=others.__getitem__, default="")
         if name and others[name] > share:
             ahead.append(f"{field} ({name}: {100 * others[name]:.0f} %)")
-    words = f"A cheap alternative has more right in {', '.join(ahead)}." if ahead else "No alternative is ahead in any."
-    return [line, words]
+    text = f"A cheap alternative has more right in {', '.join(ahead)}." if ahead else "No alternative is ahead in any."
+    return [line, text]
 
 
 def _shares(metrics: Mapping[str, Estimate]) -> dict[str, float]:

@@ -136,7 +136,9 @@ class PriceTable:
 
     def trained(self, model: str) -> HostedPrice | None:
         """The cheapest service that fine-tunes a model, by its name there; None: no price is known."""
-        return min((each for each in self.tuning if each.model == model), key=lambda each: each.input, default=None)
+        return min(
+            (tuning for tuning in self.tuning if tuning.model == model), key=lambda tuning: tuning.input, default=None
+        )
 
 
 def load_prices(file: Path | str | None = None) -> PriceTable:
@@ -193,8 +195,8 @@ def _own_offers(path: Path, gpus: set[str]) -> Iterable[Price]:
     values = _read(path)
     _refuse_unknown(values, {"version", "currency", "offers"}, str(path))
     if values.get("currency", "USD") != "USD":
-        what = f"Prices in {values['currency']!r}: nothing is converted, all prices are US dollars"
-        raise UserError(what, where=f"{path}: currency", next_step="write the prices in US dollars")
+        message = f"Prices in {values['currency']!r}: nothing is converted, all prices are US dollars"
+        raise UserError(message, where=f"{path}: currency", next_step="write the prices in US dollars")
     groups = values.get("offers")
     if not isinstance(groups, list) or not groups:
         raise UserError("The price file has no offers", where=str(path), next_step=EXAMPLE)
@@ -217,9 +219,9 @@ def _own_group(group: Any, where: str, gpus: set[str]) -> list[Price]:
         (is_date, f"Not a date: {group.get('date')!r}", "write it as 2026-11-24"),
         (isinstance(prices, dict), "usd_per_gpu_hour maps GPUs to prices", EXAMPLE),
     )  # fmt: skip
-    for right, what, step in checks:
+    for right, message, step in checks:
         if not right:
-            raise UserError(what, where=where, next_step=step)
+            raise UserError(message, where=where, next_step=step)
     assert isinstance(prices, dict)
     for gpu, usd in prices.items():
         if gpu not in gpus:
@@ -235,8 +237,8 @@ def _read(path: Path) -> dict[str, Any]:
         value = parse_yaml(file_bytes(path, "yaml"))
     except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
-        place = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise UserError("The price file is not valid YAML", where=place, next_step=EXAMPLE) from None
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise UserError("The price file is not valid YAML", where=where, next_step=EXAMPLE) from None
     except OSError as error:
         raise UserError(f"Can't read the price file: {error.strerror}", where=str(path), next_step="check it") from None
     if not isinstance(value, dict):
@@ -285,9 +287,9 @@ def update_prices(today: Day | None = None) -> dict[str, Any]:
     try:
         import gpuhunt
     except ImportError:
-        what = "Fetching prices needs the package gpuhunt, which is not installed"
+        message = "Fetching prices needs the package gpuhunt, which is not installed"
         step = "pip install 'tuneloop[prices]'; without it the bundled prices are used"
-        raise UserError(what, where="plan prices update", next_step=step) from None
+        raise UserError(message, where="plan prices update", next_step=step) from None
     try:
         items = gpuhunt.query(min_gpu_count=1)
     except Exception as error:  # the catalogue's library raises what its many providers raise
@@ -331,7 +333,7 @@ def priced(prices: PriceTable, gpu: str | Gpu | None, usd_per_gpu_hour: float | 
     if usd_per_gpu_hour is None:
         return here
     if not gpu or not 0 <= usd_per_gpu_hour <= 10_000:
-        what = f"${usd_per_gpu_hour:g} an hour is the price of no GPU"
+        message = f"${usd_per_gpu_hour:g} an hour is the price of no GPU"
         step = "give dollars an hour from 0 to 10,000, and name the GPU with --gpu"
-        raise UserError(what, where="--usd-per-gpu-hour", next_step=step)
+        raise UserError(message, where="--usd-per-gpu-hour", next_step=step)
     return here.with_price("given", find_gpu(gpu).key, usd_per_gpu_hour, tier)

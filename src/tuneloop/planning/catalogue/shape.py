@@ -65,8 +65,8 @@ def _from_file(name: str, path: Path) -> tuple[str, ModelShape, list[str]]:
     try:
         config = parse_json(file_bytes(path, "json"))
     except OSError as error:
-        what = f"Can't read the model's configuration: {error.strerror}"
-        raise UserError(what, where=str(path), next_step="name a folder with config.json") from None
+        message = f"Can't read the model's configuration: {error.strerror}"
+        raise UserError(message, where=str(path), next_step="name a folder with config.json") from None
     except ValueError:
         raise UserError("config.json is not valid JSON", where=str(path), next_step="download it again") from None
     if not isinstance(config, dict):
@@ -83,20 +83,20 @@ def _from_file(name: str, path: Path) -> tuple[str, ModelShape, list[str]]:
 
 def _picture_words(short: str) -> list[str]:
     billions = packaged_yaml(BUNDLED)["pictures"].get(short)
-    words = f"what sees pictures ({billions} billion parameters) is not counted: only vLLM loads it, next to these"
-    return [words] if billions else []
+    text = f"what sees pictures ({billions} billion parameters) is not counted: only vLLM loads it, next to these"
+    return [text] if billions else []
 
 
 def mixture_words(shape: ModelShape) -> list[str]:
     """What a plan assumes of a mixture of experts; nothing of another model."""
     every, active = (f"{number / 1e9:.3g} billion" for number in (shape.parameters, shape.active_parameters))
     adapted = shape.adapted_words(target_modules("all-linear"))
-    words = (
+    text = (
         f"a mixture of experts: all {every} parameters take memory, the {active} that a token passes through take time;"
         " Transformers trains it, slower than a dense model of as many active parameters here; adapters are next to"
         f" {adapted} alone"
     )
-    return [words] if shape.experts else []
+    return [text] if shape.experts else []
 
 
 def _from_hub(name: str) -> Path:
@@ -109,9 +109,7 @@ def _from_hub(name: str) -> Path:
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it would tell of each of its attempts
         return Path(hf_hub_download(name, "config.json"))
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError, ValueError) as error:
-        why, names = type(error).__name__, ", ".join(bundled_models())
-        what = (
-            f"The sizes of {name} are neither bundled nor in the hub's cache, and the hub gave no config.json ({why})"
-        )
+        reason, names = type(error).__name__, ", ".join(bundled_models())
+        message = f"The sizes of {name} are neither bundled nor cached, and the hub gave no config.json ({reason})"
         step = f"check the spelling and the network, or name a folder with its config.json; bundled: {names}"
-        raise UserError(what, where="model", next_step=step) from None
+        raise UserError(message, where="model", next_step=step) from None

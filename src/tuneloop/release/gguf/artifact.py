@@ -50,11 +50,11 @@ class GgufSettings:
         quant = quant_named(self.quant or ("f32" if is_lora else "f16"))
         if is_lora and quant not in FLOAT_TYPES:
             step = f"choose {', '.join(FLOAT_TYPES)}; or quantise the whole model with --format gguf"
-            what = f"The matrices of a LoRA file are not quantised, so not {quant}"
-            raise UserError(what, where="--quant", next_step=step)
+            message = f"The matrices of a LoRA file are not quantised, so not {quant}"
+            raise UserError(message, where="--quant", next_step=step)
         if self.importance and quant in FLOAT_TYPES:
-            what = f"Importance tells how to round, and {quant} is not quantised"
-            raise UserError(what, where="--importance", next_step="leave it out, or add --quant q4_k_m")
+            message = f"Importance tells how to round, and {quant} is not quantised"
+            raise UserError(message, where="--importance", next_step="leave it out, or add --quant q4_k_m")
         object.__setattr__(self, "quant", quant)
 
 
@@ -140,9 +140,9 @@ def ollama_template(template: Template) -> str:
     opening = template.text(turns, prompt=True).removeprefix(template.text(turns))
     whole = text_of("system", "user", "assistant", "user")
     if whole != system + user + answer + user or not answer.startswith(opening) or CONTENT not in answer:
-        what = "The chat template can't be written for Ollama: its turns depend on those before"
+        message = "The chat template can't be written for Ollama: its turns depend on those before"
         step = "serve the file with llama.cpp, which reads the template that is in it"
-        raise UserError(what, where="chat template", next_step=step)
+        raise UserError(message, where="chat template", next_step=step)
 
     def turn(text: str, role: str) -> str:
         before, _, after = text.partition(CONTENT)

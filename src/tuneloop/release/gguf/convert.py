@@ -92,8 +92,8 @@ def config_for_llamacpp(values: dict[str, Any]) -> LlamaConfig:
 
     kind = values.get("model_type")
     if not LlamaConfig.supports(values):
-        what = f"Models of the kind {kind!r} are not written as GGUF here"
-        raise UserError(what, where="config.json", next_step=CONVERT_ELSEWHERE)
+        message = f"Models of the kind {kind!r} are not written as GGUF here"
+        raise UserError(message, where="config.json", next_step=CONVERT_ELSEWHERE)
     config = LlamaConfig.from_json(values)
     family, usual = config.family, range(PATTERN - 1, config.layers, PATTERN)
     whole = [layer for layer, window in enumerate(config.windows) if not window]
@@ -111,8 +111,8 @@ def config_for_llamacpp(values: dict[str, Any]) -> LlamaConfig:
     elif config.score_scale != 1 and config.layers != 62:  # Gemma 3 27B, which llama.cpp tells by its layers
         odd = "attention's scores have a scale of their own"
     if odd:
-        what = f"llama.cpp would compute this model otherwise: {odd}"
-        raise UserError(what, where="config.json", next_step="export with --format merged")
+        message = f"llama.cpp would compute this model otherwise: {odd}"
+        raise UserError(message, where="config.json", next_step="export with --format merged")
     return config
 
 
@@ -139,9 +139,9 @@ def tensors_of(writer: Any, out: Path) -> Iterator[None]:
     size = sum(tensor.nbytes for tensor in writer.tensors[0].values())
     free = shutil.disk_usage(out.parent).free
     if size > free:
-        what = f"The file takes {size / 1e9:.1f} GB, and the disk has {free / 1e9:.1f} GB free"
+        message = f"The file takes {size / 1e9:.1f} GB, and the disk has {free / 1e9:.1f} GB free"
         step = "free some space, or choose a folder on another disk with --out FOLDER"
-        raise UserError(what, where=str(out.parent), next_step=step)
+        raise UserError(message, where=str(out.parent), next_step=step)
     with user_errors_of_the_disk(out):
         try:
             writer.write_header_to_file()
@@ -179,8 +179,8 @@ def _names(weights: TunedWeights, config: LlamaConfig) -> dict[str, str]:
         if there is None:
             if name.endswith("rotary_emb.inv_freq"):  # computed, not learned; files of old versions have it
                 continue
-            what, step = f"llama.cpp's {config.family.gguf} has no tensor {name}", "export with --format merged"
-            raise UserError(what, where=str(weights.files[name][0]), next_step=step)
+            message, step = f"llama.cpp's {config.family.gguf} has no tensor {name}", "export with --format merged"
+            raise UserError(message, where=str(weights.files[name][0]), next_step=step)
         names[name] = there
     return names
 
@@ -243,8 +243,8 @@ def as_numpy(tensor: Tensor, kind: FloatType, name: str) -> np.ndarray[Any, Any]
     stored = tensor.to({"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[kind]).contiguous()
     # The least and the greatest value need no further memory, and a thirtieth of the time that `isfinite` takes.
     if kind == "f16" and stored.numel() and not all(value.isfinite() for value in stored.aminmax()):
-        what = f"{name} has values that f16 can't hold (beyond 65,504)"
-        raise UserError(what, where="--quant f16", next_step="take --quant bf16")
+        message = f"{name} has values that f16 can't hold (beyond 65,504)"
+        raise UserError(message, where="--quant f16", next_step="take --quant bf16")
     values: np.ndarray[Any, Any] = stored.view(torch.int16).numpy() if kind == "bf16" else stored.numpy()
     return values
 
@@ -281,8 +281,8 @@ def pre_tokenizer_of(tokenizer: Any) -> str:
     model = tokenizer.model
     if not name or type(model).__name__ != "BPE" or bool(model.ignore_merges) != whole_words:
         names = ", ".join(name for name, _ in PRE_TOKENIZERS.values())
-        what = f"The tokenizer cuts text in a way that is not known here (pre-tokenizer {digest}; known: {names})"
-        raise UserError(what, where="tokenizer.json", next_step=CONVERT_ELSEWHERE)
+        message = f"The tokenizer cuts text in a way that is not known here (pre-tokenizer {digest}; known: {names})"
+        raise UserError(message, where="tokenizer.json", next_step=CONVERT_ELSEWHERE)
     return name
 
 
@@ -302,8 +302,8 @@ def vocabulary(template: Template, size: int) -> dict[str, Any]:
     added = tokenizer.get_added_tokens_decoder()
     used = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
     if used > size:
-        what = f"The tokenizer has {used:,} tokens, the model's embedding {counted(size, 'row')}"
-        raise UserError(what, where="tokenizer.json", next_step="use the tokenizer that belongs to the model")
+        message = f"The tokenizer has {used:,} tokens, the model's embedding {counted(size, 'row')}"
+        raise UserError(message, where="tokenizer.json", next_step="use the tokenizer that belongs to the model")
     tokens, kinds = [], []
     for i in range(size):
         text = added[i].content if i in added else tokenizer.id_to_token(i)
@@ -355,8 +355,8 @@ def _pieces(rules: Mapping[str, Any]) -> dict[str, Any]:
     for with_prefix, form in ((False, space), (True, {"type": "Sequence", "normalizers": [prepend, space]})):
         if plain and normalizer == form:
             return {"model": "llama", "add_space_prefix": with_prefix}
-    what = "The tokenizer treats spaces in a way that is not known here"
-    raise UserError(what, where="tokenizer.json", next_step=CONVERT_ELSEWHERE)
+    message = "The tokenizer treats spaces in a way that is not known here"
+    raise UserError(message, where="tokenizer.json", next_step=CONVERT_ELSEWHERE)
 
 
 def _kind_of_piece(text: str, kind: TokenKind, unknown: str | None) -> TokenKind:

@@ -66,15 +66,15 @@ def write_gguf_lora(model: Path, adapter: Path, out: Path, kind: FloatType, name
     try:
         stems = stems_of(state)
     except ValueError as odd:
-        what = f"A LoRA file of llama.cpp can't hold {odd}"
-        raise UserError(what, where="--format gguf-lora", next_step=MERGED) from None
+        message = f"A LoRA file of llama.cpp can't hold {odd}"
+        raise UserError(message, where="--format gguf-lora", next_step=MERGED) from None
     alpha = float(max(rank_of(settings, stem) for stem in stems))
     tensors: dict[str, Tensor] = {}
     for stem in stems:
         there = gguf_name(f"{stem}.weight", config.family)
         if there is None:
-            what = f"llama.cpp's {config.family.gguf} has no layer {stem}"
-            raise UserError(what, where=str(adapter), next_step=MERGED)
+            message = f"llama.cpp's {config.family.gguf} has no layer {stem}"
+            raise UserError(message, where=str(adapter), next_step=MERGED)
         a, b = (state[f"{PEFT_PREFIX}{stem}.lora_{which}.weight"].float() for which in "AB")
         b = b * (scale_of(settings, stem) * rank_of(settings, stem) / alpha)  # llama.cpp multiplies by alpha / rank
         b = as_llamacpp_has_it(f"{stem}.weight", b, config)

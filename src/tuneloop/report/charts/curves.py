@@ -120,8 +120,8 @@ class PlotFrame:
         width = abs(self.x.end - self.x.start) / max(len(values), 1)
         box = f'y="{self.y.end:.0f}" width="{width:.1f}" height="{self.y.start - self.y.end:.0f}" fill="none"'
         body = []
-        for step, words in sorted(values.items()):
-            tip = f"<title>step {step:g}: {escape(', '.join(words))}</title>"
+        for step, labels in sorted(values.items()):
+            tip = f"<title>step {step:g}: {escape(', '.join(labels))}</title>"
             at = f'x="{self.x(step) - width / 2:.1f}" {box} pointer-events="all"'
             body.append(f'<rect class="column" {at}>{tip}</rect>')
         return body

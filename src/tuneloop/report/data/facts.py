@@ -85,16 +85,16 @@ def read_data(path: Path | str, samples: int = 4) -> DataFacts:
     """
     path = Path(path)
     if not (path / "dataset.json").exists() and not (path / "rejects.jsonl").exists():
-        what = "Not a data set: no dataset.json here" if path.is_dir() else "No such folder"
-        raise UserError(what, where=str(path), next_step="give a folder that `tuneloop prepare` wrote")
+        message = "Not a data set: no dataset.json here" if path.is_dir() else "No such folder"
+        raise UserError(message, where=str(path), next_step="give a folder that `tuneloop prepare` wrote")
     problems: list[str] = []
     manifest, file = None, path / "dataset.json"
     if file.exists():
         try:
             manifest = as_record(DatasetManifest, clean_all(read_json(file, below=file.parent)), str(file))
         except (UserError, OSError, RecursionError) as error:
-            what = error.what if isinstance(error, UserError) else str(error)
-            problems.append(clean(f"dataset.json could not be read: {what}"))
+            message = error.what if isinstance(error, UserError) else str(error)
+            problems.append(clean(f"dataset.json could not be read: {message}"))
     else:
         problems.append("dataset.json is not there: the data set is not complete")
     rejects, reasons = _examples(path / "rejects.jsonl", REASON, _clean_line(Reject), problems)

@@ -107,13 +107,13 @@ def _words(facts: d.DataFacts) -> list[str]:
         return []
     counts, form, checks = manifest.counts, manifest.format, manifest.checks
     read_as = f" as {form.name}" + (f" ({form.reason})" if form.reason else "") if form else ""
-    words = [f"{count(counts.read, 'record')} read{read_as}; {count(counts.kept, 'row')} kept for {manifest.task}."]
+    summary = [f"{count(counts.read, 'record')} read{read_as}; {count(counts.kept, 'row')} kept for {manifest.task}."]
     bad = [check.level for check in checks if check.level != "ok"]
     errors = f", {bad.count('error')} of them errors" if "error" in bad else ""
     if checks:
         bad_words = f"{len(bad)} of {count(len(checks), 'check')} want a look{errors}."
-        words.append(bad_words if bad else f"All {len(checks)} checks are fine.")
-    return words
+        summary.append(bad_words if bad else f"All {len(checks)} checks are fine.")
+    return summary
 
 
 def _numbers(facts: d.DataFacts) -> list[KeyNumber]:
@@ -145,16 +145,16 @@ def source_names(manifest: DatasetManifest | None) -> Names:
     short_of = {p: n for p, n in zip(paths, names, strict=True) if n and names.count(n) == 1}
 
     def short_names(text: object) -> str:
-        words = str(text if text is not None else "")
+        text_or_none = str(text if text is not None else "")
         for path, name in short_of.items():
-            words = words.replace(path, name)
-        return words
+            text_or_none = text_or_none.replace(path, name)
+        return text_or_none
 
     return short_names
 
 
-def _chart(draw: Callable[..., Any], what: Any) -> Any:
-    return chart_pair(draw, what) if what else ""
+def _chart(draw: Callable[..., Any], data: Any) -> Any:
+    return chart_pair(draw, data) if data else ""
 
 
 def _checks(manifest: DatasetManifest | None, short_names: Names, hide: Hide) -> dict[str, Any]:
@@ -224,8 +224,8 @@ def _sample(row: Row, shared: str | None, hide: Hide) -> dict[str, Any]:
 
 def _conflict(conflict: d.Conflict, short_names: Names, hide: Hide) -> dict[str, Any]:
     places_of: dict[str, list[str]] = {}
-    for one in conflict.answers:
-        places_of.setdefault(one.answer, []).append(f"{short_names(one.source)}:{one.line} ({one.split})")
+    for entry in conflict.answers:
+        places_of.setdefault(entry.answer, []).append(f"{short_names(entry.source)}:{entry.line} ({entry.split})")
     answers = []
     for answer, places in sorted(places_of.items(), key=lambda pair: -len(pair[1]))[:6]:
         first = ", ".join(places[:3]) + (", …" if len(places) > 3 else "")
@@ -255,7 +255,7 @@ def _duplicates(facts: d.DataFacts, short_names: Names) -> list[dict[str, Any]]:
 
 
 def _repairs(facts: d.DataFacts, short_names: Names) -> list[dict[str, Any]]:
-    hide, words = mask_of(facts, raw=True), facts.manifest.words if facts.manifest else {}
+    hide, descriptions = mask_of(facts, raw=True), facts.manifest.words if facts.manifest else {}
     total, kinds = facts.repaired, []
     for kind in sorted({*total, *facts.repairs} - {"pii"}, key=lambda k: (-total.get(k, 0.0), k)):
         examples = []
@@ -267,12 +267,14 @@ def _repairs(facts: d.DataFacts, short_names: Names) -> list[dict[str, Any]]:
             at, detail = place(record.source, record.line, short_names), clean(hide(short_names(record.detail)))
             examples.append({"place": at, "field": clean(record.field), "detail": detail, "parts": parts})
         n = total.get(kind, float(len(examples)))
-        kinds.append({"kind": kind.replace("_", " "), "n": n, "means": words.get(kind, ""), "examples": examples})
+        kinds.append(
+            {"kind": kind.replace("_", " "), "n": n, "means": descriptions.get(kind, ""), "examples": examples}
+        )
     return kinds
 
 
 def _rejects(facts: d.DataFacts, short_names: Names) -> list[dict[str, Any]]:
-    hide, words = mask_of(facts, raw=True), facts.manifest.words if facts.manifest else {}
+    hide, meanings = mask_of(facts, raw=True), facts.manifest.words if facts.manifest else {}
     reasons = []
     for reason, n in d.most_first(facts.rejected):
         examples = []
@@ -284,7 +286,7 @@ def _rejects(facts: d.DataFacts, short_names: Names) -> list[dict[str, Any]]:
             # A record that was rejected for personal data holds the very values.
             values = [] if reason == "personal_data" else record_values(reject.record, hide)
             examples.append({"place": at, "detail": detail, "values": values})
-        name, means = reason.replace("_", " "), words.get(reason, "")
+        name, means = reason.replace("_", " "), meanings.get(reason, "")
         reasons.append({"reason": name, "n": n, "means": means, "examples": examples})
     return reasons
 
@@ -344,11 +346,11 @@ def difference(before: str, after: str, *, combining: bool = False) -> Parts:
     def add(kind: str, tokens: Sequence[str]) -> None:
         text = "".join(tokens)
         if text:
-            words = clean(text) if not kind else visible(text, combining=combining)
+            visible_text = clean(text) if not kind else visible(text, combining=combining)
             if parts and parts[-1][0] == kind:
-                parts[-1] = (kind, parts[-1][1] + words)
+                parts[-1] = (kind, parts[-1][1] + visible_text)
             else:
-                parts.append((kind, words))
+                parts.append((kind, visible_text))
 
     for tag, i, j, k, m in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
         add("" if tag == "equal" else "del", a[i:j])
@@ -460,16 +462,16 @@ def _splits(flow: Flow, top: float, left: float, band: float, width: float) -> t
     """The band divides into the splits; each is far enough from the next for its name."""
     total = sum(n for _, n in flow.splits)
     body = _station(top, "kept", total, width)
-    x, place = left, left
+    x, below = left, left
     for name, n in flow.splits:
         wide = band * n / total if total else 0.0
-        a, b, c, d = (f"{at:.2f}" for at in (x, x + wide, place, place + wide))
+        a, b, c, d = (f"{at:.2f}" for at in (x, x + wide, below, below + wide))
         y, mid, low, end = (f"{top + down:.2f}" for down in (0, 23, 46, 58))
         sides = f"C{b} {mid} {d} {mid} {d} {low}L{d} {end}L{c} {end}L{c} {low}C{c} {mid} {a} {mid} {a} {y}"
         body.append(f'<path class="part {name}" d="M{a} {y}L{b} {y}{sides}Z"/>')
-        body += [svg_text(place, top + 76, name, "name"), svg_text(place, top + 92, count(n), "tick")]
+        body += [svg_text(below, top + 76, name, "name"), svg_text(below, top + 92, count(n), "tick")]
         x += wide
-        place += max(wide + 16, 62 if width < 500 else 84)
+        below += max(wide + 16, 62 if width < 500 else 84)
     if flow.added >= 1:
         note = f"{count(flow.added, 'row')} more than records: divided or mixed in"
         body.append(svg_text(0 if width < 500 else left, top + 112, note, "tick"))

@@ -114,7 +114,7 @@ def _lines(data: mmap.mmap | bytes, start: int, query: RowQuery, ids: set[str] |
     end = min(len(data), MOST_BYTES)
     places: Iterable[int]
     if ids is not None and len(ids) <= FEW:
-        places = sorted(place for id_ in ids for place in _places(data, [b'"id":"%b"' % id_.encode()], start, end))
+        places = sorted(index for id_ in ids for index in _places(data, [b'"id":"%b"' % id_.encode()], start, end))
     elif query.text:
         places = _places(data, _spellings(max(query.text.split(), key=len, default="")), start, end)
     elif query.label:
@@ -126,9 +126,9 @@ def _lines(data: mmap.mmap | bytes, start: int, query: RowQuery, ids: set[str] |
             start = stop
         return
     done = -1
-    for place in places:
-        if place >= done:
-            begin, done = data.rfind(b"\n", 0, place) + 1, data.find(b"\n", place) + 1 or end
+    for position in places:
+        if position >= done:
+            begin, done = data.rfind(b"\n", 0, position) + 1, data.find(b"\n", position) + 1 or end
             yield begin, data[begin:done]
 
 
@@ -141,10 +141,10 @@ def _spellings(word: str) -> list[bytes]:
 def _places(data: mmap.mmap | bytes, needles: list[bytes], start: int, end: int) -> Iterator[int]:
     """Where any of some texts is, in order, one for each line at most."""
     following = {needle: data.find(needle, start, end) for needle in needles}
-    while following := {needle: place for needle, place in following.items() if place >= 0}:
-        place = min(following.values())
-        yield place
-        stop = data.find(b"\n", place) + 1 or end
+    while following := {needle: index for needle, index in following.items() if index >= 0}:
+        position = min(following.values())
+        yield position
+        stop = data.find(b"\n", position) + 1 or end
         following = {needle: at if at >= stop else data.find(needle, stop, end) for needle, at in following.items()}
 
 
@@ -174,8 +174,8 @@ def _ids(folder: Path, query: RowQuery) -> set[str] | None:
 def _named(path: Path, key: str, word: str) -> set[str]:
     ids: set[str] = set()
     with _bytes(path) as data:
-        for place in _places(data, [orjson.dumps(word)], 0, len(data)):
-            begin, stop = data.rfind(b"\n", 0, place) + 1, data.find(b"\n", place) + 1 or len(data)
+        for position in _places(data, [orjson.dumps(word)], 0, len(data)):
+            begin, stop = data.rfind(b"\n", 0, position) + 1, data.find(b"\n", position) + 1 or len(data)
             with suppress(ValueError):
                 line = fast_json(data[begin:stop])
                 value = line.get(key)

@@ -54,8 +54,8 @@ def _account(manifest: DatasetManifest) -> Table:
         add("redacted", sum(redacted.values()), _kinds(redacted))
     for name, split in manifest.splits.by_name.items():
         tokens = split.tokens if split.tokens and split.tokens.total else None
-        words = f"{short(tokens.total)} tokens, longest row {count(tokens.max)}" if tokens else ""
-        add(name, counts[name], words)
+        summary = f"{short(tokens.total)} tokens, longest row {count(tokens.max)}" if tokens else ""
+        add(name, counts[name], summary)
     if manifest.mix and (general := manifest.mix.general).rows:
         add("general", general.rows, f"mixed into train, {short(general.tokens)} tokens")
     return table
@@ -75,10 +75,10 @@ def _checks(checks: Sequence[Check]) -> Table:
 
 def _kinds(counts: Mapping[str, float]) -> str:
     ordered = most_first(counts)
-    words = [f"{count(n)} {clean(name)[:40]}" for name, n in ordered[:MOST_KINDS]]
+    parts = [f"{count(n)} {clean(name)[:40]}" for name, n in ordered[:MOST_KINDS]]
     if rest := ordered[MOST_KINDS:]:
-        words.append(f"{count(sum(n for _, n in rest))} others")
-    return ", ".join(words)
+        parts.append(f"{count(sum(n for _, n in rest))} others")
+    return ", ".join(parts)
 
 
 def _short(text: str) -> str:

@@ -69,9 +69,9 @@ class Batches:
 
     def resume(self) -> int:
         """Continue what an earlier server left; returns how many batches that are."""
-        for place in (self.folder, self.folder / "files", self.folder / "batches"):
+        for directory in (self.folder, self.folder / "files", self.folder / "batches"):
             with contextlib.suppress(OSError):
-                place.chmod(0o700)
+                directory.chmod(0o700)
         for part in (self.folder / "files").glob("*.part"):  # of uploads that a killed server was taking
             with contextlib.suppress(OSError):
                 part.unlink()
@@ -101,7 +101,7 @@ class Batches:
             return await answer_by(gateway, Caller(key, rights=gateway.rights_of(key)), folder / JOURNAL)(line)
 
         def queued() -> int:
-            return sum(each.left for each in self._open(_owner(batch.state)) if each is not batch)
+            return sum(other.left for other in self._open(_owner(batch.state)) if other is not batch)
 
         room = None if gateway.engine.gives_way else gateway.admission.wait_until_idle
         bounds: dict[str, Any] = {
@@ -130,7 +130,7 @@ class Batches:
 
     def _open(self, owner: tuple[str, str]) -> list[BatchJob]:
         """Batches of a key that are at work."""
-        return [each for each, _ in self.running.values() if _owner(each.state) == owner and not each.state.over]
+        return [other for other, _ in self.running.values() if _owner(other.state) == owner and not other.state.over]
 
     # --- files
 
@@ -160,8 +160,8 @@ class Batches:
                     if form.size > most or size > most + 100_000:
                         raise too_large
                     if self._arriving[owner] > left:
-                        what = f"With this file more than {settings.most_gb:g} GB would be stored for this key"
-                        raise ApiError(413, f"{what}; delete files that are not needed", code="storage_limit")
+                        message = f"With this file more than {settings.most_gb:g} GB would be stored for this key"
+                        raise ApiError(413, f"{message}; delete files that are not needed", code="storage_limit")
                     await in_thread(form.take, part)
                 await in_thread(form.end)
             name = re.sub(r"[^\w. -]", "_", form.filename or "file")[:200]
@@ -182,7 +182,7 @@ class Batches:
     async def files(self, call: Call) -> None:
         """`GET /v1/files`."""
         states: list[FileState] = await in_thread(list, self._files(self._owner_of(call)))
-        await call.reply({"object": "list", "data": [_shown(each) for each in states], "has_more": False})
+        await call.reply({"object": "list", "data": [_shown(state) for state in states], "has_more": False})
 
     async def file(self, call: Call) -> None:
         """`GET /v1/files/ID`."""
@@ -267,11 +267,11 @@ class Batches:
         asked = parsed(BatchBody, await call.json(int(self.gateway.config.limits.body_mb * 1e6)))
         file, path = self._file(call, asked.input_file_id or "?")
         if file.bytes and not path.stat().st_size:
-            what = "Its texts were erased when its batch was over, as log.content says; upload the file again"
-            raise ApiError(400, what, param="input_file_id")
+            message = "Its texts were erased when its batch was over, as log.content says; upload the file again"
+            raise ApiError(400, message, param="input_file_id")
         if (count := len(self._open(owner))) >= self.gateway.config.batch.most_open:
-            what = f"{count} batches of this key are not over yet, which is the limit"
-            raise ApiError(429, f"{what}; wait for one, or cancel it", code="too_many_batches")
+            message = f"{count} batches of this key are not over yet, which is the limit"
+            raise ApiError(429, f"{message}; wait for one, or cancel it", code="too_many_batches")
         folder = self.folder / "batches" / _new_id("batch_")
         seconds = int(asked.completion_window[:-1]) * (3600 if asked.completion_window[-1] == "h" else 86_400)
         fields = asked.model_dump(include={"input_file_id", "metadata", "completion_window"})
@@ -280,8 +280,8 @@ class Batches:
             (folder / INPUT).hardlink_to(path)  # the file may be deleted meanwhile
             make_batch(folder, asked.endpoint, seconds=seconds, owner=owner[0], key_id=owner[1], **fields)
         except (OSError, UserError) as error:
-            for each in (folder / INPUT, folder / BatchState.file):
-                each.unlink(missing_ok=True)
+            for location in (folder / INPUT, folder / BatchState.file):
+                location.unlink(missing_ok=True)
             with contextlib.suppress(OSError):
                 folder.rmdir()
             raise _of_the_disk(error) from None
@@ -290,7 +290,7 @@ class Batches:
     async def batches(self, call: Call) -> None:
         """`GET /v1/batches`, the newest first."""
         states: list[BatchState] = await in_thread(list, self._batches(self._owner_of(call)))
-        await call.reply({"object": "list", "data": [self._batch_shown(each) for each in states], "has_more": False})
+        await call.reply({"object": "list", "data": [self._batch_shown(state) for state in states], "has_more": False})
 
     async def batch(self, call: Call) -> None:
         """`GET /v1/batches/ID`."""
@@ -363,7 +363,7 @@ def _owner(state: BatchState | FileState) -> tuple[str, str]:
 
 
 def _shown(state: BatchState | FileState) -> dict[str, Any]:
-    return {name: each for name, each in state.to_json().items() if name not in ("version", "owner", "key_id", "key")}
+    return {name: value for name, value in state.to_json().items() if name not in ("version", "owner", "key_id", "key")}
 
 
 def _of_the_disk(error: Exception) -> ApiError:

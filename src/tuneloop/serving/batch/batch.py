@@ -188,8 +188,8 @@ class BatchJob:
         if not await self._steps(lambda: self.file.check(most), unless=lambda: self.cancelled and not self._begun):
             return self.cancelled and not self.stopping()
         if most is not None and self.left + self.queued() > most:
-            what = f"{self.queued():,} requests wait in other batches; with these they are more than {most:,}"
-            raise InvalidBatch("too_many_rows", what)
+            message = f"{self.queued():,} requests wait in other batches; with these they are more than {most:,}"
+            raise InvalidBatch("too_many_rows", message)
         return await self._steps(self._journal.open)
 
     def _set(self, **fields: Any) -> None:
@@ -352,7 +352,7 @@ class BatchJob:
             result = await self._result(line)
             if result is None or failed(result):
                 line.drop()
-            names = {"requests": [each.id for each in line.held]} if line.held else {}
+            names = {"requests": [held.id for held in line.held]} if line.held else {}
             data = encoded(line.number, result | names) if result is not None else b""
         except BaseException as error:  # of our own code: it is this row's error, and no other's
             line.drop()
@@ -361,8 +361,8 @@ class BatchJob:
             if self.stopping():
                 return
             if not self._failures:
-                what = f"line {line.number}, further lines are not named: {type(error).__name__}: {error!s:.200}"
-                self.say(f"batch     {self.folder.name}: the server failed on {what}")
+                message = f"line {line.number}, further lines are not named: {type(error).__name__}: {error!s:.200}"
+                self.say(f"batch     {self.folder.name}: the server failed on {message}")
             self._failures += 1
             result = _error(line, "server", f"the server failed on this request ({type(error).__name__})")
             data = encoded(line.number, result)
@@ -449,7 +449,7 @@ def answer_by(gateway: Gateway, caller: Caller, journal: Path, model: str = "") 
         most = gateway.config.limits.most_choices
         if line.url == "/v1/completions":
             requests = read.read_completions(body, most)
-            return replies.completions_body(requests, [await answer_one(each) for each in requests])
+            return replies.completions_body(requests, [await answer_one(request) for request in requests])
         if line.url == "/v1/responses":
             asked = read.parsed(ResponsesBody, body)
             request = read_responses(asked, await earlier_responses(gateway, asked, caller))

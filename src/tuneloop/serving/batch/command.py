@@ -98,8 +98,8 @@ def answer_batch(job: BatchInput, config: ServeConfig) -> dict[str, Any]:
         state = read_state(folder)
         if status == "failed":
             errors = (state.errors or {}).get("data") or [{}]
-            what = str(errors[0].get("message", "The batch failed"))
-            raise UserError(what, where=str(job.source), next_step=f"correct it and delete {folder}")
+            message = str(errors[0].get("message", "The batch failed"))
+            raise UserError(message, where=str(job.source), next_step=f"correct it and delete {folder}")
         with user_errors_of_the_disk(job.out):
             job.out.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / OUTPUT, job.out)
@@ -143,7 +143,7 @@ async def _answer_on_ray(job: BatchInput, config: ServeConfig, target: TaskTarge
         actors = usual_actors(ray, job.actors)
         answer_ = verb(actors, "answers", "answer")
         say(f"ray       {counted(actors, 'actor')} {answer_}, {counted(job.rows, 'row')} at a time each")
-        adapters = {name: whole_path(place) for name, place in config.adapters.items()}
+        adapters = {name: whole_path(adapter_folder) for name, adapter_folder in config.adapters.items()}
         setting = config.model_copy(update={"adapters": adapters, "base": whole_path(config.base)}), requests
         async with asked_actors(ray, _actor, setting, actors, job.rows) as answer:
             return await _run(job, config, answer, actors, fatal=(UserError,))  # which says that all actors are lost

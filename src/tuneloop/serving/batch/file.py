@@ -100,13 +100,13 @@ class BatchFile:
         """Requests that have an error."""
         return self.counts[REFUSED] + self.counts[FAULTY] + self.counts[REPEATED]
 
-    def set(self, number: int, state: int, place: int = 0) -> None:
+    def set(self, number: int, state: int, position: int = 0) -> None:
         """Note what has become of a line; IndexError: there is no such line."""
         if not 0 < number < len(self.states):
             raise IndexError(number)
         self.counts[self.states[number]] -= 1
         self.counts[state] += 1
-        self.states[number], self.places[number] = state, place
+        self.states[number], self.places[number] = state, position
 
     def forget_answers(self) -> None:
         """Let all lines with an answer wait again."""
@@ -162,8 +162,8 @@ class BatchFile:
                 line = self._line(number, raw)
                 if state == REPEATED:
                     id_, first = str(line.custom_id)[:80], self.places[number]
-                    what = f"line {number}: the custom_id {id_!r} is that of line {first}"
-                    line = Line(number, None, fault=("duplicate_custom_id", what))
+                    message = f"line {number}: the custom_id {id_!r} is that of line {first}"
+                    line = Line(number, None, fault=("duplicate_custom_id", message))
                 yield line
 
     # --- inside
@@ -182,8 +182,8 @@ class BatchFile:
     def _line(self, number: int, raw: bytes | None) -> Line:
         name: str | None = None
 
-        def faulty(code: str, what: str) -> Line:
-            return Line(number, name, fault=(code, f"line {number}{what}"[:300]))
+        def faulty(code: str, problem: str) -> Line:
+            return Line(number, name, fault=(code, f"line {number}{problem}"[:300]))
 
         try:
             if raw is None:
@@ -201,8 +201,8 @@ class BatchFile:
             if not isinstance(id_, str) or not id_:
                 return faulty("missing_custom_id", " has no custom_id")
             if len(id_) > MOST_ID:
-                what = f": custom_id has {len(id_):,} characters, and {MOST_ID:,} are allowed"
-                return faulty("invalid_custom_id", what)
+                message = f": custom_id has {len(id_):,} characters, and {MOST_ID:,} are allowed"
+                return faulty("invalid_custom_id", message)
             name = id_
             other = value.get("method", "POST") != "POST" or (self.endpoint and url != self.endpoint)
             if other or url not in ENDPOINTS:
@@ -299,8 +299,8 @@ class Journal:
     _writing: asyncio.Task[None] | None = None
 
     def __post_init__(self) -> None:
-        place, what = str(self.path.parent), "Another process is doing this batch"
-        self._file = JournalFile(self.path, UserError(what, where=place, next_step="wait for it"))
+        where, message = str(self.path.parent), "Another process is doing this batch"
+        self._file = JournalFile(self.path, UserError(message, where=where, next_step="wait for it"))
 
     def open(self) -> Iterator[None]:
         """Take the file for this process and read it in steps; a last line that was cut is dropped.
@@ -313,8 +313,11 @@ class Journal:
                 value = self._read(raw)
                 self.rows.set(value["number"], REFUSED if failed(value) else ANSWERED, self._file.end)
             except (ValueError, LookupError, TypeError, AttributeError):
-                what, step = f"The journal of a batch is damaged in line {count}", "delete it to begin that batch again"
-                raise UserError(what, where=str(self.path), next_step=step) from None
+                message, step = (
+                    f"The journal of a batch is damaged in line {count}",
+                    "delete it to begin that batch again",
+                )
+                raise UserError(message, where=str(self.path), next_step=step) from None
             if count % 100 == 0:
                 yield
 
@@ -358,7 +361,7 @@ class Journal:
         while self._waiting:
             group, self._waiting = self._waiting, []
             try:
-                place = await in_thread(self._append, b"".join(data for _, _, data, _ in group))
+                position = await in_thread(self._append, b"".join(data for _, _, data, _ in group))
             except Exception as error:
                 for line, *_, future in group:
                     if future.done():  # who waited for it has ended
@@ -367,9 +370,9 @@ class Journal:
                         future.set_exception(error)
                 continue
             for line, state, data, future in group:
-                self.rows.set(line.number, state, place)
+                self.rows.set(line.number, state, position)
                 line.store()
-                place += len(data)
+                position += len(data)
                 if not future.done():
                     future.set_result(None)
 

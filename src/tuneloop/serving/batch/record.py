@@ -10,7 +10,7 @@ from tuneloop.records.record import Part, Record, read_record
 
 Status = Literal["validating", "in_progress", "finalizing", "cancelling", "completed", "failed", "expired", "cancelled"]
 OVER = ("completed", "failed", "expired", "cancelled")
-TIMES = tuple(f"{each}_at" for each in ("in_progress", "finalizing", "cancelling", *OVER))
+TIMES = tuple(f"{state_name}_at" for state_name in ("in_progress", "finalizing", "cancelling", *OVER))
 
 
 class RequestCounts(Part):
@@ -93,6 +93,6 @@ def read_state(folder: Path) -> BatchState:
     try:
         return read_record(BatchState, path)
     except (UserError, OSError) as error:
-        why = error.what if isinstance(error, UserError) else error.strerror
-        what = f"The state of a batch is missing or damaged: {why}"
-        raise UserError(what, where=str(path), next_step=BatchState.again) from None
+        reason = error.what if isinstance(error, UserError) else error.strerror
+        message = f"The state of a batch is missing or damaged: {reason}"
+        raise UserError(message, where=str(path), next_step=BatchState.again) from None

@@ -176,8 +176,8 @@ def check_job(raw: bytes) -> bytes:
         parts += len(below)
         left += [item for item in below if not isinstance(item, str)]
     if parts > MOST_PARTS:
-        what = f"The body has more than {MOST_PARTS:,} objects, lists and texts"
-        return json.dumps([413, what, "request_too_large"]).encode()
+        message = f"The body has more than {MOST_PARTS:,} objects, lists and texts"
+        return json.dumps([413, message, "request_too_large"]).encode()
     return b"null"
 
 
@@ -219,8 +219,8 @@ def _refusal(error: ValidationError, body: Body, names: Collection[str]) -> ApiE
             # else the name of an alternative
         if fault["type"] == "extra_forbidden":
             near = did_you_mean(path, names)
-            what = f"Unrecognized request argument supplied: {path}{near and f'; {near}'}"
-            return bad(what, path, "unknown_parameter")
+            message = f"Unrecognized request argument supplied: {path}{near and f'; {near}'}"
+            return bad(message, path, "unknown_parameter")
         context = fault.get("ctx", {})
         if fault["type"] in ("union_tag_not_found", "union_tag_invalid"):
             path += ".role" if context["discriminator"] == "'role'" else ".type"

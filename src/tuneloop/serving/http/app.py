@@ -78,7 +78,7 @@ class Call:
         """
         key, lines = name.encode(), self.scope["headers"]
         twice = len(self.headers) < len(lines) and key in (b"authorization", b"x-api-key")
-        if twice and [each for each, _ in lines].count(key) > 1:
+        if twice and [value for value, _ in lines].count(key) > 1:
             raise ApiError(400, f"The header {name} is there more than once", code="invalid_api_key")
         raw = self.headers.get(key, b"")
         try:
@@ -118,8 +118,8 @@ class Call:
         """The body as a JSON object; ApiError: it is not valid JSON, says that it is something else, or see `body`."""
         kind = self.header("content-type").partition(";")[0].strip().lower()
         if kind not in PLAIN_CLIENTS and kind != "application/json" and not kind.endswith("+json"):
-            what = "The body must be JSON, with Content-Type: application/json"
-            raise ApiError(415, what, code="unsupported_media_type")
+            message = "The body must be JSON, with Content-Type: application/json"
+            raise ApiError(415, message, code="unsupported_media_type")
         return await read.json_object(await self.body(most, large=large), self.turns)
 
     @contextlib.asynccontextmanager
@@ -320,8 +320,8 @@ async def _no_route(request: Any, error: Exception) -> Any:
     status = getattr(error, "status_code", 500)
     path = request.scope["path"][:200]
     instead = f": this server has {', '.join(ANSWERING)}" if path.startswith("/v1/") else ""
-    what = {404: f"There is no {path}{instead}", 405: f"{request.method} is not possible here"}
-    body = ApiError(status, what.get(status, "The server failed"), code=None if status < 500 else "server").body()
+    message = {404: f"There is no {path}{instead}", 405: f"{request.method} is not possible here"}
+    body = ApiError(status, message.get(status, "The server failed"), code=None if status < 500 else "server").body()
     headers = {**(getattr(error, "headers", None) or {}), "cache-control": "no-store"}  # with 405, what is allowed
     return Response(json_bytes(body), status, headers, media_type="application/json")
 
@@ -345,8 +345,8 @@ class RouteHandlers:
         above = fitting >= most or (length.isdigit() and int(length) > most)
         if self.gateway.elsewhere or above:  # of other servers the context may not be known
             return await call.json(most), caller
-        what = f"The body has more than {fitting:,} bytes, too many for the {context:,} tokens that the model reads"
-        return await call.json(fitting, ApiError(400, what, code="context_length_exceeded")), caller
+        message = f"The body has more than {fitting:,} bytes, too many for the {context:,} tokens that the model reads"
+        return await call.json(fitting, ApiError(400, message, code="context_length_exceeded")), caller
 
     async def chat(self, call: Call) -> None:
         """`POST /v1/chat/completions`."""
@@ -390,10 +390,10 @@ class RouteHandlers:
             raise ApiError(400, f"{model.name!r} writes texts; it was not trained to choose a label", param="model")
         answers = await self._whole(call, requests, caller)
         data: list[dict[str, Any]] = []
-        for each, (piece, (completion, *_)) in zip(requests, answers, strict=True):
+        for request, (piece, (completion, *_)) in zip(requests, answers, strict=True):
             tokens, scores = piece.model.label_tokens, None  # None: the engine has no scores
             if completion.label_scores and tokens:  # of all labels, or of the likeliest ones, the answer first
-                scores = label_distribution(completion, tokens, each.top or len(piece.model.labels))
+                scores = label_distribution(completion, tokens, request.top or len(piece.model.labels))
             data.append({
                 "index": len(data), "id": piece.id, "label": completion.text,
                 "probability": completion.label_probability, "probabilities": scores,
@@ -421,7 +421,7 @@ class RouteHandlers:
         async with call.watched():
             if len(requests) == 1:
                 return [await whole(self.gateway.answer(requests[0], caller))]
-            tasks = [asyncio.ensure_future(whole(self.gateway.answer(each, caller))) for each in requests]
+            tasks = [asyncio.ensure_future(whole(self.gateway.answer(request, caller))) for request in requests]
             try:
                 return list(await asyncio.gather(*tasks))
             finally:

@@ -633,8 +633,13 @@ def document(*, batches: bool = True, most_choices: int | None = None) -> dict[s
         batches: whether the server takes batches.
         most_choices: answers to a request, at most; None: the document does not say it.
     """
-    operations = [each for each in OPERATIONS if batches or not each.path.startswith(("/v1/files", "/v1/batches"))]
-    models: list[type[BaseModel]] = [ErrorReply, *(each.body for each in operations if each.body is not None)]
+    operations = [
+        operation for operation in OPERATIONS if batches or not operation.path.startswith(("/v1/files", "/v1/batches"))
+    ]
+    models: list[type[BaseModel]] = [
+        ErrorReply,
+        *(operation.body for operation in operations if operation.body is not None),
+    ]
     _, found = models_json_schema(
         [(model, "validation") for model in models], ref_template=_PLACE + "{model}", schema_generator=_Terse
     )
@@ -644,17 +649,17 @@ def document(*, batches: bool = True, most_choices: int | None = None) -> dict[s
             schemas[name]["properties"]["n"]["anyOf"][0]["maximum"] = most_choices
     refused = {"description": "Refused", "content": {"application/json": {"schema": {"$ref": f"{_PLACE}ErrorReply"}}}}
     paths: dict[str, Any] = {}
-    for each in operations:
+    for entry in operations:
         operation: dict[str, Any] = {
-            "summary": each.summary, "responses": {"200": {"description": "Done"}, "4XX": refused, "5XX": refused},
+            "summary": entry.summary, "responses": {"200": {"description": "Done"}, "4XX": refused, "5XX": refused},
         }  # fmt: skip
-        if each.body is not None:
-            content = {each.media: {"schema": {"$ref": _PLACE + each.body.__name__}}}
+        if entry.body is not None:
+            content = {entry.media: {"schema": {"$ref": _PLACE + entry.body.__name__}}}
             operation["requestBody"] = {"required": True, "content": content}
-        if "{" in each.path:
-            name = each.path.partition("{")[2].partition("}")[0]
+        if "{" in entry.path:
+            name = entry.path.partition("{")[2].partition("}")[0]
             operation["parameters"] = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}}]
-        paths.setdefault(each.path, {})[each.method] = operation
+        paths.setdefault(entry.path, {})[entry.method] = operation
     return {
         "openapi": "3.1.0",
         "info": {"title": "tuneloop", "version": "1"},

@@ -63,8 +63,8 @@ def read_feedback_of(body: Mapping[str, Any], caller: Caller, *, page: bool) -> 
     asked = parsed(FeedbackBody, body)
     for name in TRUSTED:
         if getattr(asked, name) is not None and not trusted:
-            what = f"{name} needs a key with the right: tuneloop keys add NAME --rights feedback"
-            raise ApiError(403, what, param=name)
+            message = f"{name} needs a key with the right: tuneloop keys add NAME --rights feedback"
+            raise ApiError(403, message, param=name)
     user, source = asked.user or caller.user or None, asked.source or ("page" if page else "api")
     try:
         record = feedback_of({**body, "user": user, "source": source}, new_id=uuid7(), now=utc_now())
@@ -72,8 +72,8 @@ def read_feedback_of(body: Mapping[str, Any], caller: Caller, *, page: bool) -> 
         param = error.where if error.where in FeedbackBody.model_fields else None
         raise ApiError(400, f"{error.what} ({error.next_step})", param=param) from None
     if record.conversation is not None and caller.key is None and not trusted:
-        what = "Feedback on a conversation needs the key that had it; name a request"
-        raise ApiError(403, what, param="conversation")
+        message = "Feedback on a conversation needs the key that had it; name a request"
+        raise ApiError(403, message, param="conversation")
     voice = f"trusted:{caller.name}" if trusted else f"key:{caller.name}" if caller.key is not None else ANYONE
     return record.model_copy(update={"voice": voice})
 
@@ -91,7 +91,7 @@ async def of_its_sender(gateway: Gateway, record: Feedback, caller: Caller) -> F
         pass
     elif conversation is not None:
         now = time.monotonic()
-        recent = {(each.key, each.conversation) for each, until in gateway.recent.values() if until > now}
+        recent = {(sender.key, sender.conversation) for sender, until in gateway.recent.values() if until > now}
         if (caller.name, conversation) not in recent and not await gateway.read_store(
             lambda store: had_conversation(store, caller.name, conversation)
         ):

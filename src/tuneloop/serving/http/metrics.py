@@ -105,14 +105,14 @@ class Metrics:
         """Set the gauges to the state of a server; returns it."""
         admission, counts, tally = gateway.admission, gateway.store.counts, gateway.admission.tally
         calibrations = [times.calibration for times in admission.models.values() if times.calibration.n]
-        n = sum(each.n for each in calibrations) or 1
+        n = sum(calibration.n for calibration in calibrations) or 1
         values: dict[str, float] = {
             "active": len(admission.active), "waiting": admission.waiting, "in_background": admission.in_background,
             "store_waiting": gateway.store.waiting, "store_written": counts.stored, "store_spilled": counts.spilled,
             "store_lost": counts.losses, "store_dead": counts.dead, "store_unsafe": gateway.store.unsafe,
-            "prediction_error": sum(each.error * each.n for each in calibrations) / n,
-            "prediction_coverage": sum(each.coverage * each.n for each in calibrations) / n,
-            "predictions": sum(each.n for each in calibrations),
+            "prediction_error": sum(calibration.error * calibration.n for calibration in calibrations) / n,
+            "prediction_coverage": sum(calibration.coverage * calibration.n for calibration in calibrations) / n,
+            "predictions": sum(calibration.n for calibration in calibrations),
             "on_time": tally.on_time, "late": tally.late, "refused": tally.refused, "downgraded": tally.downgraded,
             "shadow_waiting": len(gateway.copies.waiting), "shadow_dropped": gateway.copies.dropped,
             "engines_out": sum(bool(member.out) for member in getattr(gateway.engine, "members", ())),

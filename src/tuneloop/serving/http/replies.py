@@ -20,18 +20,18 @@ _FINISH = {"stop": "stop", "choice": "stop", "length": "length"}
 
 
 def calls_of(
-    text: str, tools: Sequence[Mapping[str, Any]], *, one: bool, id_: str = ""
+    text: str, tools: Sequence[Mapping[str, Any]], *, only_one: bool, id_: str = ""
 ) -> tuple[str, list[dict[str, Any]]]:
     """What an answer says before its calls, and these in OpenAI's form.
 
     Args:
         tools: that may be called.
-        one: whether at most one is called.
+        only_one: whether at most one is called.
         id_: of the answer, from which the calls get their ids; empty: theirs come once.
     """
     said, calls = read_calls(text, tools) if tools else (text, [])
     written = []
-    for number, (name, arguments) in enumerate(calls[:1] if one else calls):
+    for number, (name, arguments) in enumerate(calls[:1] if only_one else calls):
         text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
         function = {"name": name, "arguments": storable(text)}
         call_id = f"call_{id_.replace('-', '')}{number}" if id_ else f"call_{uuid7()[-12:]}"
@@ -53,10 +53,10 @@ class CallSplitter:
         text, calls = self.pending + text, list[dict[str, Any]]()
         if tools := self.request.tools:
             names = [str(tool["function"]["name"]) for tool in tools]
-            place = may_be_calls(text, names, first=not self.has_said)
-            text, self.pending = text[:place], text[place:]
+            call_start = may_be_calls(text, names, first=not self.has_said)
+            text, self.pending = text[:call_start], text[call_start:]
             if last:
-                rest, calls = calls_of(self.pending, tools, one=self.request.one_call, id_=self.id_)
+                rest, calls = calls_of(self.pending, tools, only_one=self.request.one_call, id_=self.id_)
                 text += rest
         self.has_said = self.has_said or bool(text.strip())
         return text, calls
@@ -65,7 +65,7 @@ class CallSplitter:
 def usage(*answers: Sequence[Completion]) -> dict[str, Any]:
     """Tokens of one or several answers together; the prompt of an answer counts once, whatever its choices."""
     prompt = sum([choices[0].prompt_tokens for choices in answers if choices])
-    completion = sum([each.completion_tokens for choices in answers for each in choices])
+    completion = sum([choice.completion_tokens for choices in answers for choice in choices])
     cached = sum([choices[0].cached_tokens for choices in answers if choices])
     return {
         "prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion,
@@ -77,17 +77,17 @@ def chat_body(request: ApiRequest, piece: Piece, completions: Sequence[Completio
     """The body of `/v1/chat/completions`; `piece`: the last one of the answer."""
     model = piece.model
     choices: list[dict[str, Any]] = []
-    for index, each in enumerate(completions):
-        said, calls = calls_of(each.text, request.tools, one=request.one_call)
+    for index, completion in enumerate(completions):
+        said, calls = calls_of(completion.text, request.tools, only_one=request.one_call)
         content = None if calls and not said else said
         message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
-        if each.reasoning:
-            message["reasoning_content"] = each.reasoning
+        if completion.reasoning:
+            message["reasoning_content"] = completion.reasoning
         if calls:
             message["tool_calls"] = calls
         choices.append({
-            "index": index, "message": message, "logprobs": chat_logprobs(each, model),
-            "finish_reason": "tool_calls" if calls else _FINISH.get(each.finish, "stop"),
+            "index": index, "message": message, "logprobs": chat_logprobs(completion, model),
+            "finish_reason": "tool_calls" if calls else _FINISH.get(completion.finish, "stop"),
         })  # fmt: skip
     return {
         "id": piece.id, "object": "chat.completion", "created": int(time.time()), "model": model.name,

@@ -138,8 +138,8 @@ async def earlier_responses(gateway: Gateway, asked: ResponsesBody, caller: Call
     if not named:
         return {}
     if (content := gateway.config.log.content) in ("hash", "none"):
-        what = f"This server keeps no texts of earlier answers (log.content: {content}): send all turns as input"
-        raise bad(what, next(iter(named.values()))[0])
+        message = f"This server keeps no texts of earlier answers (log.content: {content}): send all turns as input"
+        raise bad(message, next(iter(named.values()))[0])
     if len(named) > MOST_EARLIER:
         raise bad(f"at most {MOST_EARLIER} earlier answers can be referred to in a request", "input")
     until, found = time.monotonic() + WRITTEN_WITHIN, dict[str, EarlierResponse]()
@@ -185,7 +185,7 @@ def _earlier(record: StoredRequest) -> EarlierResponse | None:
     noted, text = completion.get("response"), completion.get("content")
     if not isinstance(noted, dict) or not isinstance(text, str):
         return None
-    said, calls = calls_of(text, record.tools, one=bool(noted.get("one_call")), id_=record.id)
+    said, calls = calls_of(text, record.tools, only_one=bool(noted.get("one_call")), id_=record.id)
     answer = {"role": "assistant", "content": said} | ({"tool_calls": calls} if calls else {})
     return EarlierResponse(record.prompt[1 if noted.get("instructions") else 0 :], cast(Message, answer))
 
@@ -201,7 +201,7 @@ def responses_body(
     tokens, repeated = usage([completion]) if completion else None, request.repeated
     cut = completion is not None and completion.finish == "length"
     if output is None and completion is not None:
-        said, calls = calls_of(completion.text, request.tools, one=request.one_call, id_=piece.id)
+        said, calls = calls_of(completion.text, request.tools, only_one=request.one_call, id_=piece.id)
         items = [_message_item(piece.id, said, "completed")] if said or not calls else []
         output = [*_thoughts(piece.id, completion), *items, *_call_items(piece.id, calls)]
     return {

@@ -250,9 +250,9 @@ def open_sqlite(path: Path, patience: float) -> SqliteDatabase:
     return opened
 
 
-def is_database_url(place: object) -> bool:
+def is_database_url(location: object) -> bool:
     """Whether a store's place is the URL of a Postgres database."""
-    return str(place).startswith(SCHEMES)
+    return str(location).startswith(SCHEMES)
 
 
 def without_password(url: str) -> str:
@@ -277,9 +277,9 @@ def _parts(url: str) -> tuple[str, str]:
     user, _, password = user.partition(":")
     if "@" in user + password or ":" in password or "@" in name or ("@" in query and not at):
         raise _not_a_url()
-    settings = [each for each in query.split("&") if each]
-    password = next((each.partition("=")[2] for each in settings if each.startswith("password=")), password)
-    others = "&".join(each for each in settings if not each.startswith("password="))
+    settings = [part for part in query.split("&") if part]
+    password = next((setting.partition("=")[2] for setting in settings if setting.startswith("password=")), password)
+    others = "&".join(setting for setting in settings if not setting.startswith("password="))
     return f"{scheme}://{user}{at}{host}{slash}{name}{'?' * bool(others)}{others}", unquote(password)
 
 
@@ -450,8 +450,8 @@ def open_postgres(url: str, patience: float) -> PostgresDatabase:
     try:
         import psycopg  # noqa: F401
     except ImportError:
-        what = "A store in Postgres needs psycopg, which is not installed"
-        raise UserError(what, next_step="pip install 'tuneloop[postgres]'") from None
+        message = "A store in Postgres needs psycopg, which is not installed"
+        raise UserError(message, next_step="pip install 'tuneloop[postgres]'") from None
     return PostgresDatabase(url, patience, _connected(url, patience))
 
 
@@ -539,7 +539,7 @@ def insert(connection: Database, records: Iterable[Stored]) -> int:
         DataRefusedError: a record can't be stored for what is in it; none was.
     """
     with connection.transaction():
-        place = before = last_place(connection)
+        position = before = last_place(connection)
         new = 0
         for kind, group in groupby(records, type):
             types = COLUMNS[kind].values()
@@ -547,11 +547,11 @@ def insert(connection: Database, records: Iterable[Stored]) -> int:
             if kind is Decision:
                 rows, placed = _chained(connection, rows), {"number": "INTEGER", "chain": "TEXT"}
             else:
-                rows, placed = [[*row, place + i] for i, row in enumerate(rows, 1)], {"place": "INTEGER"}
-                place += len(rows)
+                rows, placed = [[*row, position + i] for i, row in enumerate(rows, 1)], {"place": "INTEGER"}
+                position += len(rows)
             new += connection.insert(TABLES[kind], COLUMNS[kind] | placed, rows) if rows else 0
-        if place != before:
-            connection.execute("UPDATE places SET last = ?", [place])
+        if position != before:
+            connection.execute("UPDATE places SET last = ?", [position])
     return new
 
 

@@ -92,16 +92,16 @@ def whose_lines(store: Database, match: str, matched: Matched, also: Sequence[st
 
 
 def _folded_texts(match: str, also: Sequence[str]) -> tuple[str, ...]:
-    return tuple(filter(None, (folded(storable(each)) for each in (match, *also))))
+    return tuple(filter(None, (folded(storable(letter)) for letter in (match, *also))))
 
 
 def _holds(values: Sequence[str | None], texts: Sequence[str]) -> bool:
     for value in filter(None, values):
         try:
-            words = words_of(parse_json(value)) if value[0] in '[{"' else folded(value)
+            texts_here = words_of(parse_json(value)) if value[0] in '[{"' else folded(value)
         except (ValueError, RecursionError):
-            words = folded(value)
-        if any(text in words for text in texts):
+            texts_here = folded(value)
+        if any(text in texts_here for text in texts):
             return True
     return False
 
@@ -181,7 +181,7 @@ def _digest(receipt: str, value: str) -> str:
 def proved(store: Database, match: str, receipt: str) -> Decision | None:
     """The tombstone that a receipt belongs to, with the match of that erasure; None: it is none of this person's."""
     digest, tombstones = _digest(receipt, match), read_decisions(store, where=f"kind = '{FORGET}'")
-    return next((each for each in tombstones if each.data["whose"] == digest), None)
+    return next((tombstone for tombstone in tombstones if tombstone.data["whose"] == digest), None)
 
 
 def spent_by_erased(store: Database, since: str = "") -> dict[str, float]:

@@ -56,13 +56,15 @@ class Whose:
 
     def has(self, value: Any) -> bool:
         """Whether a JSON value is theirs, or something within it."""
-        words = words_of(value) if self.texts else ""
-        return any(text in words for text in self.texts) or self._names(value)
+        texts_here = words_of(value) if self.texts else ""
+        return any(text in texts_here for text in self.texts) or self._names(value)
 
     def _names(self, value: Any) -> bool:
         if isinstance(value, list):
-            return any(self._names(each) for each in value if isinstance(each, dict | list))
-        return isinstance(value, dict) and any(self._names_in_field(name, each) for name, each in value.items())
+            return any(self._names(item) for item in value if isinstance(item, dict | list))
+        return isinstance(value, dict) and any(
+            self._names_in_field(name, field_value) for name, field_value in value.items()
+        )
 
     def _names_in_field(self, name: str, value: Any) -> bool:
         person = self.column in ("user", "conversation")
@@ -93,7 +95,7 @@ class Whose:
         if self.value and text == self.value:
             return True
         if self.texts:
-            return any(len(each) >= SHORTEST and each in folded(text) for each in self.texts)
+            return any(len(sentence) >= SHORTEST and sentence in folded(text) for sentence in self.texts)
         names = [self.value, *self.requests, *self.conversations] if len(self.requests) < 1000 else [self.value]
         return any(
             len(name) >= SHORTEST and name in text and re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text)
@@ -108,11 +110,11 @@ class Whose:
             name: of the field that holds it.
         """
         if isinstance(value, dict):
-            parts = {key: self.cleaned(each, everywhere, key) for key, each in value.items()}
-            return {self.cleaned(key, everywhere): each for key, each in parts.items()}
+            parts = {key: self.cleaned(field_value, everywhere, key) for key, field_value in value.items()}
+            return {self.cleaned(key, everywhere): item for key, item in parts.items()}
         if isinstance(value, list):
-            left = [each for each in value if not (isinstance(each, dict | list) and self.has(each))]
-            return [self.cleaned(each, everywhere, name) for each in left]
+            left = [item for item in value if not (isinstance(item, dict | list) and self.has(item))]
+            return [self.cleaned(item, everywhere, name) for item in left]
         if not isinstance(value, str):
             return value
         is_theirs = value in self.requests or value in self.conversations
@@ -131,13 +133,13 @@ def words_of(value: Any) -> str:
     parts: list[str] = []
     left = [value]
     while left:
-        each = left.pop()
-        if isinstance(each, dict):
-            left += [*each.keys(), *each.values()]
-        elif isinstance(each, list):
-            left += each
-        elif each is not None and not isinstance(each, bool):
-            parts.append(str(each))
+        item = left.pop()
+        if isinstance(item, dict):
+            left += [*item.keys(), *item.values()]
+        elif isinstance(item, list):
+            left += item
+        elif item is not None and not isinstance(item, bool):
+            parts.append(str(item))
     text = "\n".join(parts)
     return folded(f"{text}\n{_unescaped(text)}" if "\\" in text else text)
 
@@ -184,8 +186,8 @@ def erase_lines(folder: Path, whose: Whose, *, act: bool, alone: bool = True) ->
 
 def _files(folder: Path) -> Iterator[Path]:
     """The files that are looked through one by one."""
-    for place, folders, names in os.walk(folder):
-        path = Path(place)
+    for directory, folders, names in os.walk(folder):
+        path = Path(directory)
         if MANIFEST in names:
             folders[:] = []
             continue

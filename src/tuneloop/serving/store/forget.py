@@ -57,31 +57,31 @@ _NAMED = re.compile(
 )
 
 
-def forget_requests(place: Path | str, match: str, *, dry_run: bool) -> tuple[Matched, Erased | None]:
+def forget_requests(location: Path | str, match: str, *, dry_run: bool) -> tuple[Matched, Erased | None]:
     """Erase what a match names, from the store and from all files of its server's folder.
 
     Args:
-        place: the server's folder, or its store.
+        location: the server's folder, or its store.
         match: see `serve.erase.find`.
         dry_run: only look.
 
     Raises:
         UserError: no store, a bad match, or records can't get into the store, so that they are not found there.
     """
-    with opened(place) as store:
+    with opened(location) as store:
         match = known_user(store, match)
-    folder, name = store_folder(place), store_name(place)
+    folder, name = store_folder(location), store_name(location)
     inside = folder.is_dir() and store_name(folder) == name  # not one of another store, where this has a URL
     if dry_run:
         with _if_free(folder if inside else None) as alone:
             if alone:
-                _store_what_waits(folder, str(place))
-        with opened(place) as store:
-            return _matched(store, match, folder if inside else None, place), None
+                _store_what_waits(folder, str(location))
+        with opened(location) as store:
+            return _matched(store, match, folder if inside else None, location), None
     receipt = secrets.token_urlsafe(16)
-    matched, _ = forget_requests(place, match, dry_run=True)
+    matched, _ = forget_requests(location, match, dry_run=True)
     if not inside:
-        with opened(place) as store:
+        with opened(location) as store:
             return matched, erase(store, match, matched, receipt) if matched.anything else None
     if matched.anything:
         write_json(folder / PENDING.replace("*", uuid7()), {"version": 1, "match": match, "receipt": receipt})
@@ -89,8 +89,8 @@ def forget_requests(place: Path | str, match: str, *, dry_run: bool) -> tuple[Ma
     while any(folder.glob(PENDING)):
         with _if_free(folder) as alone:
             if alone:
-                _store_what_waits(folder, str(place))
-                finish_forgetting(folder, str(place))
+                _store_what_waits(folder, str(location))
+                finish_forgetting(folder, str(location))
         if not alone:
             if time.monotonic() > until:
                 step = "it does so as soon as it can, also when it starts again; --dry-run shows what is left"
@@ -99,17 +99,17 @@ def forget_requests(place: Path | str, match: str, *, dry_run: bool) -> tuple[Ma
                 say(f"waiting for the server that works in {folder}: it erases them")
             waiting = True
             time.sleep(0.1)
-    stone = proof_of(place, match, receipt)
+    stone = proof_of(location, match, receipt)
     return matched, Erased(stone.data["requests"], stone.data["feedback"], receipt) if stone is not None else None
 
 
 def finish_forgetting(
-    folder: Path, place: str, *, alone: bool = True, appending: AbstractContextManager[Any] | None = None
+    folder: Path, location: str, *, alone: bool = True, appending: AbstractContextManager[Any] | None = None
 ) -> list[str]:
     """Do the erasures that have begun in a server's folder, which this process holds.
 
     Args:
-        place: of the store, which has all records that waited for it.
+        location: of the store, which has all records that waited for it.
         alone: no server works there.
         appending: held while files that the server appends to are rewritten.
 
@@ -123,8 +123,8 @@ def finish_forgetting(
     for pending in sorted(folder.glob(PENDING)):
         value = read_json(pending)
         match, also = value["match"], _pseudonyms(folder, value["match"])
-        with opened(place) as store:
-            matched = _matched(store, match, folder, place)
+        with opened(location) as store:
+            matched = _matched(store, match, folder, location)
             whose = whose_lines(store, match, matched, also)
 
             def lines(whose: Whose = whose) -> None:
@@ -132,16 +132,16 @@ def finish_forgetting(
                     erase_lines(folder, whose, act=True, alone=alone)
 
             erase(store, match, matched, value["receipt"], lines)
-        _in_copies(folder, place, match, also, act=True)
+        _in_copies(folder, location, match, also, act=True)
         ids += matched.requests
         pending.unlink()
     return ids
 
 
-def _in_copies(folder: Path, place: Path | str, match: str, also: Sequence[str], *, act: bool) -> int:
+def _in_copies(folder: Path, location: Path | str, match: str, also: Sequence[str], *, act: bool) -> int:
     """Records of theirs in copies of the store that a person has made in its folder."""
     count = 0
-    for path in copies_of_the_store(folder, None if store_url(place) else store_file(place)):
+    for path in copies_of_the_store(folder, None if store_url(location) else store_file(location)):
         with contextlib.suppress(DatabaseError), contextlib.closing(open_sqlite(path, patience=5.0)) as store:
             if act and 0 < store.version() < VERSION and store.has_table("places"):  # as a backup of an earlier form
                 bring_up_to_date(store, str(path), back_up=False)
@@ -152,14 +152,14 @@ def _in_copies(folder: Path, place: Path | str, match: str, also: Sequence[str],
     return count
 
 
-def _matched(store: Database, match: str, folder: Path | None, place: Path | str) -> Matched:
+def _matched(store: Database, match: str, folder: Path | None, location: Path | str) -> Matched:
     """What is theirs in the store, and in the files of a server's folder."""
     if folder is None:
         return find(store, match, ())
     also = _pseudonyms(folder, match)
     matched = find(store, match, also)
     lines = erase_lines(folder, whose_lines(store, match, matched, also), act=False)
-    lines += _in_copies(folder, place, match, also, act=False)
+    lines += _in_copies(folder, location, match, also, act=False)
     return replace(matched, lines=lines, begun=any(folder.glob(PENDING)))
 
 
@@ -189,10 +189,10 @@ def _if_free(folder: Path | None) -> Iterator[bool]:
         yield alone
 
 
-def _store_what_waits(folder: Path, place: str) -> None:
+def _store_what_waits(folder: Path, location: str) -> None:
     """Bring what a server has left into the store, so that it is found there, or raise a UserError."""
     with quiet():
-        writer = StoreWriter(folder, store=place)
+        writer = StoreWriter(folder, store=location)
         writer.start()
         stored = writer.settle(30)
         writer.stop()
@@ -203,20 +203,20 @@ def _store_what_waits(folder: Path, place: str) -> None:
 def refuse_spilled(folder: Path) -> None:
     """Refuse to erase while records wait to get into the store, where they would not be found: always a UserError."""
     step = "make room on the disk, or end what holds the store, and try again without that file"
-    what = "Records wait to get into the store, and could not be found there"
-    raise UserError(what, where=str(folder / SPILL), next_step=step)
+    message = "Records wait to get into the store, and could not be found there"
+    raise UserError(message, where=str(folder / SPILL), next_step=step)
 
 
-def proof_of(place: Path | str, match: str, receipt: str) -> Decision | None:
+def proof_of(location: Path | str, match: str, receipt: str) -> Decision | None:
     """The tombstone of an erasure, by its receipt; None: there is none of this person."""
-    with opened(place) as store:
+    with opened(location) as store:
         return proved(store, match, receipt)
 
 
 def made_of_requests(roots: Sequence[Path | str], requests: Collection[str], match: str) -> list[Descendant]:
     """What was made of requests, by ids that `match` names: collected rows, data sets, review draws and other files
     with such rows, runs that were trained on them, artifacts of these, and versions that were registered from them."""
-    ids = {each.encode() for each in requests}
+    ids = {request.encode() for request in requests}
     counts: dict[Path, dict[str, int]] = defaultdict(dict)
     runs, artifacts = [], []
     for folder, names in _folders(roots) if ids else ():
@@ -227,8 +227,8 @@ def made_of_requests(roots: Sequence[Path | str], requests: Collection[str], mat
         artifacts += [folder] if ARTIFACT in names else []
     descendants: list[Descendant] = []
 
-    def add(kind: str, place: Path, name: str, rows: int | None, why: str, advice: str) -> None:
-        descendants.append(Descendant(kind, str(place), name, rows, why, advice))
+    def add(kind: str, location: Path, name: str, rows: int | None, cause: str, advice: str) -> None:
+        descendants.append(Descendant(kind, str(location), name, rows, cause, advice))
 
     taught: set[str] = set()
     for folder, files in counts.items():
@@ -244,8 +244,8 @@ def made_of_requests(roots: Sequence[Path | str], requests: Collection[str], mat
         more = "; `tuneloop collect` writes it again without them" if collected else ""
         rm = f"rm {'-r ' * (review or collected)}"
         places = {folder: rows} if review or collected else {folder / name: n for name, n in files.items()}
-        for place, n in places.items():
-            add(kind, place, "", n, f"holds {n:,} of them", f"{rm}{quote(str(place))}{more}")
+        for directory, n in places.items():
+            add(kind, directory, "", n, f"holds {n:,} of them", f"{rm}{quote(str(directory))}{more}")
     learned = [folder for folder in runs if _value(folder / "run.json", "dataset") in taught]
     trained = {str(_value(folder / "run.json", "id")): folder for folder in learned}
     advice = "train again when the data set has forgotten them: weights can remember rows; then rm -r "
@@ -254,8 +254,8 @@ def made_of_requests(roots: Sequence[Path | str], requests: Collection[str], mat
     for folder in artifacts:
         run = _value(folder / ARTIFACT, "run")
         if isinstance(run, dict) and run.get("id") in trained:
-            why, advice = f"made of the run {run['id']}", "replace it by one of the new run"
-            add("artifact", folder, folder.name, None, why, advice)
+            reason, advice = f"made of the run {run['id']}", "replace it by one of the new run"
+            add("artifact", folder, folder.name, None, reason, advice)
     return descendants + registered(taught, trained)
 
 
@@ -282,15 +282,15 @@ def registered(datasets: Collection[str], runs: Collection[str]) -> list[Descend
             run = version.lineage.run
             if run in runs or version.lineage.dataset in datasets:
                 aliases = f" and is its {', '.join(version.aliases)}" if version.aliases else ""
-                why, place = f"made of the run {run}{aliases}", f"models:/{model.name}/{version.version}"
-                descendants.append(Descendant("registered version", place, version.version, None, why, advice))
+                reason, path = f"made of the run {run}{aliases}", f"models:/{model.name}/{version.version}"
+                descendants.append(Descendant("registered version", path, version.version, None, reason, advice))
     return descendants
 
 
 def rebuild(made: Sequence[Descendant], match: str, root: Path | str) -> dict[str, str]:
     """Remove a person's rows from data sets, looking for what was made of them below `root`; returns old -> new ids."""
     where, ids = _in_a_data_set(match), {}
-    for path in (each.path for each in made if each.kind == "data set"):
+    for path in (member.path for member in made if member.kind == "data set"):
         matcher = Matcher(where, False, pseudonyms_of(Matcher(where, False), personal_settings(path)))
         report = find_rows(path, matcher).report
         change = forget(path, matcher, runs_root=root, measure=measure_of(path, ""))
@@ -303,7 +303,7 @@ def rebuild(made: Sequence[Descendant], match: str, root: Path | str) -> dict[st
 def versions_of(before: SubjectRows, made: Sequence[Descendant]) -> list[Descendant]:
     """`registered` versions that have learned from rows of a data set: as it was before, and what was made from it."""
     taught = any(hit.file in ("train.jsonl", "val.jsonl") for hit in before.hits) or before.resumed
-    runs = {each.id for each in made if each.kind == "run" and each.rows is None}
+    runs = {member.id for member in made if member.kind == "run" and member.rows is None}
     return registered({before.manifest.id} if taught else (), runs)
 
 
@@ -313,11 +313,11 @@ def _folders(roots: Sequence[Path | str]) -> Iterator[tuple[Path, list[str]]]:
     for root in paths:
         if any(root != other and leads_into(root, [other]) for other in paths):
             continue
-        for place, folders, names in os.walk(root):
-            deep = len(Path(place).relative_to(root).parts) >= DEEPEST
+        for folder, folders, names in os.walk(root):
+            deep = len(Path(folder).relative_to(root).parts) >= DEEPEST
             apart = {n for n in folders if deep or n.startswith(".") or n in ("checkpoints", "node_modules")}
             folders[:] = sorted({*folders} - apart)
-            yield Path(place), names
+            yield Path(folder), names
 
 
 def _rows_of(path: Path, ids: Collection[bytes]) -> int:

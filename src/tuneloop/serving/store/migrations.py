@@ -22,7 +22,7 @@ REFUSALS = f"COALESCE(SUM(CASE WHEN finish = '{REFUSED}' THEN 1 ELSE 0 END), 0)"
 _SUMS_1 = {
     "requests": "COUNT(*)",
     "failed": f"(COUNT(error) - {REFUSALS})",
-    **{each: f"COALESCE(SUM({each}), 0)" for each in ("prompt_tokens", "completion_tokens", "seconds", "usd")},
+    **{column: f"COALESCE(SUM({column}), 0)" for column in ("prompt_tokens", "completion_tokens", "seconds", "usd")},
     "refused": REFUSALS,
 }
 _TOKENS = "COALESCE(prompt_tokens, 0) + COALESCE(completion_tokens, 0)"
@@ -37,8 +37,8 @@ _GROUP = "substr(time, 1, 10), model, COALESCE(key, ''), COALESCE(tier, '')"
 
 def _changes(sums: Mapping[str, str]) -> tuple[str, str, str]:
     """What requests add to the sums, what they take away, and how either changes the row of their group."""
-    more, less = (f"{_GROUP}, {', '.join(f'{sign}{each}' for each in sums.values())}" for sign in ("", "-"))
-    sets = ", ".join(f"{each} = costs.{each} + excluded.{each}" for each in sums)
+    more, less = (f"{_GROUP}, {', '.join(f'{sign}{column}' for column in sums.values())}" for sign in ("", "-"))
+    sets = ", ".join(f"{column} = costs.{column} + excluded.{column}" for column in sums)
     return more, less, f"(day, model, key, tier) DO UPDATE SET {sets}"
 
 
@@ -68,7 +68,9 @@ END $$;
 """
 
 
-_SUM_COLUMNS = ", ".join(f"{each} {'REAL' if each in ('seconds', 'usd') else 'INTEGER'} NOT NULL" for each in _SUMS_1)
+_SUM_COLUMNS = ", ".join(
+    f"{column} {'REAL' if column in ('seconds', 'usd') else 'INTEGER'} NOT NULL" for column in _SUMS_1
+)
 
 # `place` is the order in which requests and feedback were stored: a request's time is that at which it came. `number`
 # and `chain` are of `serving/store/store.py`; `store` is a name that this store alone has.
@@ -180,15 +182,15 @@ def bring_up_to_date(
         left = missing(steps, before, "this store", name)
         if left and before:
             if server := connection.served_by():
-                what = f"An older tuneloop ({server}) serves from this store, which this one would change"
-                raise UserError(what, where=name, next_step="stop that server, or start it again with this version")
+                message = f"An older tuneloop ({server}) serves from this store, which this one would change"
+                raise UserError(message, where=name, next_step="stop that server, or start it again with this version")
             copy = connection.back_up(before) if back_up else None
         elif left and connection.has_table():
             step = "name another folder, or move this file away"
             raise UserError("This file is another program's database", where=name, next_step=step)
-        for each in left:
-            each.apply(connection)
-            connection.note_version(each.version)
+        for migration in left:
+            migration.apply(connection)
+            connection.note_version(migration.version)
     if left and before:
         kept = f"; as it was: {copy}" if copy else ""
-        say(f"store     version {before} is now {latest(steps)} ({', '.join(each.title for each in left)}){kept}")
+        say(f"store     version {before} is now {latest(steps)} ({', '.join(entry.title for entry in left)}){kept}")

@@ -52,43 +52,43 @@ _Where = tuple[str, str, str, Iterable[Any]]  # since, until, and a condition wi
 _TEXTS = ("prompt", "tools", "completion")
 
 
-def store_url(place: Path | str) -> str:
+def store_url(location: Path | str) -> str:
     """The URL of a store's database: its place, or from the state of the folder's server; empty: it is a file."""
-    if is_database_url(place):
-        return str(place)
-    state, url = Path(place).expanduser() / ServerState.file, ""
+    if is_database_url(location):
+        return str(location)
+    state, url = Path(location).expanduser() / ServerState.file, ""
     if state.is_file():
         with contextlib.suppress(UserError):  # a damaged file says nothing
             url = read_record(ServerState, state).store_url
     return url if is_database_url(url) else ""
 
 
-def store_name(place: Path | str) -> str:
+def store_name(location: Path | str) -> str:
     """A store's place as it is shown: its file, or its URL without the password."""
-    url = store_url(place)
-    return without_password(url) if url else str(store_file(place))
+    url = store_url(location)
+    return without_password(url) if url else str(store_file(location))
 
 
-def store_folder(place: Path | str) -> Path:
+def store_folder(location: Path | str) -> Path:
     """The folder of the files next to a store: that of its server; `serve`, where it is named by a URL."""
-    return Path(FOLDER) if is_database_url(place) else store_file(place).parent
+    return Path(FOLDER) if is_database_url(location) else store_file(location).parent
 
 
-def store_file(place: Path | str) -> Path:
+def store_file(location: Path | str) -> Path:
     """The store's file, by its name or its server's folder; UserError: a URL that was made a path and lost a slash."""
-    path = Path(place).expanduser()
+    path = Path(location).expanduser()
     if path.parts and path.parts[0] in ("postgresql:", "postgres:"):
         raise UserError("This is the URL of a database, as the path of a file", next_step="give it as a text")
     return path if path.suffix == ".db" else path / FILE
 
 
-def is_store(place: Path | str) -> bool:
+def is_store(location: Path | str) -> bool:
     """Whether a place names a store: a database, or a file that is there."""
-    return bool(store_url(place)) or store_file(place).is_file()
+    return bool(store_url(location)) or store_file(location).is_file()
 
 
 def connect(
-    place: Path | str, *, create: bool = False, patience: float = PATIENCE, steps: StoreSteps = STEPS
+    location: Path | str, *, create: bool = False, patience: float = PATIENCE, steps: StoreSteps = STEPS
 ) -> Database:
     """Open a store, and bring one of an earlier version up to date; `create`: make it where there is none.
 
@@ -100,18 +100,18 @@ def connect(
         UserError: there is no store, it can't be reached, it is another program's or of a newer version, or a server
             of an older version is at work.
     """
-    url, name = store_url(place), store_name(place)
-    if not create and not is_store(place):
+    url, name = store_url(location), store_name(location)
+    if not create and not is_store(location):
         raise UserError("There is no store here", where=name, next_step="name the folder of `tuneloop serve`")
     if not url:
-        with user_errors_of_the_disk(store_file(place)):
-            if not store_file(place).parent.is_dir():
-                make_private(store_file(place).parent, ())
+        with user_errors_of_the_disk(store_file(location)):
+            if not store_file(location).parent.is_dir():
+                make_private(store_file(location).parent, ())
     try:
         if url:
             connection: Database = database.open_postgres(url, patience)
         else:
-            connection = database.open_sqlite(store_file(place), patience)
+            connection = database.open_sqlite(store_file(location), patience)
         try:
             bring_up_to_date(connection, name, steps, create=create or not url)
             connection.expected = latest(steps)
@@ -124,13 +124,13 @@ def connect(
 
 
 @contextlib.contextmanager
-def opened(place: Path | str, *, create: bool = False) -> Iterator[Database]:
+def opened(location: Path | str, *, create: bool = False) -> Iterator[Database]:
     """`connect` for a block; the store is closed at its end. UserError: also where the database fails within."""
-    connection = connect(place, create=create)
+    connection = connect(location, create=create)
     try:
         yield connection
     except DatabaseError as error:
-        raise _as_user_error(error, store_name(place), "used") from error
+        raise _as_user_error(error, store_name(location), "used") from error
     finally:
         connection.close()
 
@@ -185,7 +185,7 @@ def read_requests(
         texts: False: without prompts, tools and completions, which takes half the time.
     """
     copies = "" if shadow is None else f"shadow IS {'NOT ' if shadow else ''}NULL"
-    conditions = " AND ".join(f"({each})" for each in (copies, where) if each)
+    conditions = " AND ".join(f"({condition})" for condition in (copies, where) if condition)
     rows = _read(connection, StoredRequest, (since, until, conditions, values), () if texts else _TEXTS)
     return (StoredRequest(**{"prompt": [], **row}) for row in rows)
 
@@ -281,10 +281,10 @@ def had_conversation(connection: Database, key: str, conversation: str) -> bool:
     return connection.execute(query, [conversation, key]).fetchone() is not None
 
 
-def decision_log(place: Path | str) -> DecisionLog:
+def decision_log(location: Path | str) -> DecisionLog:
     """The log of decisions of a store, verified; UserError: there is no store."""
-    with opened(place) as store:
-        return verify_log(store, store_name(place))
+    with opened(location) as store:
+        return verify_log(store, store_name(location))
 
 
 @dataclass(frozen=True)
@@ -342,8 +342,8 @@ def refuse_rewritten(store: Database, name: str) -> None:
 
 
 def _head_file(name: str) -> Path:
-    place = without_password(name) if "://" in name else str(Path(name).resolve())
-    digest = hashlib.sha256(place.encode("utf-8", "surrogatepass")).hexdigest()
+    location = without_password(name) if "://" in name else str(Path(name).resolve())
+    digest = hashlib.sha256(location.encode("utf-8", "surrogatepass")).hexdigest()
     return Path(os.environ.get("TUNELOOP_LOG_HEADS") or cache_folder() / "decision-logs") / f"{digest[:24]}.json"
 
 

@@ -141,8 +141,8 @@ class StoreWriter:
             raise UserError("Nothing redacts what is logged", where="log.content: redacted")
         with user_errors_of_the_disk(self.folder):
             if wide := make_private(self.folder, OWN):
-                what = f"others could read {self.folder}: now it is yours alone ({wide:,} permissions changed)"
-                self._say(f"folder    {what}")
+                message = f"others could read {self.folder}: now it is yours alone ({wide:,} permissions changed)"
+                self._say(f"folder    {message}")
         self._connection = connect(self.store or self.place, create=True, patience=self.patience)
         self._connection.announce()
         self._ahead = WriteAhead(self.folder)
@@ -204,8 +204,8 @@ class StoreWriter:
         except TypeError:  # half a surrogate pair in a text
             return True
 
-    def _ready(self, each: _Waiting) -> Stored:
-        return each.record if each.clean else self._clean(each.record)
+    def _ready(self, waiting: _Waiting) -> Stored:
+        return waiting.record if waiting.clean else self._clean(waiting.record)
 
     def add_durably(self, record: Stored) -> Future[str]:
         """Write a record; the future is done once it is in the store or the spill file, and fails where it is in none.
@@ -276,9 +276,9 @@ class StoreWriter:
                 full = self._ahead.turn(always=settling is not None) if self._ahead is not None else None
             for i in range(0, len(items), MOST):
                 some = items[i : i + MOST]
-                for each in some:  # a search for personal data may take a tenth of a second
+                for waiting in some:  # a search for personal data may take a tenth of a second
                     with contextlib.suppress(Exception):  # what can't be read is met again, and buried, below
-                        each.record, each.clean = self._ready(each), True
+                        waiting.record, waiting.clean = self._ready(waiting), True
                     self._write_awaited()
                 self._put(some)
                 if self._held:
@@ -330,7 +330,7 @@ class StoreWriter:
         except Exception as error:
             if isinstance(error, DataRefusedError) or not isinstance(error, DatabaseError | OSError):
                 if len(items) > 1:  # one of them can't be written, which must cost neither the others nor this thread
-                    return max(self._write([each], spill) for each in items)
+                    return max(self._write([waiting], spill) for waiting in items)
                 self._bury(items[0], error)
                 self._settle(items, error)
                 return 0.0
@@ -338,23 +338,23 @@ class StoreWriter:
             fault = self._spill(items, str(error))
         self._settle(items, fault, spilled=spilled)
         if fault is not None:
-            waiting = [each for each in items if each.future is None]
+            waiting = [waiting for waiting in items if waiting.future is None]
             self.counts.losses += len(items) - len(waiting)  # those were not accepted
             self._queue.extendleft(reversed(waiting))
             self._held, retry = bool(waiting), time.monotonic() + AGAIN
         return retry
 
-    def _bury(self, what: _Waiting | Stored | str, why: object) -> None:
+    def _bury(self, lost: _Waiting | Stored | str, reason: object) -> None:
         """Put what no store takes, a record or a line that is none, among the dead letters, for a person to look at."""
-        letter: dict[str, Any] = {"time": utc_now(), "why": f"{why}"[:300]}
+        letter: dict[str, Any] = {"time": utc_now(), "why": f"{reason}"[:300]}
         try:
-            if isinstance(what, str):
-                line = json.dumps({**letter, "line": what})
+            if isinstance(lost, str):
+                line = json.dumps({**letter, "line": lost})
             else:
-                record = self._ready(what) if isinstance(what, _Waiting) else what
+                record = self._ready(lost) if isinstance(lost, _Waiting) else lost
                 line = json.dumps({**letter, "table": TABLES[type(record)], "record": parse_json(json_of(record))})
         except Exception:  # what can't be written as JSON at all
-            name = getattr(what.record if isinstance(what, _Waiting) else what, "id", None)
+            name = getattr(lost.record if isinstance(lost, _Waiting) else lost, "id", None)
             line = json.dumps({**letter, "id": name if isinstance(name, str) else None})
         try:
             self._append(DEAD, line.encode() + b"\n")
@@ -383,16 +383,16 @@ class StoreWriter:
 
     def _settle(self, items: Sequence[_Waiting], fault: Exception | None, *, spilled: bool = False) -> None:
         """Report what has become of records to those who wait for it."""
-        for each in items:
-            if each.future is None:
+        for waiting in items:
+            if waiting.future is None:
                 continue
             with contextlib.suppress(InvalidStateError):  # no one waits for it any more
                 if fault is None:
-                    each.future.set_result(each.record.id if spilled else self._stored_id(each.record))
+                    waiting.future.set_result(waiting.record.id if spilled else self._stored_id(waiting.record))
                 else:
                     refused = isinstance(fault, DataRefusedError)
-                    why = "the store can't hold this" if refused else "the store takes nothing at present"
-                    each.future.set_exception(OSError(f"{why}: {fault}"))
+                    reason = "the store can't hold this" if refused else "the store takes nothing at present"
+                    waiting.future.set_exception(OSError(f"{reason}: {fault}"))
 
     def _stored_id(self, record: Stored) -> str:
         """The id of the first record with this one's key; its own where it has none, or the store can't be queried."""
@@ -426,8 +426,8 @@ class StoreWriter:
             new = self.redact(rest)
             return record if new is rest and not before else replace(record, **new, **before)
         except Exception as error:  # a text that the search can't read must not be kept as it is, nor stop the thread
-            why = f"the search for personal data failed: {error!r:.200}"
-            self._say(f"a request's texts were left out of the log, {why}")
+            reason = f"the search for personal data failed: {error!r:.200}"
+            self._say(f"a request's texts were left out of the log, {reason}")
             return replace(record, prompt=[], completion=None, tools=[])
 
     def _clean_feedback(self, record: Feedback) -> Feedback:
@@ -455,25 +455,25 @@ class StoreWriter:
     def _spilled(self) -> bool:
         return self._spill_file.exists()
 
-    def _spill(self, items: Sequence[_Waiting], why: str) -> Exception | None:
+    def _spill(self, items: Sequence[_Waiting], reason: str) -> Exception | None:
         lines: list[bytes] = []
-        for each in items:
+        for waiting in items:
             try:
-                lines.append(line_of(self._ready(each)))
+                lines.append(line_of(self._ready(waiting)))
             except Exception as error:  # as one that is nested too deeply
-                self._bury(each, error)
-                self._settle([each], error)
+                self._bury(waiting, error)
+                self._settle([waiting], error)
         if not lines:
             return None
         if not self.counts.fault:
-            self._say(f"the store can't be written ({why}); records go to {self._spill_file} until it can")
-        self.counts.fault = why
+            self._say(f"the store can't be written ({reason}); records go to {self._spill_file} until it can")
+        self.counts.fault = reason
         try:
             self._append(SPILL, b"".join(lines))
         except OSError as error:
             if not self._full_disk:
-                what = f"requests wait in memory, and new ones are refused at {self.most_waiting:,}"
-                self._say(f"nor can {self._spill_file} ({error}); {what}")
+                message = f"requests wait in memory, and new ones are refused at {self.most_waiting:,}"
+                self._say(f"nor can {self._spill_file} ({error}); {message}")
             self._full_disk = True
             return error
         self._full_disk = False
@@ -490,10 +490,10 @@ class StoreWriter:
                 self._say(f"an earlier server was killed: {records}")
         except (DatabaseError, OSError) as error:
             refused = []  # they are spilled with the others
-            if self._spill([_Waiting(each, clean=True) for each in left], str(error)):
+            if self._spill([_Waiting(record, clean=True) for record in left], str(error)):
                 return
-        for what, why in [*refused, *bad]:
-            self._bury(what, why)
+        for rejected, reason in [*refused, *bad]:
+            self._bury(rejected, reason)
         self._ahead.clear(0)
         self._ahead.clear(1)
 
@@ -506,8 +506,8 @@ class StoreWriter:
             self._spill_file.unlink()
         except (DatabaseError, OSError):
             return
-        for what, why in [*refused, *bad]:
-            self._bury(what, why)
+        for rejected, reason in [*refused, *bad]:
+            self._bury(rejected, reason)
         came = len(records) - len(refused)
         self.counts.stored += came
         self._say(f"the store can be written again: {counted(came, 'record')} came from the spill file")
@@ -524,7 +524,7 @@ class StoreWriter:
             if isinstance(error, DatabaseError | OSError) and not isinstance(error, DataRefusedError):
                 raise
             if len(records) > 1:
-                return sum(self._insert_all([each], refused) for each in records)
+                return sum(self._insert_all([record], refused) for record in records)
             refused.append((records[0], error))
             return 0
 
@@ -542,10 +542,10 @@ def _hashed(value: Any) -> Any:
     if isinstance(value, str):
         return "sha256:" + hashlib.sha256(value.encode("utf-8", "replace")).hexdigest()
     if isinstance(value, list):
-        return [_hashed(each) for each in value]
+        return [_hashed(hashed_value) for hashed_value in value]
     if isinstance(value, dict):
         plain = ("role", "type", "id", "tool_call_id")
-        return {key: each if key in plain else _hashed(each) for key, each in value.items()}
+        return {key: hashed_value if key in plain else _hashed(hashed_value) for key, hashed_value in value.items()}
     return value
 
 
@@ -673,6 +673,6 @@ def read_spilled(path: Path) -> tuple[list[Stored], list[BadLine]]:
             if all(record.id in journals[journal] for journal in held):
                 records.append(record)
         except Exception as error:  # whatever is there must not keep a server from starting
-            why = error.what if isinstance(error, UserError) else f"no record: {error!r}"
-            bad.append((line.decode("utf-8", "backslashreplace"), why))
+            reason = error.what if isinstance(error, UserError) else f"no record: {error!r}"
+            bad.append((line.decode("utf-8", "backslashreplace"), reason))
     return records, bad

@@ -54,14 +54,14 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
 
 def _names(places: list[str]) -> list[str]:
     """The last part of each place, where that tells them apart."""
-    short = [place.rpartition("/")[2] for place in places]
+    short = [path.rpartition("/")[2] for path in places]
     return short if len(set(short)) == len(short) else places
 
 
 def live(request: Request, sources: Sources) -> dict[str, Any]:
     """The paired differences of each run with the first one, on the rows that all were evaluated on."""
     found = [sources.find("run", key) for key in dict.fromkeys(request.query_params.getlist("run"))]
-    lines = [line for each in found if (line := run_line(sources, each)).metrics]
+    lines = [line for match in found if (line := run_line(sources, match)).metrics]
     names = dict(zip([str(line.path) for line in lines], _names([line.place for line in lines]), strict=True))
 
     def compared(_: object) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def live(request: Request, sources: Sources) -> dict[str, Any]:
         first = sorted(comparisons, key=lambda pair: pair.metric != main)
         return {"pairs": [_line(pair, names) for pair in first], "problem": ""}
 
-    stamp = tuple((each.key, each.changed) for each in found)
+    stamp = tuple((match.key, match.changed) for match in found)
     return sources.index.facts("paired", found[0], stamp, compared)
 
 
@@ -83,9 +83,9 @@ def gate_command(sources: Sources, keys: list[str], suite: str) -> RunCommand:
     if file is None or len(keys) != 2:
         raise UserError("There is no such suite, or not two runs", where=suite[:80], next_step="load the page again")
     first, second = (sources.find("run", key).path for key in keys)
-    place = sources.index.folders[0].resolve()
-    paths = [os.path.relpath(path, place) for path in (second, first, file.resolve())]
-    return RunCommand(("gate", paths[0], "--against", paths[1], "--suite", paths[2]), place, second)
+    folder = sources.index.folders[0].resolve()
+    paths = [os.path.relpath(path, folder) for path in (second, first, file.resolve())]
+    return RunCommand(("gate", paths[0], "--against", paths[1], "--suite", paths[2]), folder, second)
 
 
 def act(request: Request, sources: Sources, form: dict[str, str]) -> str:

@@ -26,15 +26,15 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
     for line in run_lines(sources):
         used[line.dataset] = used.get(line.dataset, 0) + 1
     found = sources.all("dataset")
-    lines = [sources.index.facts("dataset", one, one.changed, _line) | {"key": one.key} for one in found[:MOST]]
+    lines = [sources.index.facts("dataset", entry, entry.changed, _line) | {"key": entry.key} for entry in found[:MOST]]
     page: dict[str, Any] = {"lines": lines, "used": used, "splits": SPLITS, "total": len(found), "diff": None}
     if not chosen:
         return page
     if len(chosen) != 2:
         raise UserError("Two data sets are compared", next_step="choose two in the list")
-    older, newer = sorted((sources.find("dataset", key) for key in chosen), key=lambda one: one.changed)
+    older, newer = sorted((sources.find("dataset", key) for key in chosen), key=lambda entry: entry.changed)
     stamp = (newer.key, older.changed, newer.changed)
-    changes = sources.index.facts("diff", older, stamp, lambda one: diff_datasets(one.path, newer.path))
+    changes = sources.index.facts("diff", older, stamp, lambda entry: diff_datasets(entry.path, newer.path))
     return page | {"diff": changes, "kinds": ("added", "removed", "changed", "moved"), "texts": sources.texts}
 
 

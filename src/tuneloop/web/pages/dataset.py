@@ -72,16 +72,18 @@ def act(request: Request, sources: Sources, form: dict[str, str]) -> str:
     if row is None:
         raise UserError("This row is not in the data set any more", where=form.get("id", "")[:80])
     if before := corrections(found).get(row["id"]):  # the page has no form for it then
-        what = f"{before.who or 'Someone'} has corrected this row meanwhile: {before.becomes[:200]}"
-        raise UserError(what, where=row["id"], next_step=f"change its line in {patch_of(found).name} if that is wrong")
+        message = f"{before.who or 'Someone'} has corrected this row meanwhile: {before.becomes[:200]}"
+        raise UserError(
+            message, where=row["id"], next_step=f"change its line in {patch_of(found).name} if that is wrong"
+        )
     becomes = form.get("becomes", "").strip()
     answer, meta = str(row["messages"][-1].get("content") or ""), row.get("meta") or {}
     if not becomes or becomes == answer:
         raise UserError("The correction is empty, or what the answer is already", next_step="go back and write it")
     if not isinstance(meta.get("source"), str) or not isinstance(meta.get("line"), int):
         raise UserError("It is not known which record this row was made of", where=row["id"])
-    place = {key: meta[key] for key in ("source", "line")}
-    line = PatchLine(**place, was=answer, becomes=becomes, id=row["id"], who=sources.who, time=utc_now())
+    origin = {key: meta[key] for key in ("source", "line")}
+    line = PatchLine(**origin, was=answer, becomes=becomes, id=row["id"], who=sources.who, time=utc_now())
     add_to_patch(sources.inside(patch_of(found)), [line])
     said = f"Written to {patch_of(found).name}; prepare with data.patch applies it"
     return sources.url("dataset", key=found.key, said=said, **{name: form.get(f"q_{name}", "") for name in NAMES})

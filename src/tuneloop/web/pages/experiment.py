@@ -61,8 +61,8 @@ def _state(shown: ShownStore, name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _reading(sources: Sources, shown: ShownStore, words: Sequence[str], stamp: object) -> CommandReading:
-    return reading(words, workplace(sources, shown.folder), stamp, wait=60.0 if sources.files is not None else 0.05)
+def _reading(sources: Sources, shown: ShownStore, arguments: Sequence[str], stamp: object) -> CommandReading:
+    return reading(arguments, workplace(sources, shown.folder), stamp, wait=60.0 if sources.files is not None else 0.05)
 
 
 def traffic_of(store: Database, state: ExperimentState) -> tuple[float, float]:
@@ -94,14 +94,17 @@ def act(request: Request, sources: Sources, form: dict[str, str]) -> str:
     state = find(read_experiments(shown.place), name, shown.name)
     if form.get("seen", "") != str(len(state.verdicts)) or state.ended:
         now = ENDS.get(state.ended, state.ended) if state.ended else state.verdicts[-1].outcome
-        what = f"{name} was decided upon meanwhile: {now}"
+        message = f"{name} was decided upon meanwhile: {now}"
         step = "go back, load the page again, and see whether you still want it"
-        raise UserError(what, where=shown.name, next_step=step)
-    words = ["ab", STEPS[step], name, "--store", shown.word]
+        raise UserError(message, where=shown.name, next_step=step)
+    arguments = ["ab", STEPS[step], name, "--store", shown.word]
     if STEPS[step] == "stop":
-        words += ["--why", " ".join(filter(None, (form.get("why", "").strip(), sources.who and f"({sources.who})")))]
-    _, record = run_words(words, workplace(sources, shown.folder))
-    line = command_line([store_name(shown.place) if word == shown.word else word for word in words])
+        arguments += [
+            "--why",
+            " ".join(filter(None, (form.get("why", "").strip(), sources.who and f"({sources.who})"))),
+        ]
+    _, record = run_words(arguments, workplace(sources, shown.folder))
+    line = command_line([store_name(shown.place) if word == shown.word else word for word in arguments])
     note_action(shown.place, sources, name, line)
     said = str(record.get("sentence") or f"{name}: the champion answers all users")
     return sources.url("experiment", name=name, store=shown.key, said=said[:300])

@@ -56,15 +56,15 @@ def needs(sources: Sources) -> list[Need]:
     """Experiments that ended in the last week, and those whose candidate the server can't serve."""
     wanted = []
     week = utc(clock() - 7 * 86_400)
-    for place in sources.stores:
+    for store in sources.stores:
         with suppress(UserError):
-            for name, state in read_experiments(place).items():
-                address = sources.url("experiment", name=name, store=store_key(place))
+            for name, state in read_experiments(store).items():
+                address = sources.url("experiment", name=name, store=store_key(store))
                 if state.ended in ENDS and state.verdicts and state.verdicts[-1].at >= week:
                     stopped = state.ended == "stopped"  # its last sentence is that it continues
                     wanted.append(Need(name, ENDS["stopped"] if stopped else state.verdicts[-1].sentence, address))
-                elif not state.ended and (why := left_out(place, name)):
-                    wanted.append(Need(f"{name}: the candidate is not served", why, address, "bad"))
+                elif not state.ended and (reason := left_out(store, name)):
+                    wanted.append(Need(f"{name}: the candidate is not served", reason, address, "bad"))
     return wanted
 
 
@@ -72,13 +72,13 @@ def act(request: Request, sources: Sources, form: dict[str, str]) -> str:
     """Start an experiment, as `tuneloop ab start` does: refused where another one with this model runs."""
     shown = shown_store(request, sources)
     name = required(form, "name", "The name")
-    words = ["ab", "start", name, "--store", shown.word]
+    arguments = ["ab", "start", name, "--store", shown.word]
     for key in SETTINGS:
         if value := form.get(key, "").strip():
-            words += [f"--{key.replace('_', '-')}", value]
+            arguments += [f"--{key.replace('_', '-')}", value]
     if not form.get("shadow"):
-        words.append("--no-shadow")
-    run_words(words, workplace(sources, shown.folder))
-    shown_words = [store_name(shown.place) if word == shown.word else word for word in words]
+        arguments.append("--no-shadow")
+    run_words(arguments, workplace(sources, shown.folder))
+    shown_words = [store_name(shown.place) if word == shown.word else word for word in arguments]
     note_action(shown.place, sources, name, command_line(shown_words))
     return sources.url("experiment", name=name, store=shown.key, said=f"{name} has begun")

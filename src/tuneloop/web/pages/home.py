@@ -70,7 +70,7 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
         chart = sources.index.facts("small", found, kept.offset, lambda _: draw())  # noqa: B023  # called at once
         running.append((line, progress_of(found, steps, kept), chart))
     return {
-        "servers": [production(sources, place) for place in sources.stores], "running": running,
+        "servers": [production(sources, store) for store in sources.stores], "running": running,
         "needs": needs(sources, lines) + quality.needs(sources) + experiments.needs(sources),
         "verdicts": [(line, score_picture(line, line.primary)) for line in lines if line.verdict][:LATEST],
         "runs": len(lines), "datasets": len(sources.all("dataset")), "stores": len(sources.stores),
@@ -88,17 +88,17 @@ def rate_in_words(rate: float) -> str:
     return f"{rate * 3600:.0f} an hour"
 
 
-def production(sources: Sources, place: str) -> Production:
+def production(sources: Sources, location: str) -> Production:
     """What a server serves, and what came in its last hour."""
     now = datetime.now(UTC)
-    facts: dict[str, Any] = {"name": masked(place_name(sources, place))}
+    facts: dict[str, Any] = {"name": masked(place_name(sources, location))}
     with contextlib.suppress(UserError, OSError):
-        state = read_record(ServerState, Path(store_folder(place)))
+        state = read_record(ServerState, Path(store_folder(location)))
         facts |= {"since": state.started[:16].replace("T", " "), "address": state.address}
-        facts["running"] = holder(store_folder(place)) is not None
+        facts["running"] = holder(store_folder(location)) is not None
         facts["models"] = [(w.clean(model.name), w.clean(model.release or model.source)) for model in state.models]
     try:
-        with opened(place) as store:
+        with opened(location) as store:
             since = utc((now - timedelta(hours=1)).timestamp())
             query = """SELECT ttft_ms, error IS NOT NULL, time FROM requests
                 WHERE time BETWEEN ? AND ? AND shadow IS NULL ORDER BY time DESC LIMIT ?"""
@@ -147,4 +147,4 @@ def _of_review(path: Path) -> list[Need]:
     review = load_review(path)
     (left, split), all_ = open_and_disputed(review), w.count(len(review.items), "answer")
     said = {f"{left:,} of {all_} open": left, f"reviewers differ about {split:,} of {all_}": split}
-    return [Need(f"review {path.name}", f"{words}: tuneloop review {path}") for words, count in said.items() if count]
+    return [Need(f"review {path.name}", f"{items}: tuneloop review {path}") for items, count in said.items() if count]

@@ -36,17 +36,17 @@ def places(sources: Sources) -> list[Path]:
 
 def show(request: Request, sources: Sources) -> dict[str, Any]:
     """What the page shows. The registry is read by a command: MLflow takes seconds, and much memory."""
-    there = {store_key(str(place)): place for place in places(sources)}
+    there = {store_key(str(directory)): directory for directory in places(sources)}
     key = request.query_params.get("registry") or next(iter(there))
     if key not in there:
         raise UserError("This registry is not there any more", where=key[:40], next_step="go to another page and back")
-    place = there[key]
-    files = place / REGISTRY_FILE, registry_file() or place / REGISTRY_FILE  # a server's changes are not seen
-    last = reading(WORDS, place, stamp_of(*files), wait=60.0 if sources.files is not None else 0.05)
+    folder = there[key]
+    files = folder / REGISTRY_FILE, registry_file() or folder / REGISTRY_FILE  # a server's changes are not seen
+    last = reading(WORDS, folder, stamp_of(*files), wait=60.0 if sources.files is not None else 0.05)
     models = [RegisteredModel.model_validate(value) for value in last.record.get("models", [])]
     served = _served(sources) if models else {}
     return {
-        "registries": {each: str(other) for each, other in there.items()} if len(there) > 1 else {}, "registry": key,
+        "registries": {name: str(other) for name, other in there.items()} if len(there) > 1 else {}, "registry": key,
         "uri": last.record.get("registry", ""), "fault": last.fault, "read": bool(last.record),
         "busy": "The registry is being read." if last.busy else "",
         "models": [_shown(model, served, sources) for model in models],
@@ -80,8 +80,8 @@ def _served(sources: Sources) -> dict[str, int]:
     """Release -> how many of the latest requests of each store it answered; a store that can't be read says nothing."""
     query = "SELECT release FROM requests WHERE shadow IS NULL ORDER BY time DESC LIMIT ?"
     counts: Counter[str] = Counter()
-    for place in sources.stores[:MOST_STORES]:
-        with suppress(UserError), opened(place) as store:
+    for location in sources.stores[:MOST_STORES]:
+        with suppress(UserError), opened(location) as store:
             counts.update(release for (release,) in store.execute(query, [LATEST]).fetchall() if release)
     return counts
 
@@ -134,22 +134,27 @@ def _origin(
 
 def act(request: Request, sources: Sources, form: dict[str, str]) -> str:
     """Promote a version, or go back to the one before, as `tuneloop models` does, with the same checks."""
-    there = {store_key(str(place)): place for place in places(sources)}
-    place = there.get(form.get("registry", ""))
+    there = {store_key(str(directory)): directory for directory in places(sources)}
+    folder = there.get(form.get("registry", ""))
     step, name = form.get("step", ""), required(form, "name", "The model")
-    if place is None or step not in STEPS:
+    if folder is None or step not in STEPS:
         raise UserError("There is no such registry or step", next_step="load the page again")
-    _, now = run_words([*WORDS, name], place)
+    _, now = run_words([*WORDS, name], folder)
     history = RegisteredModel.model_validate(now["models"][0]).history
     last = history[-1] if history else None
     if (last.id if last else "") != form.get("seen", ""):
-        what = f"{name} has no history any more"
+        message = f"{name} has no history any more"
         if last:
-            what = f"{last.who} has changed {name} meanwhile: {last.action} version {last.model_version}"
-        raise UserError(what, where=name, next_step="go back, load the page again, and see whether you still want it")
-    why = " ".join(filter(None, (form.get("why", "").strip(), sources.who and f"({sources.who}, on the page)")))
-    words = ["models", step, name, *([required(form, "version", "The version")] if step == "promote" else [])]
-    words += [*(["--why", why] if why else []), *(["--force", form["force"]] if form.get("force", "").strip() else [])]
-    _, record = run_words(words, place)
+            message = f"{last.who} has changed {name} meanwhile: {last.action} version {last.model_version}"
+        raise UserError(
+            message, where=name, next_step="go back, load the page again, and see whether you still want it"
+        )
+    arguments = " ".join(filter(None, (form.get("why", "").strip(), sources.who and f"({sources.who}, on the page)")))
+    sentence = ["models", step, name, *([required(form, "version", "The version")] if step == "promote" else [])]
+    sentence += [
+        *(["--why", arguments] if arguments else []),
+        *(["--force", form["force"]] if form.get("force", "").strip() else []),
+    ]
+    _, record = run_words(sentence, folder)
     champion = dict(record.get("aliases") or {}).get("champion", "")
     return sources.url("models", registry=form["registry"], said=f"{name}@champion is version {champion}")

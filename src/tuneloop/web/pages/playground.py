@@ -68,12 +68,12 @@ def _name(options: list[tuple[str, str]], who: str) -> str:
     return dict(options).get(who) or masked(who.removeprefix("url "))
 
 
-def _row(sources: Sources, place: str) -> dict[str, Any]:
+def _row(sources: Sources, reference: str) -> dict[str, Any]:
     """A row that is named by `DATASET:SPLIT:ID`."""
-    key, split, id_ = [*place.split(":"), "", ""][:3]
+    key, split, id_ = [*reference.split(":"), "", ""][:3]
     row = row_by_id(sources.find("dataset", key).path, split, id_) if split in ("train", "val", "test") else None
     if row is None:
-        raise UserError("There is no such row any more", where=place[:80])
+        raise UserError("There is no such row any more", where=reference[:80])
     return row
 
 
@@ -129,16 +129,16 @@ def _done(answer: dict[str, Any], usd: float | None) -> Iterator[tuple[str, str]
         return
     yield "answer", str(escape(w.clean(answer["text"])))
     seconds, tokens = answer["seconds"], answer["tokens"]
-    words = [f"{seconds:.2f} s"]
+    facts = [f"{seconds:.2f} s"]
     if answer["prompt_tokens"]:
-        words.append(f"{answer['prompt_tokens']:,} tokens read")
+        facts.append(f"{answer['prompt_tokens']:,} tokens read")
     if tokens and answer["label"] is None:
-        words.append(f"{tokens:,} written, {tokens / max(seconds, 1e-6):,.1f} tokens/s")
+        facts.append(f"{tokens:,} written, {tokens / max(seconds, 1e-6):,.1f} tokens/s")
     if usd is not None:
-        words.append(f"{usd_words(1000 * usd)} for a thousand like it")
+        facts.append(f"{usd_words(1000 * usd)} for a thousand like it")
     shares = answer["probabilities"] or {}
-    words += [f"{w.clean(label)} {100 * share:.1f} %" for label, share in shares.items()]
-    yield "facts", str(escape(" · ".join(words)))
+    facts += [f"{w.clean(label)} {100 * share:.1f} %" for label, share in shares.items()]
+    yield "facts", str(escape(" · ".join(facts)))
 
 
 async def stream(request: Request, sources: Sources) -> AsyncIterator[tuple[str, str]]:

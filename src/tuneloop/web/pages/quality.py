@@ -41,17 +41,20 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
         events = [*read_decisions(store, where=where, values=[model, *(since or ())])]
         silenced = ignored(store, model, max((event.time for event in events), default=""))
         read = [(event, report) for event in events if (report := _report(event)) is not None]
-        ids = [id_ for _, report in read[-SHOWN:] for one in report.detections if one.alarm for id_ in one.requests]
+        ids = [
+            id_ for _, report in read[-SHOWN:] for alarm in report.detections if alarm.alarm for id_ in alarm.requests
+        ]
         rows = read_requests(store, where=f"id IN ({', '.join('?' * len(ids))})", values=ids) if ids else ()
         thumbs = _thumbs(store)
-        questions = {one.id: line_of(FoundRequest(one, []), sources.texts)["question"] for one in rows}
+        questions = {row.id: line_of(FoundRequest(row, []), sources.texts)["question"] for row in rows}
     reports, windows = [report for _, report in read], [monitored_window(event.data) for event, _ in read]
     return {
         "store": shown, "models": sorted(numbers), "model": model, "number": numbers.get(model, 0),
-        "reports": reports[::-1][:SHOWN], "read": len(reports), "small": sum(not one.detections for one in reports),
-        "calm": sum(bool(one.detections) and not one.alarms for one in reports),
+        "reports": reports[::-1][:SHOWN], "read": len(reports),
+        "small": sum(not report.detections for report in reports),
+        "calm": sum(bool(report.detections) and not report.alarms for report in reports),
         "windows": chart_pair(windows_chart, windows) if windows else "",
-        "accuracy": chart_pair(accuracy_chart, [(one.until, one.quality) for one in reports if one.quality]),
+        "accuracy": chart_pair(accuracy_chart, [(r.until, r.quality) for r in reports if r.quality]),
         "thumbs": chart_pair(day_chart, thumbs, "share of thumbs that are up, by day") if thumbs else "",
         "ignored": silenced, "texts": sources.texts, "questions": questions,
     }  # fmt: skip
@@ -76,11 +79,11 @@ def needs(sources: Sources) -> list[Need]:
     """Alarms of the latest window of each model."""
     wanted = []
     query = "kind = ? AND number IN (SELECT MAX(number) FROM decisions WHERE kind = ? GROUP BY subject)"
-    for place in sources.stores:
-        with suppress(UserError), opened(place) as store:
+    for location in sources.stores:
+        with suppress(UserError), opened(location) as store:
             for event in read_decisions(store, where=query, values=[EVENT, EVENT]):
                 if alarms := event.data.get("alarms"):
-                    address = sources.url("quality", store=store_key(place), model=event.subject)
+                    address = sources.url("quality", store=store_key(location), model=event.subject)
                     title = f"{event.subject}: alarm of {', '.join(map(str, alarms))}"
                     wanted.append(Need(title, f"window to {str(event.data.get('until'))[:10]}", address, "bad"))
     return wanted
@@ -94,6 +97,6 @@ def act(request: Request, sources: Sources, form: dict[str, str]) -> str:
     if since_time(until) != until:
         raise UserError("This is a time before now", where="until", next_step="a day to come, as in 2026-12-31")
     ignore(shown.place, model, [detector], until, form.get("why", "").strip())
-    words = ["monitor", store_name(shown.place), "--ignore", detector, "--ignore-until", until, "--model", model]
-    note_action(shown.place, sources, model, command_line(words))
+    arguments = ["monitor", store_name(shown.place), "--ignore", detector, "--ignore-until", until, "--model", model]
+    note_action(shown.place, sources, model, command_line(arguments))
     return sources.url("quality", store=shown.key, model=model, said=f"{detector} raises no alarm until {until}")

@@ -36,22 +36,23 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
     """What the page shows."""
     shown = shown_store(request, sources)
     with opened(shown.place) as store:
-        one = _request(store, request.path_params["id"])
-        said = feedback_on(store, one)
-        others = _conversation(store, one)
-        copies = [*read_requests(store, where="shadow = ?", values=[one.id], shadow=True)] if one.arm else []
-    holds = {each.id for each in current(said)}
+        stored = _request(store, request.path_params["id"])
+        said = feedback_on(store, stored)
+        others = _conversation(store, stored)
+        copies = [*read_requests(store, where="shadow = ?", values=[stored.id], shadow=True)] if stored.arm else []
+    holds = {vote.id for vote in current(said)}
     texts = sources.texts
-    rendered = prompt_as_read(one, shown.state, sources) if request.query_params.get("read") and texts else ""
+    rendered = prompt_as_read(stored, shown.state, sources) if request.query_params.get("read") and texts else ""
     return {
-        "rendered": rendered, "others": [line_of(each, texts) for each in others],
-        "store": shown, "one": one, "turns": [_turn(turn) for turn in one.prompt] if texts else [],
-        "answer": answer_of(one) if texts else "", "calls": [*map(_json, calls_of(one))] if texts else [],
-        "tools": _json(one.tools) if one.tools and texts else "",
-        "kept": bool(one.prompt), "state": state_of(one.error, one.finish) or "answered", "facts": _facts(one),
-        "said": [_said(each, each.id in holds, texts) for each in reversed(said)], "seen": said[-1].id if said else "",
+        "rendered": rendered, "others": [line_of(related, texts) for related in others],
+        "store": shown, "one": stored, "turns": [_turn(turn) for turn in stored.prompt] if texts else [],
+        "answer": answer_of(stored) if texts else "", "calls": [*map(_json, calls_of(stored))] if texts else [],
+        "tools": _json(stored.tools) if stored.tools and texts else "",
+        "kept": bool(stored.prompt),
+        "state": state_of(stored.error, stored.finish) or "answered", "facts": _facts(stored),
+        "said": [_said(vote, vote.id in holds, texts) for vote in reversed(said)], "seen": said[-1].id if said else "",
         "copies": [line_of(FoundRequest(copy, []), texts) for copy in copies],
-        "labels": sorted(_labels(shown, one, sources)), "most": MOST_TEXT,
+        "labels": sorted(_labels(shown, stored, sources)), "most": MOST_TEXT,
         "suites": list(suites_of(sources)) if not sources.read_only else [],
     }  # fmt: skip
 
@@ -61,10 +62,10 @@ def act(request: Request, sources: Sources, form: dict[str, str]) -> str:
     shown = shown_store(request, sources)
     id_, kind = request.path_params["id"], form.get("kind", "")
     with opened(shown.place) as store:
-        one = _request(store, id_)
-        _refuse_later(feedback_on(store, one), form.get("seen", ""), sources.who)
+        stored = _request(store, id_)
+        _refuse_later(feedback_on(store, stored), form.get("seen", ""), sources.who)
     if kind == "suite":
-        word = _as_row(sources, one, form)
+        word = _as_row(sources, stored, form)
     else:
         value: Any = CHOICES[kind][1] if kind in CHOICES else required(form, "value", f"The {kind}")
         if kind not in CHOICES and kind not in TEXTS:
@@ -79,37 +80,37 @@ def act(request: Request, sources: Sources, form: dict[str, str]) -> str:
 
 def _refuse_later(said: list[Feedback], seen: str, who: str) -> None:
     """Say what another one said since the page was loaded, before it is overruled unseen."""
-    later = [each for each in said if each.id > seen and each.user != f"reviewer:{who or 'page'}"]
+    later = [vote for vote in said if vote.id > seen and vote.user != f"reviewer:{who or 'page'}"]
     if later:
         last = later[-1]
-        what = f"{(last.user or 'Someone').removeprefix('reviewer:')} has said something of this answer meanwhile"
+        message = f"{(last.user or 'Someone').removeprefix('reviewer:')} has said something of this answer meanwhile"
         step = "go back, load the page again, and send yours if it still holds"
-        raise UserError(what, where=words_of(last), next_step=step)
+        raise UserError(message, where=words_of(last), next_step=step)
 
 
 def _request(store: Database, id_: str) -> StoredRequest:
-    one = next(read_requests(store, where="id = ?", values=[id_], shadow=None), None)
-    if one is None:
+    stored = next(read_requests(store, where="id = ?", values=[id_], shadow=None), None)
+    if stored is None:
         raise UserError("There is no such request any more", where=id_[:80], next_step="it may have been erased")
-    return one
+    return stored
 
 
-def feedback_on(store: Database, one: StoredRequest) -> list[Feedback]:
+def feedback_on(store: Database, request: StoredRequest) -> list[Feedback]:
     """All that was said of a request or of its conversation, in order."""
-    where, values = "request = ?", [one.id]
-    if one.conversation:
-        where, values = f"{where} OR conversation = ?", [*values, one.conversation]
+    where, values = "request = ?", [request.id]
+    if request.conversation:
+        where, values = f"{where} OR conversation = ?", [*values, request.conversation]
     return [*read_feedback(store, where=where, values=values)]
 
 
-def _conversation(store: Database, one: StoredRequest) -> list[FoundRequest]:
-    if not one.conversation:
+def _conversation(store: Database, request: StoredRequest) -> list[FoundRequest]:
+    if not request.conversation:
         return []
     where = "conversation = ? AND COALESCE(key, '') = ? AND id != ?"
-    every = read_requests(store, where=where, values=[one.conversation, one.key or "", one.id])
+    every = read_requests(store, where=where, values=[request.conversation, request.key or "", request.id])
     rows = [*islice(every, MOST_TURNS)]
     said = said_of(store, rows)
-    return [FoundRequest(each, said.get(each.id, [])) for each in rows]
+    return [FoundRequest(row, said.get(row.id, [])) for row in rows]
 
 
 def _turn(turn: Mapping[str, Any]) -> tuple[str, str]:
@@ -123,54 +124,60 @@ def _json(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False)
 
 
-def _facts(one: StoredRequest) -> list[tuple[str, str]]:
-    route = one.route or {}
-    tokens = f"{one.prompt_tokens or 0:,} read, {one.completion_tokens or 0:,} written"
+def _facts(request: StoredRequest) -> list[tuple[str, str]]:
+    route = request.route or {}
+    tokens = f"{request.prompt_tokens or 0:,} read, {request.completion_tokens or 0:,} written"
     facts = [
-        ("model", one.model), ("release", one.release or ""), ("weights", (one.adapter or "base")[:16]),
-        ("first token", "" if one.ttft_ms is None else f"{one.ttft_ms:,.0f} ms"),
-        ("whole answer", "" if one.total_ms is None else f"{one.total_ms:,.0f} ms"), ("ended", one.finish or ""),
-        ("tokens", tokens), ("price", "" if one.usd is None else usd_words(one.usd)),
-        ("engine", "" if one.seconds is None else f"{one.seconds:.3g} s"), ("tier", one.tier or ""),
-        ("key", one.key or ""), ("user", one.user or ""), ("conversation", one.conversation or ""),
-        ("arm", "" if one.arm is None else f"{one.arm}, {one.propensity or 0:.0%} meet the candidate"),
-        ("fallback", one.fallback or ""), ("copy of", one.shadow or ""),
+        ("model", request.model), ("release", request.release or ""), ("weights", (request.adapter or "base")[:16]),
+        ("first token", "" if request.ttft_ms is None else f"{request.ttft_ms:,.0f} ms"),
+        ("whole answer", "" if request.total_ms is None else f"{request.total_ms:,.0f} ms"),
+        ("ended", request.finish or ""),
+        ("tokens", tokens), ("price", "" if request.usd is None else usd_words(request.usd)),
+        ("engine", "" if request.seconds is None else f"{request.seconds:.3g} s"), ("tier", request.tier or ""),
+        ("key", request.key or ""), ("user", request.user or ""), ("conversation", request.conversation or ""),
+        ("arm", "" if request.arm is None else f"{request.arm}, {request.propensity or 0:.0%} meet the candidate"),
+        ("fallback", request.fallback or ""), ("copy of", request.shadow or ""),
         ("router", f"{route.get('model', '')}: {route.get('why', '')}" if route else ""),
-        ("training", "must not be trained on" if one.train == "no" else ""), ("error", one.error or ""), ("id", one.id),
+        ("training", "must not be trained on" if request.train == "no" else ""), ("error", request.error or ""),
+        ("id", request.id),
     ]  # fmt: skip
     return [(name, value) for name, value in facts if value]
 
 
-def _said(one: Feedback, holds: bool, texts: bool) -> dict[str, Any]:
-    value = one.value if isinstance(one.value, str) and one.kind != "thumbs" and texts else ""
-    who = (one.user or "").removeprefix("reviewer:")
-    return {"words": words_of(one), "value": value, "who": who, "source": one.source or "", "holds": holds,
-            "time": one.time[:16].replace("T", " "), "about": "conversation" if one.conversation else ""}  # fmt: skip
+def _said(feedback: Feedback, holds: bool, texts: bool) -> dict[str, Any]:
+    value = feedback.value if isinstance(feedback.value, str) and feedback.kind != "thumbs" and texts else ""
+    who = (feedback.user or "").removeprefix("reviewer:")
+    return {
+        "words": words_of(feedback), "value": value, "who": who, "source": feedback.source or "", "holds": holds,
+        "time": feedback.time[:16].replace("T", " "), "about": "conversation" if feedback.conversation else "",
+    }  # fmt: skip
 
 
-def _labels(shown: ShownStore, one: StoredRequest, sources: Sources) -> set[str]:
+def _labels(shown: ShownStore, request: StoredRequest, sources: Sources) -> set[str]:
     """Labels that the model chooses from, where its weights are here and name them."""
     with suppress(OSError, ValueError, UserError):
-        folder = Path(weights_of(one, shown.state, sources))
-        place = folder / "adapter" if (folder / "adapter").is_dir() else folder
-        task = read_json_object(place / "tuneloop.json", below=place).get("task") or {}
+        folder = Path(weights_of(request, shown.state, sources))
+        path = folder / "adapter" if (folder / "adapter").is_dir() else folder
+        task = read_json_object(path / "tuneloop.json", below=path).get("task") or {}
         return set(map(str, task.get("labels") or []))
     return set()
 
 
-def _as_row(sources: Sources, one: StoredRequest, form: Mapping[str, str]) -> str:
+def _as_row(sources: Sources, request: StoredRequest, form: Mapping[str, str]) -> str:
     suites = suites_of(sources)
     name = form.get("suite", "")
     if name not in suites:
         raise UserError("This suite is not there any more", where=name[:80], next_step="choose another one")
-    roles = [turn.get("role") for turn in one.prompt]
+    roles = [turn.get("role") for turn in request.prompt]
     if roles not in (["user"], ["system", "user"]):
-        what = "A row of a suite is one question, with a system prompt or without"
-        raise UserError(what, where=f"this conversation has {len(roles)} turns", next_step="choose its first request")
-    texts = [plain_text(turn) for turn in one.prompt]
+        message = "A row of a suite is one question, with a system prompt or without"
+        raise UserError(
+            message, where=f"this conversation has {len(roles)} turns", next_step="choose its first request"
+        )
+    texts = [plain_text(turn) for turn in request.prompt]
     how = form.get("how", "equals")
     if how not in ("equals", "contains", "lacks"):
         raise UserError("No such condition", where=how[:40], next_step="equals, contains or lacks")
-    row = {"prompt": texts[-1], "system": texts[0] if len(texts) > 1 else "", "request": one.id,
+    row = {"prompt": texts[-1], "system": texts[0] if len(texts) > 1 else "", "request": request.id,
            how: required(form, "value", "What must hold")}  # fmt: skip
     return f"Added to {name}" if add_to_suite(suites[name], row) else f"{name} has this row already"

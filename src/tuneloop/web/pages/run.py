@@ -38,7 +38,7 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
     page = report_of(sources, found) | live(request, sources)
     if page["line"].state != "finished":
         page |= {"training": {}, "numbers": [], "state": ""}
-        page["sections"] = [each for each in page["sections"] if each[0] != "training"]
+        page["sections"] = [section for section in page["sections"] if section[0] != "training"]
     elif page["training"]:
         page["training"] = page["training"] | charts_of(curves(sources, found), asked_steps(request.query_params))
     page["commands"], page["clone"] = _commands(sources, found, page["line"].state), f"{found.path.name}-2"
@@ -67,7 +67,7 @@ def report_of(sources: Sources, found: Found) -> dict[str, Any]:
     page = dict(sources.index.facts("report", found, stamp, read))
     if not sources.texts:
         page |= {"samples": {}, "config": "", "settings": []}
-        page["sections"] = [each for each in page["sections"] if each[0] not in ("samples", "settings")]
+        page["sections"] = [section for section in page["sections"] if section[0] not in ("samples", "settings")]
     return page
 
 
@@ -95,7 +95,7 @@ def live(request: Request, sources: Sources) -> dict[str, Any]:
 def charts_of(kept: Curves, part: tuple[float, float]) -> dict[str, Any]:
     """The curves of a part of the steps, with values for a pointer."""
     steps, validations = kept.between(*part)
-    draw, small = (partial(one, values=True, first=part[0]) for one in (loss_chart, step_chart))
+    draw, small = (partial(chart, values=True, first=part[0]) for chart in (loss_chart, step_chart))
     return {
         "chart": chart_pair(draw, steps, validations, kept.findings),
         "trio": [(title, chart) for key, title in SMALL if (chart := small(steps, key, title))],
@@ -124,11 +124,11 @@ def developing(found: Found) -> list[dict[str, Any]]:
             with suppress(ValueError, KeyError, TypeError, AttributeError):  # a line that is half written
                 value = fast_json(line)
                 for at, row in enumerate(value["rows"]):
-                    one = rows.setdefault(at, {"answers": {}})
-                    one |= {name: w.clean(row[name]) for name in ("prompt", "reference")}
-                    one["answers"][value["step"]] = w.clean(row["answer"])
-    for one in rows.values():
-        one["answers"] = sorted(one["answers"].items())[-ANSWERS_SHOWN:]
+                    moment = rows.setdefault(at, {"answers": {}})
+                    moment |= {name: w.clean(row[name]) for name in ("prompt", "reference")}
+                    moment["answers"][value["step"]] = w.clean(row["answer"])
+    for moment in rows.values():
+        moment["answers"] = sorted(moment["answers"].items())[-ANSWERS_SHOWN:]
     return [*rows.values()]
 
 

@@ -45,21 +45,21 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
     lines = [*there, *(line for line in lines if value(line) is None)]
     groups = query.get("group", "dataset") == "dataset"
     if groups:  # the group with the first line first
-        order = {name: place for place, name in enumerate(dict.fromkeys(line.dataset for line in lines))}
+        order = {name: number for number, name in enumerate(dict.fromkeys(line.dataset for line in lines))}
         lines.sort(key=lambda line: order[line.dataset])
     size = ON_A_PAGE if sources.files is None else max(len(lines), 1)
     number = max(1, math.ceil(len(lines) / size))
     at = min(max(asked_number(query.get("page", "")) or 1, 1), number)
     part = lines[int(at - 1) * size : int(at) * size]
     chosen = {name: value for name, value in query.items() if value and name in FILTERS}
-    rest = {name: {key: one for key, one in query.items() if key not in (name, "page")} for name in chosen}
+    rest = {name: {key: parameter for key, parameter in query.items() if key not in (name, "page")} for name in chosen}
     return {
         "groups": [(name, list(of)) for name, of in groupby(part, lambda line: line.dataset if groups else "")],
         "total": len(every), "matching": len(lines), "at": int(at), "pages": number, "sort": by, "down": down,
         "metric": metric, "score": lambda line: score_picture(line, metric or line.primary),
         "curve": partial(loss_picture, sources), "titles": TITLES,
         "chips": {name: (value, rest[name]) for name, value in chosen.items()},
-        "choices": {name: sorted({one for line in every for one in _words(line, name)} - {""}) for name in EXACT},
+        "choices": {name: sorted({part for line in every for part in _words(line, name)} - {""}) for name in EXACT},
         "metrics": sorted({name for line in every for name in line.metrics}),
     }  # fmt: skip
 
@@ -67,7 +67,7 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
 def filtered(lines: Sequence[RunLine], query: Mapping[str, str]) -> list[RunLine]:
     """Runs that a query asks for: `text`, those of `EXACT`, `metric` from `least` to `most`, and days `since` and
     `until`. Raises UserError: a number or a day that is none."""
-    words = query.get("text", "").casefold().split()
+    terms = query.get("text", "").casefold().split()
     exact = [(name, query[name]) for name in EXACT if query.get(name)]
     least, most = (asked_number(query.get(name, "")) for name in ("least", "most"))
     low, high = -math.inf if least is None else least, math.inf if most is None else most
@@ -82,8 +82,9 @@ def filtered(lines: Sequence[RunLine], query: Mapping[str, str]) -> list[RunLine
         value = _value(line, metric)
         if (low, high) != (-math.inf, math.inf) and (value is None or not low <= value <= high):
             return False
-        text = f"{line.place} {line.verdict} {' '.join(one for name in EXACT for one in _words(line, name))}".casefold()
-        return all(word in text for word in words)
+        values = [word for name in EXACT for word in _words(line, name)]
+        text = " ".join([line.place, line.verdict, *values]).casefold()
+        return all(word in text for word in terms)
 
     return [line for line in lines if fits(line)]
 

@@ -35,12 +35,14 @@ def show(request: Request, sources: Sources) -> dict[str, Any]:
     bars = [_bar(sources, shown.key, *day) for day in sums]
     legend = "requests by day" + (", failed ones in red" if any(bar.failed for bar in bars) else "")
     return {
-        "store": shown, "filter": wanted, "rows": [line_of(one, sources.texts) for one in page.rows],
+        "store": shown, "filter": wanted, "rows": [line_of(row, sources.texts) for row in page.rows],
         "after": page.cursor, "back_to": page.back_to[:19].replace("T", " "), "states": ERRORS, "kinds": FEEDBACK,
         "choices": lists, "days": chart_pair(day_chart, bars, legend) if len(bars) > 1 else "",
         "times": chart_pair(latency_chart, times),
         "newest": page.rows[0].request.time if page.rows else "",
-        "chips": {one: {name: value for name, value in wanted.values.items() if name != one} for one in wanted.values},
+        "chips": {
+            chip: {name: value for name, value in wanted.values.items() if name != chip} for chip in wanted.values
+        },
         "total": sum(number for _, number, _ in sums), "first": not request.query_params.get("after"),
     }  # fmt: skip
 
@@ -88,20 +90,21 @@ def by_day(store: Database, since: str = "") -> list[tuple[str, int, float, int]
 
 def line_of(found: FoundRequest, texts: bool) -> dict[str, Any]:
     """A request as the list shows it."""
-    one = found.request
-    last = next((turn for turn in reversed(one.prompt) if turn.get("role") == "user"), None)
+    request = found.request
+    last = next((turn for turn in reversed(request.prompt) if turn.get("role") == "user"), None)
+    answer = answer_of(request) or ", ".join(f"{c.get('name')}(…)" for c in calls_of(request))
     return {
-        "id": one.id, "time": one.time[:19].replace("T", " "), "model": one.model, "key": one.key or "",
+        "id": request.id, "time": request.time[:19].replace("T", " "), "model": request.model, "key": request.key or "",
         "question": _short(plain_text(last)) if texts and last else "",
-        "answer": _short(answer_of(one) or ", ".join(f"{c.get('name')}(…)" for c in calls_of(one))) if texts else "",
-        "milliseconds": one.total_ms, "state": state_of(one.error, one.finish), "arm": one.arm or "",
-        "liked": found.liked, "feedback": ", ".join(dict.fromkeys(words_of(each) for each in found.feedback)),
+        "answer": _short(answer) if texts else "",
+        "milliseconds": request.total_ms, "state": state_of(request.error, request.finish), "arm": request.arm or "",
+        "liked": found.liked, "feedback": ", ".join(dict.fromkeys(words_of(piece) for piece in found.feedback)),
     }  # fmt: skip
 
 
-def calls_of(one: StoredRequest) -> list[Any]:
+def calls_of(request: StoredRequest) -> list[Any]:
     """Functions that an answer calls."""
-    calls = one.completion.get("tool_calls") if isinstance(one.completion, Mapping) else None
+    calls = request.completion.get("tool_calls") if isinstance(request.completion, Mapping) else None
     return [call.get("function", call) for call in calls or []]
 
 
@@ -112,11 +115,11 @@ def state_of(error: str | None, finish: str | None) -> str:
     return "failed" if error is not None else "cut off" if finish == "length" else ""
 
 
-def words_of(one: Feedback) -> str:
+def words_of(feedback: Feedback) -> str:
     """Feedback in one or two words."""
-    if one.kind == "thumbs":
-        return "thumb up" if one.value else "thumb down"
-    return f"{one.kind} {one.value:g}" if isinstance(one.value, float | int) else one.kind
+    if feedback.kind == "thumbs":
+        return "thumb up" if feedback.value else "thumb down"
+    return f"{feedback.kind} {feedback.value:g}" if isinstance(feedback.value, float | int) else feedback.kind
 
 
 def plain_text(turn: Message | Any) -> str:

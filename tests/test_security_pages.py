@@ -18,7 +18,7 @@ NAMED = sorted(
 )
 
 
-@pytest.mark.parametrize(("file", "words"), NAMED)
+@pytest.mark.parametrize(("file", "text"), NAMED)
 def test_a_test_that_a_security_page_names_is_there(file: str, text: str) -> None:
     source = (ROOT / file).read_text(encoding="utf-8")
     names = re.findall(r"^(?:async )?def (test_\w+)", source, re.MULTILINE)

@@ -14,7 +14,7 @@ def test_no_word_of_the_list_is_used() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "sentence"),
     [
         ("the run goes on", ["goes on"]),
         ("a stand-in for\nNobody", ["Nobody"]),

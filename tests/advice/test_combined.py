@@ -59,7 +59,7 @@ ROUTER = RouterRecord(
 
 
 @pytest.mark.parametrize(
-    ("record", "rule", "words"),
+    ("record", "rule", "text"),
     [
         (distillation(0.005), "distilled-and-better", "89% [85%, 93%] of it kept), at 50% of the teacher's time"),
         (distillation(-0.01), "distilled-and-no-better", "tune the small model on the rows alone"),

@@ -100,7 +100,7 @@ def test_the_rule_that_decides(facts: dict[str, Any], rule: str, answer: str, me
 
 
 @pytest.mark.parametrize(
-    ("model", "rule", "words"),
+    ("model", "rule", "text"),
     [
         ("llama-3.2-1b", "lora", "LoRA on all linear layers: as good"),
         ("qwen3-30b-a3b", "lora-of-a-mixture", "LoRA on attention: the 128 experts of each layer stay as they are"),

@@ -53,7 +53,7 @@ def test_every_command_has_an_answer_in_the_table_and_no_other_has() -> None:
     assert {*NAMES} == {*ANSWERS, *SAME}
 
 
-@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("text", COMMANDS, ids=" ".join)
 def test_every_command_takes_json(text: tuple[str, ...]) -> None:
     options = {option for parameter in COMMANDS[text].params for option in parameter.opts}
     assert {"--json", "--quiet", "--debug"} <= options
@@ -98,7 +98,7 @@ class NoTerminal(io.TextIOWrapper):
     read = readline
 
 
-@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("text", COMMANDS, ids=" ".join)
 def test_bad_input_is_one_error_object_and_no_question(
     text: tuple[str, ...], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,7 +114,7 @@ def test_bad_input_is_one_error_object_and_no_question(
 
 
 @pytest.mark.parametrize(
-    "words",
+    "text",
     [
         ["advise"],
         ["plan"],
@@ -159,7 +159,7 @@ def _asking(tree: ast.AST, name: str = "") -> Iterator[str]:
         yield from _asking(node, f"{name}.{node.name}".lstrip(".") if inner else name)  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("text", COMMANDS, ids=" ".join)
 def test_help_names_only_exit_statuses_of_the_table(text: tuple[str, ...]) -> None:
     help = COMMANDS[text].help or ""
     for part in re.findall(r"Exit\s+status\s+(.*)", help, re.DOTALL):

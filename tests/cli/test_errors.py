@@ -85,7 +85,7 @@ def check_nothing_half_written(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("template", "why"),
+    ("template", "reason"),
     [("{{ messages.__class__.__mro__ }}", "unsafe"), ("{% for i in range(10000000) %}x{% endfor %}", "above 1,000,000"),
      ("{% for m in messages %}", "endfor")],
 )  # fmt: skip
@@ -288,7 +288,7 @@ def test_init_never_overwrites(fails: Fails, here: Path) -> None:
 # --- the disk ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("place", ["file/inside", "/proc/nothing/run", "/dev/null/run"])
+@pytest.mark.parametrize("path", ["file/inside", "/proc/nothing/run", "/dev/null/run"])
 def test_output_that_cannot_be_written(fails: Fails, here: Path, path: str, tiny_llama: Path) -> None:
     (here / "file").write_text("x")
     settings = ("good.jsonl", f"model={tiny_llama}", "track.report_to=none")
@@ -373,7 +373,7 @@ def test_debug_shows_the_traceback(here: Path, capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize(
-    ("error", "status", "words"),
+    ("error", "status", "text"),
     [
         (KeyboardInterrupt(), 130, "the same command does the rest"),
         (MemoryError(), 2, "train.micro_batch_tokens"),

@@ -85,7 +85,7 @@ def test_rows_of_the_validation_split_are_not_called_test_rows(uneven: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("run", "words"),
+    ("run", "text"),
     [
         ({"steps": 5, "rows_seen": 16, "rows": 1000, "seen": "1.6 % of the rows"}, "it was trained for 5 steps only and saw 1.6 % of the rows"),
         ({"steps": 200, "rows_seen": 16, "rows": 1000, "seen": "1.6 % of the rows"}, "it saw 1.6 % of the rows"),

@@ -101,7 +101,7 @@ def test_general_rows_mixed_into_a_data_set_take_their_time(tmp_path: Path, cli_
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "text"),
     [
         ([], ["model"]),
         (["--model", "llama-3.1-9b"], ["llama-3.1-8b"]),

@@ -123,7 +123,7 @@ def test_memory_that_is_used_is_counted_and_comes_back(gpu: Gpu) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", ["CUDA out of memory.", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`",
+    "text", ["CUDA out of memory.", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`",
               "cuDNN error: CUDNN_STATUS_ALLOC_FAILED", "DefaultCPUAllocator: can't allocate memory"],
 )  # fmt: skip
 def test_memory_that_ran_out_is_known_in_all_its_words(text: str) -> None:

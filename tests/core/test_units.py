@@ -7,7 +7,7 @@ import pytest
 from tuneloop.core.units import counted, exactly, hours_expected, span_words, verb
 
 
-@pytest.mark.parametrize(("number", "words"), [(0, "0 steps"), (1, "1 step"), (2, "2 steps"), (1234, "1,234 steps")])
+@pytest.mark.parametrize(("number", "text"), [(0, "0 steps"), (1, "1 step"), (2, "2 steps"), (1234, "1,234 steps")])
 def test_one_thing_is_no_several(number: int, text: str) -> None:
     assert counted(number, "step") == text
 

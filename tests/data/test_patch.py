@@ -53,7 +53,7 @@ def test_another_patch_is_another_data_set_and_none_is_the_one_of_before(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("text", "what"),
+    ("text", "message"),
     [('{"source": "s", "line": 1, "was": "a", "becomes": " "}', "empty"), ('{"source": "s"}', "line"), ("{", "JSON")],
 )
 def test_a_patch_that_is_damaged_is_refused(tmp_path: Path, text: str, message: str) -> None:

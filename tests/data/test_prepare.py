@@ -349,7 +349,7 @@ def test_copies_and_blank_lines_are_no_fault(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("records", "what"),
+    ("records", "message"),
     [
         (["{x}", "["], "No valid rows in 2 records"),
         ([{"text": "a", "label": ""}], "No valid rows in 1 record"),
@@ -639,7 +639,7 @@ def test_long_rows_are_cut_on_request_and_the_cut_is_reported(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("keep", "stays", "why"),
+    ("keep", "stays", "reason"),
     [
         ("first", 1, "it came first"),
         ("longest", 3, "it is longer"),

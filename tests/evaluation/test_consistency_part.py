@@ -63,7 +63,8 @@ def test_a_sample_is_asked_its_time_said_before_and_every_answer_kept(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("given", "asks", "why"), [(rows(4), refused, "prompts are too long"), (rows(4, "def f{}(x):"), asked, "programs")]
+    ("given", "asks", "reason"),
+    [(rows(4), refused, "prompts are too long"), (rows(4, "def f{}(x):"), asked, "programs")],
 )
 def test_what_stands_in_its_way_is_told_and_costs_nothing_else(
     tmp_path: Path, given: list[Row], asks: Any, reason: str

@@ -174,7 +174,7 @@ def test_those_who_only_write_say_that_they_cannot_score() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "words"),
+    ("name", "text"),
     [("runs/nothing/here", "nothing"), ("http://localhost:1", "name of a model"), ("FOLDER/supprt", "did you mean")],
 )
 def test_what_is_not_there_is_told_in_a_sentence(name: str, text: str, tmp_path: Path) -> None:

@@ -173,7 +173,7 @@ def test_a_file_whose_size_differs_is_named(service: Service) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", by_day(["content", "chatcmpl-4/messages"], ["chatcmpl-4/messages"]))
+@pytest.mark.parametrize("folder", by_day(["content", "chatcmpl-4/messages"], ["chatcmpl-4/messages"]))
 def test_a_killed_copy_continues_to_the_same_files(service: Service, folder: str, tmp_path: Path) -> None:
     service.most, reached, over = 3, threading.Event(), threading.Event()
 
@@ -197,7 +197,7 @@ def test_a_killed_copy_continues_to_the_same_files(service: Service, folder: str
 
 
 @pytest.mark.parametrize(
-    ("faults", "words"),
+    ("faults", "text"),
     [
         ({"fine_tuning/jobs": [(403, {}, "Missing scopes: api.fine_tuning.jobs.read")]}, "right to read"),
         ({"fine_tuning/jobs": [(404, {}, "no such page")]}, "--base-url"),

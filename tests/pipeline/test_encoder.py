@@ -329,7 +329,7 @@ def test_one_label_alone_is_refused_in_a_sentence(tmp_path: Path, capsys: pytest
 
 
 @pytest.mark.parametrize(
-    ("command", "words"),
+    ("command", "text"),
     [
         (["evaluate", "minilm", "--data", "rows.jsonl"], "train a head"),
         (["plan", "rows.jsonl", "model=minilm"], "is an encoder"),

@@ -10,7 +10,7 @@ from tuneloop.pipeline.plan import plan_line
 
 
 @pytest.mark.parametrize(
-    ("rows", "words"),
+    ("rows", "text"),
     [
         (0, "72 steps, which see all rows 3 times: 3.0 minutes (2.4 to 3.6)"),
         (25, "72 steps, which see all rows 3 times, and 7 validations of 25 rows: 3.0 minutes (2.4 to 3.6)"),

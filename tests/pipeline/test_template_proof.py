@@ -59,7 +59,7 @@ def test_a_sound_template_has_no_finding_and_shows_what_is_trained(make: Make) -
 
 
 @pytest.mark.parametrize(
-    ("change", "conversations", "name", "level", "blocks", "words"),
+    ("change", "conversations", "name", "level", "blocks", "text"),
     [
         ((" + '<|im_end|>'", ""), [TURNS], "renders", "error", True, "does not end the assistant's turn"),
         (("{%- for", "{{- bos_token + bos_token }}{%- for"), [TURNS], "bos", "error", True, "twice"),

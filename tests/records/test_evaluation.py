@@ -10,7 +10,7 @@ from tuneloop.records.evaluation import split_place
 
 
 @pytest.mark.parametrize(
-    ("place", "folder", "name"),
+    ("path", "folder", "name"),
     [
         ("run", "run", ""), ("run/eval.json", "run", ""), ("run:few-shot", "run", "few-shot"),
         ("run/eval.json:few-shot", "run", "few-shot"), ("a:b", "a:b", ""), ("a:b:llama3:8b", "a:b", "llama3:8b"),

@@ -52,7 +52,7 @@ def test_an_artifact_is_intact_wherever_it_lies(artifact: Path) -> None:
     assert read_intact(Path("elsewhere")).id == artifact.name
 
 
-@pytest.mark.parametrize("what", ["changed", "missing", "added"])
+@pytest.mark.parametrize("message", ["changed", "missing", "added"])
 def test_what_became_of_the_files_is_named(message: str, artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights, name = artifact / "adapter_model.safetensors", "adapter_model.safetensors"
     if message == "changed":

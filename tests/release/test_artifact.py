@@ -174,7 +174,7 @@ def test_what_a_killed_export_left_is_no_artifact_and_does_not_disturb(make_run:
     assert not left.exists() and "model-00009.safetensors" not in artifact.manifest["files"]
 
 
-@pytest.mark.parametrize("what", ["file", "folder", "artifact"])
+@pytest.mark.parametrize("message", ["file", "folder", "artifact"])
 def test_a_place_with_something_else_in_it_is_left_alone(message: str, make_run: MakeRun, tmp_path: Path) -> None:
     run, out = make_run(), tmp_path / "out"
     if message == "file":

@@ -39,7 +39,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path
 
 
 @pytest.fixture
-def place(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def path(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy in which things may change. The runs name the source where it was first."""
     shutil.copytree(finished, tmp_path / "copy")
     monkeypatch.chdir(tmp_path / "copy")

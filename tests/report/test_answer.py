@@ -55,7 +55,7 @@ def answer(run: Path) -> Answer:
 
 
 @pytest.mark.parametrize(
-    ("outcome", "against", "kind", "gain", "words"),
+    ("outcome", "against", "kind", "gain", "text"),
     [
         ("better", "few-shot", "prompt", 0.1, "Worth it"),
         ("promising", "few-shot", "prompt", 0.1, "Promising, not proven"),

@@ -290,7 +290,7 @@ def test_the_command_prints_tables_and_refuses_others(evaluated: Callable[..., P
 
 
 @pytest.mark.parametrize(
-    ("verdict", "words"),
+    ("verdict", "text"),
     [("not enough evidence", "The one slice is not significantly worse"), ("worse", "adjusted for the one slice")],
 )
 def test_one_slice_and_one_row_are_spoken_of_in_the_singular(

@@ -142,7 +142,7 @@ def test_a_promise_is_kept_only_inside_its_range(make_run: Callable[..., Path]) 
 
 
 @pytest.mark.parametrize(
-    "actual, words",
+    "actual,text",
     [
         (6.0, "took 40\u00a0% less"),
         (9.0, "as predicted"),

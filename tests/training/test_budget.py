@@ -409,7 +409,7 @@ def test_the_share_of_the_data_is_said_in_words(tiny_llama: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "share, words", [(0.1, "a tenth of"), (0.5, "half"), (0.34, "a third of"), (0.07, "7 % of"), (0.001, "1 % of")]
+    "share,text", [(0.1, "a tenth of"), (0.5, "half"), (0.34, "a third of"), (0.07, "7 % of"), (0.001, "1 % of")]
 )
 def test_a_share_of_the_speed_is_said_in_words(share: float, text: str) -> None:
     assert speed_words(share) == text

@@ -31,7 +31,7 @@ def learned(model: Model, rendered: Rendered) -> str:
 
 
 @pytest.mark.parametrize(
-    ("what", "text"),
+    ("message", "text"),
     [
         ("assistant", "First answer.<|eot_id|>Second answer.<|eot_id|>"),
         ("last", "Second answer.<|eot_id|>"),

@@ -74,7 +74,7 @@ def test_a_clone_shows_its_command_before_it_starts(
 
 
 @pytest.mark.parametrize(
-    ("name", "changes", "what"),
+    ("name", "changes", "message"),
     [
         ("../two", [], "no name for a folder"),
         ("--on", [], "no name for a folder"),

@@ -148,7 +148,7 @@ def test_probabilities_are_learned_and_asked_for_once(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "text"),
     [
         (["BASE", "--level", "words"], "--level words is not known"),
         (["BASE", "--answers", "own"], "what the control learns"),

@@ -13,7 +13,7 @@ QUEUE = r"Queue: (\w+)"
 
 
 @pytest.mark.parametrize(
-    ("answer", "own", "why"),
+    ("answer", "own", "reason"),
     [
         ("Queue: billing. Sorry to hear that.", "Queue: billing. Fine.", ""),
         ("Queue: billing.", "", "lacks 'sorry'"),
@@ -31,7 +31,7 @@ def test_the_first_condition_that_fails_is_named(answer: str, own: str, reason: 
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "sentence"),
     [
         ("contain: [x]", "contain"),
         ("matches: ['(']", "not a regular expression"),

@@ -94,7 +94,7 @@ def test_adapters_without_a_run_are_merged_without_rows(experts: list[str], caps
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "text"),
     [
         (["tickets", "tickets"], "The same adapter twice"),
         (["tickets", "nowhere/else"], "nowhere/else"),

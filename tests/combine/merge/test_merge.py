@@ -254,7 +254,7 @@ def test_damaged_adapters_are_refused_and_nothing_is_written(make: Make, merge: 
     assert not any((tmp_path / "merged").glob("adapter*"))
 
 
-@pytest.mark.parametrize(("settings", "words"), [({"dora": True}, "DoRA"), ({"method": "prefix"}, "PREFIX_TUNING")])
+@pytest.mark.parametrize(("settings", "text"), [({"dora": True}, "DoRA"), ({"method": "prefix"}, "PREFIX_TUNING")])
 def test_kinds_that_are_no_plain_lora_are_refused_with_the_way_out(
     settings: dict[str, Any], text: str, model: Model, make: Make, tmp_path: Path
 ) -> None:

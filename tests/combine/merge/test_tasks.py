@@ -30,7 +30,7 @@ TASKS = {"colours": ["red", "blue", "green"], "animals": ["owl", "cow", "goat"]}
 
 
 @pytest.fixture
-def place(
+def path(
     make_tuned: Callable[..., Path], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path
 ) -> Path:
     """Two runs with random matrices. The rows of each have the answers that it gives: it is right on all of them."""

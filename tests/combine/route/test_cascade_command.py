@@ -48,7 +48,7 @@ def test_a_cascade_is_chosen_on_one_half_and_judged_on_the_other(tmp_path: Path,
 
 
 @pytest.mark.parametrize(
-    ("what", "words"),
+    ("message", "text"),
     [
         (["--cost", "5,5"], "must cost more"),
         (["--cost", "1,10", "--max-cost", "0.5"], "No answer costs as little"),

@@ -99,7 +99,7 @@ def test_hidden_states_of_the_base_are_features_too(runs: list[str], capsys: Sai
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "text"),
     [
         (["fit"], "Route between what"),
         (["fit", "cards"], "two models or more"),

@@ -111,7 +111,7 @@ LONG = "when I was at the bank in {} last week they told me that my new card wou
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "same"),
+    ("item", "other", "same"),
     [
         (("Oslo", "surely", "Rome"), ("Rome", "surely", "Oslo"), False),
         (("Oslo", "surely", "Rome"), ("Oslo", "not", "Rome"), False),

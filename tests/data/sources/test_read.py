@@ -18,7 +18,7 @@ from tuneloop.data.sources.read import dataset_info, find_files, read_file, read
 
 
 @pytest.mark.parametrize(
-    ("name", "data", "what"),
+    ("name", "data", "message"),
     [
         ("x.jsonl", b"", "is empty"),
         ("x.json", b" \n\n", "is empty"),

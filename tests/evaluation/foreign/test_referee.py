@@ -97,7 +97,7 @@ def test_an_evaluation_of_ours_is_compared_with_one_of_another_tool(here: Path) 
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("text", "says"),
     [
         (["compare", "a.csv", "no.csv"], "No evaluation there"),
         (["compare", "a.csv", "a.csv"], "named twice"),

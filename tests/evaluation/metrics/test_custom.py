@@ -74,7 +74,7 @@ def test_parameters_are_filled_by_name_or_else_in_order(file):
 
 
 @pytest.mark.parametrize(
-    ("place", "said"),
+    ("path", "said"),
     [
         ("mine.py", "Not file.py:function"),
         ("nowhere.py:f", "No file"),

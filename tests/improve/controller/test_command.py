@@ -315,7 +315,7 @@ JUDGED = Facts(100, 500, 50, 0, requests_per_day=1000, bad=0.3, expected_usd=5.0
 
 
 @pytest.mark.parametrize(
-    ("settings", "changes", "begins", "why"),
+    ("settings", "changes", "begins", "reason"),
     [
         (WORTH, {}, True, "expected gain $81.00: 1,000 requests a day for 90 days, 30.0% bad answers, 15.0% of them fixed"),
         (WORTH, {"requests_per_day": 10}, False, "expected gain $0.81"),  # costs 5

@@ -43,7 +43,7 @@ def test_personal_data_in_texts_are_replaced_before_they_are_stored(store):
 
 
 @pytest.mark.parametrize(
-    ("given", "why"),
+    ("given", "reason"),
     [
         ({"kind": "thumbs", "value": True}, "about a request or"),
         ({"request": "a", "conversation": "b", "kind": "thumbs", "value": True}, "one of them"),

@@ -73,7 +73,7 @@ def test_the_packaged_model_resolves_in_any_case(smollm2: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "name"),
+    ("path", "name"),
     [
         ("/home/ann/.cache/tuneloop/models/smollm2-135m", "smollm2-135m"),
         (

@@ -220,7 +220,7 @@ def test_llamacpp_computes_an_adapter_of_each_family(name: str, tiny_llama: Path
 
 
 @pytest.mark.parametrize(
-    ("name", "change", "why"),
+    ("name", "change", "reason"),
     [
         ("mistral with a window", {}, "its layers have a window"),
         ("qwen2 with a window", {}, "only some layers have a window"),

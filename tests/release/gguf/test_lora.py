@@ -80,7 +80,7 @@ def test_scales_are_peft_s() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "what", "way_out"),
+    ("change", "message", "way_out"),
     [
         ({"use_dora": True}, "DoRA's learned lengths", "--format gguf:"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save", "--format gguf:"),

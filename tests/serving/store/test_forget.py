@@ -19,7 +19,7 @@ PLANTED = [f"zqxv{i:03d}planted" for i in range(200)]
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
+def path(tmp_path, monkeypatch):
     """A server's folder with 200 planted values of one user, and all that people make of it."""
     monkeypatch.chdir(tmp_path)
     connection = connect("serve", create=True)

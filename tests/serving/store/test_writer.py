@@ -134,7 +134,7 @@ CLEANED: dict[str, dict[str, Any]] = {
 
 
 @EACH
-@pytest.mark.parametrize("what", [*POISON, *CLEANED])
+@pytest.mark.parametrize("message", [*POISON, *CLEANED])
 @pytest.mark.parametrize("locked", [False, True])
 def test_a_row_that_no_store_takes_costs_none_of_the_others(
     tmp_path: Path, message: str, locked: bool, monkeypatch: pytest.MonkeyPatch

@@ -48,7 +48,7 @@ def test_the_last_week_is_a_small_picture_with_todays_requests_last(folder: Path
     assert sum(int(number) for _, number in bars) == COUNT + 1, "a shadow costs too; nothing of tomorrow"
 
 
-@pytest.mark.parametrize(("rate", "words"), [(3.2, "3.2 a second"), (0.2, "12 a minute"), (0.0047, "17 an hour")])
+@pytest.mark.parametrize(("rate", "text"), [(3.2, "3.2 a second"), (0.2, "12 a minute"), (0.0047, "17 an hour")])
 def test_rates_are_said_as_people_count(rate: float, text: str) -> None:
     assert home.rate_in_words(rate) == text
 

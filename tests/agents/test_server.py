@@ -29,7 +29,7 @@ Ask = Callable[..., Any]
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def workspace(tmp_path: Path) -> Path:
     """A root with a CSV of tickets."""
     root = tmp_path / "root"
     root.mkdir()
@@ -84,7 +84,7 @@ def lives(pid: int) -> bool:
 
 
 def test_a_read_only_server_advises_and_plans_and_writes_nothing(
-    folder: Path, cli_environment: dict[str, str], small_packaged: dict[str, str]
+    workspace: Path, cli_environment: dict[str, str], small_packaged: dict[str, str]
 ) -> None:
     async def work(client: Client) -> None:
         assert "read-only" in (client.instructions or "")
@@ -119,11 +119,11 @@ def test_a_read_only_server_advises_and_plans_and_writes_nothing(
         ):
             assert "--allow-write" in await refusal(client, tool, **arguments)
 
-    ask(work, folder, {**cli_environment, **small_packaged})
-    assert [path.name for path in folder.iterdir()] == ["mails.csv"]
+    ask(work, workspace, {**cli_environment, **small_packaged})
+    assert [path.name for path in workspace.iterdir()] == ["mails.csv"]
 
 
-def test_wrong_calls_are_answered_and_the_server_lives(folder: Path, cli_environment: dict[str, str]) -> None:
+def test_wrong_calls_are_answered_and_the_server_lives(workspace: Path, cli_environment: dict[str, str]) -> None:
     async def work(client: Client) -> None:
         assert "Unknown tool" in await refusal(client, "delete_everything")
         assert "gpux" in await refusal(client, "plan", options={"gpux": "l40s"})
@@ -156,22 +156,22 @@ def test_wrong_calls_are_answered_and_the_server_lives(folder: Path, cli_environ
                 await client.read_resource(uri)
         assert (await answer(client, "plan", model="llama-3.2-1b"))["model"]  # it still works
 
-    (folder.parent / "other.csv").write_text("text,queue\na,b\n")
-    (folder / "leads-out.csv").symlink_to(folder.parent / "other.csv")
+    (workspace.parent / "other.csv").write_text("text,queue\na,b\n")
+    (workspace / "leads-out.csv").symlink_to(workspace.parent / "other.csv")
     for recipe in RECIPES:
-        (folder / recipe).write_text("data: {sources: [/etc/passwd]}\n")
-    ask(work, folder, cli_environment, "--allow-write")
+        (workspace / recipe).write_text("data: {sources: [/etc/passwd]}\n")
+    ask(work, workspace, cli_environment, "--allow-write")
 
 
 def test_lines_that_are_no_protocol_are_survived_and_stdout_has_nothing_else(
-    folder: Path, cli_environment: dict[str, str]
+    workspace: Path, cli_environment: dict[str, str]
 ) -> None:
     call = {"jsonrpc": "2.0", "id": 1, "method": "initialize"}
     call["params"] = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}  # type: ignore[assignment]
     lines = ["no json", "{}", "[" * 100_000, json.dumps(call)]
     server = subprocess.Popen(
         [sys.executable, "-m", "tuneloop", "mcp"],
-        cwd=folder,
+        cwd=workspace,
         env=cli_environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -196,7 +196,7 @@ async def started(client: Client, **settings: Any) -> str:
 
 @pytest.mark.slow
 def test_a_run_outlives_client_and_server_and_is_found_again(
-    directory: Path, cli_environment: dict[str, str], small_packaged: dict[str, str]
+    workspace: Path, cli_environment: dict[str, str], small_packaged: dict[str, str]
 ) -> None:
     environment = {**cli_environment, **small_packaged}
     program = f"""import anyio, sys, time
@@ -204,7 +204,7 @@ sys.path[:0] = {[str(Path(__file__).parent), *sys.path]!r}
 from pathlib import Path
 from test_server import client_of, started
 async def work():
-    async with client_of(Path({str(directory)!r}), {environment!r}, "--allow-write") as client:
+    async with client_of(Path({str(workspace)!r}), {environment!r}, "--allow-write") as client:
         print(await started(client), flush=True)
         time.sleep(600)
 anyio.run(work)"""
@@ -216,7 +216,7 @@ anyio.run(work)"""
     assert folder.startswith("runs/mails-")
     os.kill(client.pid, signal.SIGKILL)
     client.wait()
-    pid = json.loads((directory / folder / "job.json").read_text())["pid"]
+    pid = json.loads((workspace / folder / "job.json").read_text())["pid"]
     assert lives(pid)
 
     async def find(client: Client) -> dict[str, Any]:
@@ -226,15 +226,15 @@ anyio.run(work)"""
         assert again["folder"] == folder
         return await answer(client, "run_status", folder=folder, wait_seconds=3600)
 
-    status = ask(find, directory, environment, "--allow-write")
+    status = ask(find, workspace, environment, "--allow-write")
     assert status["state"] == "finished" and status["verdict"], status
-    assert json.loads((directory / folder / "job.json").read_text())["pid"] == pid
+    assert json.loads((workspace / folder / "job.json").read_text())["pid"] == pid
 
 
 @pytest.mark.nightly
 @pytest.mark.slow
 def test_a_cancelled_run_is_continued_by_the_same_call(
-    directory: Path, cli_environment: dict[str, str], small_packaged: dict[str, str]
+    workspace: Path, cli_environment: dict[str, str], small_packaged: dict[str, str]
 ) -> None:
     heard: list[str] = []
 
@@ -245,25 +245,25 @@ def test_a_cancelled_run_is_continued_by_the_same_call(
         slow = {"train": {"epochs": 400}}
         folder = await started(client, **slow)
         until = time.monotonic() + HANG
-        while not list((directory / folder).glob("metrics.jsonl")) and time.monotonic() < until:
+        while not list((workspace / folder).glob("metrics.jsonl")) and time.monotonic() < until:
             await anyio.sleep(0.2)
         ended = await answer(client, "run_cancel", folder=folder)
         assert ended["state"] == "cancelled" and not lives(
-            json.loads((directory / folder / "job.json").read_text())["pid"]
+            json.loads((workspace / folder / "job.json").read_text())["pid"]
         )
         assert await started(client, **slow) == folder
         await client.call_tool("run_status", {"folder": folder, "wait_seconds": 2}, progress_callback=hear)
         assert (await answer(client, "run_cancel", folder=folder))["state"] == "cancelled"
         return ended
 
-    ask(work, directory, {**cli_environment, **small_packaged}, "--allow-write")
+    ask(work, workspace, {**cli_environment, **small_packaged}, "--allow-write")
     assert heard
 
 
 @pytest.mark.nightly
 @pytest.mark.slow
 def test_an_agent_goes_from_a_csv_to_a_verdict(
-    folder: Path, cli_environment: dict[str, str], small_packaged: dict[str, str]
+    workspace: Path, cli_environment: dict[str, str], small_packaged: dict[str, str]
 ) -> None:
     async def work(client: Client) -> None:
         assert (await answer(client, "advise", data="mails.csv"))["answer"]
@@ -286,18 +286,22 @@ def test_an_agent_goes_from_a_csv_to_a_verdict(
         limited = await answer(client, "evaluate", target=folder, settings={"limit": 10}, out="evals/again")
         assert limited["n"] <= 10
 
-    ask(work, folder, {**cli_environment, **small_packaged}, "--allow-write")
+    ask(work, workspace, {**cli_environment, **small_packaged}, "--allow-write")
 
 
-def test_the_command_lists_its_tools_without_serving(folder: Path, cli_environment: dict[str, str]) -> None:
+def test_the_command_lists_its_tools_without_serving(workspace: Path, cli_environment: dict[str, str]) -> None:
     text = [sys.executable, "-m", "tuneloop", "mcp", "--json"]
-    done = subprocess.run(text, cwd=folder, env=cli_environment, capture_output=True, text=True, timeout=HANG)
+    done = subprocess.run(text, cwd=workspace, env=cli_environment, capture_output=True, text=True, timeout=HANG)
     listed = json.loads(done.stdout)
     assert listed["allow_write"] is False and len(listed["tools"]) == 9
     assert all(tool["description"] and tool["inputSchema"] for tool in listed["tools"])
 
 
-def test_without_the_library_the_command_names_the_install_line(folder: Path, cli_environment: dict[str, str]) -> None:
+def test_without_the_library_the_command_names_the_install_line(
+    workspace: Path, cli_environment: dict[str, str]
+) -> None:
     code = "import sys; sys.modules['mcp'] = None\nfrom tuneloop.cli.main import main\nsys.exit(main(['mcp']))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=cli_environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=workspace, env=cli_environment, capture_output=True, text=True
+    )
     assert done.returncode == 2 and "pip install 'tuneloop[mcp]'" in done.stderr and not done.stdout

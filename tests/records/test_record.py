@@ -146,7 +146,7 @@ def test_a_run_says_where_its_result_is() -> None:
     assert RUN.result == "adapter" and RunManifest(model="m", weights="model").result == "model"
 
 
-class LaterRun(Record, what="a run", file="run.json", again="train again"):
+class LaterRun(Record, noun="a run", file="run.json", again="train again"):
     """A run as two later versions have it, which no release has: a field more, then one with another name."""
 
     migrations: ClassVar[JsonSteps] = (

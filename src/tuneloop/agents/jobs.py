@@ -34,7 +34,7 @@ GRACE = 60.0  # seconds in which a run may end its step and save a checkpoint
 _PART = re.compile(r"([\d,]+)/([\d,]+)")
 
 
-class Job(Record, what="a job", file="job.json", again="start the run again"):
+class Job(Record, noun="a job", file="job.json", again="start the run again"):
     """`RUN/job.json`: the process that works on a run.
 
     Args:

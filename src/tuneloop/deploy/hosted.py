@@ -43,7 +43,7 @@ MORE = 2.0  # times the price that was shown, above which a service's own price 
 STILL = 24 * 3600.0  # seconds for which a job that shows nothing new is followed
 
 
-class HostedRun(Record, what="a run on a service", file="hosted.json", again="run `tuneloop run --on` again"):
+class HostedRun(Record, noun="a run on a service", file="hosted.json", again="run `tuneloop run --on` again"):
     """`hosted.json`: a run on a service's machines, as far as it is.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tuneloop.records.record import Record
 
 
-class HostedDeployment(Record, what="a deployment", file="deploy.json", again="run `tuneloop deploy` again"):
+class HostedDeployment(Record, noun="a deployment", file="deploy.json", again="run `tuneloop deploy` again"):
     """`deploy.json`: a project that serves an artifact on a host, and what it was planned to cost.
 
     Args:
@@ -41,7 +41,7 @@ class HostedDeployment(Record, what="a deployment", file="deploy.json", again="r
     files: list[str] = []
 
 
-class RemoteJob(Record, what="a run elsewhere", file="remote.json", again="run `tuneloop run --on` again"):
+class RemoteJob(Record, noun="a run elsewhere", file="remote.json", again="run `tuneloop run --on` again"):
     """`remote.json`: a project that trains a recipe elsewhere, and what it was planned to cost.
 
     Args:

@@ -68,7 +68,7 @@ class Missing(Part):
     why: str
 
 
-class Migration(Record, what="a copy of a hosted service", file="migration.json", again="run `tuneloop migrate` again"):
+class Migration(Record, noun="a copy of a hosted service", file="migration.json", again="run `tuneloop migrate` again"):
     """`migration.json`, written last: the copy is complete but for what `missing` names.
 
     Args:

@@ -57,7 +57,7 @@ class Trial(Part):
     error: str = ""
 
 
-class SweepManifest(Record, what="a sweep", file="sweep.json", again="run `tuneloop sweep` again"):
+class SweepManifest(Record, noun="a sweep", file="sweep.json", again="run `tuneloop sweep` again"):
     """`sweep.json`: all trials of a search, and its winner.
 
     Args:

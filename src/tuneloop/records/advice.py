@@ -130,7 +130,7 @@ class MeasuredSystem(Part):
     recommended: bool = False
 
 
-class AdviceRecord(Record, what="advice", file="advise.json", again="run `tuneloop advise` again"):
+class AdviceRecord(Record, noun="advice", file="advise.json", again="run `tuneloop advise` again"):
     """`advise.json`: the answer, and everything that it rests on.
 
     Args:

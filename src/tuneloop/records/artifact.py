@@ -119,7 +119,7 @@ class ArtifactCost(Part):
     threads: int = 1
 
 
-class ArtifactManifest(Record, what="an artifact", file=ARTIFACT, again="export the run again"):
+class ArtifactManifest(Record, noun="an artifact", file=ARTIFACT, again="export the run again"):
     """`artifact.json`: an exported run. It is written last and makes the folder complete.
 
     Args:

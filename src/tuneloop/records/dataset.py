@@ -187,7 +187,7 @@ class SourceFormat(Part):
     many_labels: bool = False
 
 
-class DatasetManifest(Record, what="a data set", file=MANIFEST, again=AGAIN):
+class DatasetManifest(Record, noun="a data set", file=MANIFEST, again=AGAIN):
     """`dataset.json`: a prepared data set. It is written last and makes the folder complete.
 
     Args:

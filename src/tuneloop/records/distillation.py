@@ -62,7 +62,7 @@ class DistilledFigures(Part):
 
 
 class DistillationRecord(
-    Record, what="a distillation", file="distillation.json", again="distil again: the teacher's answers are kept"
+    Record, noun="a distillation", file="distillation.json", again="distil again: the teacher's answers are kept"
 ):
     """`distillation.json`: a student that learned from a teacher's answers.
 
@@ -96,7 +96,7 @@ class DistillationRecord(
 
 
 class TeacherLogits(
-    Record, what="a teacher's stored probabilities", file="teacher.json", again="delete the folder and distil again"
+    Record, noun="a teacher's stored probabilities", file="teacher.json", again="delete the folder and distil again"
 ):
     """`teacher.json`: what the stored probabilities of a teacher are of.
 

@@ -11,7 +11,7 @@ ENCODER, HEAD = "encoder.json", "head.safetensors"
 ENCODER_FOLDER = "encoder"  # of a run: its result
 
 
-class EncoderManifest(Record, what="an encoder", file=ENCODER, again="train again: tuneloop run DATA model=ENCODER"):
+class EncoderManifest(Record, noun="an encoder", file=ENCODER, again="train again: tuneloop run DATA model=ENCODER"):
     """`encoder.json`, next to `head.safetensors` with the head's weights.
 
     Args:

@@ -397,7 +397,7 @@ class ScoringSettings(Part):
     label_rows: dict[str, dict[str, int]] | None = None
 
 
-class EvaluationManifest(Record, what="an evaluation", file=EVALUATION, again="delete the file and evaluate again"):
+class EvaluationManifest(Record, noun="an evaluation", file=EVALUATION, again="delete the file and evaluate again"):
     """`eval.json`: one system's metrics, and how they compare with those of others. It is written last.
 
     Args:
@@ -522,7 +522,7 @@ class Sample(KnownOfAnswer, AnsweredRow):
 
 
 class BaselinesManifest(
-    Record, what="a list of baselines", file="baselines.json", again="delete the file and run the same command again"
+    Record, noun="a list of baselines", file="baselines.json", again="delete the file and run the same command again"
 ):
     """`baselines/baselines.json`: the systems that a tuned model is compared with.
 
@@ -562,7 +562,7 @@ class TriedPrompt(Part):
 
 
 class PromptChoice(
-    Record, what="a choice of a prompt", file="prompts.json", again="delete the file and run the same command again"
+    Record, noun="a choice of a prompt", file="prompts.json", again="delete the file and run the same command again"
 ):
     """`baselines/prompts.json`: the prompts that were tried for few-shot, the best first.
 
@@ -643,7 +643,7 @@ class FlakyRow(Part):
     asked: int
 
 
-class GateResult(Record, what="a gate's result", file="gate.json", again="run `tuneloop gate` again"):
+class GateResult(Record, noun="a gate's result", file="gate.json", again="run `tuneloop gate` again"):
     """`gate.json`: whether a candidate may be released.
 
     Args:

@@ -20,7 +20,7 @@ SHADOW = "shadow"  # 1, 0 or -1, the judged pair of a request that a candidate a
 INTERNAL = (SHADOW,)  # kinds that the program alone writes
 
 
-class Feedback(Record, what="feedback", file="feedback.jsonl", again="read the store with the version that wrote it"):
+class Feedback(Record, noun="feedback", file="feedback.jsonl", again="read the store with the version that wrote it"):
     """Feedback on a request or on a whole conversation.
 
     Args:

@@ -75,7 +75,7 @@ class SearchedMerge(Part):
 
 
 class MergeRecord(
-    Record, what="a merge", file="merge.json", again="merge again: delete the folder and give the same command"
+    Record, noun="a merge", file="merge.json", again="merge again: delete the folder and give the same command"
 ):
     """`merge.json`: adapters of one base as one adapter.
 
@@ -120,7 +120,7 @@ class TaskRoute(Part):
     why: str = ""
 
 
-class TaskDeployment(Record, what="a list of tasks and their models", file="tasks.json", again="merge again"):
+class TaskDeployment(Record, noun="a list of tasks and their models", file="tasks.json", again="merge again"):
     """`tasks.json`: which model answers which task.
 
     Args:

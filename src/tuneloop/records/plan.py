@@ -177,7 +177,7 @@ class Certainty(Part):
     tokens_per_second_high: float | None = None
 
 
-class Plan(Record, what="a plan", file=PLAN, again="delete the file and plan again"):
+class Plan(Record, noun="a plan", file=PLAN, again="delete the file and plan again"):
     """`plan.json`: a job on a machine.
 
     Args:

@@ -18,7 +18,7 @@ class ReviewedSystem(Part):
     sha256: str = ""
 
 
-class Review(Record, what="a review", file="review.json", again="start another one"):
+class Review(Record, noun="a review", file="review.json", again="start another one"):
     """`review.json`: what is reviewed, and how rows were drawn.
 
     Args:

@@ -83,7 +83,7 @@ class RouterFigures(Part):
     gap_recovered: Share | None = None
 
 
-class RouterRecord(Record, what="a router", file="router.json", again="fit the router again"):
+class RouterRecord(Record, noun="a router", file="router.json", again="fit the router again"):
     """`router.json`: who answers which request.
 
     Args:
@@ -119,7 +119,7 @@ class CascadePoint(Part):
     quality: float
 
 
-class CascadeRecord(Record, what="a cascade", file="cascade.json", again="tuneloop route cascade again"):
+class CascadeRecord(Record, noun="a cascade", file="cascade.json", again="tuneloop route cascade again"):
     """`cascade.json`: a small model answers first, a larger one where it is unsure.
 
     Args:

@@ -38,7 +38,7 @@ class MachineUse(Part):
     definition: str = ""
 
 
-class RunManifest(Record, what="a run", file=RUN, again="train again: delete the file and give the same command"):
+class RunManifest(Record, noun="a run", file=RUN, again="train again: delete the file and give the same command"):
     """`run.json`: a finished run. It is written last and makes the folder complete.
 
     Args:
@@ -110,7 +110,7 @@ class ScheduleChange(Part):
     due: list[int]
 
 
-class Schedule(Record, what="a schedule", file="schedule.json", again="delete the file and train again"):
+class Schedule(Record, noun="a schedule", file="schedule.json", again="delete the file and train again"):
     """`schedule.json`: how many steps a run did and when it was validated.
 
     Args:
@@ -129,7 +129,7 @@ class Schedule(Record, what="a schedule", file="schedule.json", again="delete th
 
 
 class Environment(
-    Record, what="an environment", file="environment.json", again="delete the file; the next run writes it"
+    Record, noun="an environment", file="environment.json", again="delete the file; the next run writes it"
 ):
     """`environment.json`: the machine and the versions that a run was made with.
 
@@ -149,7 +149,7 @@ class Environment(
     packages: dict[str, str] = {}
 
 
-class TrainedWeights(Record, what="a note of trained weights", file="tuneloop.json", again="train again"):
+class TrainedWeights(Record, noun="a note of trained weights", file="tuneloop.json", again="train again"):
     """`tuneloop.json`, next to trained weights.
 
     Args:
@@ -175,7 +175,7 @@ class FullRun(Part):
 
 
 class TimeChoices(
-    Record, what="a run's choices", file="time.json", again="delete the file and run the same command again"
+    Record, noun="a run's choices", file="time.json", again="delete the file and run the same command again"
 ):
     """`time.json`: what was chosen to keep a limit on the time of a run. What is None has not been chosen yet.
 

@@ -22,7 +22,7 @@ class ServedName(Part):
     source: str = ""
 
 
-class ServerState(Record, what="a server's state", file="state.json", again="start the server again"):
+class ServerState(Record, noun="a server's state", file="state.json", again="start the server again"):
     """The server that works in a folder, or worked there last.
 
     Args:
@@ -62,7 +62,7 @@ class ServerState(Record, what="a server's state", file="state.json", again="sta
 
 
 class Decision(
-    Record, what="a decision", file="decisions.jsonl", again="read the store with the version that wrote it"
+    Record, noun="a decision", file="decisions.jsonl", again="read the store with the version that wrote it"
 ):
     """An event in the log of decisions. The state of anything follows from its events in the order of their ids.
 
@@ -83,7 +83,7 @@ class Decision(
     key: str | None = None
 
 
-class CollectedManifest(Record, what="a collection", file="collect.json", again="run `tuneloop collect` again"):
+class CollectedManifest(Record, noun="a collection", file="collect.json", again="run `tuneloop collect` again"):
     """The manifest of a folder that `tuneloop collect` wrote.
 
     Args:

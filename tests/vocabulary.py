@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -58,6 +59,33 @@ def misused(text: str) -> Iterator[tuple[int, str, str]]:
     for number, line in enumerate(text.splitlines(), 1):
         for match in PATTERN.finditer(line.replace("-", "‑")):
             yield number, match.group(0), list(WORDS.values())[int((match.lastgroup or "w0")[1:])]
+
+
+# Names of nothing: what holds a value is called what the value is. Fields of records keep the names that files have.
+NAMES = ("what", "place", "each", "one", "why")
+CODE = ("src", "tests", "benchmarks", "examples")
+CALLED_BY_OTHERS = {  # the parameter of a command is the name of its option
+    "src/tuneloop/cli/ab.py": ("why",),
+    "src/tuneloop/cli/models.py": ("why",),
+}
+
+
+def misnamed(source: str, allowed: Sequence[str] = ()) -> Iterator[tuple[int, str]]:
+    """Line and name of each variable, parameter or loop variable of Python code that is named for nothing."""
+    tree = ast.parse(source)
+    fields = {
+        id(n.target)
+        for c in ast.walk(tree)
+        if isinstance(c, ast.ClassDef)
+        for n in c.body
+        if isinstance(n, ast.AnnAssign)
+    }
+    for node in ast.walk(tree):
+        name = node.arg if isinstance(node, ast.arg) else ""
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and id(node) not in fields:
+            name = node.id
+        if name in NAMES and name not in allowed:
+            yield node.lineno, name  # type: ignore[attr-defined]
 
 
 def files(names: Sequence[str] = ()) -> list[Path]:

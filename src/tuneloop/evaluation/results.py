@@ -154,7 +154,7 @@ def _samples(evaluation: ScoredAnswers, baselines: Mapping[str, ScoredAnswers]) 
             "baselines": {name: text[row.id] for name, text in texts.items()},
         }
         if facts:
-            sample["baselines_beside"] = {name: beside[row.id] for name, beside in facts.items()}
+            sample["baselines_beside"] = {name: row_facts[row.id] for name, row_facts in facts.items()}
         sample["meta"] = {name: value for name, value in row.meta.items() if name != "references"}
         yield records.Sample.model_construct(**sample)
 

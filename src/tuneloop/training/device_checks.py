@@ -72,8 +72,8 @@ def self_test() -> list[DeviceCheck]:
     kind = device.in_use()
     count, dtype = len(device.names()), str(device.default_dtype()).removeprefix("torch.")
     several = f" (one of {count})" if count > 1 else ""
-    figures = f"{_card()}{several}, {device.capacity():.1f} GiB, models in {dtype}"
-    checks = [DeviceCheck("device", "ok", figures)]
+    detail = f"{_card()}{several}, {device.capacity():.1f} GiB, models in {dtype}"
+    checks = [DeviceCheck("device", "ok", detail)]
     with tempfile.TemporaryDirectory() as scratch:
         folder = small_llama(Path(scratch) / "model")
         methods = {method.title: {"method": method.name} for method in SHIPPED}
@@ -214,9 +214,9 @@ def _gradient(folder: Path, name: str, settings: dict[str, Any]) -> DeviceCheck:
     length = abs(float(gradient_there.norm() / gradient.norm()) - 1)
     turned = 1 - float(torch.nn.functional.cosine_similarity(gradient_there.double(), gradient.double(), 0))
     most = TOLERANCE[dtype]
-    figures = f"loss {loss_there:.4f} against {loss:.4f} ({off:.1e} off); "
-    figures += f"gradient's length {length:.1e}, direction {turned:.1e} off"
-    return _verdict(name, off < most and length < 3 * most and turned < 3 * most, figures)
+    detail = f"loss {loss_there:.4f} against {loss:.4f} ({off:.1e} off); "
+    detail += f"gradient's length {length:.1e}, direction {turned:.1e} off"
+    return _verdict(name, off < most and length < 3 * most and turned < 3 * most, detail)
 
 
 def _resume(folder: Path, scratch: Path) -> DeviceCheck:
@@ -247,11 +247,11 @@ def _resume(folder: Path, scratch: Path) -> DeviceCheck:
     off_read = abs(read - again.best_val_loss) / again.best_val_loss
     most = _tolerance(model.head.dtype)
     difference = "the same bits" if again.adapter_hash == whole.adapter_hash else f"{off:.1e} off"
-    figures = (
+    detail = (
         f"validation loss {again.best_val_loss:.4f} resumed at step {again.resumed_at}, "
         f"{whole.best_val_loss:.4f} in one go ({difference}), {read:.4f} read again"
     )
-    return _verdict("save, resume, reload", off < most and off_read < most, figures)
+    return _verdict("save, resume, reload", off < most and off_read < most, detail)
 
 
 def _answers(folder: Path) -> DeviceCheck:
@@ -278,10 +278,8 @@ def _answers(folder: Path) -> DeviceCheck:
         for logits_V, token in zip(logits_TV, answer.token_ids, strict=True):
             worst = max(worst, float((logits_V.max() - logits_V[token]) / logits_V.std()))
             count += 1
-    figures = (
-        f"each of {count} tokens is Transformers' likeliest, or at most {worst:.1e} of the scores' spread below it"
-    )
-    return _verdict(name, worst < most, figures)
+    detail = f"each of {count} tokens is Transformers' likeliest, or at most {worst:.1e} of the scores' spread below it"
+    return _verdict(name, worst < most, detail)
 
 
 def _four_bits() -> DeviceCheck:
@@ -299,8 +297,8 @@ def _four_bits() -> DeviceCheck:
     here = x.float() @ Nf4Linear(layer).weight.float().t()
     there = Nf4Linear(layer.to(kind, dtype))(x.to(kind)).float().cpu()
     off = float((there - here).norm() / here.norm())
-    figures = f"{off:.1e} off the product with the unpacked weight"
-    return _verdict("four bits", off < _tolerance(dtype), figures)
+    detail = f"{off:.1e} off the product with the unpacked weight"
+    return _verdict("four bits", off < _tolerance(dtype), detail)
 
 
 # --- speeds
@@ -372,12 +370,12 @@ def _step_checks(kind: str) -> list[DeviceCheck]:
     card = this_cpu() if kind == "cpu" else card_in_use(_card(), device.capacity())
     settings = {"model": "random", "method": USUAL.name, "rank": 16, "targets": list(target_modules("all-linear"))}
     expected, planned = planned_step(shape, work, card, dtype.itemsize, **settings)
-    figures = f"{speed:,.0f} tokens/s of LoRA on {shape.parameters / 1e6:,.0f}M parameters, {expected:,.0f} planned"
-    checks = [_verdict("speed of a step", speed >= SLOW * expected or not on_gpu, figures, "slow")]
+    detail = f"{speed:,.0f} tokens/s of LoRA on {shape.parameters / 1e6:,.0f}M parameters, {expected:,.0f} planned"
+    checks = [_verdict("speed of a step", speed >= SLOW * expected or not on_gpu, detail, "slow")]
     if on_gpu:
         peak = device.peak_memory() - before
-        figures = f"{peak:.2f} GiB, {planned:.2f} planned"
-        checks.append(_verdict("memory of a step", abs(peak / planned - 1) <= MEMORY_OFF, figures))
+        detail = f"{peak:.2f} GiB, {planned:.2f} planned"
+        checks.append(_verdict("memory of a step", abs(peak / planned - 1) <= MEMORY_OFF, detail))
     return checks
 
 
@@ -387,10 +385,10 @@ def _speed_checks(kind: str, speeds: dict[str, float]) -> list[DeviceCheck]:
         card = find_gpu(_card(), measured=False)
     except UserError as error:
         units = {"tflops": "TFLOPS", "gb_s": "GB/s of memory", "host_gb_s": "GB/s from the host"}
-        figures = ", ".join(f"{speeds[key]:,.1f} {unit}" for key, unit in units.items() if key in speeds)
+        detail = ", ".join(f"{speeds[key]:,.1f} {unit}" for key, unit in units.items() if key in speeds)
         options = f"--gpu-memory {device.capacity():.0f} --gpu-tflops {speeds['tflops']:.0f}"
         return [
-            DeviceCheck("speeds", "ok", figures if kind == "cpu" else f"{figures}; {error.what}: plan with {options}")
+            DeviceCheck("speeds", "ok", detail if kind == "cpu" else f"{detail}; {error.what}: plan with {options}")
         ]
     checks = []
     for name, key, unit, expected in (

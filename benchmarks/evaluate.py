@@ -28,7 +28,7 @@ from tuneloop.core.threads import use_threads
 from tuneloop.evaluation.config import EvaluateConfig
 from tuneloop.inference.local.target import LocalTarget
 from tuneloop.models.load import Model, load_model
-from tuneloop.pipeline.answers import Asking, ask
+from tuneloop.pipeline.answers.asking import Asking, ask
 from tuneloop.records.rows import Dataset, Message, Row
 
 MODEL = "smollm2-135m"

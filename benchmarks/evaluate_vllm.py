@@ -39,8 +39,8 @@ from tuneloop.inference.protocol import ModelTarget  # noqa: E402
 from tuneloop.inference.request import Request  # noqa: E402
 from tuneloop.inference.targets import open_endpoint, open_model  # noqa: E402
 from tuneloop.models.files.names import resolve  # noqa: E402
-from tuneloop.pipeline.answers import ask  # noqa: E402
-from tuneloop.pipeline.scoring import SystemAnswers  # noqa: E402
+from tuneloop.pipeline.answers.asking import ask  # noqa: E402
+from tuneloop.pipeline.answers.scoring import SystemAnswers  # noqa: E402
 from tuneloop.records.completion import Completion  # noqa: E402
 from tuneloop.records.rows import Dataset  # noqa: E402
 

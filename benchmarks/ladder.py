@@ -140,8 +140,8 @@ def answer_alone(target: str, shots: int, dataset: str) -> None:
     from tuneloop.core.threads import use_threads
     from tuneloop.data.dataset import load_dataset
     from tuneloop.inference.request import Request
-    from tuneloop.pipeline.answers import open_with_task
-    from tuneloop.pipeline.prompt import choose_examples, prompt_turns
+    from tuneloop.pipeline.answers.asking import open_with_task
+    from tuneloop.pipeline.answers.prompt import choose_examples, prompt_turns
 
     use_threads()
     data = load_dataset(dataset)

@@ -25,10 +25,10 @@ from tuneloop.data import PrepareConfig
 from tuneloop.evaluation import EvalOptions
 from tuneloop.improve.serve import serve as serve_until_stopped
 from tuneloop.pipeline.advise import advise_on
+from tuneloop.pipeline.answers import predict as predict
 from tuneloop.pipeline.compare import compare_evaluations
 from tuneloop.pipeline.evaluate import evaluate_files, evaluate_target
 from tuneloop.pipeline.plan import plan_data
-from tuneloop.pipeline.predict import predict as predict
 from tuneloop.pipeline.prepare import prepare_alone
 from tuneloop.pipeline.run import run as main_job
 from tuneloop.pipeline.train import train_alone

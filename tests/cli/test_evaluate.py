@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tuneloop.cli.main import app
-from tuneloop.pipeline.scoring import how_far_trained
+from tuneloop.pipeline.answers.scoring import how_far_trained
 from tuneloop.records.run import RunManifest
 
 WORDS = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tuneloop.pipeline.demo import write_demo
+from tuneloop.pipeline.demo.files import write_demo
 
 MAILS = 300  # of 1,000: every queue and action is there
 

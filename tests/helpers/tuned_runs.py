@@ -15,7 +15,7 @@ from shared_folder import made_once
 from tuneloop.core.files import content_hash
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.prepare import TokenCount, prepare_dataset
-from tuneloop.pipeline.answers import write_task
+from tuneloop.pipeline.answers.asking import write_task
 from tuneloop.pipeline.context import RunContext, load_run_recipe
 
 MakeTuned = Callable[..., Path]

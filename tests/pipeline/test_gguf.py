@@ -18,10 +18,10 @@ from tuneloop.core.ui import reporting
 from tuneloop.evaluation.config import EvalOptions
 from tuneloop.evaluation.evaluate import FEWEST_SHARED
 from tuneloop.inference.llamacpp.process import installed
-from tuneloop.pipeline.chat import open_chat
+from tuneloop.pipeline.answers.chat import open_chat
+from tuneloop.pipeline.answers.predictions import predict
 from tuneloop.pipeline.context import RunContext, load_run_recipe
 from tuneloop.pipeline.evaluate import evaluate_target
-from tuneloop.pipeline.predict import predict
 from tuneloop.records.artifact import NEAR_TIE, ArtifactManifest, EvaluationExcerpt, SameAnswers
 from tuneloop.records.evaluation import Comparison
 from tuneloop.records.record import read_record

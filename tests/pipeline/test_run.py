@@ -542,8 +542,8 @@ def test_a_finished_run_is_asked_as_it_was_trained_and_evaluated(
     from tuneloop.data.dataset import load_dataset
     from tuneloop.data.task import TaskPrompt
     from tuneloop.inference.request import Request
-    from tuneloop.pipeline.answers import open_with_task
-    from tuneloop.pipeline.predict import Asker, Options
+    from tuneloop.pipeline.answers.asking import open_with_task
+    from tuneloop.pipeline.answers.predictions import Asker, Options
 
     folder = request.getfixturevalue(job)["folder"]
     opened, dataset = open_with_task(str(folder)), load_dataset(folder / "dataset")

@@ -9,8 +9,8 @@ import pytest
 
 from tuneloop.core.ui import reporting
 from tuneloop.evaluation.evaluate import sample_rows
-from tuneloop.pipeline import answers as systems
 from tuneloop.pipeline import baselines as rounds
+from tuneloop.pipeline.answers import asking as systems
 from tuneloop.pipeline.baselines import (
     FIRST,
     LEAST,

@@ -21,7 +21,7 @@ from tuneloop.core.files import read_json, sha256_file, write_json
 from tuneloop.core.ui import reporting
 from tuneloop.models.load import load_model
 from tuneloop.models.trained import load_trained
-from tuneloop.pipeline.answers import open_with_task
+from tuneloop.pipeline.answers.asking import open_with_task
 from tuneloop.records.record import JsonSteps, MigrationStep
 from tuneloop.registry import versions
 from tuneloop.registry.record import RegistryEvent

@@ -16,7 +16,7 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.ui import reporting
 from tuneloop.inference.local.serving import LocalEngine
 from tuneloop.inference.protocol import Served
-from tuneloop.pipeline.answers import task_of_run
+from tuneloop.pipeline.answers.asking import task_of_run
 from tuneloop.pipeline.evaluate import evaluate_target
 from tuneloop.serving.canary import prove
 from tuneloop.serving.config import ServeConfig

@@ -115,7 +115,7 @@ def test_a_router_sends_requests_to_their_model(runs: list[str], tmp_path: Path)
 
 
 def test_a_list_of_tasks_says_who_answers_each(runs: list[str], tmp_path: Path) -> None:
-    from tuneloop.pipeline.answers import open_with_task
+    from tuneloop.pipeline.answers.asking import open_with_task
 
     local = open_with_task(runs[0]).local
     assert local is not None

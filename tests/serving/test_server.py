@@ -23,8 +23,8 @@ from patience import HANG
 from serving import ANSWERS, FIELDS, MakeTuned, running
 from tuneloop.core.errors import UserError
 from tuneloop.data.task import TaskSpec
-from tuneloop.pipeline.answers import open_with_task
-from tuneloop.pipeline.predict import Asker, Options, predict
+from tuneloop.pipeline.answers.asking import open_with_task
+from tuneloop.pipeline.answers.predictions import Asker, Options, predict
 from tuneloop.serving.config import ServeConfig
 from tuneloop.serving.gateway import Caller, Gateway
 from tuneloop.serving.http.api_request import ApiError, ApiRequest

@@ -14,7 +14,15 @@ from tuneloop.core.flag import flag
 from tuneloop.core.ui import busy, say
 
 if TYPE_CHECKING:
-    from tuneloop.pipeline.chat import Chat
+    from tuneloop.pipeline.answers import Chat
+
+HELP = """\
+  a line          is a question; a line of JSON gives several columns: {"subject": "...", "body": "..."}
+  /prompt         the last prompt as the model read it, control tokens included; /prompt TEXT shows that of a text
+  /system TEXT    another system turn; /system - for none; /system alone for that of training
+  /reset          forget the conversation
+  /help, /quit    this text; the end (Ctrl-D also ends, Ctrl-C stops an answer)
+  //TEXT          a question that begins with /"""
 
 
 def command(
@@ -29,7 +37,7 @@ def command(
     Its prompts are as in training; /help lists the commands, /prompt shows what the model reads. Piped, each line is a
     question. With --json the questions and answers are printed as one object at the end.
     """
-    from tuneloop.pipeline.chat import HELP, open_chat
+    from tuneloop.pipeline.answers import open_chat
 
     options: dict[str, Any] = {name: getattr(asking, name) for name in ("base", "task", "system", "max_new_tokens")}
     chat = open_chat(target, against, endpoint=asking.server(connection), **options)
@@ -98,8 +106,6 @@ class _Loop:
 
     def _take(self, line: str) -> bool:
         """Do what a line says; False: it was the end."""
-        from tuneloop.pipeline.chat import HELP
-
         word, _, rest = line.partition(" ")
         rest = rest.strip()
         if word in ("/quit", "/exit"):

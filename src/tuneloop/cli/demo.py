@@ -19,7 +19,7 @@ def command(settings: list[str] | None = SETTINGS, *, verbose: bool = VERBOSE) -
 
     recipe = demo_recipe(settings or [])
     from tuneloop.pipeline.context import summary
-    from tuneloop.pipeline.demo.closing import print_demo
+    from tuneloop.pipeline.demo import print_demo
     from tuneloop.pipeline.run import run
 
     with screen("running", brief=not verbose):

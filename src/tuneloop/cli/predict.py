@@ -31,8 +31,7 @@ def command(
     stopped. With --json the summary is printed, and without --out the rows are in it. Exit status 1: some rows have an
     error in place of an answer.
     """
-    from tuneloop.pipeline.answers import open_with_task
-    from tuneloop.pipeline.predict import Options, predict_file
+    from tuneloop.pipeline.answers import Options, open_with_task, predict_file
 
     opened = open_with_task(target, base=asking.base, task=asking.task, endpoint=asking.server(connection))
     options = Options(column, asking.system, top, asking.max_new_tokens)

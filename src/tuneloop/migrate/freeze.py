@@ -14,10 +14,9 @@ from tuneloop.evaluation.gate import write_first_suite
 from tuneloop.inference import Endpoint
 from tuneloop.migrate.notices import price_of
 from tuneloop.migrate.record import Migration
-from tuneloop.pipeline.answers import generous_limit
 from tuneloop.pipeline.evaluate import EvaluationResult, evaluate_target
 from tuneloop.records.record import read_record
-from tuneloop.records.rows import Dataset, Message, Row
+from tuneloop.records.rows import Dataset, Message, Row, generous_limit
 
 NAME = "openai-ft"
 SUITE = "suite.yaml"

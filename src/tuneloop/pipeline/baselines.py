@@ -33,7 +33,7 @@ from tuneloop.evaluation.alternatives import MAJORITY, constant_for, trained_cla
 from tuneloop.evaluation.metrics import lower_is_better
 from tuneloop.models.files import MINILM_NAME
 from tuneloop.models.methods import base_only
-from tuneloop.pipeline.answers import (
+from tuneloop.pipeline.answers.asking import (
     Asking,
     ask,
     few_shot_examples,
@@ -43,9 +43,9 @@ from tuneloop.pipeline.answers import (
     reference_lengths,
     uses_choice,
 )
+from tuneloop.pipeline.answers.prompt import AS_IT_IS, labels_shown
+from tuneloop.pipeline.answers.scoring import SystemAnswers, cost_of, headline, score, scoring_settings
 from tuneloop.pipeline.context import RunContext, done_record
-from tuneloop.pipeline.prompt import AS_IT_IS, labels_shown
-from tuneloop.pipeline.scoring import SystemAnswers, cost_of, headline, score, scoring_settings
 from tuneloop.recipe import Recipe
 from tuneloop.records.evaluation import BaselinesManifest, PromptChoice, Subject, TriedPrompt
 from tuneloop.records.record import read_record, write_record

@@ -10,9 +10,9 @@ from tuneloop.core.errors import UserError
 from tuneloop.data import PrepareConfig, load_dataset, read_whole
 from tuneloop.evaluation import ScoredAnswers, compare_folders, sample_rows
 from tuneloop.evaluation.foreign import Power, Refereeing, TaskRows, compare_tools, is_foreign, power_alone, read_all
-from tuneloop.pipeline.answers import generous_limit
 from tuneloop.recipe import name_of
 from tuneloop.records.dataset import MANIFEST
+from tuneloop.records.rows import generous_limit
 from tuneloop.registry import evaluation_place
 from tuneloop.report import write_page
 

@@ -39,14 +39,9 @@ from tuneloop.inference.local import LocalTarget
 from tuneloop.models import Model, load_model, minilm_embedder, template_of_adapter, trained_folder
 from tuneloop.models.files import MINILM_TITLE
 from tuneloop.models.methods import base_only, method_of_folder
-from tuneloop.pipeline.answers import Asking, ask, few_shot_examples, nearest_few_shot, uses_choice
-from tuneloop.pipeline.baselines import constant_of, measured_alternatives, on_fewer_rows
-from tuneloop.pipeline.context import RunContext, attach_trained, dataset_of, done_record, load_run_recipe
-from tuneloop.pipeline.distributed import leading, shared_out
-from tuneloop.pipeline.encoder import refuse_settings
-from tuneloop.pipeline.prompt import AS_IT_IS, choose_examples, load_prompt, nearest_examples, prompt_turns
-from tuneloop.pipeline.recipes import recipe_of
-from tuneloop.pipeline.scoring import (
+from tuneloop.pipeline.answers.asking import Asking, ask, few_shot_examples, nearest_few_shot, uses_choice
+from tuneloop.pipeline.answers.prompt import AS_IT_IS, choose_examples, load_prompt, nearest_examples, prompt_turns
+from tuneloop.pipeline.answers.scoring import (
     AFTERWARDS,
     SystemAnswers,
     cost_of,
@@ -55,6 +50,11 @@ from tuneloop.pipeline.scoring import (
     score,
     scoring_settings,
 )
+from tuneloop.pipeline.baselines import constant_of, measured_alternatives, on_fewer_rows
+from tuneloop.pipeline.context import RunContext, attach_trained, dataset_of, done_record, load_run_recipe
+from tuneloop.pipeline.distributed import leading, shared_out
+from tuneloop.pipeline.encoder import refuse_settings
+from tuneloop.pipeline.recipes import recipe_of
 from tuneloop.recipe import Recipe, name_of
 from tuneloop.records.completion import Completion, failures
 from tuneloop.records.dataset import Counts, DatasetManifest, SplitFile, Splits

@@ -12,12 +12,12 @@ from typing import Literal
 from tuneloop.core.ui import busy, say, stage
 from tuneloop.core.units import counted
 from tuneloop.pipeline.advise import remind
+from tuneloop.pipeline.answers.scoring import score_words, strongest_words
 from tuneloop.pipeline.baselines import TimedAnswers, baseline_stage
 from tuneloop.pipeline.context import report_stage
 from tuneloop.pipeline.encoder import head_stage
 from tuneloop.pipeline.evaluate import evaluate_stage
 from tuneloop.pipeline.plan import plan_stage, plan_words
-from tuneloop.pipeline.scoring import score_words, strongest_words
 from tuneloop.pipeline.train import prepared_run, train_stage, trained_words
 from tuneloop.recipe import Recipe
 from tuneloop.records.evaluation import EVALUATION, EvaluationManifest

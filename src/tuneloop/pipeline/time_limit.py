@@ -17,6 +17,7 @@ from tuneloop.core.machine import is_busy, processes
 from tuneloop.core.ui import say
 from tuneloop.core.units import counted, exactly, verb
 from tuneloop.evaluation import sample_rows
+from tuneloop.pipeline.answers.scoring import SystemAnswers
 from tuneloop.pipeline.baselines import (
     TUNED,
     TimedAnswers,
@@ -30,7 +31,6 @@ from tuneloop.pipeline.baselines import (
 from tuneloop.pipeline.context import RunContext, dataset_of, done_record, identity, training_began
 from tuneloop.pipeline.distributed import RunPart, distributed_run
 from tuneloop.pipeline.plan import TRIAL, least_seconds, run_plan, sized, sizes_of
-from tuneloop.pipeline.scoring import SystemAnswers
 from tuneloop.recipe import Recipe
 from tuneloop.records.evaluation import BaselinesManifest
 from tuneloop.records.plan import MeasuredMachine, Plan

@@ -20,7 +20,7 @@ from tuneloop.models import skeleton
 from tuneloop.models.files import resolve
 from tuneloop.models.methods import USUAL, method_named
 from tuneloop.models.nn import ModelShape
-from tuneloop.pipeline.answers import write_task
+from tuneloop.pipeline.answers.asking import write_task
 from tuneloop.pipeline.context import (
     BEGINNING,
     RunContext,

@@ -23,9 +23,8 @@ from tuneloop.inference.llamacpp import GgufTarget, LlamaCppEngine, server_insta
 from tuneloop.models import load_model, trained_folder
 from tuneloop.models.chat import load_template
 from tuneloop.models.files import resolve
-from tuneloop.pipeline.answers import ask, longest_answer
+from tuneloop.pipeline.answers import ask, cost_of, longest_answer, score
 from tuneloop.pipeline.context import RunContext, attach_trained, dataset_of
-from tuneloop.pipeline.scoring import cost_of, score
 from tuneloop.records.artifact import EVALS, NEAR_TIE, PARTED, ArtifactCost, EvaluationExcerpt, SameAnswers
 from tuneloop.records.evaluation import Comparison, Subject
 from tuneloop.records.rows import Dataset, Row

@@ -124,7 +124,7 @@ def main(target: str, against: str) -> None:
 
 def _open(target: str, against: str) -> Any:
     """The conversation with a model, which is loaded. Of an endpoint the target is its address and its model."""
-    from tuneloop.pipeline.chat import open_chat
+    from tuneloop.pipeline.answers import open_chat
 
     model = ""
     if target.startswith(("http://", "https://")):

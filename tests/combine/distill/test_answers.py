@@ -20,7 +20,7 @@ from tuneloop.core.files import read_jsonl
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.prepare import TokenCount, prepare_dataset
 from tuneloop.inference.endpoint import Endpoint
-from tuneloop.pipeline.answers import open_with_task
+from tuneloop.pipeline.answers.asking import open_with_task
 from tuneloop.records.rows import Dataset
 
 COUNT = AT_ONCE + 20

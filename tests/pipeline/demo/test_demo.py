@@ -22,8 +22,8 @@ from short_demo import write_short_demo
 from places import ROOT
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import lock_folder
-from tuneloop.pipeline import demo
 from tuneloop.pipeline.context import folder_of
+from tuneloop.pipeline.demo import files as demo
 from tuneloop.recipe import load_recipe
 
 PACKAGED = ROOT / "src" / "tuneloop" / "pipeline" / "demo"

@@ -18,7 +18,7 @@ from local_http import Quiet, listening
 
 from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
-from tuneloop.pipeline.predict import predict
+from tuneloop.pipeline.answers.predictions import predict
 from tuneloop.serving.batch.command import BatchInput, _rows, is_request_file, read_hours, read_window, seconds_until
 
 URL = "/v1/chat/completions"

@@ -33,8 +33,7 @@ from tuneloop.data.sources import SourceRecord, read_records
 from tuneloop.evaluation import Judge
 from tuneloop.evaluation.metrics import token_f1
 from tuneloop.inference import Request, Sampling
-from tuneloop.pipeline.answers import TaskTarget
-from tuneloop.pipeline.prompt import choose_examples, prompt_turns
+from tuneloop.pipeline.answers import TaskTarget, choose_examples, prompt_turns
 from tuneloop.records.completion import Completion
 from tuneloop.records.dataset import MANIFEST
 from tuneloop.records.record import write_record

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuneloop.core.units import counted
-from tuneloop.pipeline.demo import FOLDER
+from tuneloop.pipeline.demo.files import FOLDER
 from tuneloop.records.evaluation import Estimate, EvaluationManifest
 from tuneloop.records.record import read_record
 from tuneloop.report import print_closing

@@ -28,8 +28,7 @@ from tuneloop.core.units import counted, verb
 from tuneloop.data import TaskPrompt
 from tuneloop.data.formats import Rejection
 from tuneloop.data.sources import SourceRecord
-from tuneloop.pipeline.answers import TaskTarget, open_with_task
-from tuneloop.pipeline.predict import SAMPLE, Asker, Options, each_row, refuse_no_rows
+from tuneloop.pipeline.answers import SAMPLE, Asker, Options, TaskTarget, each_row, open_with_task, refuse_no_rows
 from tuneloop.serving.batch.batch import ERRORS, INPUT, JOURNAL, OUTPUT, STATE, Answer, BatchJob, answer_by, make_batch
 from tuneloop.serving.batch.file import Line, any_twice, id_hash
 from tuneloop.serving.batch.record import read_state

@@ -26,8 +26,7 @@ from tuneloop.models.chat import Template, plain_source, with_tags
 from tuneloop.models.files import MINILM_TITLE, is_local, resolve
 from tuneloop.models.methods import OWN
 from tuneloop.models.nn import batch_invariant, need_batch_invariance
-from tuneloop.pipeline.context import RunContext
-from tuneloop.pipeline.prompt import (
+from tuneloop.pipeline.answers.prompt import (
     AS_IT_IS,
     MOST_EXAMPLES,
     MOST_LABELS,
@@ -39,8 +38,9 @@ from tuneloop.pipeline.prompt import (
     prompt_turns,
     rarest_label,
 )
-from tuneloop.pipeline.scoring import SystemAnswers
-from tuneloop.records.rows import Dataset, Message, Row
+from tuneloop.pipeline.answers.scoring import SystemAnswers
+from tuneloop.pipeline.context import RunContext
+from tuneloop.records.rows import Dataset, Message, Row, generous_limit
 from tuneloop.registry import local_name
 
 if TYPE_CHECKING:
@@ -364,12 +364,6 @@ def ask(
                 completions = reader.calibrated(answers, labels, Request(ids=blank))
         by_kind["calibrated"] = replace(by_kind[""], completions=completions, seconds=time.monotonic() - started)
     return by_kind
-
-
-def generous_limit(rows: Rows) -> int:
-    """Most tokens of an answer of a model whose tokenizer is not known: generous, for it may think aloud."""
-    lengths = sorted(len(row.answer) for row in rows)
-    return max(256, min(lengths[int(0.98 * (len(lengths) - 1))], 4096))
 
 
 def _refuse_settings(target: Target, config: EvaluateConfig) -> None:

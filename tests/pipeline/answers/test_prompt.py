@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from tuneloop.pipeline.prompt import (
+from tuneloop.pipeline.answers.prompt import (
     choose_examples,
     fit_examples,
     labels_shown,

@@ -29,7 +29,7 @@ from tuneloop.data import PROMPT_NAMES, TaskPrompt, TaskSpec, prompt_reader
 from tuneloop.data.formats import Rejection
 from tuneloop.data.sources import SourceFile, SourceRecord, chunks_of, find_files, header_of, read_file
 from tuneloop.inference import Request, label_distribution
-from tuneloop.pipeline.answers import TaskTarget, open_with_task, target_summary
+from tuneloop.pipeline.answers.asking import TaskTarget, open_with_task, target_summary
 from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Reject
 

@@ -22,9 +22,9 @@ from tuneloop.data.dataset import load_dataset
 from tuneloop.data.sources.read import read_records
 from tuneloop.data.task import TaskPrompt
 from tuneloop.inference.request import Request
-from tuneloop.pipeline import predict as predicting
-from tuneloop.pipeline.answers import open_with_task
-from tuneloop.pipeline.predict import Asker, Options, journal_of
+from tuneloop.pipeline.answers import predictions as predicting
+from tuneloop.pipeline.answers.asking import open_with_task
+from tuneloop.pipeline.answers.predictions import Asker, Options, journal_of
 from tuneloop.records.rows import Reject
 from tuneloop.release.export import export_run
 
@@ -346,7 +346,7 @@ def test_an_endpoint_is_asked_as_the_artifact_that_it_serves(
 def test_a_data_set_that_says_too_little_costs_no_training_that_is_done(make_tuned: MakeTuned) -> None:
     from dataclasses import replace
 
-    from tuneloop.pipeline.answers import write_task
+    from tuneloop.pipeline.answers.asking import write_task
     from tuneloop.pipeline.context import RunContext, load_run_recipe
 
     run = make_tuned()

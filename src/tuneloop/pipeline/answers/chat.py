@@ -16,10 +16,10 @@ from tuneloop.data import TaskPrompt
 from tuneloop.data.formats import Rejection
 from tuneloop.inference import Request, open_target
 from tuneloop.models.methods import OWN, base_only
-from tuneloop.pipeline.answers import TaskTarget, few_shot_examples, open_with_task
+from tuneloop.pipeline.answers.asking import TaskTarget, few_shot_examples, open_with_task
+from tuneloop.pipeline.answers.predictions import Asker, Options, Prediction, prediction_of
+from tuneloop.pipeline.answers.prompt import example_turns
 from tuneloop.pipeline.context import RunContext, dataset_of, load_run_recipe
-from tuneloop.pipeline.predict import Asker, Options, Prediction, prediction_of
-from tuneloop.pipeline.prompt import example_turns
 from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Message
 
@@ -27,13 +27,6 @@ if TYPE_CHECKING:
     from tuneloop.inference import Endpoint
 
 TOP = 5  # labels that are shown with their probabilities
-HELP = """\
-  a line          is a question; a line of JSON gives several columns: {"subject": "...", "body": "..."}
-  /prompt         the last prompt as the model read it, control tokens included; /prompt TEXT shows that of a text
-  /system TEXT    another system turn; /system - for none; /system alone for that of training
-  /reset          forget the conversation
-  /help, /quit    this text; the end (Ctrl-D also ends, Ctrl-C stops an answer)
-  //TEXT          a question that begins with /"""
 
 
 @dataclass

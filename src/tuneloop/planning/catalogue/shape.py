@@ -110,6 +110,6 @@ def _from_hub(name: str) -> Path:
         return Path(hf_hub_download(name, "config.json"))
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError, ValueError) as error:
         reason, names = type(error).__name__, ", ".join(bundled_models())
-        message = f"The sizes of {name} are neither bundled nor cached, and the hub gave no config.json ({reason})"
+        message = f"The sizes of {name} are neither bundled, nor cached, nor given by the hub ({reason})"
         step = f"check the spelling and the network, or name a folder with its config.json; bundled: {names}"
         raise UserError(message, where="model", next_step=step) from None

@@ -22,7 +22,7 @@ from tuneloop.core.files import read_json, read_jsonl
 from tuneloop.training.config import TrainConfig
 
 PAGE = ROOT / "docs" / "library.md"
-FUNCTIONS = ("prepare", "advise", "plan", "train", "evaluate", "compare", "predict", "run", "export", "serve")
+FUNCTIONS = ("prepare", "advise", "plan", "train", "evaluate", "compare", "predict", "prompt", "run", "export", "serve")
 
 
 @pytest.mark.nightly

@@ -42,6 +42,8 @@ TESTED_IN = {
     " imports.openai imports.parts imports.tensorzero",
     "imports/test_langfuse.py": "imports.pages",
     "inference/test_targets.py": "inference.local.target",
+    "inference/prompt/test_turns.py": "inference.prompt.serving inference.prompt.target",
+    "pipeline/test_prompt_stage.py": "cli.prompt records.prompt",
     "inference/local/test_serving.py": "inference.protocol",
     "inference/local/test_engine.py": "inference.request",
     "inference/local/test_scoring.py": "inference.labels",

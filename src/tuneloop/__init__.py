@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tuneloop.api import plan as plan
     from tuneloop.api import predict as predict
     from tuneloop.api import prepare as prepare
+    from tuneloop.api import prompt as prompt
     from tuneloop.api import run as run
     from tuneloop.api import serve as serve
     from tuneloop.api import train as train
@@ -27,7 +28,19 @@ if TYPE_CHECKING:
     from tuneloop.recipe import Recipe as Recipe
     from tuneloop.training import TrainConfig as TrainConfig
 
-_FUNCTIONS = ("prepare", "advise", "plan", "train", "evaluate", "compare", "predict", "run", "export", "serve")
+_FUNCTIONS = (
+    "prepare",
+    "advise",
+    "plan",
+    "train",
+    "evaluate",
+    "compare",
+    "predict",
+    "prompt",
+    "run",
+    "export",
+    "serve",
+)
 _MODULES = {
     **dict.fromkeys((*_FUNCTIONS, "Run", "Evaluation"), "tuneloop.api"),
     "PrepareConfig": "tuneloop.data.config",

@@ -22,14 +22,16 @@ from tuneloop.core.python_file import trust_code
 from tuneloop.core.terminal import screen
 from tuneloop.core.ui import Progress, reporting
 from tuneloop.data import PrepareConfig
-from tuneloop.evaluation import EvalOptions
+from tuneloop.evaluation import EvalOptions, PromptOptions
 from tuneloop.improve.serve import serve as serve_until_stopped
+from tuneloop.inference import Endpoint
 from tuneloop.pipeline.advise import advise_on
 from tuneloop.pipeline.answers import predict as predict
 from tuneloop.pipeline.compare import compare_evaluations
 from tuneloop.pipeline.evaluate import evaluate_files, evaluate_target
 from tuneloop.pipeline.plan import plan_data
 from tuneloop.pipeline.prepare import prepare_alone
+from tuneloop.pipeline.prompt_stage import find_prompt
 from tuneloop.pipeline.run import run as main_job
 from tuneloop.pipeline.train import train_alone
 from tuneloop.planning import PlanOptions, plan_model
@@ -288,20 +290,58 @@ def run(
     Raises:
         UserError: whatever can be put right; finished stages stay finished.
     """
+    resolved = _resolved(recipe, model, seed, out, settings)
+    with _shown(progress):
+        return Run(main_job(resolved, anyway=anyway))
+
+
+def prompt(
+    recipe: Recipe | Mapping[str, Any] | Data,
+    options: PromptOptions = PromptOptions(),
+    *,
+    out: Place = "",
+    model: str = "",
+    endpoint: Endpoint | None = None,
+    seed: int | None = None,
+    progress: Shown = False,
+    **settings: Unpack[RunSettings],
+) -> Run:
+    """Search the best prompt for a model and measure it; the same as `tuneloop prompt`.
+
+    Args:
+        recipe: see `run`.
+        options: what the search may use and spend: `PromptOptions(calls=400)`.
+        out: folder of the result; default: `runs/NAME-prompt-HASH`.
+        model: who answers, where it is not the recipe's.
+        endpoint: a server that answers in its place.
+        seed: of every random choice.
+        progress: True for bars on stderr, or a `Progress`.
+        settings: of the recipe, by section.
+
+    Returns:
+        The folder as a run: `predict` and `evaluate` take it.
+
+    Raises:
+        UserError: whatever can be put right; answers that came are kept.
+    """
+    with _shown(progress):
+        return Run(find_prompt(_resolved(recipe, model, seed, out, settings), options, endpoint))
+
+
+def _resolved(
+    recipe: Recipe | Mapping[str, Any] | Data, model: str, seed: int | None, out: Place, settings: Any
+) -> Recipe:
     trust_code(settings)
     if isinstance(recipe, Recipe):
         values: dict[str, Any] = recipe.model_dump(exclude_unset=True)
-        resolved = make_recipe(_merged(values, _top(model, seed, out) | settings))
-    elif isinstance(recipe, Mapping):
+        return make_recipe(_merged(values, _top(model, seed, out) | settings))
+    if isinstance(recipe, Mapping):
         trust_code(recipe)
-        resolved = make_recipe(_merged(dict(recipe), _top(model, seed, out) | settings))
-    elif isinstance(recipe, Dataset) or _places(recipe):
-        resolved = _recipe_of_run(recipe, model, seed, out, settings)
-    else:
-        rows = _written(recipe, Path(f"{out}.rows.jsonl") if out else Path("datasets") / "rows.rows.jsonl")
-        resolved = _recipe_of_run(rows, model, seed, out, settings)
-    with _shown(progress):
-        return Run(main_job(resolved, anyway=anyway))
+        return make_recipe(_merged(dict(recipe), _top(model, seed, out) | settings))
+    if isinstance(recipe, Dataset) or _places(recipe):
+        return _recipe_of_run(recipe, model, seed, out, settings)
+    rows = _written(recipe, Path(f"{out}.rows.jsonl") if out else Path("datasets") / "rows.rows.jsonl")
+    return _recipe_of_run(rows, model, seed, out, settings)
 
 
 def compare(

@@ -44,6 +44,7 @@ ANSWERS: dict[str, tuple[str, ...]] = {
     ),
     "train": ("@run path:text", "ready:flag plan:object? shown:list problems:list"),
     "train sweep": ("@sweep path:text",),
+    "train prompt": ("path:text search:object eval:object",),
     "merge": ("path:text deployment:object?",),
     "distill": ("@distillation path:text", "teacher:text student:text dataset:text rows:count hours:number usd:number"),
     "route fit": ("@router path:text",),

@@ -143,7 +143,16 @@ def drop_unwritable_output() -> None:
 
 _PASSWORD = re.compile(r"(postgres(?:ql)?://[^\s:/@]*):\S+@")  # in a URL that was given
 _REFUSED = (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT)  # by the disk, whatever the file
-_PREPARING = ("init", "prepare", "run", "train", "sweep", "advise", "plan")  # commands that take settings of the data
+_PREPARING = (
+    "init",
+    "prepare",
+    "run",
+    "train",
+    "sweep",
+    "prompt",
+    "advise",
+    "plan",
+)  # commands that take settings of the data
 UNEXPECTED = "something that should not happen: "
 
 

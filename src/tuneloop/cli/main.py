@@ -45,6 +45,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "data": "Check, diff, export and push prepared data sets, forget a person's rows.",
     },
     "Train and combine": {
+        "prompt": "Search the best prompt for a model, and keep it like a run.",
         "train": "Train on a prepared data set; sweep over settings.",
         "merge": "Merge adapters of one base into one, in the folder of a run.",
         "distill": "Train a small model on a large one's answers; was it worth it?",
@@ -82,8 +83,8 @@ COMMANDS: dict[str, dict[str, str]] = {
 
 # Commands that also run without the name of their group.
 GROUPS = {
-    "init": "run", "sweep": "train", "chat": "predict", "keys": "serve", "top": "serve", "costs": "serve",
-    "mcp": "serve", "ui": "serve",
+    "init": "run", "prompt": "train", "sweep": "train", "chat": "predict", "keys": "serve", "top": "serve",
+    "costs": "serve", "mcp": "serve", "ui": "serve",
 }  # fmt: skip
 
 

@@ -39,6 +39,8 @@ RECORDS: dict[str, tuple[str, str, str]] = {
     "tracking": ("track.record", "TrackingState", "`RUN/tracking*.json`: what a tracker has got"),
     "time": ("records.run", "TimeChoices", "`RUN/time.json`: what was chosen to keep a limit on the time"),
     "sweep": ("pipeline.sweep", "SweepManifest", "`SWEEP/sweep.json`: a search over settings"),
+    "prompt": ("records.prompt", "PromptManifest", "`RUN/prompt.yaml`: a prompt for a model"),
+    "prompt-search": ("records.prompt", "PromptSearch", "`RUN/search.json`: how a prompt was found"),
     "evaluation": ("records.evaluation", "EvaluationManifest", "`eval.json`"),
     "sample": ("records.evaluation", "Sample", "a line of `samples.jsonl`, next to `eval.json`"),
     "baselines": ("records.evaluation", "BaselinesManifest", "`RUN/baselines/baselines.json`"),

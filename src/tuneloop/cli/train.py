@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from tuneloop.cli import prompt
 from tuneloop.cli.console import Result
 from tuneloop.cli.parameters import SETTINGS, argument, screen
 from tuneloop.cli.prepare import print_rendered
@@ -127,4 +128,4 @@ def _print_sweep(manifest: SweepManifest, console: Console) -> None:
     console.print(f"{manifest.run}\nnext      tuneloop compare {manifest.run}", soft_wrap=True)
 
 
-commands = {"sweep": sweep}
+commands = {"sweep": sweep, "prompt": prompt.command}

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     # How answers are got and scored: settings.
     from tuneloop.evaluation.config import EvaluateConfig as EvaluateConfig
 
+    # What a search for a prompt may use and spend.
+    from tuneloop.evaluation.config import PromptOptions as PromptOptions
+
     # Whether a question in other words gets the same answer.
     from tuneloop.evaluation.consistency import consistency_part as consistency_part
 

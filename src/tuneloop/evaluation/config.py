@@ -91,6 +91,9 @@ class BaselinesConfig(Config):
         0,
         ge=0,
     )
+    search: int = option(
+        "most answers of a search for the best prompt, where `max_minutes` does not forbid it; 0: none", 240, ge=0
+    )
     classical: bool = option(
         "logistic regression on TF-IDF and, where installed, MiniLM: of labels, or of each field that holds labels",
         True,
@@ -115,3 +118,13 @@ class EvalOptions(Config):
     out: str = flag("", "FOLDER", "Folder for eval.json; default: the run's, or in evals/.", "-o")
     on: str = flag("", "ray", "Ask the model by actors of a Ray cluster: ray, or ray://HOST:PORT.")
     actors: int = flag(0, "N", "Copies of the model there; default: one for each GPU, else for each machine.", least=0)
+
+
+class PromptOptions(Config):
+    """What a search for a prompt may use and spend; each field is an option."""
+
+    calls: int = flag(1000, "N", "Most answers to ask for: search, check and test together.", least=1)
+    max_usd: float | None = flag(None, "X", "Most dollars for them.", above=0)
+    max_minutes: float | None = flag(None, "X", "Most minutes for them.", above=0)
+    prompt: str = flag("", "FILE", "Your best prompt so far, which is tried too: a text, or YAML with user and system.")
+    rules: str = flag("", "FILE", "A text with rules, which is tried behind the instruction.")

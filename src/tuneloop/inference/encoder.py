@@ -50,6 +50,10 @@ class EncoderTarget(Target):
     classifier: Classifier = field(repr=False)
 
     is_classifier: ClassVar[bool] = True
+    no_examples = (
+        "An encoder reads one text, and no examples or templates of a prompt",
+        "leave --few-shot and --prompt out",
+    )
 
     @property
     def run(self) -> Path | None:  # type: ignore[override]

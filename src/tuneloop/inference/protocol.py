@@ -302,6 +302,7 @@ class Target(ABC):
 
     name: str  # as the user gave it
     no_scores: ClassVar[tuple[str, str]] = ("", "")  # why labels can't be scored, and what to do instead; empty: it can
+    no_examples: ClassVar[tuple[str, str]] = ("", "")  # likewise why it takes no examples or templates of a prompt
     is_classifier: ClassVar[bool] = False  # it knows its labels only: no texts, no prompts with examples
     takes_prompts: ClassVar[bool] = True  # else it has answers to its own rows only
     measures_losses: ClassVar[bool] = False  # it has `fits`
@@ -351,6 +352,10 @@ class Target(ABC):
             base: that is served, for weights that do not name theirs.
         """
         return self.name, None
+
+    def prompts(self, conversations: Sequence[Sequence[Message]]) -> list[list[Message]]:
+        """What is sent in place of conversations, where it is not they themselves."""
+        return [list(turns) for turns in conversations]
 
     def load(self) -> None:  # noqa: B027 - what needs no loading is ready
         """Make it ready, so that the first answer does not wait for that."""

@@ -23,11 +23,14 @@ from tuneloop.inference.local import serving as local
 from tuneloop.inference.local.target import open_local
 from tuneloop.inference.openai.serving import EndpointEngine, EndpointSettings, only_model
 from tuneloop.inference.openai.target import EndpointTarget
+from tuneloop.inference.prompt.target import PromptTarget, endpoint_of
+from tuneloop.inference.prompt.turns import open_prompt
 from tuneloop.inference.protocol import EngineKind, EngineSettings, Kind, Served, ServingEngine, Target
 from tuneloop.inference.request import Requests
 from tuneloop.models import target_kind
 from tuneloop.models.files import is_local
 from tuneloop.records.completion import Completion
+from tuneloop.records.prompt import prompt_folder, read_prompt
 
 ENGINES = (llamacpp.KIND, encoder.KIND, local.KIND)  # ours takes what no other one claims
 ANSWERS = (".jsonl", ".json", ".csv", ".parquet")  # endings of files with predictions
@@ -78,6 +81,11 @@ def open_model(name: str, *, base: str = "", template: str = "") -> Target:
 
 def target_of(kind: EngineKind, name: str, *, base: str = "", template: str = "") -> Target:
     """A model on this machine by an engine: in its own way of answering rows, else through what it serves."""
+    if prompt_folder(name):
+        prompt = open_prompt(name)
+        if prompt.manifest.served_as:
+            return PromptTarget(name, prompt, open_endpoint(endpoint_of(prompt), base=base, template=template))
+        return PromptTarget(name, prompt, target_of(kind, base or prompt.manifest.model, template=template))
     if kind.target is not None:
         return kind.target(name, base, template)
     model = open_local(name, base=base, template=template)
@@ -127,7 +135,9 @@ def open_endpoint(endpoint: Endpoint, *, base: str = "", template: str = "") -> 
 
 
 def engine_for(name: str, engine: str = "auto") -> EngineKind:
-    """The engine of that name, or the one that claims the name of a model."""
+    """The engine of that name, or the one that claims the name of a model; of a prompt that of its model."""
+    if folder := prompt_folder(name):
+        name = read_prompt(folder).model
     return next(kind for kind in ENGINES if kind.name == engine or (engine == "auto" and kind.claims(name)))
 
 

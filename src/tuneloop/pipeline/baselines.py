@@ -6,6 +6,7 @@ What few-shot shows may be chosen on validation rows before it meets a test row.
 
 from __future__ import annotations
 
+import itertools
 import math
 import shutil
 import time
@@ -31,6 +32,7 @@ from tuneloop.evaluation import (
 )
 from tuneloop.evaluation.alternatives import MAJORITY, constant_for, trained_classifiers
 from tuneloop.evaluation.metrics import lower_is_better
+from tuneloop.inference.prompt import AS_IT_IS
 from tuneloop.models.files import MINILM_NAME
 from tuneloop.models.methods import base_only
 from tuneloop.pipeline.answers.asking import (
@@ -43,11 +45,13 @@ from tuneloop.pipeline.answers.asking import (
     reference_lengths,
     uses_choice,
 )
-from tuneloop.pipeline.answers.prompt import AS_IT_IS, labels_shown
+from tuneloop.pipeline.answers.prompt import labels_shown
 from tuneloop.pipeline.answers.scoring import SystemAnswers, cost_of, headline, score, scoring_settings
 from tuneloop.pipeline.context import RunContext, done_record
+from tuneloop.pipeline.prompt_search import best_prompt
 from tuneloop.recipe import Recipe
 from tuneloop.records.evaluation import BaselinesManifest, PromptChoice, Subject, TriedPrompt
+from tuneloop.records.prompt import OPTIMISED
 from tuneloop.records.record import read_record, write_record
 from tuneloop.records.rows import Dataset, Row
 
@@ -84,10 +88,11 @@ def baseline_stage(job: RunContext, dataset: Dataset, answered: TimedAnswers | N
     began = time.monotonic() - (answered.seconds if answered else 0.0)
     answers: Answers = {}
     evaluations: Evaluations = {}
-    for some in _ask_all(job, dataset, rows, answered):
+    asked = [_ask_all(job, dataset, rows, answered), *([] if answered else [_ask_optimised(job, dataset, rows)])]
+    for some in itertools.chain(*asked):
         answers |= some
         evaluations |= _score_all(job, dataset, rows, some)
-    return _write(job, dataset, rows, evaluations, answers, key, began)
+    return write_baselines(job, dataset, rows, evaluations, answers, key, began)
 
 
 def measured_alternatives(job: RunContext, dataset: Dataset, rows: Rows) -> tuple[Evaluations, dict[str, Any]]:
@@ -112,11 +117,14 @@ def _ask_all(job: RunContext, dataset: Dataset, rows: Rows, answered: TimedAnswe
         yield from _ask_base(job, dataset, rows)
     else:
         yield answered.answers
+    yield cheap_alternatives(job, dataset, rows)
+
+
+def cheap_alternatives(job: RunContext, dataset: Dataset, rows: Rows) -> Answers:
+    """The answers of the strongest constant, and of classifiers that learn from the training rows."""
     with busy("cheap alternatives"):  # their libraries take a while to load
         constant = _ask_constant(job, dataset, rows)
-    yield constant
-    if dataset.train:
-        yield _ask_classical(job, dataset, rows)
+        return constant | (_ask_classical(job, dataset, rows) if dataset.train else {})
 
 
 def _score_all(job: RunContext, dataset: Dataset, rows: Rows, answers: Answers) -> Evaluations:
@@ -140,7 +148,7 @@ def _on_part(
     answers = {name: _part(evaluation, rows, manifest, name) for name, evaluation in baselines.items()}
     began = time.monotonic() - manifest.seconds * len(rows) / max(manifest.n, 1)
     scored = _score_all(job, dataset, rows, answers)
-    return _write(job, dataset, rows, scored, answers, _baselines_key(job, dataset), began)
+    return write_baselines(job, dataset, rows, scored, answers, _baselines_key(job, dataset), began)
 
 
 def _part(evaluation: ScoredAnswers, rows: Rows, manifest: BaselinesManifest, name: str) -> SystemAnswers:
@@ -205,7 +213,7 @@ def _baselines_key(job: RunContext, dataset: Dataset, recipe: Recipe | None = No
     return content_hash([*parts, *prompt])
 
 
-def _write(
+def write_baselines(
     job: RunContext, dataset: Dataset, rows: Rows, evaluations: Evaluations, answers: Answers, key: str, began: float
 ) -> Evaluations:
     """Write `baselines/` and say which is worth its price; they took the time since `began` (`time.monotonic`)."""
@@ -286,6 +294,23 @@ def _ask_base(job: RunContext, dataset: Dataset, rows: Rows) -> Iterator[Answers
         with base_only(job.model.net):
             answers = ask_base(job, dataset, rows, examples)
         yield {f"few-shot {kind}".strip(): result for kind, result in answers.items()}
+
+
+def _ask_optimised(job: RunContext, dataset: Dataset, rows: Rows) -> Iterator[Answers]:
+    """The base with the best prompt that a search finds, kept in `RUN/baselines/prompt`; nothing where none is better
+    than few-shot, or the run has a limit on its time."""
+    recipe, folder = job.recipe, job.folder / "baselines" / "prompt"
+    if not recipe.baselines.search or recipe.max_minutes or not recipe.baselines.few_shot:
+        return
+    with base_only(job.model.net):
+        found = best_prompt(job, dataset, recipe.baselines.search, folder)
+        if found is None:
+            return
+        prompt, search = found
+        how = Asking(prompts=prompt.turns([row.prompt for row in rows]), perplexity=False)
+        answers = ask(job.target, dataset, rows, recipe.evaluate, how, task=OPTIMISED)[""]
+    note = f"Its prompt: {search.kept}, in {folder}."
+    yield {OPTIMISED: replace(answers, training_seconds=search.seconds, note=note)}
 
 
 def ask_base(job: RunContext, dataset: Dataset, rows: Rows, examples: Rows = ()) -> Answers:

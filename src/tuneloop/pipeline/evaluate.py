@@ -36,11 +36,12 @@ from tuneloop.evaluation import (
 from tuneloop.evaluation.metrics import label_matcher, problem_of
 from tuneloop.inference import Endpoint, PredictionsTarget, Request, Target, endpoint_line, kind_of_name, open_target
 from tuneloop.inference.local import LocalTarget
+from tuneloop.inference.prompt import AS_IT_IS
 from tuneloop.models import Model, load_model, minilm_embedder, template_of_adapter, trained_folder
 from tuneloop.models.files import MINILM_TITLE
 from tuneloop.models.methods import base_only, method_of_folder
 from tuneloop.pipeline.answers.asking import Asking, ask, few_shot_examples, nearest_few_shot, uses_choice
-from tuneloop.pipeline.answers.prompt import AS_IT_IS, choose_examples, load_prompt, nearest_examples, prompt_turns
+from tuneloop.pipeline.answers.prompt import choose_examples, load_prompt, nearest_examples, prompt_turns
 from tuneloop.pipeline.answers.scoring import (
     AFTERWARDS,
     SystemAnswers,
@@ -59,6 +60,7 @@ from tuneloop.recipe import Recipe, name_of
 from tuneloop.records.completion import Completion, failures
 from tuneloop.records.dataset import Counts, DatasetManifest, SplitFile, Splits
 from tuneloop.records.evaluation import BaselinesManifest, EvaluationManifest, Subject
+from tuneloop.records.prompt import OPTIMISED
 from tuneloop.records.record import read_record
 from tuneloop.records.rows import Dataset, Message, Reject, Row
 from tuneloop.records.run import RunManifest
@@ -304,9 +306,9 @@ def _refuse_impossible(recipe: Recipe, question: Question) -> None:
     config = recipe.evaluate
     if question.target.is_classifier:
         refuse_settings(recipe)
-        if question.options.few_shot or question.options.prompt:
-            message = "An encoder reads one text, and no examples or templates of a prompt"
-            raise UserError(message, where=question.name, next_step="leave --few-shot and --prompt out")
+    refusal, instead = question.target.no_examples
+    if refusal and (question.options.few_shot or question.options.prompt):
+        raise UserError(refusal, where=question.name, next_step=instead)
     base_known = question.target.is_tuned or (question.target.is_here and question.options.base)
     if (config.general or config.memorisation) and not base_known:
         message = "What was this model made from? Forgetting and memorisation are differences to its base"
@@ -432,6 +434,8 @@ def _default_name(question: Question) -> str:
         name = Path(options.predictions).stem
     elif question.target.is_tuned or options.base:
         name = "tuned"
+    elif question.target.run is not None:
+        name = OPTIMISED
     else:
         return "few-shot" if options.few_shot else "zero-shot"
     return f"{name} few-shot" if options.few_shot else name

@@ -11,6 +11,7 @@ feedback: what people said of answers.
 merge: `merge.json`.
 metric: how a metric's values are read, written and compared.
 plan: `plan.json`.
+prompt: `prompt.yaml`, `search.json`.
 record: what all records share: how they are written and read.
 request: a request that was served, as it is stored.
 review: `review.json`, `items.jsonl`, `votes.jsonl`, `judge.jsonl`.

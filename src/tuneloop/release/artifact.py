@@ -39,14 +39,13 @@ from tuneloop.records.artifact import (
     SameAnswers,
 )
 from tuneloop.records.dataset import DatasetManifest
-from tuneloop.records.encoder import ENCODER, HEAD
 from tuneloop.records.evaluation import EvaluationManifest
 from tuneloop.records.record import as_record
 from tuneloop.records.run import RunManifest
 from tuneloop.release.bom import BOM, bill_of_materials
 from tuneloop.release.card import measured_table, model_card
 from tuneloop.release.compressed import SCHEMES, write_compressed
-from tuneloop.release.formats import FORMS, OF_ENCODERS, ONNX
+from tuneloop.release.formats import AS_THEY_ARE, FORMS, ONNX
 from tuneloop.release.gguf.artifact import GgufSettings, write_gguf_model
 from tuneloop.release.gguf.convert import FLOAT_TYPES, About
 from tuneloop.release.licences import hub_name, licence_of
@@ -194,8 +193,8 @@ def _write(
         licence = licence_of(model)
         about = About(id_, hub_name(model), licence.id if licence else "")
         return parts | {"quantisation": write_gguf_model(origin, about, gguf, out).model_dump(mode="json")}
-    if form in OF_ENCODERS:
-        _copy(trained, out, [HEAD, ENCODER, OWN])
+    if form in AS_THEY_ARE:
+        _copy(trained, out, AS_THEY_ARE[form])
         if form == ONNX:
             write_onnx(trained, out)
         return parts
@@ -235,7 +234,7 @@ def _measured(measure: Measure, folder: Path, id_: str, parts: Mapping[str, Any]
 def _id(origin: Origin, form: str, trained: Path, gguf: GgufSettings | None, compressed: str) -> str:
     """The artifact's id: by the content of the trained weights, not by where they are or when they are exported."""
     is_adapter = (trained / "adapter_config.json").is_file()
-    files = [trained / HEAD, trained / ENCODER] if form in OF_ENCODERS else []
+    files = [trained / name for name in AS_THEY_ARE.get(form, ()) if name != OWN]
     files = files or ([trained / "adapter_model.safetensors"] if is_adapter else weight_files(trained))
     with user_errors_of_the_disk(trained):
         weights = [sha256_file(file) for file in files]

@@ -13,7 +13,7 @@ from tuneloop.records.artifact import FLOATS, ArtifactManifest, GateRecord, Quan
 from tuneloop.records.dataset import DatasetManifest
 from tuneloop.records.encoder import ENCODER_FOLDER
 from tuneloop.release.compressed import is_compressed
-from tuneloop.release.formats import FORMS, OF_ENCODERS
+from tuneloop.release.formats import FORMS, OF_ENCODERS, PROMPT_FORM
 from tuneloop.release.licences import Licence, hub_name
 
 
@@ -61,8 +61,9 @@ def model_card(manifest: ArtifactManifest, licence: Licence | None, dataset: Dat
     method = find_method(manifest.method)
     title = (method.long_title or method.title) if method else manifest.method
     kind = "A model" if FORMS[manifest.format].is_model else "An adapter"
-    kind = "A head" if manifest.format == ENCODER_FOLDER else kind
-    description = f"{kind} tuned from {base} by tuneloop {manifest.tuneloop} ({title}), run `{manifest.run.id}`."
+    kind = {ENCODER_FOLDER: "A head", PROMPT_FORM: "A prompt"}.get(manifest.format, kind)
+    tuned = "found for" if manifest.format == PROMPT_FORM else "tuned from"
+    description = f"{kind} {tuned} {base} by tuneloop {manifest.tuneloop} ({title}), run `{manifest.run.id}`."
     if licence is None:
         terms = f"{base}. Its licence is not known here: look at its own page before you pass this model on."
     else:

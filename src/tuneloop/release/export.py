@@ -19,12 +19,11 @@ from tuneloop.inference.llamacpp import installed, need_llamacpp
 from tuneloop.models import trained_folder
 from tuneloop.models.chat import load_template
 from tuneloop.models.files import read_tokenizer
-from tuneloop.models.methods import method_named
+from tuneloop.models.methods import layout_of, method_named
 from tuneloop.pipeline.answers import task_of_run
 from tuneloop.pipeline.context import RunContext, attach_trained, dataset_of, load_run_recipe, manifest_of_run
 from tuneloop.pipeline.template_proof import MOST_ROWS, first_difference
 from tuneloop.records.artifact import EVALS, SIGNATURE, ArtifactManifest, SameAnswers
-from tuneloop.records.encoder import ENCODER_FOLDER
 from tuneloop.records.evaluation import EvaluationManifest, GateResult
 from tuneloop.records.record import read_record
 from tuneloop.records.run import RunManifest
@@ -32,7 +31,7 @@ from tuneloop.registry import check_private_key, sign
 from tuneloop.release.artifact import Artifact, Measure, Origin, export, form_for
 from tuneloop.release.bom import BOM
 from tuneloop.release.compressed import is_compressed, need_compressed_tensors
-from tuneloop.release.formats import FORMS, OF_ENCODERS, WeightOptions
+from tuneloop.release.formats import AS_THEY_ARE, FORMS, OTHER_FORMS, WeightOptions
 from tuneloop.release.gguf.artifact import GgufSettings
 from tuneloop.release.gguf.lora import check_expressible
 from tuneloop.release.measure import KL_ROWS, acceptable, kl_of_folder, measure_artifact, measure_lora, rows_to_measure
@@ -108,13 +107,15 @@ def export_run(
 
 
 def _form_of(manifest: RunManifest, run: Path, form: str) -> str:
-    """The form that is exported: a run of an encoder has forms of its own."""
-    if manifest.result != ENCODER_FOLDER:
+    """The form that is exported: runs of an encoder and prompts have forms of their own."""
+    layout = layout_of(trained_folder(run))
+    if layout not in OTHER_FORMS:
         return form_for(method_named(manifest.method), form)
-    if form and form not in OF_ENCODERS:
-        message = f"This run is an encoder with a head, which has no form {form!r}"
-        raise UserError(message, where="--format", next_step=f"choose {' or '.join(OF_ENCODERS)}")
-    return form or ENCODER_FOLDER
+    title, forms = OTHER_FORMS[layout]
+    if form and form not in forms:
+        message = f"This run is {title}, which has no form {form!r}"
+        raise UserError(message, where="--format", next_step=f"choose {' or '.join(forms)}")
+    return form or forms[0]
 
 
 def _prove_template(job: RunContext, artifact: Artifact) -> None:
@@ -123,7 +124,7 @@ def _prove_template(job: RunContext, artifact: Artifact) -> None:
     Raises:
         UserError: it does not, and is removed.
     """
-    if artifact.manifest["format"] in OF_ENCODERS:  # which have no template
+    if artifact.manifest["format"] in AS_THEY_ARE:  # which have no template
         return
     try:
         dataset = dataset_of(job, True, "")

@@ -6,10 +6,20 @@ from dataclasses import dataclass
 
 from tuneloop.core.files import Config
 from tuneloop.core.flag import flag
-from tuneloop.records.encoder import ENCODER_FOLDER
+from tuneloop.models.methods import OWN
+from tuneloop.records.encoder import ENCODER, ENCODER_FOLDER, HEAD
+from tuneloop.records.prompt import EXAMPLES, PROMPT
 
 ONNX = "onnx"
+PROMPT_FORM = "prompt"
 OF_ENCODERS = (ENCODER_FOLDER, ONNX)  # the formats of a run of an encoder, the usual one first
+# Runs that trained no weights of a model that writes: what they are, and their formats, the usual one first. By what
+# `layout_of` says of their result.
+OTHER_FORMS = {"encoder": ("an encoder with a head", OF_ENCODERS), "prompt": ("a prompt", (PROMPT_FORM,))}
+# Files of a run that these formats take as they are.
+AS_THEY_ARE = {
+    ENCODER_FOLDER: (HEAD, ENCODER, OWN), ONNX: (HEAD, ENCODER, OWN), PROMPT_FORM: (PROMPT, EXAMPLES, OWN),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -77,6 +87,7 @@ FORMS: dict[str, ExportForm] = {
     "adapter": ExportForm("for its base", False, "peft", "adapter", _ADAPTER),
     "gguf": ExportForm("a model for llama.cpp and Ollama", True, "gguf", "quantized", _GGUF, weights="merged"),
     ENCODER_FOLDER: ExportForm("an encoder's head", False, "tuneloop", "adapter", _ENCODER),
+    PROMPT_FORM: ExportForm("a prompt for its model", False, "tuneloop", "adapter", _ENCODER),
     ONNX: ExportForm("the encoder with its head, for ONNX Runtime", True, "onnx", "finetune", _ONNX),
     "gguf-lora": ExportForm("an adapter for them", False, "gguf", "adapter", _GGUF_LORA, weights="adapter"),
 }

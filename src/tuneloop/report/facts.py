@@ -20,6 +20,7 @@ from tuneloop.records.dataset import MANIFEST, DatasetManifest
 from tuneloop.records.encoder import ENCODER_FOLDER
 from tuneloop.records.evaluation import SAMPLES, Estimate, EvaluationManifest, GateResult, Sample
 from tuneloop.records.plan import Plan
+from tuneloop.records.prompt import PROMPT_RESULT
 from tuneloop.records.record import P, Part, R, Record, as_line, as_record
 from tuneloop.records.run import (
     Environment,
@@ -372,7 +373,7 @@ def next_commands(facts: RunFiles) -> list[str]:
     empty = {name for name, split in splits.items() if not split.rows}
     on_val = [] if "val" in empty else [f"tuneloop evaluate {run} --split val"]
     if facts.evaluated:
-        ship = f"tuneloop {'serve' if facts.run.result == ENCODER_FOLDER else 'export'} {run}"
+        ship = f"tuneloop {'serve' if facts.run.result in (ENCODER_FOLDER, PROMPT_RESULT) else 'export'} {run}"
         return [*on_val, f"tuneloop compare {run} OTHER_RUN", ship]
     if "test" not in empty:
         return [f"tuneloop evaluate {run}"]

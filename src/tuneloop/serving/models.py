@@ -37,6 +37,7 @@ from tuneloop.inference import (
     target_of,
 )
 from tuneloop.inference.openai import EndpointEngine, EndpointSettings, only_model
+from tuneloop.inference.prompt import engine_of
 from tuneloop.models.adapters import BASE, SETTINGS, WEIGHTS, hash_of_adapter
 from tuneloop.models.chat import Template, with_template
 from tuneloop.models.files import resolve
@@ -224,7 +225,7 @@ def deployment_of(config: ServeConfig, candidates: Mapping[str, Candidate] | Non
     settings = EngineSettings(
         config.slots, config.batch.rows, config.context, merge=config.merge, deterministic=config.deterministic, log=log
     )
-    engine = kind.serving(Served(base, whole.template if whole else ""), _loaded(shared), settings)
+    engine = engine_of(kind, Served(base, whole.template if whole else ""), _loaded(shared), settings)
     further = [opened_model for opened_model in everything if opened_model.base != base]
     engine = _with_further_bases(engine, config, further, settings)
     return ServerDeployment(engine, models, base, extra, left_out=left_out)
@@ -320,9 +321,8 @@ def _with_further_bases(
         adapters = [model.loaded for model in models if model.loaded and model.loaded.source != base]
         log = settings.log and settings.log.with_stem(f"llamacpp-{number}")
         own = replace(settings, merge=False, log=log)
-        others[target_of(kind, base).identity] = kind.serving(
-            Served(base, whole.template if whole else ""), adapters, own
-        )
+        served = Served(base, whole.template if whole else "")
+        others[target_of(kind, base).identity] = engine_of(kind, served, adapters, own)
     return SeveralBases(engine, others) if others else engine
 
 

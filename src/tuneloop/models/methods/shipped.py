@@ -87,9 +87,10 @@ def method_named(name: str) -> Method:
 
 
 def layout_of(folder: Path) -> str:
-    """The `Method.layout` of a saved folder, or `encoder`; empty where no result of training is here."""
-    if (folder / "encoder.json").is_file():
-        return "encoder"
+    """The `Method.layout` of a saved folder, `encoder` or `prompt`; empty where no result of a run is here."""
+    for kind, name in (("encoder", "encoder.json"), ("prompt", "prompt.yaml")):
+        if (folder / name).is_file():
+            return kind
     file = folder / "adapter_config.json"
     if file.is_file():
         return str(read_json_object(file).get("peft_type"))

@@ -21,16 +21,15 @@ from tuneloop.data import TaskSpec, read_task, task_spec
 from tuneloop.evaluation import BaselinesConfig, EvaluateConfig
 from tuneloop.evaluation.metrics import label_lists
 from tuneloop.inference import Endpoint, LoadedTarget, ModelTarget, Request, Target, open_target
+from tuneloop.inference.prompt import AS_IT_IS, PromptTemplate
 from tuneloop.models import Model, minilm_embedder, trained_folder
 from tuneloop.models.chat import Template, plain_source, with_tags
 from tuneloop.models.files import MINILM_TITLE, is_local, resolve
 from tuneloop.models.methods import OWN
 from tuneloop.models.nn import batch_invariant, need_batch_invariance
 from tuneloop.pipeline.answers.prompt import (
-    AS_IT_IS,
     MOST_EXAMPLES,
     MOST_LABELS,
-    PromptTemplate,
     choose_examples,
     fit_examples,
     load_prompt,
@@ -304,12 +303,9 @@ class Asking:
         """Whether the loss of references is measured: they follow the rows' own turns."""
         return self.perplexity and self.prompts is None and not self.examples
 
-    def prompt_ids(self, rows: Rows, template: Template) -> list[list[int]]:
+    def turns(self, rows: Rows) -> Sequence[Sequence[Message]]:
         """The prompt of each row."""
-        prompts = self.prompts
-        if prompts is None:
-            prompts = [prompt_turns(row, self.template, self.examples) for row in rows]
-        return [template.prompt_ids(list(turns), row.tools) for turns, row in zip(prompts, rows, strict=True)]
+        return self.prompts or [prompt_turns(row, self.template, self.examples) for row in rows]
 
 
 def ask(
@@ -335,14 +331,14 @@ def ask(
     _refuse_settings(target, config)
     reader = target.reader
     choice = uses_choice(dataset, config) and not target.no_scores[0]
+    turns = target.prompts(how.turns(rows))
     if reader is not None:
-        ids = how.prompt_ids(rows, reader.template)
+        ids = [reader.template.prompt_ids(prompt, row.tools) for prompt, row in zip(turns, rows, strict=True)]
         limit = 1 if choice else longest_answer(reader.template, dataset, config)
         prompts = [Request(ids=prompt) for prompt in ids]
         _refuse_too_long(reader.context, rows, ids)
     else:
         ids, limit = [], config.max_new_tokens or generous_limit(dataset.train[:2000] or dataset.test[:2000])
-        turns = how.prompts or [prompt_turns(row, how.template, how.examples) for row in rows]
         prompts = [Request(messages, row.tools) for messages, row in zip(turns, rows, strict=True)]
     requests = [replace(prompt, max_new_tokens=limit, id=row.id) for prompt, row in zip(prompts, rows, strict=True)]
     labels = dataset.manifest.labels or []
@@ -352,14 +348,17 @@ def ask(
         else:
             answers = list(target.complete(requests, task=task))
     seconds = time.monotonic() - started
-    if reader is not None and how.measures_loss and reader.measures_losses and dataset.task != "classification":
+    fits_rows = reader is not None and reader.measures_losses and target.reader is target
+    if reader is not None and fits_rows and how.measures_loss and dataset.task != "classification":
         rendered = [reader.template.render(row.messages, row.tools) for row in rows]
         fits = reader.fits(rendered, task=f"{task}: reference answers")
         answers = [replace(a, loss=fit.loss, loss_tokens=fit.tokens) for a, fit in zip(answers, fits, strict=True)]
     by_kind = {"": SystemAnswers(answers, seconds, computed=target.computed(ids, answers))}
     if reader is not None and choice and how.with_calibrated:
         with batch_invariant(config.deterministic):
-            (blank,) = how.prompt_ids([_content_free(rows[0])], reader.template)
+            blank_row = _content_free(rows[0])
+            (blank_turns,) = target.prompts(how.turns([blank_row]))
+            blank = reader.template.prompt_ids(blank_turns, blank_row.tools)
             with busy(f"{task}: calibrating"):
                 completions = reader.calibrated(answers, labels, Request(ids=blank))
         by_kind["calibrated"] = replace(by_kind[""], completions=completions, seconds=time.monotonic() - started)

@@ -15,10 +15,10 @@ from tuneloop.core.foreign import parse_line
 from tuneloop.data import TaskPrompt
 from tuneloop.data.formats import Rejection
 from tuneloop.inference import Request, open_target
+from tuneloop.inference.prompt import example_turns
 from tuneloop.models.methods import OWN, base_only
 from tuneloop.pipeline.answers.asking import TaskTarget, few_shot_examples, open_with_task
 from tuneloop.pipeline.answers.predictions import Asker, Options, Prediction, prediction_of
-from tuneloop.pipeline.answers.prompt import example_turns
 from tuneloop.pipeline.context import RunContext, dataset_of, load_run_recipe
 from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Message

@@ -4,10 +4,8 @@ the one that tuning has to beat."""
 from __future__ import annotations
 
 import random
-import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,6 +13,8 @@ from typing import Any
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_yaml
 from tuneloop.core.units import counted, verb
+from tuneloop.inference.prompt import AS_IT_IS, ExampleIndex, PromptTemplate, example_turns
+from tuneloop.inference.prompt import prompt_turns as around
 from tuneloop.records.rows import Message, Row, last_user_turn
 
 MOST_LABELS = 80  # up to so many labels `auto` shows one example of each: measured to be good with 77
@@ -90,50 +90,12 @@ def labels_shown(examples: Sequence[Row], train: Sequence[Row]) -> str:
 def nearest_examples(
     train: Sequence[Row], rows: Sequence[Row], k: int, *, embed: Callable[[Sequence[str]], Any] | None = None
 ) -> list[list[Row]]:
-    """For each row the `k` training rows whose last user turns are nearest to its own, the nearest last. `train`: rows
-    of the training split only; of those with the same text and answer one is shown. `k`: examples for each; all where
-    there are fewer. `embed`: texts to unit vectors (texts, dimensions); default: TF-IDF of words and pairs of words."""
-    import numpy as np
-
-    pool = list({(last_user_turn(row), row.answer): row for row in sorted(train, key=lambda row: row.id)}.values())
-    if k < 1 or not pool:
-        return [[] for _ in rows]
-    texts, queries = [last_user_turn(row) for row in pool], [last_user_turn(row) for row in rows]
-    table, rows_table = _tfidf(texts, queries) if embed is None else (embed(texts), embed(queries))
-    examples = []
-    for start in range(0, len(rows), 256):  # a block of similarities at a time
-        block = rows_table[start : start + 256] @ table.T
-        similarities = np.asarray(block.todense() if hasattr(block, "todense") else block)
-        nearest = np.argsort(similarities, axis=1, kind="stable")[:, -k:].tolist()
-        examples += [[pool[i] for i in row] for row in nearest]
-    return examples
-
-
-def _tfidf(texts: Sequence[str], queries: Sequence[str]) -> tuple[Any, Any]:
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    pattern = r"(?u)\b\w+\b"
-    features = TfidfVectorizer(ngram_range=(1, 2), token_pattern=pattern, sublinear_tf=True)
-    try:
-        return features.fit_transform(texts), features.transform(queries)
-    except ValueError:  # no words at all: all rows are equally near
-        import numpy as np
-
-        return np.zeros((len(texts), 1)), np.zeros((len(queries), 1))
+    """For each row the `k` training rows whose last user turns are nearest to its own; see `ExampleIndex`."""
+    return ExampleIndex(train, embed).nearest([last_user_turn(row) for row in rows], k)
 
 
 def _length(row: Row) -> int:
     return len(last_user_turn(row)) + len(row.answer)
-
-
-def example_turns(example: Row) -> list[Message]:
-    """An example's conversation without its system turn and without training weights."""
-    turns: list[Message] = []
-    for turn in example.messages:
-        if turn["role"] != "system":
-            turns.append(turn.copy())
-            turns[-1].pop("weight", None)
-    return turns
 
 
 def fit_examples(
@@ -151,35 +113,6 @@ def fit_examples(
     warning = f"Only {len(places)} of {len(examples)} few-shot examples {verb(len(places), 'fits', 'fit')}: "
     warning += f"together they take {sum(costs):,} tokens, and the context has room for {max(budget_tokens, 0):,}."
     return [examples[i] for i in places], warning
-
-
-_PLACE = re.compile(r"\{(\w+)\}")
-
-
-@dataclass(frozen=True)
-class PromptTemplate:
-    """What is put in place of a row's own turns: `{input}` is the row's last user turn, `{labels}` the allowed labels,
-    one a line, `{NAME}` a metadata field. Other braces stay as they are."""
-
-    user: str = "{input}"  # template of the last user turn
-    system: str | None = None  # of the system turn; None: the row's own stays, "": there is none
-
-    def turns(self, row: Row, labels: Sequence[str] | None) -> list[Message]:
-        """The prompt of a row: its turns before the answer, with the templates filled in."""
-        values = {name: str(value) for name, value in row.meta.items() if isinstance(value, str | int | float)}
-        values |= {"input": last_user_turn(row), "labels": "\n".join(labels or ())}
-        turns: list[Message] = [turn.copy() for turn in row.prompt]
-        last = max((i for i, turn in enumerate(turns) if turn["role"] == "user"), default=None)
-        if last is not None:
-            turns[last]["content"] = _fill(self.user, values)
-        if self.system is not None:
-            turns = [turn for turn in turns if turn["role"] != "system"]
-            if self.system:
-                turns.insert(0, {"role": "system", "content": _fill(self.system, values)})
-        return turns
-
-
-AS_IT_IS = PromptTemplate()
 
 
 def load_prompt(file: str) -> PromptTemplate:
@@ -209,15 +142,4 @@ def prompt_turns(
     row: Row, template: PromptTemplate = AS_IT_IS, examples: Sequence[Row] = (), labels: Sequence[str] | None = None
 ) -> list[Message]:
     """A row's whole prompt: system turn, examples as earlier turns under the same template, the row's turns."""
-    turns = template.turns(row, labels)
-    system = [turn for turn in turns if turn["role"] == "system"]
-    rest = [turn for turn in turns if turn["role"] != "system"]
-    earlier: list[Message] = []
-    for example in examples:
-        question = [turn for turn in template.turns(example, labels) if turn["role"] != "system"]
-        earlier += [*question, example_turns(example)[-1]]
-    return [*system, *earlier, *rest]
-
-
-def _fill(template: str, values: Mapping[str, str]) -> str:
-    return _PLACE.sub(lambda m: values.get(m[1], m[0]), template)
+    return around(row.prompt, template, examples, labels, row.meta)

@@ -109,12 +109,11 @@ def kl_of_folder(run: Path, folder: Path) -> float:
     import torch
 
     from tuneloop.models.load import load_model
-    from tuneloop.pipeline.context import RunContext, load_run_recipe
-    from tuneloop.pipeline.evaluate import attach_trained
+    from tuneloop.pipeline.context import RunContext
     from tuneloop.release.measure import KL_ROWS, KL_TOKENS, rows_to_measure
 
-    job = RunContext(load_run_recipe(run, []), run)
-    attach_trained(job)
+    job = RunContext.of_run(run)
+    job.attach_trained()
     asked, merged = rows_to_measure(job, ROWS), load_model(str(folder))
     assert not isinstance(asked, str), asked
     total, count = 0.0, 0
@@ -131,11 +130,11 @@ def kl_of_folder(run: Path, folder: Path) -> float:
 def print_packaged(runs: list[str]) -> None:
     """The packaged GGUF file as llama.cpp reads it, on prompts of the first run, in the same process as the others."""
     from tuneloop.models.chat.template import load_template
-    from tuneloop.pipeline.context import RunContext, load_run_recipe
+    from tuneloop.pipeline.context import RunContext
     from tuneloop.release.measure import SPEED_ROWS, SPEED_TOKENS, rows_to_measure
 
     file = packaged_gguf()
-    asked = rows_to_measure(RunContext(load_run_recipe(Path(runs[0]), []), Path(runs[0])), ROWS)
+    asked = rows_to_measure(RunContext.of_run(Path(runs[0])), ROWS)
     assert file is not None and not isinstance(asked, str), "the packaged model and the run's rows are needed"
     template, read, written, read_ms, written_ms = load_template(resolve("smollm2-135m")), 0, 0, 0.0, 0.0
     with LlamaCpp(file) as llama:

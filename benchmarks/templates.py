@@ -22,9 +22,9 @@ from typing import Any
 
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.load_eval_file import read_whole
+from tuneloop.models.chat.proof import MOST_ROWS, prove_template
 from tuneloop.models.chat.template import load_template
 from tuneloop.models.files.names import resolve
-from tuneloop.pipeline.template_proof import MOST_ROWS, prove_template
 from tuneloop.records.rows import Row
 
 CONTROL = re.compile(

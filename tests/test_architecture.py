@@ -335,7 +335,7 @@ def test_no_code_outside_the_methods_own_files_knows_one_by_its_name(trees: Tree
     assert not named, "\n".join(named)
 
 
-@pytest.mark.parametrize("module", ["tuneloop.cli.main", "tuneloop.pipeline.doctor"])
+@pytest.mark.parametrize("module", ["tuneloop.cli.main", "tuneloop.core.doctor"])
 def test_the_command_line_loads_nothing_heavy(module: str) -> None:
     code = f"import sys, {module}; print(*sorted({{m.split('.')[0] for m in sys.modules}}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,

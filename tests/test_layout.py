@@ -108,8 +108,9 @@ TESTED_IN = {
     "pipeline/demo/test_demo.py": "cli.demo pipeline.demo.files",
     "pipeline/test_evaluate.py": "cli.endpoint pipeline.compare pipeline.answers.scoring",
     "pipeline/answers/test_predictions.py": "cli.predict",
+    "pipeline/test_sweep.py": "records.sweep",
     "pipeline/test_timed_baselines.py": "pipeline.baselines",
-    "pipeline/test_run.py": "core.machine cli.run cli.train pipeline.prepare recipe"
+    "pipeline/test_run.py": "core.machine cli.run cli.train pipeline.prepare"
     " pipeline.context pipeline.train",
 }  # fmt: skip
 

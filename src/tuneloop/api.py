@@ -25,15 +25,18 @@ from tuneloop.data import PrepareConfig
 from tuneloop.evaluation import EvalOptions, PromptOptions
 from tuneloop.improve.serve import serve as serve_until_stopped
 from tuneloop.inference import Endpoint
-from tuneloop.pipeline.advise import advise_on
+from tuneloop.pipeline import (
+    advise_on,
+    compare_evaluations,
+    evaluate_files,
+    evaluate_target,
+    find_prompt,
+    plan_data,
+    prepare_alone,
+    run_job,
+    train_alone,
+)
 from tuneloop.pipeline.answers import predict as predict
-from tuneloop.pipeline.compare import compare_evaluations
-from tuneloop.pipeline.evaluate import evaluate_files, evaluate_target
-from tuneloop.pipeline.plan import plan_data
-from tuneloop.pipeline.prepare import prepare_alone
-from tuneloop.pipeline.prompt_stage import find_prompt
-from tuneloop.pipeline.run import run as main_job
-from tuneloop.pipeline.train import train_alone
 from tuneloop.planning import PlanOptions, plan_model
 from tuneloop.recipe import Recipe, load_recipe, make_recipe, name_of
 from tuneloop.records.evaluation import Estimate, EvaluationManifest
@@ -292,7 +295,7 @@ def run(
     """
     resolved = _resolved(recipe, model, seed, out, settings)
     with _shown(progress):
-        return Run(main_job(resolved, anyway=anyway))
+        return Run(run_job(resolved, anyway=anyway))
 
 
 def prompt(

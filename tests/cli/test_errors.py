@@ -385,12 +385,12 @@ def test_debug_shows_the_traceback(here: Path, capsys: pytest.CaptureFixture[str
 def test_other_errors_are_short_too(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException, status: int, text: str
 ) -> None:
-    import tuneloop.pipeline.doctor
+    import tuneloop.core.doctor
 
     def fail() -> None:
         raise error
 
-    monkeypatch.setattr(tuneloop.pipeline.doctor, "examine", fail)
+    monkeypatch.setattr(tuneloop.core.doctor, "examine", fail)
     assert main(["doctor"]) == status
     err = capsys.readouterr().err
     assert text in err and "Traceback" not in err and len(err.strip().splitlines()) <= 3

@@ -183,7 +183,7 @@ def test_a_run_on_the_same_file_reminds_of_it_and_goes_on(
     mails: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import tuneloop.pipeline.run as pipeline
-    from tuneloop.pipeline.recipes import recipe_of
+    from tuneloop.recipe import recipe_of
 
     assert answer(capsys, "advise", str(mails), "--few-shot", "0.97")["answer"] == "dont"
 
@@ -196,7 +196,7 @@ def test_a_run_on_the_same_file_reminds_of_it_and_goes_on(
     monkeypatch.setattr(pipeline, "baseline_stage", stop)
     said: list[str] = []
     with pytest.raises(AtTheBaselinesError), reporting(say=said.append):
-        pipeline.run(recipe_of(str(mails), ["track.report_to=none"]))
+        pipeline.run_job(recipe_of(str(mails), ["track.report_to=none"]))
     assert sum("Don't fine-tune" in line for line in said) == 1
     assert any("evals/advise-mails/advise.json" in line for line in said)
 

@@ -273,9 +273,9 @@ def _router(folder: Path) -> object:
 def _config(kind: str) -> Callable[[Path], object]:
     def parse(folder: Path) -> object:
         if kind == "recipe":
-            from tuneloop.pipeline.context import load_run_recipe
+            from tuneloop.recipe import CONFIG, load_recipe
 
-            return load_run_recipe(folder / "run", [])
+            return load_recipe(folder / "run" / CONFIG)
         if kind == "serve":
             from tuneloop.serving.server import serve_config
 

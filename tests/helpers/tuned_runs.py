@@ -16,7 +16,7 @@ from tuneloop.core.files import content_hash
 from tuneloop.data.config import PrepareConfig
 from tuneloop.data.prepare import TokenCount, prepare_dataset
 from tuneloop.pipeline.answers.asking import write_task
-from tuneloop.pipeline.context import RunContext, load_run_recipe
+from tuneloop.pipeline.context import RunContext
 
 MakeTuned = Callable[..., Path]
 
@@ -56,7 +56,7 @@ def make_tuned(
                 config, name=name, seed=0, out=path / "dataset", measure=lambda row: TokenCount(40, 4)
             )
             shutil.copytree(path / "dataset", folder / "dataset")
-            write_task(RunContext(load_run_recipe(folder, []), folder), dataset)
+            write_task(RunContext.of_run(folder), dataset)
             shutil.copytree(folder, path / "run")
 
         of = content_hash([source.read_text(encoding="utf-8"), repr(config), name, repr(sorted(run.items()))])[:16]

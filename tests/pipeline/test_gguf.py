@@ -20,7 +20,7 @@ from tuneloop.evaluation.evaluate import FEWEST_SHARED
 from tuneloop.inference.llamacpp.process import installed
 from tuneloop.pipeline.answers.chat import open_chat
 from tuneloop.pipeline.answers.predictions import predict
-from tuneloop.pipeline.context import RunContext, load_run_recipe
+from tuneloop.pipeline.context import RunContext
 from tuneloop.pipeline.evaluate import evaluate_target
 from tuneloop.records.artifact import NEAR_TIE, ArtifactManifest, EvaluationExcerpt, SameAnswers
 from tuneloop.records.evaluation import Comparison
@@ -102,7 +102,7 @@ def test_answers_that_differ_part_where_the_run_says_by_how_much(make_tuned: Mak
         for n, ticket in enumerate(tickets(60))
     ]
     run = make_tuned(rows)
-    job = RunContext(load_run_recipe(run, []), run)
+    job = RunContext.of_run(run)
     asked, same = rows_to_measure(job, 5), SameAnswers(share=0.8, n=5)
     assert not isinstance(asked, str)
     theirs = evaluation_of_run(job, asked.dataset, asked.rows)

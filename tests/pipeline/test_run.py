@@ -26,7 +26,7 @@ from tuneloop.core.ui import reporting
 from tuneloop.evaluation.review.items import append_vote, make_review, read_systems
 from tuneloop.pipeline.advise import keep_advice
 from tuneloop.pipeline.context import default_folder
-from tuneloop.pipeline.run import run
+from tuneloop.pipeline.run import run_job
 from tuneloop.recipe import make_recipe
 
 pytestmark = pytest.mark.slow
@@ -80,7 +80,7 @@ def run_in(values: dict[str, Any], *overrides: str) -> list[str]:
     """Run the main job in this process; returns what it said."""
     said: list[str] = []
     with reporting(say=said.append):
-        run(make_recipe(values, list(overrides)))
+        run_job(make_recipe(values, list(overrides)))
     return said
 
 

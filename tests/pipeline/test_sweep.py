@@ -10,10 +10,11 @@ import pytest
 
 from tuneloop.core.errors import UserError
 from tuneloop.pipeline import sweep as module
-from tuneloop.pipeline.sweep import SweepManifest, rungs_of, search_of, split_values, sweep
+from tuneloop.pipeline.sweep import rungs_of, search_of, split_values, sweep
 from tuneloop.recipe import Recipe, make_recipe
 from tuneloop.records.record import read_record
 from tuneloop.records.run import RunManifest
+from tuneloop.records.sweep import SweepManifest
 
 
 @pytest.mark.parametrize(

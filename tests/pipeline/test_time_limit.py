@@ -17,7 +17,7 @@ from tuneloop.evaluation.config import EvaluateConfig
 from tuneloop.pipeline import time_limit
 from tuneloop.pipeline.baselines import LEAST, ask_tuned_within, expected_evaluation
 from tuneloop.pipeline.context import RunContext
-from tuneloop.pipeline.run import run
+from tuneloop.pipeline.run import run_job
 from tuneloop.pipeline.time_limit import limited
 from tuneloop.pipeline.train import train_alone
 from tuneloop.recipe import Recipe, make_recipe
@@ -52,7 +52,7 @@ def test_a_limited_run_asks_fewer_rows_and_trains_less_and_says_what_a_full_one_
     monkeypatch.setattr(time_limit, "ANSWERS", 0.0)  # a slow machine: no time for more than the first round
     said: list[str] = []
     with reporting(say=said.append):
-        folder = run(recipe)
+        folder = run_job(recipe)
     asked = read_json(folder / "eval.json")["n"]
     found, trained = read_json(folder / TimeChoices.file), read_json(folder / "run.json")
     assert asked == found["test_rows"] == LEAST < found["all_test_rows"]
@@ -68,7 +68,7 @@ def test_a_limited_run_asks_fewer_rows_and_trains_less_and_says_what_a_full_one_
     said.clear()
     steps = read_jsonl(folder / "metrics.jsonl")
     with reporting(say=said.append):
-        assert run(recipe) == folder
+        assert run_job(recipe) == folder
     assert sum("already done" in line for line in said) == 4, said
     assert read_jsonl(folder / "metrics.jsonl") == steps and read_json(folder / TimeChoices.file) == found
 
@@ -82,7 +82,7 @@ def test_where_time_runs_out_all_are_compared_on_the_rows_that_the_tuned_model_w
     monkeypatch.setattr("tuneloop.pipeline.time_limit.ask_tuned_within", lambda *a: ask_tuned_within(*a[:2], 0.0))
     said: list[str] = []
     with reporting(say=said.append):
-        folder = run(recipe)
+        folder = run_job(recipe)
     found, judged = read_json(folder / TimeChoices.file), read_json(folder / "eval.json")
     assert judged["n"] == found["test_rows"] == LEAST < found["all_test_rows"]
     assert set(judged["baselines"]) >= {"zero-shot", "few-shot"} and judged["comparisons"]
@@ -93,14 +93,14 @@ def test_where_time_runs_out_all_are_compared_on_the_rows_that_the_tuned_model_w
 
     said.clear()
     with reporting(say=said.append):
-        assert run(recipe) == folder
+        assert run_job(recipe) == folder
     assert sum("already done" in line for line in said) == 4, said
 
 
 @pytest.mark.nightly
 @pytest.mark.slow
 def test_where_all_fits_nothing_is_left_out(recipe: Recipe) -> None:
-    folder = run(make_recipe(recipe.model_dump(), ["max_minutes=30", "train.epochs=1"]))
+    folder = run_job(make_recipe(recipe.model_dump(), ["max_minutes=30", "train.epochs=1"]))
     found = read_json(folder / TimeChoices.file)
     assert found["test_rows"] == found["all_test_rows"] == read_json(folder / "eval.json")["n"]
     assert found["full_run"] is None and found["words"] == []
@@ -113,7 +113,7 @@ def test_training_by_itself_gets_the_whole_time_and_a_run_goes_on_from_it(recipe
     assert trained.seconds < 30
     said: list[str] = []
     with reporting(say=said.append):
-        assert run(recipe) == folder
+        assert run_job(recipe) == folder
     assert any(line.startswith("train     already done") for line in said)
 
 
@@ -202,13 +202,13 @@ def test_a_run_that_can_come_to_nothing_is_refused_before_its_baselines_unless_a
     monkeypatch.setattr(time_limit, "ask_within", baselines)
     minute = make_recipe(recipe.model_dump(), ["max_minutes=1"])
     with pytest.raises(UserError if refused else Begun) as error:
-        run(minute)
+        run_job(minute)
     if refused:
         assert "too little" in error.value.what
         needed = re.search(r"max_minutes=([\d.]+) or more, or add --anyway", error.value.next_step)
         assert needed and float(needed[1]) > 1
     with pytest.raises(Begun):
-        run(minute, anyway=True)
+        run_job(minute, anyway=True)
 
 
 class Begun(Exception):

@@ -35,10 +35,9 @@ from tuneloop.core.flag import Flag
 from tuneloop.core.foreign import opened, parse_json
 from tuneloop.core.parent import environment_of_child
 from tuneloop.core.version import __version__
-from tuneloop.pipeline.context import folder_of
-from tuneloop.pipeline.recipes import recipe_of
+from tuneloop.pipeline import folder_of
 from tuneloop.planning import PlanOptions
-from tuneloop.recipe import CONFIG, load_recipe
+from tuneloop.recipe import CONFIG, load_recipe, recipe_of
 
 LARGEST = 60_000  # characters of an answer: what is larger is read as a resource
 MOST_ROWS, LONGEST_ROW = 200, 20_000  # rows of one call of predict, and characters of each

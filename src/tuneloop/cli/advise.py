@@ -58,7 +58,7 @@ def command(
     source, settings = one_place(source, settings)
     if not source and not facts and not settings and sys.stdin.isatty() and sys.stderr.isatty():
         facts = _ask()
-    from tuneloop.pipeline.advise import advise_on
+    from tuneloop.pipeline import advise_on
 
     doing = "measuring" if measure else "reading the data"
     with screen(doing) if source else nullcontext():

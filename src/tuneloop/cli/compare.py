@@ -147,7 +147,7 @@ def _referee(places: list[str], out: str, deciding: RefereeOptions) -> Result:
     """Evaluations by other tools: compared, or of one alone what it could show."""
     from tuneloop.evaluation.foreign import Refereeing
     from tuneloop.evaluation.metrics import metric_of
-    from tuneloop.pipeline.compare import compare_foreign
+    from tuneloop.pipeline import compare_foreign
 
     done = compare_foreign(places, out, Refereeing(deciding.metric, deciding.cluster))
     if isinstance(done, Path):
@@ -178,7 +178,7 @@ def _print(folder: Path, sentences: Sequence[str], console: Console) -> None:
 
 def _of_one(folder: Path, table: str) -> Result:
     """The comparison with which a run ends, its page written again."""
-    from tuneloop.pipeline.context import summary
+    from tuneloop.pipeline import summary
     from tuneloop.report import comparison_as, print_closing, write_page
 
     if table:
@@ -203,8 +203,7 @@ def _check_judge(judge: Judge, file: str) -> Result:
 def _compare(
     evaluations: list[str], out: str, judge: Judge | None, against: EvalOptions
 ) -> tuple[dict[str, Any], list[str]]:
-    from tuneloop.pipeline.compare import compare_evaluations
-    from tuneloop.pipeline.evaluate import evaluate_files
+    from tuneloop.pipeline import compare_evaluations, evaluate_files
 
     rows: list[JudgedRow] = []
     sentences: list[str] = []

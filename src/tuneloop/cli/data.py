@@ -67,10 +67,21 @@ def check(
 
 def _prove(model: str, source: str, settings: Sequence[str]) -> Result:
     """The proof of a model's chat template on a data set's rows, or a file's."""
-    from tuneloop.pipeline.template_proof import prove_model
+    from tuneloop.data import load_dataset, read_whole
+    from tuneloop.models.chat import load_template, prove_template
+    from tuneloop.models.files import resolve
+    from tuneloop.recipe import recipe_of
 
     with screen("proving the template"):
-        proof = prove_model(model, source, settings)
+        data = recipe_of(source, list(settings)).data
+        rows: list[Row] = []
+        for name in map(str, data.sources):  # before the model, which may take minutes to come
+            is_prepared = Path(name).is_dir() or Path(name).name == "dataset.json"
+            rows += load_dataset(name).train if is_prepared else read_whole(name, data).rows
+        if not rows:
+            raise UserError("There is no row to render", where=source, next_step="name a file of examples")
+        folder = resolve(model)
+        proof = prove_template(folder, load_template(folder), rows, name=model)
 
     def text(console: Console) -> None:
         from rich.text import Text
@@ -296,7 +307,7 @@ def export(
     Others run it without tuneloop, and the same answers get the same scores.
     """
     from tuneloop.evaluation.foreign import write_task
-    from tuneloop.pipeline.compare import task_rows
+    from tuneloop.pipeline import task_rows
 
     with screen("reading"):
         task = task_rows(dataset, split, model, endpoint)

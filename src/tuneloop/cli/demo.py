@@ -18,11 +18,10 @@ def command(settings: list[str] | None = SETTINGS, *, verbose: bool = VERBOSE) -
     from tuneloop.pipeline.demo import demo_recipe, fetch_models
 
     recipe = demo_recipe(settings or [])
-    from tuneloop.pipeline.context import summary
+    from tuneloop.pipeline import run_job, summary
     from tuneloop.pipeline.demo import print_demo
-    from tuneloop.pipeline.run import run
 
     with screen("running", brief=not verbose):
         fetch_models()
-        folder = run(recipe, anyway=True)  # it shows how a run goes, in any time
+        folder = run_job(recipe, anyway=True)  # it shows how a run goes, in any time
     return Result(summary(folder), partial(print_demo, folder, verbose=verbose))

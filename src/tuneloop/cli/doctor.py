@@ -6,6 +6,7 @@ import os
 
 from tuneloop.cli.console import Result
 from tuneloop.cli.parameters import screen
+from tuneloop.core import doctor
 from tuneloop.core.device import DEVICE
 from tuneloop.core.flag import flag, switch
 
@@ -22,10 +23,8 @@ def command(
     """
     if self_test or device:
         return _test(device)
-    from tuneloop.pipeline.doctor import examine
-
     with screen("looking at this machine"):
-        findings = examine()
+        findings = doctor.examine()
     good = all(finding.ok or not finding.needed for finding in findings)
     marks = ["ok  " if finding.ok else "MISS" if finding.needed else "note" for finding in findings]
     lines = [f"{mark}  {finding.name:<22} {finding.detail}" for mark, finding in zip(marks, findings, strict=True)]

@@ -38,7 +38,7 @@ def command(
         raise typer.BadParameter("--examples is balanced or nearest")
     refuse_other_place(options.on)
     from tuneloop.inference import kind_of_name
-    from tuneloop.pipeline.evaluate import evaluate_target, processes_to_start
+    from tuneloop.pipeline import evaluate_target, processes_to_start
 
     if endpoint and source:
         raise typer.BadParameter("One target at a time")

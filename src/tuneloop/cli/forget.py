@@ -60,7 +60,7 @@ def command(
         return _from_store(dataset, match, more, dry_run=dry_run, yes=yes)
 
     from tuneloop.data.pii import Matcher, descendants, find_rows, forget, hidden, personal_settings, pseudonyms_of
-    from tuneloop.pipeline.prepare import measure_of
+    from tuneloop.pipeline import measure_of
     from tuneloop.report.data import write_data_report
     from tuneloop.serving.store import versions_of
 

@@ -41,7 +41,7 @@ def command(
     if margin and suite:
         raise typer.BadParameter("--suite or --margin: a suite has its own margins")
     from tuneloop.evaluation.gate import apply_suite, load_suite
-    from tuneloop.pipeline.evaluate import answers_of
+    from tuneloop.pipeline import answers_of
     from tuneloop.registry import evaluation_place
 
     demands = margin or load_suite(suite)

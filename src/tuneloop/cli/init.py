@@ -19,7 +19,7 @@ def command(
     yes: bool = switch("Where columns are only guessed by their values, take the guess without asking."),
 ) -> Result:
     """Write a recipe for a file of examples."""
-    from tuneloop.pipeline.recipes import write_starter
+    from tuneloop.recipe import write_starter
 
     settings = settings or []
     try:

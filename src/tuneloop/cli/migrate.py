@@ -83,17 +83,17 @@ def freeze(
     if not _agreed(f"Send {counted(plan.budget.rows, 'test row')} to {model}?", yes):
         return Result({"path": None}, ["Nothing was sent."])
     with screen("freezing"):
-        made = freeze_answers(plan, Path(options.out))
-    manifest = read_record(EvaluationManifest, made.folder)
+        failed = freeze_answers(plan, out := Path(options.out))
+    manifest = read_record(EvaluationManifest, out)
     successor = f"runs/{Path(dataset).name}"
     lines = [
         *manifest.words[:1],
         *(f"note: {note}" for note in manifest.notes),
-        f"standard  {made.folder / 'eval.json'}, {made.folder / SUITE}",
+        f"standard  {out / 'eval.json'}, {out / SUITE}",
         f"next      tuneloop run {dataset} output_dir={successor}",
-        f"next      tuneloop gate {successor} --against {made.folder} --margin 2",
+        f"next      tuneloop gate {successor} --against {out} --margin 2",
     ]
-    return Result({"path": str(made.folder), **manifest.to_json()}, lines, int(bool(made.failed)))
+    return Result({"path": str(out), **manifest.to_json()}, lines, int(bool(failed)))
 
 
 def _url(base_url: str) -> str:

@@ -46,7 +46,7 @@ def command(
         model = stated.pop("model", "")
         plan = _calibrated(source, [*settings, *_training_settings(stated)], model)
     elif source or stated.get("dataset"):
-        from tuneloop.pipeline.plan import plan_data
+        from tuneloop.pipeline import plan_data
 
         with screen("planning"):
             plan = plan_data(source, stated, settings)
@@ -115,8 +115,8 @@ def _training_settings(stated: dict[str, Any]) -> list[str]:
 
 
 def _calibrated(source: str, settings: list[str], model: str) -> dict[str, Any]:
-    from tuneloop.pipeline.recipes import recipe_of
-    from tuneloop.pipeline.train import calibrate_alone
+    from tuneloop.pipeline import calibrate_alone
+    from tuneloop.recipe import recipe_of
 
     with screen("planning"), tempfile.TemporaryDirectory() as scratch:
         if not source:  # examples of mixed length: their text does not matter
@@ -149,7 +149,7 @@ def _history_lines(ledger: dict[str, Any]) -> Iterator[str]:
 
 
 def _measured(plan: dict[str, Any]) -> Iterator[str]:
-    from tuneloop.pipeline.plan import plan_line
+    from tuneloop.pipeline import plan_line
 
     yield plan_line(plan)
     for name, gib in plan["memory"]["terms"].items():

@@ -39,7 +39,7 @@ def command(
     Exit status 1: all is written, but a check is at `error`.
     """
     from tuneloop.deploy import cluster_of
-    from tuneloop.pipeline.prepare import prepare_alone
+    from tuneloop.pipeline import prepare_alone
     from tuneloop.recipe import recipe_for_sources
 
     places, settings = split_arguments(sources)

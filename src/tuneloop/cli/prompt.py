@@ -34,8 +34,8 @@ def command(
     a run takes the folder: evaluate, predict, chat, serve, batch, gate, ab, models. The same command continues after an
     interruption and repeats no call.
     """
-    from tuneloop.pipeline.prompt_stage import find_prompt
-    from tuneloop.pipeline.recipes import recipe_of
+    from tuneloop.pipeline import find_prompt
+    from tuneloop.recipe import recipe_of
 
     if endpoint and not model:
         raise typer.BadParameter("An endpoint's URL and --model NAME go together")

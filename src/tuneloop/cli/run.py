@@ -35,10 +35,8 @@ def command(
     does the rest there. A service (--on openai) trains one of its models on a prepared data set; the same command
     continues to follow it.
     """
-    from tuneloop.pipeline.context import summary
-    from tuneloop.pipeline.distributed import shared_out
-    from tuneloop.pipeline.recipes import recipe_of
-    from tuneloop.pipeline.run import run
+    from tuneloop.pipeline import run_job, shared_out, summary
+    from tuneloop.recipe import recipe_of
 
     resolved = recipe_of(source, settings or [], out=out)
     on_ray = is_ray(options.on)
@@ -57,7 +55,7 @@ def command(
 
             folder = run_on_ray(resolved, options, whole=True)
         else:
-            folder = run(resolved, anyway=anyway)
+            folder = run_job(resolved, anyway=anyway)
     from tuneloop.report import print_closing
 
     return Result(summary(folder), partial(print_closing, folder, verbose=verbose))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -13,18 +12,18 @@ from tuneloop.cli.console import Result
 from tuneloop.cli.parameters import SETTINGS, argument, screen
 from tuneloop.cli.prepare import print_rendered
 from tuneloop.core.errors import UserError
-from tuneloop.core.files import content_hash
 from tuneloop.core.flag import flag, switch
 from tuneloop.core.terminal import plain_table
 from tuneloop.deploy import RayOptions, refuse_other_place
 from tuneloop.records.record import read_record
 from tuneloop.records.run import RunManifest
+from tuneloop.records.sweep import as_typed
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tuneloop.pipeline.sweep import SweepManifest
     from tuneloop.recipe import Recipe
+    from tuneloop.records.sweep import SweepManifest
 
 
 def command(
@@ -41,9 +40,8 @@ def command(
 
     A training that was interrupted continues from its last checkpoint.
     """
-    from tuneloop.pipeline.distributed import shared_out
-    from tuneloop.pipeline.recipes import recipe_of
-    from tuneloop.pipeline.train import train_alone
+    from tuneloop.pipeline import shared_out, train_alone
+    from tuneloop.recipe import recipe_of
 
     recipe = recipe_of(source, settings or [], model=model, out=out)
     if preflight:
@@ -64,7 +62,7 @@ def command(
 
 
 def _preflight(recipe: Recipe) -> Result:
-    from tuneloop.pipeline.train import preflight_alone
+    from tuneloop.pipeline import preflight_alone
 
     with screen("checking before the training"):
         checks, plan, template = preflight_alone(recipe)
@@ -97,34 +95,29 @@ def sweep(
     third of them longer; validation rows decide. With --on ray they are trained at the same time, and the worse ones
     end early.
     """
-    from tuneloop.pipeline.recipes import recipe_of
-    from tuneloop.pipeline.sweep import search_of
-    from tuneloop.pipeline.sweep import sweep as search
+    from tuneloop.pipeline import search_settings
 
     refuse_other_place(on)
     if trials < 0 or trials == 1:
         step = "give 2 or more, or leave it out"
         raise UserError("A search has at least two trials", where="--trials", next_step=step)
-    space, fixed = search_of(settings or [], trials, 0)
-    recipe = recipe_of(source, fixed)
-    folder = Path(out or f"sweeps/{recipe.name}-{content_hash([source, fixed, space.settings])[:8]}")
     with screen("searching"):
-        manifest = search(recipe, space, folder, on=on, evaluate=not no_evaluate)
+        folder, manifest = search_settings(
+            source, settings or [], trials=trials, out=out, on=on, evaluate=not no_evaluate
+        )
     return Result({"path": str(folder), **manifest.to_json()}, partial(_print_sweep, manifest))
 
 
 def _print_sweep(manifest: SweepManifest, console: Console) -> None:
     """A table of the trials, the longest and best first, and what to do next."""
-    from tuneloop.pipeline.sweep import words
-
     table = plain_table("settings", "passes", "validation loss", "minutes")
     for trial in sorted(
         manifest.trials, key=lambda trial: (-trial.share, trial.val_loss is None, trial.val_loss or 0.0)
     ):
         loss = "failed" if trial.val_loss is None else f"{trial.val_loss:.4f}"
-        table.add_row(words(trial.settings), f"{trial.share:.0%}", loss, f"{trial.minutes:.1f}")
+        table.add_row(as_typed(trial.settings), f"{trial.share:.0%}", loss, f"{trial.minutes:.1f}")
     console.print(table)
-    console.print(f"\nBest by validation: {words(manifest.best or {})}", soft_wrap=True)
+    console.print(f"\nBest by validation: {as_typed(manifest.best or {})}", soft_wrap=True)
     console.print(f"{manifest.run}\nnext      tuneloop compare {manifest.run}", soft_wrap=True)
 
 

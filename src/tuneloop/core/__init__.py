@@ -4,6 +4,7 @@ access: who may open pages and who may act.
 bounded_work: work on what strangers wrote, in processes that can be ended.
 confined: what a command may read and run that a page or an agent starts.
 device: processors and kinds of GPU; what differs between them is here only.
+doctor: packages, disk and devices of this machine, as `tuneloop doctor` lists them.
 errors: `UserError`, the one error that a user sees.
 files: records to files and back, atomic writes, hashes, locks.
 flag: fields of settings as options of the command line.

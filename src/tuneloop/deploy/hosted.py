@@ -27,7 +27,7 @@ from tuneloop.deploy.services import Order, TrainingService, fireworks, openai, 
 from tuneloop.evaluation import EvalOptions
 from tuneloop.inference import Endpoint
 from tuneloop.models.files import PACKAGED
-from tuneloop.pipeline.evaluate import evaluate_target
+from tuneloop.pipeline import evaluate_target
 from tuneloop.planning.catalogue import load_prices
 from tuneloop.recipe import Recipe
 from tuneloop.records.record import Record, read_record, write_record

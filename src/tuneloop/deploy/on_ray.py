@@ -20,8 +20,7 @@ from tuneloop.core.ui import busy, no_progress, reporting, say
 from tuneloop.core.units import counted, verb
 from tuneloop.core.urls import is_url
 from tuneloop.deploy.clusters import RayOptions
-from tuneloop.pipeline.context import RunContext, default_folder
-from tuneloop.pipeline.prepare import prepare_stage, refuse_errors
+from tuneloop.pipeline import RunContext, folder_of, prepare_checked
 from tuneloop.recipe import Recipe, make_recipe
 
 
@@ -50,7 +49,7 @@ def run_on_ray(recipe: Recipe, options: RayOptions, *, whole: bool) -> Path:
     Raises:
         UserError: no cluster, no room on it, or whatever the stages raise.
     """
-    folder = (Path(recipe.output_dir) if recipe.output_dir else default_folder(recipe)).resolve()
+    folder = folder_of(recipe).resolve()
     bucket = getattr(options, "bucket", "")
     if is_url(bucket) and not recipe.store:
         recipe = recipe.model_copy(update={"store": f"{bucket.rstrip('/')}/{folder.name}"})
@@ -63,8 +62,7 @@ def run_on_ray(recipe: Recipe, options: RayOptions, *, whole: bool) -> Path:
         say(f"ray       {size}, {ray_cluster.gpus(ray)} GPUs: {train}")
         on_cluster = recipe.model_copy(update={"data": recipe.data.model_copy(update={"engine": "ray"})})
         with busy("preparing the data on the cluster"):
-            dataset = prepare_stage(RunContext(on_cluster, folder))
-            refuse_errors(dataset, recipe)
+            dataset = prepare_checked(RunContext(on_cluster, folder))
         with busy("working on the cluster"):
             _train(recipe, Path(dataset.path).resolve(), folder, whole, workers)
         if recipe.store:
@@ -94,8 +92,7 @@ class DriverJob:
 def _from_outside(recipe: Recipe, options: RayOptions, folder: Path, whole: bool) -> Path:
     """Prepare here, and have a driver on the cluster do the rest; it stays when this process leaves."""
     with busy("preparing the data"):
-        dataset = prepare_stage(RunContext(recipe, folder))
-        refuse_errors(dataset, recipe)
+        dataset = prepare_checked(RunContext(recipe, folder))
     job = DriverJob(_with_data(recipe, "dataset"), options, whole)
     shared = getattr(options, "bucket", "")
     remote = (
@@ -118,15 +115,14 @@ def _drive(job: DriverJob, folder: Path) -> None:
 
 def take_part(job: RayRun) -> None:
     """A process's share of a run; the first one leads it."""
-    from tuneloop.pipeline.run import run
-    from tuneloop.pipeline.train import train_alone
+    from tuneloop.pipeline import run_job, train_alone
 
     Path(job.folder).mkdir(parents=True, exist_ok=True)
     trust_code(job.recipe)
     recipe = make_recipe(job.recipe)
     os.chdir(Path(job.folder).parent)
     if job.whole:
-        run(recipe, anyway=True)
+        run_job(recipe, anyway=True)
     else:
         with reporting(progress=no_progress):
             train_alone(recipe, anyway=True)

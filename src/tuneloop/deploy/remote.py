@@ -19,12 +19,10 @@ from tuneloop.deploy.launch import Launch, Limit, launch_at, no_card
 from tuneloop.deploy.project_text import evidence, shell_steps
 from tuneloop.deploy.record import RemoteJob
 from tuneloop.models.files import PACKAGED
-from tuneloop.pipeline.context import RunContext
-from tuneloop.pipeline.prepare import prepare_stage, refuse_errors
-from tuneloop.pipeline.recipes import plan_settings
+from tuneloop.pipeline import RunContext, prepare_checked
 from tuneloop.planning import plan_machines
 from tuneloop.planning.catalogue import find_gpu
-from tuneloop.recipe import Recipe
+from tuneloop.recipe import Recipe, plan_settings
 from tuneloop.records.record import read_record, write_record
 
 
@@ -49,7 +47,7 @@ def write_remote(recipe: Recipe, options: RemoteOptions, out: Path) -> RemotePro
     Raises:
         UserError: no such cluster, no card there that fits, a price above the limit, or what preparing raises.
     """
-    from tuneloop.pipeline.advise import stand_in
+    from tuneloop.pipeline import stand_in
 
     cluster = find_cluster(options.on)
     refuse_what_it_lacks(cluster, options)
@@ -59,8 +57,7 @@ def write_remote(recipe: Recipe, options: RemoteOptions, out: Path) -> RemotePro
         say(f"note      {recipe.model} is not on this machine: {note}")
     job = RunContext(recipe.model_copy(update={"model": other or recipe.model}), out)
     with busy("preparing the data"):
-        dataset = prepare_stage(job)
-        refuse_errors(dataset, recipe)
+        dataset = prepare_checked(job)
     plan = _planned(recipe, Path(dataset.path), cluster, options)
     _refuse_price(plan, cluster, options, out)
     hours = plan["time"]["hours"]

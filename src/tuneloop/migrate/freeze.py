@@ -14,7 +14,7 @@ from tuneloop.evaluation.gate import write_first_suite
 from tuneloop.inference import Endpoint
 from tuneloop.migrate.notices import price_of
 from tuneloop.migrate.record import Migration
-from tuneloop.pipeline.evaluate import EvaluationResult, evaluate_target
+from tuneloop.pipeline import evaluate_target
 from tuneloop.records.record import read_record
 from tuneloop.records.rows import Dataset, Message, Row, generous_limit
 
@@ -114,11 +114,14 @@ def plan_freezing(endpoint: Endpoint, dataset: str, *, copy: Path, most_usd: flo
     return Freezing(endpoint, dataset, limit, most, budget, [decides, *_what_it_has_seen(data, endpoint.model, copy)])
 
 
-def freeze_answers(plan: Freezing, out: Path) -> EvaluationResult:
+def freeze_answers(plan: Freezing, out: Path) -> int:
     """Ask the model, and make a baseline and a gate's first suite of its answers.
 
     Replies are kept in `out/answers`, with log probabilities where the service gives them; the same command, and
     `evaluate --cache`, find them there when the model has ended.
+
+    Returns:
+        How many requests have failed for good.
 
     Raises:
         UserError: what `evaluate` refuses.
@@ -129,7 +132,7 @@ def freeze_answers(plan: Freezing, out: Path) -> EvaluationResult:
     result = evaluate_target(endpoint.url, options, settings, endpoint=lambda _: endpoint)
     if not (out / SUITE).exists():
         write_first_suite(str(out), str(out / SUITE))
-    return result
+    return result.failed
 
 
 def _what_it_has_seen(data: Dataset, model: str, folder: Path) -> list[str]:

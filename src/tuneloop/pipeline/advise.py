@@ -37,13 +37,12 @@ from tuneloop.data import load_dataset, prepare_key
 from tuneloop.data.sources import Chunk, SourceFile, SourceRecord, chunks_of, entry_of, find_files, parse_chunk
 from tuneloop.models.files import PACKAGED, is_local
 from tuneloop.pipeline.baselines import baseline_stage, with_best_prompt
-from tuneloop.pipeline.context import RunContext, default_folder, done_record, training_began
+from tuneloop.pipeline.context import RunContext, default_folder, training_began
 from tuneloop.pipeline.prepare import measure_with, prepare_stage
-from tuneloop.pipeline.recipes import plan_settings, recipe_of, refuse_missing_source
-from tuneloop.recipe import Recipe
+from tuneloop.recipe import Recipe, plan_settings, recipe_of, refuse_missing_source
 from tuneloop.records.advice import AdviceRecord
 from tuneloop.records.dataset import MANIFEST, DatasetManifest, SplitFile, Splits, read_manifest
-from tuneloop.records.record import read_record, write_record
+from tuneloop.records.record import done_record, read_record, write_record
 from tuneloop.records.rows import Dataset
 
 LARGE = 8 << 20  # bytes of sources from which a sample is counted

@@ -47,12 +47,12 @@ from tuneloop.pipeline.answers.asking import (
 )
 from tuneloop.pipeline.answers.prompt import labels_shown
 from tuneloop.pipeline.answers.scoring import SystemAnswers, cost_of, headline, score, scoring_settings
-from tuneloop.pipeline.context import RunContext, done_record
+from tuneloop.pipeline.context import RunContext
 from tuneloop.pipeline.prompt_search import best_prompt
 from tuneloop.recipe import Recipe
 from tuneloop.records.evaluation import BaselinesManifest, PromptChoice, Subject, TriedPrompt
 from tuneloop.records.prompt import OPTIMISED
-from tuneloop.records.record import read_record, write_record
+from tuneloop.records.record import done_record, read_record, write_record
 from tuneloop.records.rows import Dataset, Row
 
 if TYPE_CHECKING:

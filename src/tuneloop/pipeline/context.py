@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,11 +19,11 @@ from tuneloop.models import Model, fingerprint, load_model, load_tokenizer, load
 from tuneloop.models.chat import sets_of
 from tuneloop.models.files import is_encoder, resolve
 from tuneloop.models.methods import method_named
-from tuneloop.recipe import Recipe, load_recipe
-from tuneloop.records.dataset import MANIFEST, DatasetManifest, read_manifest
+from tuneloop.recipe import CONFIG, Recipe, load_recipe
+from tuneloop.records.dataset import MANIFEST, manifest_of_run
 from tuneloop.records.evaluation import EvaluationManifest
 from tuneloop.records.plan import Plan
-from tuneloop.records.record import R, Record, read_record
+from tuneloop.records.record import Record, read_record
 from tuneloop.records.rows import Dataset, Row
 from tuneloop.records.run import RUN, RunManifest
 from tuneloop.report import write_page
@@ -47,6 +46,11 @@ class RunContext:
     on_record: Callable[[Mapping[str, Any]], None] = lambda record: None  # gets each record of the training's metrics
     workers: Workers | None = None  # the run's other processes, for their parts of the model's answers
     others_let_go: Callable[[], None] = lambda: None  # has the other processes free their devices
+
+    @classmethod
+    def of_run(cls, folder: Path) -> RunContext:
+        """A finished run, by the recipe that it was made with."""
+        return cls(load_recipe(folder / CONFIG), folder)
 
     @cached_property
     def is_encoder(self) -> bool:
@@ -139,6 +143,22 @@ class RunContext:
         """Most tokens of a row that the base model was made for."""
         return int(read_json(resolve(self.recipe.model) / "config.json").get("max_position_embeddings") or 2**31)
 
+    def dataset(self) -> Dataset:
+        """The data set of the run, or the prepared one that it began with."""
+        from tuneloop.data import load_dataset
+
+        folder, sources = self.folder / "dataset", self.recipe.data.sources
+        if not folder.is_dir() and not sources:
+            step = "name a data set: --dataset FOLDER"
+            raise UserError("This run has no data set", where=str(self.folder), next_step=step)
+        return load_dataset(folder if folder.is_dir() else sources[0])
+
+    def attach_trained(self) -> None:
+        """Put the run's result into the model, unless training has just left it there."""
+        if not self.tuned:
+            load_trained(self.model, self.folder)
+            self.tuned = True
+
     def mixed(self, rows: Sequence[Row]) -> list[bool]:
         """For each of the `rendered` rows whether it is general data that was blended in."""
         return ["mix" in row.meta for row in rows if is_usable(row, self.recipe.train)]
@@ -187,45 +207,9 @@ def refuse_other_run(folder: Path, recipe: Recipe) -> None:
         raise UserError(f"This folder holds a run with other settings ({some})", where=str(folder), next_step=step)
 
 
-def done_record(kind: type[R], folder: Path, key: str) -> R | None:
-    """The manifest of a stage in a folder, if it is there with this key."""
-    if not (folder / kind.file).is_file():
-        return None
-    try:
-        record = read_record(kind, folder)
-    except UserError:
-        return None  # damaged from outside: the stage is repeated
-    return record if getattr(record, "key", None) == key else None
-
-
 def training_began(folder: Path) -> bool:
     """Whether a run's folder holds a finished training, or checkpoints of one."""
     return (folder / RUN).is_file() or any((folder / "checkpoints").glob("step-*.pt"))
-
-
-def load_run_recipe(folder: Path, settings: list[str]) -> Recipe:
-    """The recipe that a run was made with."""
-    return load_recipe(folder / "config.yaml", settings)
-
-
-def dataset_of(job: RunContext, of_run: bool, path: str) -> Dataset:
-    """The data set of a run, or the one in a folder."""
-    from tuneloop.data import load_dataset
-
-    if not of_run:
-        return load_dataset(path)
-    folder, sources = job.folder / "dataset", job.recipe.data.sources
-    if not folder.is_dir() and not sources:
-        step = "name a data set: --dataset FOLDER"
-        raise UserError("This run has no data set", where=str(job.folder), next_step=step)
-    return load_dataset(folder if folder.is_dir() else sources[0])
-
-
-def attach_trained(job: RunContext) -> None:
-    """Put the run's result into the model, unless training has just left it there."""
-    if not job.tuned:
-        load_trained(job.model, job.folder)
-        job.tuned = True
 
 
 def report_stage(job: RunContext) -> Path:
@@ -247,14 +231,3 @@ def summary(folder: Path) -> dict[str, Any]:
         name: read_record(kind, folder).to_json() if (folder / kind.file).is_file() else None
         for name, kind in parts.items()
     }
-
-
-def manifest_of_run(folder: Path) -> DatasetManifest | None:
-    """Of a run's data set, or of the prepared one that it began with; None where there is none."""
-    places = [folder / "dataset"]
-    if (folder / "config.yaml").is_file():
-        data = read_yaml(folder / "config.yaml").get("data")
-        sources = data.get("sources") if isinstance(data, dict) else None
-        places += [Path(source) for source in (sources if isinstance(sources, list) else []) if isinstance(source, str)]
-    # os.path: a source may be any text, also one that is too long for a name.
-    return next((read_manifest(seen) for seen in places if os.path.isfile(seen / MANIFEST)), None)

@@ -31,7 +31,7 @@ from tuneloop.data import GENERAL_FILE, load_dataset
 from tuneloop.inference.local import LocalTarget, SharedWork
 from tuneloop.models import needs_several_cards
 from tuneloop.models.files import is_encoder
-from tuneloop.pipeline.context import RunContext, attach_trained
+from tuneloop.pipeline.context import RunContext
 from tuneloop.recipe import Recipe
 from tuneloop.records.plan import MeasuredMachine
 from tuneloop.records.rows import Dataset, Row
@@ -160,7 +160,7 @@ def leading(job: RunContext) -> Iterator[None]:
                     if "training_model" in follower.__dict__:  # it may fill the device
                         _let_go(follower)
                     if part.tuned:
-                        attach_trained(follower)
+                        follower.attach_trained()
                     with quiet():
                         _own_part(follower, part.work)
                 else:

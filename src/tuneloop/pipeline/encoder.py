@@ -23,9 +23,9 @@ from tuneloop.evaluation.metrics import NO_LABELS, label_lists
 from tuneloop.models import Encoder, Head, load_encoder, text_of_turns
 from tuneloop.models.files import resolve
 from tuneloop.models.methods import OWN
-from tuneloop.pipeline.context import RunContext, done_record
+from tuneloop.pipeline.context import RunContext
 from tuneloop.records.encoder import ENCODER_FOLDER, HEAD, EncoderManifest
-from tuneloop.records.record import read_record, write_record
+from tuneloop.records.record import done_record, read_record, write_record
 from tuneloop.records.rows import Dataset, Row
 from tuneloop.records.run import RUN, RunManifest
 

@@ -18,7 +18,7 @@ from tuneloop.core.ray.cluster import address_of, on_ray
 from tuneloop.core.ui import progress, say
 from tuneloop.core.units import counted, verb
 from tuneloop.core.urls import masked
-from tuneloop.data import GENERAL_FILE, IDS, PrepareConfig, read_whole
+from tuneloop.data import GENERAL_FILE, IDS, PrepareConfig, load_dataset, read_whole
 from tuneloop.data.pii import PersonalConfig, Redactor
 from tuneloop.data.sources import read_records
 from tuneloop.evaluation import (
@@ -52,16 +52,15 @@ from tuneloop.pipeline.answers.scoring import (
     scoring_settings,
 )
 from tuneloop.pipeline.baselines import constant_of, measured_alternatives, on_fewer_rows
-from tuneloop.pipeline.context import RunContext, attach_trained, dataset_of, done_record, load_run_recipe
+from tuneloop.pipeline.context import RunContext
 from tuneloop.pipeline.distributed import leading, shared_out
 from tuneloop.pipeline.encoder import refuse_settings
-from tuneloop.pipeline.recipes import recipe_of
-from tuneloop.recipe import Recipe, name_of
+from tuneloop.recipe import CONFIG, Recipe, load_recipe, name_of, recipe_of
 from tuneloop.records.completion import Completion, failures
 from tuneloop.records.dataset import Counts, DatasetManifest, SplitFile, Splits
 from tuneloop.records.evaluation import BaselinesManifest, EvaluationManifest, Subject
 from tuneloop.records.prompt import OPTIMISED
-from tuneloop.records.record import read_record
+from tuneloop.records.record import done_record, read_record
 from tuneloop.records.rows import Dataset, Message, Reject, Row
 from tuneloop.records.run import RunManifest
 from tuneloop.registry import local_name
@@ -119,7 +118,7 @@ def tuned_model(job: RunContext) -> Target:
         target = open_target(str(job.folder))
         target.load()
         return target
-    attach_trained(job)
+    job.attach_trained()
     return job.target
 
 
@@ -172,10 +171,10 @@ def answers_of(run: Path) -> Callable[[Sequence[Row]], list[Completion]] | None:
     """
     if not (run / "run.json").is_file():
         return None
-    job = RunContext(load_run_recipe(run, []), run)
+    job = RunContext.of_run(run)
 
     def answers(rows: Sequence[Row]) -> list[Completion]:
-        dataset = dataset_of(job, True, "")
+        dataset = job.dataset()
         by_id = {row.id: row for row in dataset.test}
         shared = {row.messages[0]["content"] for row in dataset.test if row.messages[0]["role"] == "system"}
         instruction = shared.pop() if len(shared) == 1 else ""
@@ -329,7 +328,7 @@ def _recipe(question: Question) -> Recipe:
         for setting, key in zip(question.settings, keys, strict=True)
     ]
     if question.target.run is not None:
-        recipe = load_run_recipe(Path(question.name), settings)
+        recipe = load_recipe(Path(question.name) / CONFIG, settings)
         sources = {"sources": [options.dataset]} if options.dataset else {}
         return recipe.model_copy(update={"data": recipe.data.model_copy(update=sources)})
     if not options.dataset and not options.data:
@@ -343,7 +342,7 @@ def _rows_of(job: RunContext, question: Question) -> tuple[Dataset, str]:
     """The data set with the rows to evaluate as its test split, and the name of where they are from."""
     options = question.options
     of_run = question.target.run is not None and not options.dataset
-    dataset = dataset_of(job, of_run, options.dataset) if of_run or options.dataset else None
+    dataset = job.dataset() if of_run else load_dataset(options.dataset) if options.dataset else None
     if options.data:
         return _with_file(job, question, dataset), Path(options.data).name
     assert dataset is not None
@@ -588,7 +587,7 @@ def answers_of_target(work: EvalJob) -> TargetAnswers:
     if question.options.on and target.local is not None:
         return _by_actors(work)
     if target.local is not None and target.is_tuned:
-        attach_trained(job)
+        job.attach_trained()
     prompts, notes = _prompts(work)
     system = _asked(work, Asking(prompts=prompts), work.name)
     if target.endpoint is not None:
@@ -656,7 +655,7 @@ def _actor(setting: Setting) -> Callable[[list[int]], tuple[SystemAnswers, list[
     question, recipe, folder, dataset, rows = setting
     job = RunContext(recipe, folder)
     if question.target.is_tuned:
-        attach_trained(job)
+        job.attach_trained()
     work = EvalJob(job, question, dataset, rows)
     model, (prompts, notes) = _answering(work), _prompts(work)
 

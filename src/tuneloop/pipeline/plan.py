@@ -19,10 +19,9 @@ from tuneloop.core.units import counted, usd_words, verb
 from tuneloop.models.nn import ModelShape, nearest_matrices
 from tuneloop.pipeline.advise import counted_data, stand_in
 from tuneloop.pipeline.baselines import expected_evaluation, mean_reference
-from tuneloop.pipeline.context import RunContext, done_record, training_began
+from tuneloop.pipeline.context import RunContext, training_began
 from tuneloop.pipeline.distributed import RunPart, distributed_run, held_out
 from tuneloop.pipeline.prepare import prepare_stage
-from tuneloop.pipeline.recipes import plan_settings, recipe_of, refuse_missing_source
 from tuneloop.planning import (
     MachineAtHand,
     RunWork,
@@ -33,10 +32,10 @@ from tuneloop.planning import (
     sizes_on_gpu,
     usual_speed,
 )
-from tuneloop.recipe import Recipe
+from tuneloop.recipe import Recipe, plan_settings, recipe_of, refuse_missing_source
 from tuneloop.records.evaluation import BaselinesManifest
 from tuneloop.records.plan import PLAN, MeasuredMachine, Plan
-from tuneloop.records.record import read_record, write_record
+from tuneloop.records.record import done_record, read_record, write_record
 from tuneloop.records.rows import Dataset
 from tuneloop.training import BUSY, RunPlan, SplitRows, TrainRow, is_too_little, plan_steps, speed_words
 

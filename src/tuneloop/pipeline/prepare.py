@@ -16,10 +16,10 @@ from tuneloop.data.pii import hidden
 from tuneloop.evaluation import deciding_of
 from tuneloop.models import fingerprint, load_tokenizer, minilm_embedder
 from tuneloop.models.files import MINILM, resolve
-from tuneloop.pipeline.context import RunContext, done_record
+from tuneloop.pipeline.context import RunContext
 from tuneloop.recipe import Recipe
 from tuneloop.records.dataset import MANIFEST, DatasetManifest, read_manifest
-from tuneloop.records.record import write_record
+from tuneloop.records.record import done_record, write_record
 from tuneloop.records.rows import Dataset, Row
 from tuneloop.report.data import write_data_report
 from tuneloop.track import start_tracking
@@ -92,6 +92,13 @@ def prepare_stage(job: RunContext) -> Dataset:
     dataset = _prepare_into(job, job.folder / "dataset")
     for line in dataset_lines(dataset):
         say(line)
+    return dataset
+
+
+def prepare_checked(job: RunContext) -> Dataset:
+    """`prepare_stage`, and data with a check at `error` are refused."""
+    dataset = prepare_stage(job)
+    refuse_errors(dataset, job.recipe)
     return dataset
 
 

@@ -18,7 +18,7 @@ from tuneloop.models.files import is_encoder, known_name
 from tuneloop.pipeline.answers.prompt import load_prompt
 from tuneloop.pipeline.answers.scoring import SystemAnswers, cost_of, headline, score
 from tuneloop.pipeline.baselines import cheap_alternatives, write_baselines
-from tuneloop.pipeline.context import BEGINNING, RunContext, done_record, folder_of, identity, report_stage
+from tuneloop.pipeline.context import BEGINNING, RunContext, folder_of, identity, report_stage
 from tuneloop.pipeline.prepare import prepare_stage, refuse_errors
 from tuneloop.pipeline.prompt_search import (
     Instructions,
@@ -33,7 +33,7 @@ from tuneloop.pipeline.prompt_search import (
 from tuneloop.recipe import Recipe
 from tuneloop.records.evaluation import Subject
 from tuneloop.records.prompt import OPTIMISED, PROMPT_RESULT, PromptManifest, PromptSearch
-from tuneloop.records.record import read_record, write_record
+from tuneloop.records.record import done_record, read_record, write_record
 from tuneloop.records.rows import Dataset, Row
 from tuneloop.records.run import RUN, RunManifest
 

@@ -27,7 +27,7 @@ from tuneloop.track import start_tracking
 NO_PROMPTS = TimedAnswers(0)  # an encoder answers none
 
 
-def run(recipe: Recipe, *, anyway: bool = False) -> Path:
+def run_job(recipe: Recipe, *, anyway: bool = False) -> Path:
     """Do the main job and return the run's folder. After a `UserError` finished stages stay finished.
 
     `anyway`: train also where the time is too short for a result, see `plan.least_seconds`.

@@ -25,64 +25,17 @@ from tuneloop.core.ray.tune import TrialOutcome, tune_on_ray
 from tuneloop.core.ui import busy, quiet, say
 from tuneloop.core.units import counted
 from tuneloop.pipeline.context import RunContext
-from tuneloop.pipeline.prepare import prepare_stage, refuse_errors
-from tuneloop.pipeline.run import run
+from tuneloop.pipeline.prepare import prepare_checked
+from tuneloop.pipeline.run import run_job
 from tuneloop.pipeline.train import train_alone
-from tuneloop.recipe import ALIASES, Recipe, make_recipe
-from tuneloop.records.record import Number, Part, Record, read_record, write_record
+from tuneloop.recipe import ALIASES, Recipe, make_recipe, recipe_of
+from tuneloop.records.record import read_record, write_record
 from tuneloop.records.rows import Dataset
 from tuneloop.records.run import RunManifest
+from tuneloop.records.sweep import SweepManifest, Trial, as_typed
 from tuneloop.track import start_tracking
 
 KEPT = 3  # of so many settings one continues, with so many times the passes
-
-
-class Trial(Part):
-    """Settings that were tried with a share of the training.
-
-    Args:
-        settings: key -> value, as on the command line.
-        share: of the full number of passes.
-        val_loss: the best validation loss; None: it failed.
-        minutes: of training.
-        run: its folder, inside the sweep's.
-        error: why it failed.
-    """
-
-    settings: dict[str, Any]
-    share: float
-    val_loss: Number | None = None
-    minutes: float = 0.0
-    run: str
-    error: str = ""
-
-
-class SweepManifest(Record, noun="a sweep", file="sweep.json", again="run `tuneloop sweep` again"):
-    """`sweep.json`: all trials of a search, and its winner.
-
-    Args:
-        key: hash of what the search depends on.
-        dataset: id of the data set that all trials share.
-        axes: the values that were searched, by key.
-        rungs: shares of the training, the smallest first; each keeps the best third of the one before.
-        trials: in the order in which they ended.
-        best: settings of the winner; None: not decided yet.
-        run: folder of the winner's run.
-        seconds: of the whole search.
-    """
-
-    key: str
-    dataset: str
-    axes: dict[str, list[Any]]
-    rungs: list[float]
-    trials: list[Trial] = []
-    best: dict[str, Any] | None = None
-    run: str = ""
-    seconds: float = 0.0
-
-    def trial(self, settings: Mapping[str, str], share: float) -> Trial | None:
-        """The trial of some settings with a share of the passes; None: not run yet."""
-        return next((trial for trial in self.trials if trial.settings == settings and trial.share == share), None)
 
 
 @dataclass(frozen=True)
@@ -125,6 +78,22 @@ def search_of(texts: Sequence[str], trials: int, seed: int) -> tuple[Search, lis
     if trials and trials < len(every):
         every = random.Random(seed).sample(every, trials)
     return Search(axes, every), fixed
+
+
+def search_settings(
+    source: str, settings: Sequence[str], *, trials: int = 0, out: str = "", on: str = "", evaluate: bool = True
+) -> tuple[Path, SweepManifest]:
+    """`sweep` by the words of the command line: the folder of the search, and its record.
+
+    Args:
+        source: a recipe, a prepared data set or a file of examples.
+        settings: `key=value`; those with several values are searched.
+        trials: see `search_of`. `out`: default `sweeps/NAME-HASH`.
+    """
+    search, fixed = search_of(settings, trials, 0)
+    recipe = recipe_of(source, fixed)
+    folder = Path(out or f"sweeps/{recipe.name}-{content_hash([source, fixed, search.settings])[:8]}")
+    return folder, sweep(recipe, search, folder, on=on, evaluate=evaluate)
 
 
 def split_values(text: str) -> list[str]:
@@ -173,7 +142,7 @@ def sweep(recipe: Recipe, search: Search, out: Path, *, on: str = "", evaluate: 
             base = _on(recipe, Path(dataset.path))
             manifest = _halve(base, search, manifest, out)
         if evaluate:
-            run(_with(base, manifest.best or _winner(manifest).settings, 1.0, out))
+            run_job(_with(base, manifest.best or _winner(manifest).settings, 1.0, out))
         return manifest if on else _decide(manifest, out, began)
 
 
@@ -183,7 +152,7 @@ def _halve(base: Recipe, search: Search, manifest: SweepManifest, out: Path) -> 
     for share in manifest.rungs:
         trials = []
         for number, settings in enumerate(left, 1):
-            say(f"trial     {number} of {len(left)} with {share:.0%} of the passes: {words(settings)}")
+            say(f"trial     {number} of {len(left)} with {share:.0%} of the passes: {as_typed(settings)}")
             trial = manifest.trial(settings, share)
             if trial is None:
                 trial = _try(base, settings, share, out)
@@ -264,16 +233,10 @@ def _came_to(recipe: Recipe, settings: dict[str, str], tried: TrialOutcome, out:
     return Trial(settings=settings, share=share, run=run_name, val_loss=loss, error=tried.error)
 
 
-def words(settings: Mapping[str, Any]) -> str:
-    """Settings as on the command line."""
-    return " ".join(f"{key}={value}" for key, value in settings.items())
-
-
 def _shared_data(recipe: Recipe, out: Path) -> Dataset:
     """The data set that all trials read."""
     with busy("preparing the data"):
-        dataset = prepare_stage(RunContext(recipe, out))
-        refuse_errors(dataset, recipe)
+        dataset = prepare_checked(RunContext(recipe, out))
     if not dataset.val:
         message = "There are no validation rows, and they decide"
         raise UserError(message, where=str(dataset.path), next_step="set data.split.val=0.1")
@@ -326,8 +289,8 @@ def _by_loss(trials: Sequence[Trial]) -> list[Trial]:
     """Trials by their loss, without those that failed; not all may have."""
     finished = [trial for trial in trials if trial.val_loss is not None]
     if not finished:
-        message, where = f"Every trial failed: {trials[0].error}", words(trials[0].settings)
+        message, where = f"Every trial failed: {trials[0].error}", as_typed(trials[0].settings)
         raise UserError(
             message, where=where, next_step="run one of them alone: tuneloop run RECIPE with these settings"
         )
-    return sorted(finished, key=lambda trial: (trial.val_loss or 0.0, words(trial.settings)))
+    return sorted(finished, key=lambda trial: (trial.val_loss or 0.0, as_typed(trial.settings)))

@@ -28,13 +28,13 @@ from tuneloop.pipeline.baselines import (
     measured_before,
     with_best_prompt,
 )
-from tuneloop.pipeline.context import RunContext, dataset_of, done_record, identity, training_began
+from tuneloop.pipeline.context import RunContext, identity, training_began
 from tuneloop.pipeline.distributed import RunPart, distributed_run
 from tuneloop.pipeline.plan import TRIAL, least_seconds, run_plan, sized, sizes_of
 from tuneloop.recipe import Recipe
 from tuneloop.records.evaluation import BaselinesManifest
 from tuneloop.records.plan import MeasuredMachine, Plan
-from tuneloop.records.record import read_record, write_record
+from tuneloop.records.record import done_record, read_record, write_record
 from tuneloop.records.rows import Dataset
 from tuneloop.records.run import FullRun, RunManifest, TimeChoices
 from tuneloop.training import tokens_of
@@ -219,7 +219,7 @@ def _how_it_is() -> str:
 def _full_run(job: RunContext, choices: TimeChoices) -> FullRun | None:
     """Minutes and extent of the same run without a limit, from what this one took; None where nothing was left out."""
     run, plan = read_record(RunManifest, job.folder), read_record(Plan, job.folder)
-    dataset = dataset_of(job, True, "")
+    dataset = job.dataset()
     rows, whole = run_plan(job, dataset, MeasuredMachine())  # of no known speed: nothing is left out
     some, every = choices.test_rows or 0, choices.all_test_rows or 0
     if some == every and run.total_steps >= len(whole.steps) and choices.few_shot is None:

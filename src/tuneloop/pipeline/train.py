@@ -17,29 +17,21 @@ from tuneloop.core.ui import busy, say, stage
 from tuneloop.core.units import counted
 from tuneloop.core.written import off_words
 from tuneloop.models import skeleton
+from tuneloop.models.chat import refuse_wrong_template
 from tuneloop.models.files import resolve
 from tuneloop.models.methods import USUAL, method_named
 from tuneloop.models.nn import ModelShape
 from tuneloop.pipeline.answers.asking import write_task
-from tuneloop.pipeline.context import (
-    BEGINNING,
-    RunContext,
-    done_record,
-    folder_of,
-    refuse_other_run,
-    report_stage,
-    training_began,
-)
+from tuneloop.pipeline.context import BEGINNING, RunContext, folder_of, refuse_other_run, report_stage, training_began
 from tuneloop.pipeline.distributed import RunPart, distributed_run, leading, stored
 from tuneloop.pipeline.encoder import head_stage, refuse_settings, refuse_task
 from tuneloop.pipeline.plan import plan_stage, run_plan
 from tuneloop.pipeline.prepare import prepare_stage, refuse_errors
-from tuneloop.pipeline.template_proof import refuse_wrong_template
 from tuneloop.pipeline.time_limit import TimeLimit, limited
 from tuneloop.planning import record_run
 from tuneloop.recipe import Recipe
 from tuneloop.records.plan import PLAN, MeasuredMachine, Plan
-from tuneloop.records.record import read_record, write_record
+from tuneloop.records.record import done_record, read_record, write_record
 from tuneloop.records.rows import Dataset
 from tuneloop.records.run import RUN, RunManifest, limit_words, mfu_words
 from tuneloop.training import BUSY, FEW, Preflight, is_too_little, measured_use, training_key
@@ -310,6 +302,22 @@ def train_alone(
                 f"training {steps:.1f}, which train.max_minutes limits; {phrase}"
             )
     return job.folder, run
+
+
+def train_again(job: RunContext, first: RunManifest, folder: Path) -> RunManifest:
+    """Train as the finished run `first` in `folder` was trained.
+
+    Raises:
+        UserError: rows, method or base model are no longer those of that run.
+    """
+    rows = prepare_stage(job)
+    if first.key and train_key(job, rows) != first.key:
+        same_base = job.fingerprint == first.model_fingerprint
+        change = "the rows or the code of a method" if same_base else "the base model"
+        where = f"{folder}: {first.model}, data set {first.dataset} then, {rows.id} now"
+        message, step = f"This would be another run: {change} changed", "bring back what it was trained with"
+        raise UserError(message, where=where, next_step=step)
+    return train_stage(job, rows)
 
 
 CALIBRATION_MINUTES = 0.3  # of training in `tuneloop plan --calibrate`

@@ -20,4 +20,5 @@ rows: the rows of a data set.
 run: `run.json`, `environment.json`, `metrics.jsonl`.
 server: a server's state and decisions, and what was collected from its store.
 side_effects: what tuning has changed besides its task: parts of `eval.json`.
+sweep: `sweep.json`.
 """

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import NonNegativeInt
 
 from tuneloop.core.errors import UserError
+from tuneloop.core.files import read_yaml
 from tuneloop.records.record import Part, Record, read_record
 
 MANIFEST = "dataset.json"
@@ -261,3 +263,14 @@ def read_manifest(folder: Path | str) -> DatasetManifest:
         step = f"`tuneloop prepare` writes {MANIFEST} when it is done"
         raise UserError("No complete data set here", where=str(path.parent), next_step=step)
     return read_record(DatasetManifest, path)
+
+
+def manifest_of_run(folder: Path) -> DatasetManifest | None:
+    """Of a run's data set, or of the prepared one that it began with; None where there is none."""
+    places = [folder / "dataset"]
+    if (folder / "config.yaml").is_file():
+        data = read_yaml(folder / "config.yaml").get("data")
+        sources = data.get("sources") if isinstance(data, dict) else None
+        places += [Path(source) for source in (sources if isinstance(sources, list) else []) if isinstance(source, str)]
+    # os.path: a source may be any text, also one that is too long for a name.
+    return next((read_manifest(seen) for seen in places if os.path.isfile(seen / MANIFEST)), None)

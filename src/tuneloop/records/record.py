@@ -155,6 +155,17 @@ def read_record(kind: type[R], path: Path | str, *, below: Path | None = None) -
     return as_record(kind, read_json(path, below=below), str(path))
 
 
+def done_record(kind: type[R], folder: Path, key: str) -> R | None:
+    """The manifest of a stage in a folder, if it is there with this key."""
+    if not (folder / kind.file).is_file():
+        return None
+    try:
+        record = read_record(kind, folder)
+    except UserError:
+        return None  # damaged from outside: the stage is repeated
+    return record if getattr(record, "key", None) == key else None
+
+
 def as_record(kind: type[R], value: Any, where: str) -> R:
     """A JSON value as a record; see `read_record`. `where`: the file that it comes from, for messages."""
     return checked(kind, value, where, partial(kind.model_validate, extra="allow"))

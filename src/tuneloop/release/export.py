@@ -17,13 +17,14 @@ from tuneloop.evaluation import FEWEST_SHARED
 from tuneloop.evaluation.gate import gate_for_release
 from tuneloop.inference.llamacpp import installed, need_llamacpp
 from tuneloop.models import trained_folder
-from tuneloop.models.chat import load_template
+from tuneloop.models.chat import MOST_ROWS, first_difference, load_template
 from tuneloop.models.files import read_tokenizer
 from tuneloop.models.methods import layout_of, method_named
+from tuneloop.pipeline import RunContext
 from tuneloop.pipeline.answers import task_of_run
-from tuneloop.pipeline.context import RunContext, attach_trained, dataset_of, load_run_recipe, manifest_of_run
-from tuneloop.pipeline.template_proof import MOST_ROWS, first_difference
+from tuneloop.recipe import CONFIG, load_recipe
 from tuneloop.records.artifact import EVALS, SIGNATURE, ArtifactManifest, SameAnswers
+from tuneloop.records.dataset import manifest_of_run
 from tuneloop.records.evaluation import EvaluationManifest, GateResult
 from tuneloop.records.record import read_record
 from tuneloop.records.run import RunManifest
@@ -70,7 +71,7 @@ def export_run(
     if key is not None:
         check_private_key(key)  # before gigabytes are written
     manifest = finished_run(run)
-    recipe = load_run_recipe(run, [])  # which makes a method of the user's own known
+    recipe = load_recipe(run / CONFIG)  # which makes a method of the user's own known
     form = _form_of(manifest, run, form)
     automatic = weights.quant.lower() == AUTO
     compressed = _compressed(form, weights)
@@ -127,7 +128,7 @@ def _prove_template(job: RunContext, artifact: Artifact) -> None:
     if artifact.manifest["format"] in AS_THEY_ARE:  # which have no template
         return
     try:
-        dataset = dataset_of(job, True, "")
+        dataset = job.dataset()
     except UserError:  # the run's data are elsewhere: nothing to render
         return
     rows = list(dataset.test) or list(dataset.val)
@@ -269,12 +270,12 @@ def _gguf_settings(run: Path, form: str, weights: WeightOptions) -> GgufSettings
         check_expressible(trained_folder(run))
     settings = GgufSettings(form, quant)
     if importance:
-        job = RunContext(load_run_recipe(run, []), run)
-        dataset = dataset_of(job, True, "")
+        job = RunContext.of_run(run)
+        dataset = job.dataset()
         rows = dataset.train[:importance]
 
         def computed() -> Mapping[str, np.ndarray[Any, Any]]:
-            attach_trained(job)
+            job.attach_trained()
             return importance_of(job.model, [job.template.render(row.messages, row.tools).ids for row in rows])
 
         settings = GgufSettings(form, quant, computed, f"{dataset.manifest['hash']}, {len(rows)}")

@@ -23,8 +23,8 @@ from tuneloop.inference.llamacpp import GgufTarget, LlamaCppEngine, server_insta
 from tuneloop.models import load_model, trained_folder
 from tuneloop.models.chat import load_template
 from tuneloop.models.files import resolve
+from tuneloop.pipeline import RunContext
 from tuneloop.pipeline.answers import ask, cost_of, longest_answer, score
-from tuneloop.pipeline.context import RunContext, attach_trained, dataset_of
 from tuneloop.records.artifact import EVALS, NEAR_TIE, PARTED, ArtifactCost, EvaluationExcerpt, SameAnswers
 from tuneloop.records.evaluation import Comparison, Subject
 from tuneloop.records.rows import Dataset, Row
@@ -57,7 +57,7 @@ def rows_to_measure(job: RunContext, most: int) -> MeasuredRows | str:
     if not most:
         return "it was not requested"
     try:
-        dataset = dataset_of(job, True, "")
+        dataset = job.dataset()
     except UserError as error:
         return f"the run's data set is not available: {error.what}"
     limit = min(most, job.recipe.evaluate.limit or most)
@@ -187,7 +187,7 @@ def parted(job: RunContext, same: SameAnswers, run: ScoredAnswers, artifact: Sco
     """
     import torch
 
-    attach_trained(job)
+    job.attach_trained()
     template, head = job.template, job.model.head.float().t()
     before = {row.id: answer.text for row, answer in zip(run.rows, run.answers, strict=True)}
     gaps: list[float] = []
@@ -222,7 +222,7 @@ def evaluation_of_run(job: RunContext, dataset: Dataset, rows: Sequence[Row]) ->
         earlier = None
     if earlier is not None and ids <= {row.id for row in earlier.rows}:
         return earlier if earlier.n == len(ids) else some_rows(earlier, ids)
-    attach_trained(job)
+    job.attach_trained()
     answers = ask(job.target, dataset, rows, job.recipe.evaluate, task="the run itself")
     return score(job, dataset, rows, answers[""])
 
@@ -231,7 +231,7 @@ def _mean_kl(job: RunContext, target: GgufTarget, rows: Sequence[Row]) -> float:
     """Mean divergence, in nats, of the file's next-token distribution from the run's, over the tokens of some rows."""
     import torch
 
-    attach_trained(job)
+    job.attach_trained()
     head = job.model.head.float().t()
 
     def logs(ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -252,7 +252,7 @@ def kl_of_folder(sample: MeasuredRows, folder: Path) -> float:
     import torch
 
     job = sample.job
-    attach_trained(job)
+    job.attach_trained()
     other = load_model(str(folder), device="cpu")
 
     def logs(ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:

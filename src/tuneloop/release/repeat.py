@@ -13,10 +13,8 @@ from tuneloop.core import device, machine
 from tuneloop.core.errors import UserError
 from tuneloop.core.files import inside, lock_folder, read_jsonl, sha256_file, write_json, write_yaml
 from tuneloop.core.ui import say
-from tuneloop.pipeline.context import RunContext, load_run_recipe
-from tuneloop.pipeline.prepare import prepare_stage
-from tuneloop.pipeline.train import train_key, train_stage
-from tuneloop.recipe import Recipe
+from tuneloop.pipeline import RunContext, train_again
+from tuneloop.recipe import CONFIG, Recipe, load_recipe
 from tuneloop.records.artifact import ARTIFACT
 from tuneloop.records.dataset import MANIFEST, DatasetManifest
 from tuneloop.records.record import read_record, write_record
@@ -53,7 +51,7 @@ def reproduce(target: str, out: Path | None = None, *, check: bool = False, tole
     """
     folder = run_of(target)
     first = finished_run(folder)
-    recipe = load_run_recipe(folder, [])
+    recipe = load_recipe(folder / CONFIG)
     folders = (folder / "dataset", *map(Path, recipe.data.sources[:1]))
     dataset = next((folder for folder in folders if (folder / MANIFEST).is_file()), None)
     if dataset is None:
@@ -165,14 +163,7 @@ def _train_again(folder: Path, first: RunManifest, recipe: Recipe, out: Path) ->
         write_yaml(out / "config.yaml", recipe.model_dump(mode="json"))
         write_json(out / "environment.json", machine.environment(device.names_in_use()))
         write_record(out / Schedule.file, read_record(Schedule, folder).model_copy(update={"follow": True}))
-        rows = prepare_stage(job)
-        if first.key and train_key(job, rows) != first.key:
-            same_base = job.fingerprint == first.model_fingerprint
-            change = "the rows or the code of a method" if same_base else "the base model"
-            where = f"{folder}: {first.model}, data set {first.dataset} then, {rows.id} now"
-            message, step = f"This would be another run: {change} changed", "bring back what it was trained with"
-            raise UserError(message, where=where, next_step=step)
-        return train_stage(job, rows)
+        return train_again(job, first, folder)
 
 
 @contextmanager

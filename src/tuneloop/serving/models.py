@@ -41,8 +41,8 @@ from tuneloop.inference.prompt import engine_of
 from tuneloop.models.adapters import BASE, SETTINGS, WEIGHTS, hash_of_adapter
 from tuneloop.models.chat import Template, with_template
 from tuneloop.models.files import resolve
+from tuneloop.pipeline import RunContext
 from tuneloop.pipeline.answers import open_with_task, task_inside
-from tuneloop.pipeline.context import RunContext, dataset_of, load_run_recipe
 from tuneloop.records.artifact import ARTIFACT, PARTED
 from tuneloop.records.completion import ENGINE
 from tuneloop.records.evaluation import EVALUATION, EvaluationManifest
@@ -539,7 +539,7 @@ def canaries_of(source: str, adapter: str, task: TaskSpec | None, rows: int = 5,
         run, evaluated = _places(Path(local_name(source)))
         if read_record(EvaluationManifest, evaluated / EVALUATION).split != "test":
             return []
-        rows_by_id = {row.id: row for row in dataset_of(RunContext(load_run_recipe(run, []), run), True, "").test}
+        rows_by_id = {row.id: row for row in RunContext.of_run(run).dataset().test}
         samples = read_jsonl(evaluated / "samples.jsonl")
     except (UserError, OSError):
         return []

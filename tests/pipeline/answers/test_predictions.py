@@ -347,7 +347,7 @@ def test_a_data_set_that_says_too_little_costs_no_training_that_is_done(make_tun
     from dataclasses import replace
 
     from tuneloop.pipeline.answers.asking import write_task
-    from tuneloop.pipeline.context import RunContext, load_run_recipe
+    from tuneloop.pipeline.context import RunContext
 
     run = make_tuned()
     before = read_json(run / "adapter" / "tuneloop.json")
@@ -355,7 +355,7 @@ def test_a_data_set_that_says_too_little_costs_no_training_that_is_done(make_tun
     said: list[str] = []
     manifest = dataset.manifest.model_copy(update={"config": {"of_another_version": 1}})
     with reporting(say=said.append):
-        write_task(RunContext(load_run_recipe(run, []), run), replace(dataset, manifest=manifest))
+        write_task(RunContext.of_run(run), replace(dataset, manifest=manifest))
     assert "can't be kept with it" in said[0] and read_json(run / "adapter" / "tuneloop.json") == before
 
 

@@ -23,9 +23,8 @@ from tuneloop.inference import Request
 from tuneloop.models import Model, layers_of, skeleton
 from tuneloop.models.files import resolve
 from tuneloop.models.methods import WHOLE
+from tuneloop.pipeline import RunContext, train_alone
 from tuneloop.pipeline.answers import SystemAnswers, TaskTarget, open_with_task, prompt_turns, score
-from tuneloop.pipeline.context import RunContext
-from tuneloop.pipeline.train import train_alone
 from tuneloop.recipe import Recipe, make_recipe
 from tuneloop.records.distillation import DistillationRecord, DistilledFigures, ModelCost, PrunedStudent
 from tuneloop.records.record import read_record, write_record

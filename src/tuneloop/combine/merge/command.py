@@ -21,13 +21,13 @@ from tuneloop.inference.local import open_local
 from tuneloop.models import fingerprint, load_tokenizer
 from tuneloop.models.files import resolve
 from tuneloop.models.methods import USUAL
+from tuneloop.pipeline import RunContext
 from tuneloop.pipeline.answers import write_task
-from tuneloop.pipeline.context import RunContext, done_record, load_run_recipe
-from tuneloop.recipe import Recipe, make_recipe
+from tuneloop.recipe import CONFIG, Recipe, load_recipe, make_recipe
 from tuneloop.records.artifact import ARTIFACT
 from tuneloop.records.dataset import MANIFEST, Counts, DatasetManifest, SourceFormat, Splits
 from tuneloop.records.merge import MergeRecord, MergeSource
-from tuneloop.records.record import write_record
+from tuneloop.records.record import done_record, write_record
 from tuneloop.records.rows import Dataset, Row
 from tuneloop.records.run import RUN, RunManifest
 from tuneloop.registry import local_name
@@ -50,7 +50,7 @@ class Expert:
     @cached_property
     def recipe(self) -> Recipe | None:
         """The recipe of its run."""
-        return load_run_recipe(self.run, []) if self.run and (self.run / "config.yaml").is_file() else None
+        return load_recipe(self.run / CONFIG) if self.run and (self.run / "config.yaml").is_file() else None
 
     @cached_property
     def dataset(self) -> Dataset | None:

@@ -24,9 +24,8 @@ from tuneloop.evaluation import FEWEST_SHARED, sample_rows
 from tuneloop.models import Model, load_model, load_trained, trained_folder
 from tuneloop.models.files import resolve
 from tuneloop.models.methods import base_only
+from tuneloop.pipeline import RunContext, train_alone
 from tuneloop.pipeline.answers import Asking, ask, score
-from tuneloop.pipeline.context import RunContext
-from tuneloop.pipeline.train import train_alone
 from tuneloop.records.merge import MergeRecord, SearchedMerge, TaskDeployment, TaskResult, TaskRoute
 from tuneloop.records.record import read_record, write_record
 from tuneloop.records.run import RUN

@@ -21,7 +21,7 @@ from tuneloop.core.files import nearest_path
 from tuneloop.core.ui import quiet
 from tuneloop.data import PrepareConfig, detect_language, foreign, load_dataset, read_whole
 from tuneloop.evaluation import sample_rows
-from tuneloop.pipeline.context import RunContext, dataset_of, load_run_recipe
+from tuneloop.pipeline import RunContext
 from tuneloop.records.dataset import MANIFEST
 from tuneloop.records.router import RouterRecord, RouteTarget
 from tuneloop.records.rows import Dataset, Row, last_user_turn
@@ -44,7 +44,7 @@ def dataset_of_target(name: str) -> Dataset:
         return load_dataset(folder)
     if not (folder / "config.yaml").is_file():
         raise UserError("No rows are known for this model", where=name, next_step="name a run, or give --outcomes FILE")
-    return dataset_of(RunContext(load_run_recipe(folder, []), folder), True, "")
+    return RunContext.of_run(folder).dataset()
 
 
 def task_texts(job: RouteJob, datasets: Sequence[Dataset], split: str) -> tuple[list[str], list[int]]:

@@ -11,6 +11,18 @@ if TYPE_CHECKING:
     # Whether a conversation is too long to be rendered in this process.
     from tuneloop.models.chat.long_prompts import is_long as is_long
 
+    # Most rows that a proof renders.
+    from tuneloop.models.chat.proof import MOST_ROWS as MOST_ROWS
+
+    # The first row that an export renders otherwise than its training.
+    from tuneloop.models.chat.proof import first_difference as first_difference
+
+    # All checks of a template on rows.
+    from tuneloop.models.chat.proof import prove_template as prove_template
+
+    # Refuse a template that would spoil a training.
+    from tuneloop.models.chat.proof import refuse_wrong_template as refuse_wrong_template
+
     # The tags around reasoning.
     from tuneloop.models.chat.reasoning import THINK as THINK
 

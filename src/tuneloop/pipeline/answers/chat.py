@@ -19,7 +19,8 @@ from tuneloop.inference.prompt import example_turns
 from tuneloop.models.methods import OWN, base_only
 from tuneloop.pipeline.answers.asking import TaskTarget, few_shot_examples, open_with_task
 from tuneloop.pipeline.answers.predictions import Asker, Options, Prediction, prediction_of
-from tuneloop.pipeline.context import RunContext, dataset_of, load_run_recipe
+from tuneloop.pipeline.context import RunContext
+from tuneloop.recipe import CONFIG, load_recipe
 from tuneloop.records.completion import Completion
 from tuneloop.records.rows import Message
 
@@ -219,8 +220,8 @@ def _examples(target: TaskTarget, of: TaskTarget) -> list[Message]:
         message = "Examples come from a run's training rows, and this is not a run"
         step = "name the run's folder, or compare with --against base"
         raise UserError(message, where="--against few-shot", next_step=step)
-    recipe = load_run_recipe(run, [])
-    dataset = dataset_of(RunContext(recipe, run), True, "")
+    recipe = load_recipe(run / CONFIG)
+    dataset = RunContext(recipe, run).dataset()
     rows = dataset.test[:50] or dataset.train[:50]
     examples, _ = few_shot_examples(of.local.model, dataset, rows, recipe.baselines, recipe.evaluate, recipe.seed)
     return [turn for row in examples for turn in (*_others(row.prompt), example_turns(row)[-1])]

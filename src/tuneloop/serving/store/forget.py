@@ -35,7 +35,7 @@ from tuneloop.data.pii import (
     personal_settings,
     pseudonyms_of,
 )
-from tuneloop.pipeline.prepare import measure_of
+from tuneloop.pipeline import measure_of
 from tuneloop.records.artifact import ARTIFACT
 from tuneloop.records.dataset import MANIFEST
 from tuneloop.records.review import Review

@@ -18,11 +18,8 @@ from tuneloop.core.errors import UserError
 from tuneloop.core.files import read_json_object
 from tuneloop.core.ui import say
 from tuneloop.core.units import counted
-from tuneloop.data import PrepareConfig, load_dataset, read_whole
 from tuneloop.models import opened, weight_files
-from tuneloop.models.chat import Rendered, Template, TemplateError, load_template
-from tuneloop.models.files import resolve
-from tuneloop.pipeline.recipes import recipe_of
+from tuneloop.models.chat.template import Rendered, Template, TemplateError
 from tuneloop.records.rows import Message, Row
 
 MOST_ROWS = 200  # that are rendered, evenly spread
@@ -103,30 +100,6 @@ def prove_template(folder: Path, template: Template, rows: Sequence[Row], *, nam
     findings = [finding for check in CHECKS if (finding := check(proof)) is not None]
     example = next(([*_pieces(template, rendering)] for _, rendering in proof.pairs), [])
     return TemplateProof(name or str(folder), len(some), findings, example)
-
-
-def prove_model(model: str, source: str, settings: Sequence[str] = ()) -> TemplateProof:
-    """`prove_template` by names. Rows are read first: a model may take minutes to come.
-
-    Args:
-        model: as `train` takes it.
-        source: a prepared data set, whose training rows are taken, a file that `prepare` reads, or a recipe.
-        settings: a recipe's `key=value`, which say how the file is read.
-
-    Raises:
-        UserError: no such model or rows.
-    """
-    data = recipe_of(source, list(settings)).data
-    rows = [row for source in data.sources for row in _rows_of(str(source), data)]
-    if not rows:
-        raise UserError("There is no row to render", where=source, next_step="name a file of examples")
-    folder = resolve(model)
-    return prove_template(folder, load_template(folder), rows, name=model)
-
-
-def _rows_of(source: str, config: PrepareConfig) -> Sequence[Row]:
-    is_prepared = Path(source).is_dir() or Path(source).name == "dataset.json"
-    return load_dataset(source).train if is_prepared else read_whole(source, config).rows
 
 
 def refuse_wrong_template(folder: Path, template: Template, rows: Sequence[Row], name: str) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tuneloop.core.files import write_json, write_yaml
-from tuneloop.pipeline.recipes import recipe_of
-from tuneloop.recipe import make_recipe
+from tuneloop.recipe import make_recipe, recipe_of
 
 
 def a_run(folder: Path) -> Path:

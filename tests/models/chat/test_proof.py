@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 
 from tuneloop.cli.main import main
 from tuneloop.core.errors import UserError
+from tuneloop.models.chat.proof import TemplateFinding, first_difference, prove_template, refuse_wrong_template
 from tuneloop.models.chat.template import load_template
-from tuneloop.pipeline.template_proof import TemplateFinding, first_difference, prove_template, refuse_wrong_template
 from tuneloop.records.rows import Row
 
 PLAIN = """{%- for m in messages %}{{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>' + '\\n' }}{%- endfor %}
@@ -179,7 +179,7 @@ def test_rows_are_read_before_the_model_comes_and_as_settings_or_a_recipe_say(
         raise AssertionError("the model came before the rows")
 
     capsys.readouterr()
-    monkeypatch.setattr("tuneloop.pipeline.template_proof.resolve", never)
+    monkeypatch.setattr("tuneloop.models.files.names.resolve", never)
     assert main(["data", "check", str(rows), "--template", "smollm2-135m"]) == 2
     assert "said" in capsys.readouterr().err
 

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from tuneloop.core import machine
-from tuneloop.pipeline import doctor
+from tuneloop.core import doctor, machine
 
 
 def card(root: Path, number: int, model: str) -> None:

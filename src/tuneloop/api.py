@@ -23,7 +23,7 @@ from tuneloop.core.terminal import screen
 from tuneloop.core.ui import Progress, reporting
 from tuneloop.data import PrepareConfig
 from tuneloop.evaluation import EvalOptions, PromptOptions
-from tuneloop.improve.serve import serve as serve_until_stopped
+from tuneloop.improve import serve_until_stopped
 from tuneloop.inference import Endpoint
 from tuneloop.pipeline import (
     advise_on,

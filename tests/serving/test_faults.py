@@ -165,11 +165,11 @@ def test_a_clock_that_jumps_changes_no_answer(tmp_path: Path, monkeypatch: pytes
 
 
 def test_two_servers_do_not_share_a_folder(tmp_path: Path, tiny_llama: Path) -> None:
-    from tuneloop.improve.serve import serve
+    from tuneloop.improve.serve import serve_until_stopped
     from tuneloop.serving.server import serve_config
 
     with lock_folder(tmp_path), pytest.raises(UserError, match="this folder"):
-        serve(serve_config([], [f"base={tiny_llama}", f"folder={tmp_path}", "port=0"]))
+        serve_until_stopped(serve_config([], [f"base={tiny_llama}", f"folder={tmp_path}", "port=0"]))
 
 
 def until(condition: Any, seconds: float = 20.0) -> None:

@@ -23,13 +23,15 @@ def command(
 
     Exit status 0: nothing to do or to train on, or promoted; 1: rolled back or refused; 3: waits.
     """
-    from tuneloop.improve.controller import command as work
+    from tuneloop.improve.controller import check_files, improve, load_project
+    from tuneloop.improve.controller import replay as decide_again
+    from tuneloop.improve.controller import watch as watch_project
     from tuneloop.improve.monitor import days_of
     from tuneloop.serving.store import decision_log
 
-    plan = work.load_project(project)
+    plan = load_project(project)
     if replay:
-        events, log = work.replay(plan), decision_log(plan.store)
+        events, log = decide_again(plan), decision_log(plan.store)
         same = all(event.follows for event in events)
         labels = {True: "follows", False: "DIFFERS"}
         lines = [f"{labels[event.follows]}  {minute(event.time)}  {event.what}" for event in events]
@@ -37,13 +39,13 @@ def command(
         record = {"events": events, "same": same, "log": log}
         return Result(record, [*lines, log.line], int(bool(log.fault) or not same))
     pause = 86_400 * days_of(every, "--every")
-    work.check_files(plan)
+    check_files(plan)
     if watch:
         with reporting(say=None if output().quiet else partial(print_live, err=True)):
-            work.watch(project, every=pause)
+            watch_project(project, every=pause)
         return None
     with screen("improving"):
-        step = work.improve(plan, approve=approve)
+        step = improve(plan, approve=approve)
     waits = step.state in ("waiting", "needs approval")
     good = step.state == "idle" or step.sentence.startswith(("promoted", "nothing new"))
     return Result(step, [step.sentence], 3 if waits else 0 if good else 1)
@@ -51,7 +53,7 @@ def command(
 
 def report(store: str = STORE_ARGUMENT) -> Result:
     """Write a page of all that was tried: funnel, experiments, drift, costs, timeline."""
-    from tuneloop.improve.report.command import write_improve_report
+    from tuneloop.improve.report import write_improve_report
 
     with screen("reading the store"):
         page, summary = write_improve_report(store)

@@ -46,7 +46,7 @@ def command(
     than 99 % of its test rows as in its evaluation, 3 where there is no evaluation.
     """
     from tuneloop.imports import trace_routes
-    from tuneloop.improve.serve import serve
+    from tuneloop.improve import serve_until_stopped
     from tuneloop.serving import first_steps, serve_config
     from tuneloop.web import ui_routes
 
@@ -69,7 +69,7 @@ def command(
                 say(line)
 
         with reporting(say=partial(print_live, err=True)):
-            serve(config, ready=ready, pages=lambda *of: [*trace_routes(of[1]), *ui_routes(*of)])
+            serve_until_stopped(config, ready=ready, pages=lambda *of: [*trace_routes(of[1]), *ui_routes(*of)])
     return None
 
 

@@ -98,7 +98,7 @@ async def _running(config: ServeConfig, gateway: Gateway) -> AsyncIterator[None]
 COMPANIONS = Companions(Experiments, check_improve, _running)
 
 
-def serve(
+def serve_until_stopped(
     config: ServeConfig,
     *,
     ready: Callable[[str, Gateway], None] | None = None,

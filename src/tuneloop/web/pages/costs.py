@@ -9,9 +9,7 @@ from starlette.requests import Request
 
 from tuneloop.core.ids import since_time
 from tuneloop.core.units import counted, hours_words, usd_words
-from tuneloop.improve.report.charts import day_chart
-from tuneloop.improve.report.command import ledger_of
-from tuneloop.improve.report.record import LedgerCycle
+from tuneloop.improve.report import LedgerCycle, day_chart, ledger_of
 from tuneloop.records.server import Decision
 from tuneloop.report.charts import chart_pair
 from tuneloop.serving import costs_of

@@ -10,8 +10,7 @@ from starlette.requests import Request
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import clock
 from tuneloop.improve.experiment import ExperimentState, find, left_out, read_experiments, time_of
-from tuneloop.improve.report.command import experiment_line
-from tuneloop.improve.report.html import ENDS, experiment_part
+from tuneloop.improve.report import ENDS, experiment_line, experiment_part
 from tuneloop.serving.store import Database, opened, store_name
 from tuneloop.web.commands import CommandReading, command_line, reading, run_words, workplace
 from tuneloop.web.sources import Sources

@@ -11,9 +11,7 @@ from starlette.requests import Request
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import clock, utc
 from tuneloop.improve.experiment import left_out, read_experiments
-from tuneloop.improve.report.command import experiment_line
-from tuneloop.improve.report.html import ENDS, TONES
-from tuneloop.improve.report.record import ExperimentLine
+from tuneloop.improve.report import ENDS, TONES, ExperimentLine, experiment_line
 from tuneloop.report.charts import gain_chart
 from tuneloop.serving.store import opened, store_name
 from tuneloop.web.commands import command_line, run_words, workplace

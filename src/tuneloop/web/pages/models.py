@@ -13,7 +13,7 @@ from starlette.requests import Request
 
 from tuneloop.core.errors import UserError
 from tuneloop.evaluation.metrics import metric_text
-from tuneloop.improve.report.charts import LineageNode, lineage_chart
+from tuneloop.improve.report import LineageNode, lineage_chart
 from tuneloop.registry import RegisteredModel, RegisteredVersion, registry_file
 from tuneloop.serving.store import opened
 from tuneloop.web.commands import REGISTRY_FILE, command_line, reading, run_words, stamp_of

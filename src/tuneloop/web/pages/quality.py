@@ -11,9 +11,7 @@ from starlette.requests import Request
 from tuneloop.core.errors import UserError
 from tuneloop.core.ids import clock, since_time, utc
 from tuneloop.improve.monitor import EVENT, MonitorReport, ignore, ignored
-from tuneloop.improve.report.charts import accuracy_chart, day_chart
-from tuneloop.improve.report.command import monitored_window
-from tuneloop.improve.report.html import windows_chart
+from tuneloop.improve.report import accuracy_chart, day_chart, monitored_window, windows_chart
 from tuneloop.records.server import Decision
 from tuneloop.report.charts import chart_pair
 from tuneloop.serving.store import Database, opened, read_decisions, read_requests, store_name

@@ -10,7 +10,7 @@ from starlette.requests import Request
 
 from tuneloop.core.units import counted
 from tuneloop.improve.monitor import answer_of
-from tuneloop.improve.report.charts import DayBar, day_chart, latency_chart
+from tuneloop.improve.report import DayBar, day_chart, latency_chart
 from tuneloop.records.feedback import Feedback
 from tuneloop.records.request import StoredRequest
 from tuneloop.records.rows import Message

@@ -195,7 +195,9 @@ def test_a_model_that_the_hub_does_not_give_is_a_short_error(
     for setting, value in {"CACHE": str(tmp_path), "OFFLINE": offline}.items():
         monkeypatch.setattr(constants, f"HF_HUB_{setting}", value)
     with listening(EmptyHub) as address, pytest.raises(UserError) as refused:
-        monkeypatch.setattr(constants, "ENDPOINT", address)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}"
+        )
         find_model("nobody/nothing-7b")
     assert refused.value.where == "model"
     assert "nobody/nothing-7b" in refused.value.what and "\n" not in refused.value.what

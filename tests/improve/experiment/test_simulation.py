@@ -1,14 +1,16 @@
-"""Simulated experiments: the worlds in which decisions are easily wrong, each with few replications."""
+"""Simulated experiments: the worlds in which decisions are easily wrong, each with few replications, at night with more."""
 
 from __future__ import annotations
 
+import hypothesis
 import pytest
 from benchmarks.simulated_experiments import World, share_of, simulate
+from by_day import by_day
 from traffic import design
 
 from tuneloop.improve.experiment.state import guardrails_of
 
-RUNS = 200
+RUNS = max(60, hypothesis.settings().max_examples)
 MOST = 0.05 + 3.1 * (0.05 * 0.95 / RUNS) ** 0.5  # a share of 5 % stays below it in all but one of a thousand
 
 
@@ -19,27 +21,30 @@ def ends(world: World, *, runs: int = RUNS, **changes: object):
 
 @pytest.mark.parametrize(
     ("world", "changes"),
-    [
-        (World(base=0.95), {}),
-        (World(base=0.95), {"ramp": [0.02, 0.05, 0.1]}),
-        (World(base=0.95), {"base": 0.6}),
-        (World(base=0.05), {}),
-        (World(base=0.98, users_per_day=300), {}),
-        (World(base=0.02, users_per_day=5), {}),
-        (World(requests=6, correlation=0.4, rated=0.3), {}),
-        (World(delay_days=2.0), {}),
-        (World(base=0.9, looks_per_day=6), {"most_days": 20}),
-        (World(population=300), {}),
-        (World(harmed_slice=True, returns=0.5), {}),
-        (World(history=10, raters=0.8, correlation=0.3), {"earlier_days": 60}),
-    ],
+    by_day(
+        [
+            (World(base=0.95), {}),
+            (World(base=0.95), {"ramp": [0.02, 0.05, 0.1]}),
+            (World(base=0.95), {"base": 0.6}),
+            (World(base=0.05), {}),
+            (World(base=0.98, users_per_day=300), {}),
+            (World(base=0.02, users_per_day=5), {}),
+            (World(requests=6, correlation=0.4, rated=0.3), {}),
+            (World(delay_days=2.0), {}),
+            (World(base=0.9, looks_per_day=6), {"most_days": 20}),
+            (World(population=300), {}),
+            (World(harmed_slice=True, returns=0.5), {}),
+            (World(history=10, raters=0.8, correlation=0.3), {"earlier_days": 60}),
+        ],
+        4,
+    ),
 )
 def test_a_candidate_without_a_difference_is_seldom_promoted_or_rolled_back(world, changes):
     results = ends(world, **changes)
     assert share_of(results, "promote") <= MOST and share_of(results, "roll back") <= MOST
 
 
-@pytest.mark.parametrize("factor", [0.85, 0.7, 0.5])
+@pytest.mark.parametrize("factor", by_day([0.7, 0.85, 0.5], 1))
 def test_bad_answers_that_are_rated_less_often_promote_no_one(factor):
     world = World(rated_factors=(1.0, factor, 1.0, 1.0))
     assert share_of(ends(world), "promote") <= MOST
@@ -66,17 +71,17 @@ def test_what_ends_a_bad_candidate_is_called_harm(effect):
     assert share_of(ends(World(effect=effect, users_per_day=200)), "roll back") > 0.9
 
 
-@pytest.mark.parametrize(("rated", "effect"), [((1.1, 0.9), 0.0), ((1.2, 0.7), 0.0), ((1.3, 0.6), -0.05)])
+@pytest.mark.parametrize(("rated", "effect"), by_day([((1.2, 0.7), 0.0), ((1.1, 0.9), 0.0), ((1.3, 0.6), -0.05)], 1))
 def test_by_default_nothing_is_promoted_by_who_votes(rated, effect):
     world = World(users_per_day=200, effect=effect, rated_factors=(*rated, 1.0, 1.0))
     assert share_of(ends(world, missing="any", sample=0.4), "promote") <= MOST
     assert share_of(ends(world, missing="any"), "promote") == 0
 
 
-@pytest.mark.parametrize("times", [0.8, 1.0, 1.3])
+@pytest.mark.parametrize("times", by_day([1.3, 0.8, 1.0], 1))
 def test_a_sample_finds_a_gain_whoever_votes(times):
     world = World(users_per_day=200, effect=0.05, rated_factors=(times, times, 1.0, 1.0))
-    assert share_of(ends(world, runs=100, missing="any", sample=0.2, most_days=90), "promote") > 0.8
+    assert share_of(ends(world, missing="any", sample=0.2, most_days=90), "promote") > 0.8
 
 
 def test_rates_of_rating_that_differ_contradict_random():
@@ -94,7 +99,7 @@ def test_users_who_send_more_requests_are_no_harm():
 
 def test_a_slice_that_loses_holds_a_gain_back():
     world = World(users_per_day=200, effect=0.05, slice_share=0.1, slice_effect=-0.2)
-    assert share_of(ends(world, runs=100, most_days=90), "promote") <= 0.2
+    assert share_of(ends(world, most_days=90), "promote") <= 0.2
 
 
 def test_what_users_did_before_saves_days():
@@ -134,7 +139,7 @@ def test_the_same_seed_gives_the_same_ends():
     assert ends(World(), runs=10) == ends(World(), runs=10)
 
 
-@pytest.mark.parametrize("first_day", [0, 2])
+@pytest.mark.parametrize("first_day", by_day([0, 2], 1))
 def test_good_days_alone_promote_no_one_where_whole_weeks_decide(first_day):
     world = World(weekly=0.08, first_day=first_day, users_per_day=1000)  # better on weekdays, worse at weekends
     results = ends(world, runs=60, most_days=20, least_days=7)

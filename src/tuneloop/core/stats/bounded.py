@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 from tuneloop.core.lazy import Array, np
 from tuneloop.core.stats.tests import ALPHA
@@ -48,8 +49,13 @@ def cluster_values(values: Array, clusters: Sequence[int]) -> tuple[Array, float
 
 def _lower(rows: Array, worst: float, level: float) -> float:
     distinct, numbers = np.unique(np.append(rows, worst), return_counts=True)
-    counts = numbers.astype(np.float64)
-    low, high = worst, float(rows.max())
+    return _quantile(distinct.tobytes(), numbers.astype(np.float64).tobytes(), worst, level)
+
+
+@lru_cache(maxsize=256)  # an evaluation asks four times: several metrics have the same rows, and each is read twice
+def _quantile(values: bytes, numbers: bytes, worst: float, level: float) -> float:
+    distinct, counts = np.frombuffer(values), np.frombuffer(numbers)
+    low, high = worst, float(distinct[-1])
     if low >= high:
         return worst
     for _ in range(40):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from tuneloop.core.errors import UserError
+from tuneloop.core.errors import UserError, did_you_mean
 from tuneloop.core.files import read_yaml, write_yaml
 from tuneloop.records.record import Number, Part, Record, as_record
 
@@ -44,7 +44,11 @@ def prompt_folder(name: str | Path) -> Path | None:
 def read_prompt(folder: Path) -> PromptManifest:
     """The prompt of a folder, written by a search or by hand. Raises UserError: damaged, or it leaves the text out."""
     file = folder / PROMPT
-    manifest = as_record(PromptManifest, {"version": 1, **read_yaml(file, "prompt")}, str(file))
+    values = read_yaml(file, "prompt")
+    manifest = as_record(PromptManifest, {"version": 1, **values}, str(file))
+    if unknown := sorted(set(values) - set(PromptManifest.model_fields)):  # written by hand: a slip changes the prompt
+        step = did_you_mean(unknown[0], PromptManifest.model_fields, f"write {', '.join(PromptManifest.model_fields)}")
+        raise UserError(f"A prompt has no key {unknown[0]!r:.40}", where=str(file), next_step=step)
     if "{input}" not in manifest.user:
         step = "put {input} where it belongs"
         raise UserError("The prompt leaves out the row's text", where=f"{file}: user", next_step=step)

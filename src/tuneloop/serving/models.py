@@ -37,7 +37,7 @@ from tuneloop.inference import (
     target_of,
 )
 from tuneloop.inference.openai import EndpointEngine, EndpointSettings, only_model
-from tuneloop.inference.prompt import engine_of
+from tuneloop.inference.prompt import engine_of, with_prompts
 from tuneloop.models.adapters import BASE, SETTINGS, WEIGHTS, hash_of_adapter
 from tuneloop.models.chat import Template, with_template
 from tuneloop.models.files import resolve
@@ -46,6 +46,7 @@ from tuneloop.pipeline.answers import open_with_task, task_inside
 from tuneloop.records.artifact import ARTIFACT, PARTED
 from tuneloop.records.completion import ENGINE
 from tuneloop.records.evaluation import EVALUATION, EvaluationManifest
+from tuneloop.records.prompt import prompt_folder, read_prompt
 from tuneloop.records.record import read_record
 from tuneloop.records.rows import Message
 from tuneloop.records.server import ServerState
@@ -97,7 +98,9 @@ def hosted(source: str) -> tuple[str, str] | None:
     return (url, model) if mark and model and kind_of_name(url) == "endpoint" else None
 
 
-def open_model(kind: EngineKind, name: str, source: str, task_of: str = "", base: str = "") -> Opened:
+def open_model(
+    kind: EngineKind, name: str, source: str, task_of: str = "", base: str = "", *, elsewhere_too: bool = False
+) -> Opened:
     """An adapter or model for an engine, with its own task or that of `task_of`, on a base (empty: not known yet)."""
     if elsewhere := hosted(source):
         return Opened(name, source, source, Served(elsewhere[1]), None, False)
@@ -108,6 +111,9 @@ def open_model(kind: EngineKind, name: str, source: str, task_of: str = "", base
     target = target_of(kind, local)
     task = (open_with_task(task_of).task if task_of else None) or task_inside(target)
     under, weights = target.served_on(base)
+    if target.endpoint is not None and not elsewhere_too:
+        step = f"serve it alone, or with engine={masked(target.endpoint.url)}"
+        raise UserError("This prompt is for a server's model", where=source, next_step=step)
     loaded = None if weights is None else Served(weights, task.chat_template if task else "")
     chooses = bool(task and task.answer == "choice" and task.labels)
     return Opened(name, source, under, loaded, task, chooses, target.is_classifier)
@@ -197,6 +203,7 @@ def deployment_of(config: ServeConfig, candidates: Mapping[str, Candidate] | Non
     Raises:
         UserError: something is missing, or the adapters stand on different base models.
     """
+    config = config.model_copy(update=_server_of_prompts(config))
     if config.urls:
         _refuse_deterministic(config, "a server elsewhere")
         return _endpoints(config, candidates or {})
@@ -229,6 +236,19 @@ def deployment_of(config: ServeConfig, candidates: Mapping[str, Candidate] | Non
     further = [opened_model for opened_model in everything if opened_model.base != base]
     engine = _with_further_bases(engine, config, further, settings)
     return ServerDeployment(engine, models, base, extra, left_out=left_out)
+
+
+def _server_of_prompts(config: ServeConfig) -> dict[str, str]:
+    """Settings of the server that prompts are for, where all models are prompts for one server's model."""
+    if config.urls:
+        return {}
+    sources = [local_name(named.source) for named in served_by(config)[1] if not hosted(named.source)]
+    prompts = [read_prompt(folder) for folder in map(prompt_folder, sources) if folder is not None]
+    servers = {(prompt.model, prompt.served_as) for prompt in prompts}
+    if len(prompts) < len(sources) or len(servers) != 1 or not all(prompt.served_as for prompt in prompts):
+        return {}
+    ((url, model),) = servers
+    return {"engine": url, "base": model}
 
 
 def _opened(config: ServeConfig) -> tuple[EngineKind, str, list[Opened]]:
@@ -404,7 +424,8 @@ def _endpoints(config: ServeConfig, candidates: Mapping[str, Candidate]) -> Serv
         EndpointSettings(url, key, config.tokenizer or local, slots=config.slots, priorities=config.priorities)
         for url in config.urls
     ]
-    engines = [EndpointEngine(Served(base), adapters, setting) for setting in settings]
+    weights = [served for served in adapters if not prompt_folder(served.source)]
+    engines = [with_prompts(EndpointEngine(Served(base), weights, setting), adapters) for setting in settings]
 
     async def proof(engine: ServingEngine) -> None:
         with quiet():
@@ -419,7 +440,7 @@ def _open_elsewhere(model: Named) -> Opened:
     """A run or artifact here, whose task is known; else a model by the server's name of it."""
     if registered_name(model.source) is None and not Path(model.source).expanduser().exists():
         return Opened(model.name, model.source, "", Served(model.source), None, False)
-    opened = open_model(ENGINES[-1], model.name, model.source, model.task)
+    opened = open_model(ENGINES[-1], model.name, model.source, model.task, elsewhere_too=True)
     if opened.loaded is None:
         message = "A server can be given adapters, and this run trained all weights"
         step = "start the server with these weights and name it by the server's name of the model"

@@ -97,6 +97,7 @@ def test_target_and_engine_send_and_answer_the_same(tmp_path: Path, tiny_llama: 
         ({"user": "no place for the text"}, "leaves the row's text out|leaves out the row's text"),
         ({"shown": "many"}, "shown"),
         ({"version": 9}, "newer"),
+        ({"choosen": "nearest"}, "no key 'choosen'"),
     ],
 )
 def test_a_prompt_that_can_not_be_used_is_a_short_error(

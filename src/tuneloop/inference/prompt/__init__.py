@@ -8,6 +8,9 @@ if TYPE_CHECKING:
     # The engine of a base with adapters and prompts on it.
     from tuneloop.inference.prompt.serving import engine_of as engine_of
 
+    # An engine of a base with the prompts among what it is to serve.
+    from tuneloop.inference.prompt.serving import with_prompts as with_prompts
+
     # A row's own turns as its prompt.
     from tuneloop.inference.prompt.turns import AS_IT_IS as AS_IT_IS
 

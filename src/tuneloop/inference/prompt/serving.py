@@ -21,11 +21,16 @@ NEEDS_TURNS = "no_prompt: a prompt with examples stands around turns, and this r
 
 def engine_of(kind: EngineKind, base: Served, sources: Sequence[Served], settings: EngineSettings) -> ServingEngine:
     """The engine of a base with adapters and prompts on it; nothing is loaded yet."""
-    prompts = {served.source: open_prompt(served.source) for served in sources if prompt_folder(served.source)}
-    adapters = [served for served in sources if served.source not in prompts]
-    if not prompts:
-        return kind.serving(base, adapters, settings)
-    return PromptedEngine(kind.serving(base, adapters, replace(settings, merge=False)), list(prompts.values()))
+    adapters = [served for served in sources if not prompt_folder(served.source)]
+    if len(adapters) < len(sources):
+        settings = replace(settings, merge=False)  # the base answers with prompts: it must be there
+    return with_prompts(kind.serving(base, adapters, settings), sources)
+
+
+def with_prompts(engine: ServingEngine, sources: Sequence[Served]) -> ServingEngine:
+    """An engine of a base with the prompts among sources; itself where there are none."""
+    prompts = [open_prompt(served.source) for served in sources if prompt_folder(served.source)]
+    return PromptedEngine(engine, prompts) if prompts else engine
 
 
 @dataclass

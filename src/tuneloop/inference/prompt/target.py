@@ -73,8 +73,8 @@ class PromptTarget(Target):
         return Path(self.name).expanduser()
 
     def served_on(self, base: str) -> tuple[str, str | None]:
-        """Its model's base, and the prompt's folder, which `engine_of` puts around it."""
-        return self.asked.served_on(base)[0], self.name
+        """Its model's base, and the prompt's folder, which `engine_of` puts around it; of a server's model no base."""
+        return "" if self.endpoint else self.asked.served_on(base)[0], self.name
 
     def prompts(self, conversations: Sequence[Conversation]) -> list[list[Message]]:
         """What is sent in place of conversations."""
